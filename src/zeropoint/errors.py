@@ -1,0 +1,46 @@
+"""Every error Zeropoint raises on purpose. One clear sentence: what is wrong, where, what to do.
+
+::
+
+    ZeropointError                 base; the command line prints it without a traceback
+    ├── UsageError                 the call itself is wrong (unknown format, output exists)  exit 2
+    ├── CheckpointError            the source model cannot be read or is not sound           exit 2
+    ├── ArtifactError              an artifact is malformed, truncated or cannot be written  exit 2
+    ├── SchemeError                a number format that does not exist or does not fit       exit 2
+    ├── UnsupportedError           sound input that this machine or version cannot handle    exit 2
+    └── GateError                  the quality gate or the budget was not met                exit 1
+"""
+
+from __future__ import annotations
+
+
+class ZeropointError(Exception):
+    """Base of all deliberate errors. `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UsageError(ZeropointError):
+    """The call is wrong: an unknown option value, an output that exists, a contradiction."""
+
+
+class CheckpointError(ZeropointError):
+    """The source checkpoint is missing, truncated, unsafe (pickle) or holds NaN or inf."""
+
+
+class ArtifactError(ZeropointError):
+    """A quantized artifact is malformed, truncated, or could not be written."""
+
+
+class SchemeError(ZeropointError):
+    """A scheme string does not parse, or a scheme does not fit the tensor it was given."""
+
+
+class UnsupportedError(ZeropointError):
+    """Sound input that this version, or this machine's CPU, cannot handle."""
+
+
+class GateError(ZeropointError):
+    """The measured quality or the budget missed its bound."""
+
+    exit_code = 1

@@ -1,0 +1,81 @@
+"""A plan: which number format each weight gets, and why. Pure data, JSON round trip.
+
+Every weight of the model appears exactly once, kept ones too, so that nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeropoint.errors import UsageError
+from zeropoint.scheme import Scheme, parse
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What happens to one weight: quantized to `scheme`, or kept (`scheme is None`) in the
+    checkpoint's own dtype. `reason` is shown to people as it stands."""
+
+    scheme: Scheme | None
+    algorithm: str = "rtn"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scheme": None if self.scheme is None else str(self.scheme),
+            "algorithm": self.algorithm,
+            "options": dict(self.options),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        unknown = set(data) - {"scheme", "algorithm", "options", "reason"}
+        if unknown:
+            raise UsageError(f"a plan's choice has unknown fields {sorted(unknown)}")
+        scheme = data.get("scheme")
+        return cls(
+            None if scheme is None else parse(scheme),
+            data.get("algorithm", "rtn"),
+            dict(data.get("options", {})),
+            data.get("reason", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`choices` maps a weight's parameter name (`model.layers.0.mlp.up_proj.weight`) to its `Choice`.
+
+    `nbytes` is the exact size of all tensors in the artifact when the plan is carried out.
+    """
+
+    choices: Mapping[str, Choice]
+    nbytes: int
+    label: str = ""
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plan_version": PLAN_VERSION,
+            "label": self.label,
+            "seed": self.seed,
+            "nbytes": self.nbytes,
+            "choices": {name: choice.to_json() for name, choice in self.choices.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        if not isinstance(data, Mapping) or "choices" not in data:
+            raise UsageError("this is not a plan: it has no 'choices'")
+        if data.get("plan_version") != PLAN_VERSION:
+            raise UsageError(f"plan version {data.get('plan_version')!r} is not {PLAN_VERSION}, the one this release reads")
+        unknown = set(data) - {"plan_version", "label", "seed", "nbytes", "choices"}
+        if unknown:
+            raise UsageError(f"the plan has unknown fields {sorted(unknown)}")
+        choices = {name: Choice.from_json(choice) for name, choice in data["choices"].items()}
+        return cls(choices, int(data["nbytes"]), data.get("label", ""), int(data.get("seed", 0)))
