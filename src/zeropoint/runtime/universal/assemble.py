@@ -1,0 +1,161 @@
+"""Build a runnable model from its config and a stream of weights, never holding the float model.
+
+The stream is what an artifact yields, or what quantizing a checkpoint yields: one parameter at a
+time, quantized or kept. Each quantized one is packed for its kernel as it arrives and dropped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from zeropoint.errors import ArtifactError, UnsupportedError
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.runtime.universal.half import HalfLinear, halve_embedding_
+from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantLinear, quantize_embedding_
+
+Weight = QuantizedTensor | NDArray[Any]
+
+
+def assemble(
+    config: PretrainedConfig, stream: Iterable[tuple[str, Weight]], *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A `transformers` model in eval mode whose weights come from `stream`.
+
+    Kept 16-bit matrices stay 16-bit in memory; small kept tensors (norms, biases) and all
+    activations are float32, the fastest exact choice on a CPU. Raises `ArtifactError` when the
+    stream does not supply every parameter.
+    """
+    model = empty_model(config, trust_remote_code=trust_remote_code)
+    builder = _Builder(model)
+    for name, weight in stream:
+        builder.add(name, weight)
+    builder.finish()
+    model.eval()
+    return model
+
+
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The architecture with parameters on the meta device and buffers (RoPE tables) computed."""
+    from accelerate import init_empty_weights
+
+    # Stacked experts are indexed one by one only in the eager implementation.
+    config._experts_implementation = "eager"
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+
+
+def to_torch(array: NDArray[Any]) -> torch.Tensor:
+    """A torch tensor over a numpy array; bfloat16 (which torch does not take from numpy) by its bits."""
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+class _Builder:
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.experts: dict[str, dict[int, PackedWeight]] = defaultdict(dict)
+        self.tied = self._tied_names()
+
+    def _tied_names(self) -> dict[str, list[str]]:
+        """Parameter name -> the other names of the same parameter (a tied head, say)."""
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names[id(parameter)].append(name)
+        groups = {name: [n for n in group if n != name] for group in names.values() for name in group}
+        for target, source in (getattr(self.model, "all_tied_weights_keys", None) or {}).items():
+            for a, b in ((target, source), (source, target)):
+                if a in groups and b in groups and b not in groups[a]:
+                    groups[a].append(b)
+        return groups
+
+    def add(self, name: str, weight: Weight) -> None:
+        if isinstance(weight, QuantizedTensor):
+            packed = PackedWeight(weight)
+            for each in [name, *self.tied.get(name, [])]:
+                self._place_packed(each, packed)
+            return
+        tensor = to_torch(weight)
+        for each in [name, *self.tied.get(name, [])]:
+            self._place_tensor(each, tensor)
+
+    def _owner(self, name: str) -> tuple[nn.Module, str, str]:
+        path, _, leaf = name.rpartition(".")
+        try:
+            return self.model.get_submodule(path), path, leaf
+        except AttributeError:
+            raise ArtifactError(f"the artifact holds {name!r}, which this architecture does not have") from None
+
+    def _place_packed(self, name: str, packed: PackedWeight) -> None:
+        owner, path, leaf = self._owner_or_expert(name)
+        if isinstance(owner, nn.Embedding):
+            quantize_embedding_(owner, packed, torch.float32)
+        elif isinstance(owner, nn.Linear | Conv1D):
+            bias = owner.bias
+            module = QuantLinear(packed, None)
+            if bias is not None:  # a bias that has not arrived yet is filled in by `_place_tensor`
+                module.bias = nn.Parameter(bias.data, requires_grad=False)
+            self.model.set_submodule(path, module)
+        elif leaf.isdigit():
+            self.experts[path][int(leaf)] = packed
+        else:
+            raise UnsupportedError(f"no quantized module for {type(owner).__name__} ({name})")
+
+    def _owner_or_expert(self, name: str) -> tuple[nn.Module, str, str]:
+        path, _, leaf = name.rpartition(".")
+        if leaf.isdigit():  # `...experts.down_proj.3`: a view of a stacked parameter
+            self._owner(path)
+            return self.model, path, leaf
+        return self._owner(name)
+
+    def _place_tensor(self, name: str, tensor: torch.Tensor) -> None:
+        owner, path, leaf = self._owner(name)
+        if leaf not in owner._parameters and leaf not in owner._buffers:
+            raise ArtifactError(f"the artifact holds {name!r}, which this architecture does not have")
+        expected = getattr(owner, leaf).shape
+        if tuple(expected) != tuple(tensor.shape):
+            raise ArtifactError(f"{name} has shape {tuple(tensor.shape)}, the architecture wants {tuple(expected)}")
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+        elif leaf == "weight" and isinstance(owner, nn.Linear | Conv1D) and tensor.element_size() == 2:
+            self.model.set_submodule(path, HalfLinear(owner, tensor))
+        elif leaf == "weight" and isinstance(owner, nn.Embedding) and tensor.element_size() == 2:
+            halve_embedding_(owner, tensor)
+        else:
+            owner._parameters[leaf] = nn.Parameter(tensor.float(), requires_grad=False)
+
+    def finish(self) -> None:
+        for path, experts in self.experts.items():
+            self._place_experts(path, experts)
+        missing = [name for name, p in self.model.named_parameters() if p.is_meta]
+        if missing:
+            raise ArtifactError(
+                f"{len(missing)} parameter(s) of the architecture have no weights, the first is {missing[0]}"
+            )
+
+    def _place_experts(self, path: str, experts: dict[int, PackedWeight]) -> None:
+        owner, _, leaf = self._owner(path)
+        parameter = owner._parameters[leaf]
+        assert parameter is not None
+        count, first, second = parameter.shape
+        if sorted(experts) != list(range(count)):
+            raise ArtifactError(f"{path} has {len(experts)} of its {count} experts")
+        packed = [experts[i] for i in range(count)]
+        straight = (packed[0].out_features, packed[0].in_features) == (first, second)
+        transposed = bool(getattr(owner, "is_transposed", not straight))
+        del owner._parameters[leaf]
+        object.__setattr__(owner, leaf, ExpertStack(packed, transposed=transposed, dtype=torch.float32))

@@ -1,0 +1,192 @@
+"""`TorchRunner`: a loaded transformers model (quantized or not) behind the `Runner` protocol."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from zeropoint import artifact
+from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.runtime import Logits, Tokens
+from zeropoint.runtime.universal.assemble import assemble
+from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
+
+
+def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The quantized model of an artifact folder, ready for `generate`. Raises `ArtifactError`."""
+    opened = artifact.open(path)
+    config = runtime_config(path, trust_remote_code=trust_remote_code)
+    model = assemble(config, opened.stream(), trust_remote_code=trust_remote_code)
+    attach_generation_config(model, path)
+    return model
+
+
+def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's config without its `quantization_config`: transformers must build plain modules."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
+    """Use the folder's generation defaults (stop tokens) when it has them."""
+    if (Path(path) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+
+
+def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
+    """The unquantized model as transformers loads it. Raises `CheckpointError`."""
+    if not Path(path).is_dir():
+        raise CheckpointError(f"{path} is not a folder: give a Hugging Face checkpoint or an artifact")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} does not load as a causal language model: {first_line}") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all distinct weights in memory, packed ones as packed."""
+    seen: dict[int, int] = {}
+
+    def count(weight: PackedWeight) -> None:
+        seen[id(weight)] = weight.nbytes
+
+    for module in model.modules():
+        if isinstance(module, QuantLinear | QuantEmbedding):
+            count(module.packed)
+        for value in vars(module).values():
+            if isinstance(value, ExpertStack):
+                for expert in value.experts:
+                    count(expert)
+    for parameter in model.parameters():
+        seen[parameter.data_ptr() or id(parameter)] = parameter.numel() * parameter.element_size()
+    return sum(seen.values())
+
+
+def tensor_bytes(path: str | Path) -> int:
+    """Bytes of the tensors in a folder's safetensors files, headers left out."""
+    total = 0
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        total += file.stat().st_size - 8 - header
+    return total
+
+
+class TorchRunner:
+    """See `zeropoint.runtime.Runner`; attributes are set once and not changed."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str, engine: str, artifact_bytes: int):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.engine = engine
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.weights_bytes = weights_bytes(model)
+        self.artifact_bytes = artifact_bytes
+
+    @classmethod
+    def open(cls, path: str, *, threads: int, dtype: str) -> TorchRunner:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+        if artifact.is_artifact(path):
+            model, engine = load_artifact(path), "universal"
+        else:
+            model, engine = load_checkpoint(path, dtype), "transformers"
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        name = Path(path).resolve().name
+        return cls(model, tokenizer, name=name, engine=engine, artifact_bytes=tensor_bytes(path))
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tokens) -> Logits:
+        ids = torch.from_numpy(np.atleast_2d(tokens))
+        out = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+        return out[0] if tokens.ndim == 1 else out  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_new_tokens: int,
+        on_token: Callable[[int], None] | None = None,
+        stop: Container[int] = (),
+    ) -> list[int]:
+        step = torch.tensor([list(tokens)], dtype=torch.int64)
+        cache, out = None, []
+        for _ in range(max_new_tokens):
+            step, cache = self._greedy_step(step, cache)
+            token = int(step[0, 0])
+            out.append(token)
+            if on_token is not None:
+                on_token(token)
+            if token in stop:
+                break
+        return out
+
+    @torch.inference_mode()
+    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
+        step = torch.from_numpy(np.atleast_2d(tokens))
+        start = time.perf_counter()
+        step, cache = self._greedy_step(step, None)
+        prefilled = time.perf_counter()
+        for _ in range(new_tokens):
+            step, cache = self._greedy_step(step, cache)
+        return prefilled - start, time.perf_counter() - prefilled
+
+    def _greedy_step(self, step: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Feed `step [B, T]`; the next token of each sequence `[B, 1]` and the grown cache."""
+        out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def chat_prompt(self, user_text: str) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            return self.encode(user_text)
+        messages = [{"role": "user", "content": user_text}]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.encode(str(text))
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """End-of-sequence ids of the generation config and the tokenizer."""
+        ids: set[int] = set()
+        for source in (self.model.generation_config, self.tokenizer):
+            eos = getattr(source, "eos_token_id", None)
+            ids.update([eos] if isinstance(eos, int) else eos or [])
+        return frozenset(ids)
+
+
+def is_quantized_elsewhere(path: str | Path) -> str | None:
+    """The foreign `quant_method` of a checkpoint folder, if it is quantized by another tool."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        section = json.loads(file.read_text(encoding="utf-8")).get("quantization_config") or {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return section.get("quant_method")
