@@ -6,6 +6,7 @@ Kernels, exporters and artifacts are tested against it; none of them changes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,3 +87,8 @@ def expand_groups(per_group: NDArray[np.generic], scheme: Scheme, columns: int) 
     if scheme.granularity != "group":
         return per_group
     return np.repeat(per_group, scheme.group_size, axis=1)[:, :columns]
+
+
+#: What a stream carries: a quantized weight, or a kept tensor in the checkpoint's own dtype
+#: (float32, float16, `ml_dtypes.bfloat16`, or integers).
+Weight: TypeAlias = QuantizedTensor | NDArray[Any]

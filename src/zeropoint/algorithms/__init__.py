@@ -1,0 +1,1 @@
+"""One file per algorithm; the file's name is the algorithm's name."""
