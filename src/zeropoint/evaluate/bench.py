@@ -1,0 +1,131 @@
+"""`bench`: what one model costs to load, to keep and to run, measured in a fresh process."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zeropoint.evaluate import client, environment
+from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate.settings import SpeedSettings
+from zeropoint.report import Measurement, Report
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the finished fraction of the whole, 0 to 1."""
+
+
+def bench(
+    path: str,
+    *,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    threads: int = 2,
+    batch: int = 1,
+    repeats: int = 5,
+    dtype: str = "auto",
+    engine: str = "universal",
+    text: str | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Load time, memory, prefill and decode speed of an artifact or a checkpoint.
+
+    `text` is a file whose beginning is the prompt. `command` is shown in the report. Raises
+    UsageError for settings out of range, and the model's own errors.
+    """
+    settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
+    (model,) = describe(path)
+    rows = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
+    extra = {
+        "kind": "bench",
+        "models": {model.name: model.to_json()},
+        "settings": settings.within(model.context).to_json(),
+        "command": command or _command(path, settings),
+        "versions": environment.versions(),
+    }
+    return Report(tuple(rows), environment.machine(), extra)
+
+
+def _command(path: str, settings: SpeedSettings) -> str:
+    options = {"--prompt-tokens": settings.prompt_tokens, "--new-tokens": settings.new_tokens}
+    options |= {"--threads": settings.threads, "--batch": settings.batch}
+    return shlex.join(["zeropoint", "bench", path, *(str(x) for pair in options.items() for x in pair)])
+
+
+def measure(
+    model: Model,
+    settings: SpeedSettings,
+    *,
+    dtype: str,
+    engine: str,
+    text: str | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measure one model's cost in a fresh process; see `bench`."""
+    settings = settings.within(model.context)
+    found = client.call(
+        {
+            "task": "performance",
+            "model": {"path": model.path, "dtype": dtype, "engine": engine},
+            "text": text,
+            **settings.to_json(),
+        },
+        threads=settings.threads,
+        subject=model.name,
+        progress=progress,
+    )
+    return measurements(model.name, found, settings)
+
+
+def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -> list[Measurement]:
+    """The worker's performance result as `Measurement`s, named as the contract names them."""
+    loaded, baseline = found["loaded"], found["baseline"]
+    fresh = "fresh process, libraries included"
+    exact = {
+        "weights_bytes": (found["weights_bytes"], "tensors on disk"),
+        "packed_bytes": (found["packed_bytes"], "weights in memory, as the engine holds them"),
+        "resident_bytes": (loaded["resident_bytes"], f"after load, {fresh}"),
+        "resident_increase_bytes": (
+            loaded["resident_bytes"] - baseline["resident_bytes"],
+            "resident after load less resident before it, libraries imported",
+        ),
+        "resident_anonymous_bytes": (loaded["anonymous_bytes"], f"allocated share after load, {fresh}"),
+        "resident_file_bytes": (loaded["file_bytes"], f"mapped files' share after load, {fresh}"),
+        "baseline_bytes": (baseline["resident_bytes"], "resident before load, libraries imported"),
+        "load_peak_bytes": (loaded["peak_bytes"], f"peak while loading, {fresh}"),
+        "peak_bytes": (found["after"]["peak_bytes"], f"peak while running, {fresh}"),
+    }
+    rows = [
+        Measurement.exact(name, metric, float(value), "bytes", where)
+        for metric, (value, where) in exact.items()
+        if loaded["resident_bytes"] or metric in ("weights_bytes", "packed_bytes")
+    ]
+    engine = found["engine"]
+    rows.append(
+        Measurement.exact(
+            name,
+            "load_seconds",
+            found["load_seconds"],
+            "seconds",
+            f"{engine} engine, one load, file cache as found",
+        )
+    )
+    for kind, where in (
+        ("prefill", settings.prefill_where(engine)),
+        ("decode", settings.decode_where(engine)),
+    ):
+        rate = found["speed"][kind]
+        rows.append(
+            Measurement(
+                name,
+                f"{kind}_tokens_per_second",
+                rate["median"],
+                rate["slowest"],
+                rate["fastest"],
+                rate["repeats"],
+                "tokens/s",
+                where,
+            )
+        )
+    return rows

@@ -1,0 +1,205 @@
+"""`compare`: a model and its artifacts side by side, each cost in its own process, quality in one.
+
+The table's first row is the model as people run it, in its own dtype. What quality is measured
+*against* is the same weights computed in float32, so the first row's own divergence is the noise
+floor: a candidate cannot be told from the model below it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zeropoint.errors import UsageError
+from zeropoint.evaluate import client, environment
+from zeropoint.evaluate.answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
+from zeropoint.evaluate.bench import Progress, measure
+from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate.settings import SpeedSettings
+from zeropoint.evaluate.statistics import RESAMPLES
+from zeropoint.evaluate.windows import DEFAULT_CONTEXT
+from zeropoint.report import Measurement, Report
+
+_QUALITY_UNITS = {
+    "perplexity": "perplexity",
+    "perplexity_ratio": "ratio",
+    "kl_divergence": "nats/token",
+    "kl_p99": "nats/token",
+    "kl_max": "nats/token",
+    "top1_agreement": "fraction",
+}
+_FLOOR = "(noise floor)"
+
+
+def compare(
+    model: str,
+    artifacts: Sequence[str],
+    *,
+    text: str | None = None,
+    tokens: int = 8192,
+    context: int = DEFAULT_CONTEXT,
+    threads: int = 2,
+    prompts: Sequence[str] = DEFAULT_PROMPTS,
+    answer_tokens: int = DEFAULT_ANSWER_TOKENS,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    batch: int = 1,
+    repeats: int = 3,
+    engine: str = "universal",
+    seed: int = 0,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure `model` (a checkpoint folder) and any number of artifacts of it.
+
+    `text` is a UTF-8 file, documents separated by two blank lines, of which at least `tokens` tokens
+    are scored; None is a built-in text. `prompts` may be empty. Raises UsageError for settings out
+    of range or a model that is not the artifacts' own, and each model's own errors.
+    """
+    if not artifacts:
+        raise UsageError("compare needs at least one artifact beside the model")
+    settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
+    models = describe(model, artifacts)
+    rows: list[Measurement] = []
+    # One step per model, and quality counted as two per model.
+    steps = 3 * len(models)
+    for index, each in enumerate(models):
+        rows += measure(
+            each,
+            settings,
+            dtype=running_dtype(each),
+            engine=engine,
+            text=text,
+            progress=_part(progress, index / steps, 1 / steps, each.name),
+        )
+    request = quality_request(
+        models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
+    )
+    request |= {"prompts": list(prompts), "answer_tokens": answer_tokens}
+    share = len(models) / steps
+    found = client.call(
+        request, threads=threads, subject="quality", progress=_part(progress, share, 1 - share, "quality")
+    )
+    rows += quality_measurements(models[0].name, found)
+    names = [model, *artifacts]
+    shown = command or shlex.join(
+        ["zeropoint", "compare", *names, "--tokens", str(tokens), "--threads", str(threads)]
+    )
+    return Report(tuple(rows), environment.machine(), _extra(models, found, settings, shown))
+
+
+def running_dtype(model: Model) -> str:
+    """The dtype a checkpoint is run in: its own, but float32 for float16, whose arithmetic
+    CPUs emulate a hundred times slower; nobody would run it so."""
+    return "float32" if not model.card and model.dtype == "float16" else "auto"
+
+
+def quality_request(
+    models: Sequence[Model],
+    *,
+    engine: str,
+    threads: int,
+    text: str | None,
+    tokens: int,
+    context: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The worker's request: `models[0]` in float32 is the reference, and all models are candidates.
+
+    A checkpoint that runs in float32 anyway gets one more candidate, a bfloat16 run for the noise floor.
+    """
+    first = models[0]
+    candidates = {m.name: {"path": m.path, "dtype": running_dtype(m), "engine": engine} for m in models}
+    if first.dtype != "bfloat16":
+        candidates[f"{first.name} {_FLOOR}"] = {"path": first.path, "dtype": "bfloat16", "engine": engine}
+    return {
+        "task": "quality",
+        "reference": {"path": first.path, "dtype": "float32", "engine": engine},
+        "candidates": candidates,
+        "threads": threads,
+        "text": text,
+        "tokens": tokens,
+        "context": min(context, first.context or context),
+        "seed": seed,
+        "resamples": RESAMPLES,
+        "prompts": [],
+        "answer_tokens": 0,
+    }
+
+
+def noise_floor(reference: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The quality entry of the reference's own 16-bit run."""
+    candidates = found["candidates"]
+    entry: dict[str, Any] = candidates.get(f"{reference} {_FLOOR}", candidates[reference])
+    return entry
+
+
+def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measurement]:
+    """The worker's quality result as `Measurement`s; the noise floor belongs to the reference."""
+    where = (
+        f"{found['text']} ({found['text_digest']}), {found['scored_tokens']} tokens, "
+        f"context {found['context']}, against the float32 reference, 95 % bootstrap over {found['units']} {found['unit_kind']}"
+    )
+    rows = []
+
+    def add(model: str, metric: str, entry: Mapping[str, Any], unit: str) -> None:
+        rows.append(
+            Measurement(model, metric, entry["value"], entry["low"], entry["high"], entry["n"], unit, where)
+        )
+
+    for name, entry in found["candidates"].items():
+        if name.endswith(_FLOOR):
+            continue
+        for metric, unit in _QUALITY_UNITS.items():
+            add(name, metric, entry[metric], unit)
+        rows.append(
+            Measurement.exact(name, "minimal_detectable_kl", entry["detectable_kl"], "nats/token", where)
+        )
+    floor = noise_floor(reference, found)
+    add(reference, "noise_floor_kl", floor["kl_divergence"], "nats/token")
+    add(reference, "noise_floor_top1", floor["top1_agreement"], "fraction")
+    return rows
+
+
+def _extra(
+    models: Sequence[Model], found: Mapping[str, Any], settings: SpeedSettings, command: str
+) -> dict[str, Any]:
+    shown = {m.name for m in models}
+    return {
+        "kind": "compare",
+        "models": {m.name: m.to_json() for m in models},
+        "settings": settings.within(models[0].context).to_json(),
+        "quality": {k: v for k, v in found.items() if k != "answers"},
+        "layer_errors": {m.name: m.card["layer_errors"] for m in models if m.card.get("layer_errors")},
+        "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},
+        "verdicts": {m.name: m.card["verdict"] for m in models if m.card.get("verdict")},
+        "answers": [
+            {**each, "answers": [a for a in each["answers"] if a["model"] in shown]}
+            for each in found["answers"]
+        ],
+        "command": command,
+        "versions": environment.versions(),
+    }
+
+
+def coverage(model: Model) -> dict[str, Any]:
+    """Of the card's plan: how many weights got each scheme, and which were kept and why."""
+    choices: Mapping[str, Mapping[str, Any]] = model.card["plan"].get("choices", {})
+    schemes: dict[str, int] = {}
+    kept = []
+    for name, choice in choices.items():
+        scheme = choice.get("scheme")
+        if scheme is None:
+            kept.append({"name": name, "reason": choice.get("reason", "")})
+        else:
+            schemes[scheme] = schemes.get(scheme, 0) + 1
+    return {"schemes": schemes, "kept": kept, "weights": len(choices)}
+
+
+def _part(progress: Progress | None, start: float, share: float, name: str) -> Progress | None:
+    """`progress` of one step as progress of the whole."""
+    if progress is None:
+        return None
+    outer = progress
+    return lambda what, done: outer(f"{name}: {what}", start + share * done)

@@ -1,0 +1,104 @@
+"""What can be known of a model from its folder, without loading it: names, dtype, card, limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zeropoint.errors import ArtifactError
+
+CARD = "zeropoint.json"
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model to measure: `name` is unique in its report, `card` is empty for a checkpoint."""
+
+    name: str
+    path: str
+    is_reference: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's own dtype: bfloat16, float16 or float32."""
+        found = self.config.get("dtype", self.config.get("torch_dtype", "float32"))
+        return found if found in _DTYPE_NAMES else "float32"
+
+    @property
+    def format(self) -> str:
+        """The number format in words: the plan's label, or the checkpoint's dtype."""
+        if not self.card:
+            return _DTYPE_NAMES[self.dtype]
+        plan = self.card.get("plan")
+        label = plan.get("label") if isinstance(plan, Mapping) else None
+        return str(label or self.card.get("format") or "quantized")
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model takes, where its config says."""
+        text = self.config.get("text_config", self.config)
+        found = [text[k] for k in _CONTEXT_KEYS if isinstance(text.get(k), int) and text[k] > 0]
+        return min(found, default=None)
+
+    @property
+    def smallest_bits(self) -> int:
+        """Width of the narrowest weight format in the card's plan; 16 for a checkpoint."""
+        plan = self.card.get("plan")
+        choices = plan.get("choices", {}) if isinstance(plan, Mapping) else {}
+        schemes = [c.get("scheme") for c in choices.values() if isinstance(c, Mapping)]
+        widths = [_bits(s) for s in schemes if isinstance(s, str)]
+        return min(widths, default=16)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "format": self.format, "is_reference": self.is_reference}
+
+
+def _bits(scheme: str) -> int:
+    digits = scheme.split(":")[0].lstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits) if digits.isdigit() else 16
+
+
+def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
+    """The reference and the artifacts in order, named after their folders; equal names are numbered."""
+    names: list[str] = []
+    models = []
+    for index, path in enumerate((reference, *artifacts)):
+        stem = Path(path).resolve().name if Path(path).is_dir() else path.rstrip("/").split("/")[-1]
+        count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
+        names.append(stem if count == 0 else f"{stem} ({count + 1})")
+        models.append(
+            Model(names[-1], path, index == 0, _read_json(path, "config.json"), _read_json(path, CARD))
+        )
+    return models
+
+
+def stop_tokens(path: str) -> frozenset[int]:
+    """End-of-text token ids that the folder's generation config or config names."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read_json(path, name).get("eos_token_id")
+        if isinstance(found, int):
+            return frozenset((found,))
+        if isinstance(found, list):
+            return frozenset(i for i in found if isinstance(i, int))
+    return frozenset()
+
+
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    """A JSON object from the model's folder; empty when there is no such file (a hub name, say)."""
+    file = Path(path) / name
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{file} holds no JSON object")
+    return data

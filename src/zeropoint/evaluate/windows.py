@@ -1,0 +1,145 @@
+"""Evaluation text -> documents -> token windows.
+
+The text of all documents is one stream, cut into windows of `context` tokens without overlap and
+without a BOS token: the usual way published perplexities are made. A token still knows which
+document it came from, because documents (not tokens, which depend on each other) are what the
+bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import UsageError
+
+DEFAULT_CONTEXT = 512
+_DOCUMENT_BREAK = re.compile(r"\n{3,}")
+# Enough of one topic for a few hundred tokens: many short documents give the bootstrap more to
+# resample than a few long ones of the same total length.
+_TOPIC_CHARACTERS = 2400
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
+    """Documents to measure on, and in words where they come from (shown beside every number)."""
+
+    documents: tuple[str, ...]
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of all documents."""
+        return hashlib.sha256("\0".join(self.documents).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """`tokens` int64 `[windows, context]`; `documents` int64 of the same shape, an index each."""
+
+    tokens: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    @property
+    def scored_tokens(self) -> int:
+        """Predictions made: every token of a window but its first."""
+        windows, context = self.tokens.shape
+        return int(windows * (context - 1))
+
+
+def load_text(path: str | Path | None) -> EvaluationText:
+    """Read a UTF-8 file whose documents are separated by two blank lines; None is `default_text`.
+
+    Raises UsageError when the file cannot be read or holds no text.
+    """
+    if path is None:
+        return default_text()
+    file = Path(path)
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the evaluation text {file} cannot be read: {error}") from error
+    documents = tuple(
+        d.strip("\n") for d in _DOCUMENT_BREAK.split(content.replace("\r\n", "\n")) if d.strip()
+    )
+    if not documents:
+        raise UsageError(f"the evaluation text {file} is empty")
+    return EvaluationText(documents, file.name)
+
+
+def default_text() -> EvaluationText:
+    """Prose of Python's own language reference, which every CPython carries (`pydoc_data.topics`,
+    PSF licence), so that nothing need be downloaded. It differs a little between Python versions;
+    `EvaluationText.digest` tells which one a number was made on."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise UsageError(
+            "this Python comes without pydoc_data, the built-in evaluation text; name a text file"
+        ) from error
+    seen: set[str] = set()  # topics quote each other
+    documents = []
+    for name in sorted(topics):
+        paragraphs: list[str] = []
+        for paragraph in re.split(r"\n[ \t]*\n", topics[name]):
+            prose = _as_prose(paragraph)
+            if prose and prose not in seen and sum(map(len, paragraphs)) < _TOPIC_CHARACTERS:
+                seen.add(prose)
+                paragraphs.append(prose)
+        if paragraphs:
+            documents.append("\n\n".join(paragraphs))
+    return EvaluationText(tuple(documents), "Python's language reference (pydoc topics)")
+
+
+def _as_prose(paragraph: str) -> str:
+    """One paragraph on one line, or "" for headings, grammar and code."""
+    lines = paragraph.strip("\n").split("\n")
+    text = " ".join(line.strip() for line in lines)
+    is_indented = any(line.startswith(" ") for line in lines)
+    is_sentence = text.endswith((".", ":")) and len(text) > 80 and text[0].isalpha()
+    return text if is_sentence and not is_indented and "::=" not in text else ""
+
+
+def make_windows(
+    text: EvaluationText,
+    encode: Callable[[str], list[int]],
+    *,
+    tokens: int = 8192,
+    context: int = DEFAULT_CONTEXT,
+) -> Windows:
+    """Cut the text's token stream into as many windows as score at least `tokens` tokens.
+
+    A shorter text gives fewer windows; one shorter than `context` gives a single shorter window.
+    Only as many documents as needed are encoded. Raises UsageError when fewer than two tokens come out.
+    """
+    if tokens < 1 or context < 2:
+        raise UsageError(f"evaluation needs at least 1 token and a context of 2, not {tokens} and {context}")
+    wanted = -(-tokens // (context - 1)) * context
+    special = encode("")  # a tokenizer may add BOS whatever the text; it is not part of the stream
+    stream: list[int] = []
+    owners: list[int] = []
+    for index, document in enumerate(text.documents):
+        # Two line ends before the cut and one after it are what a byte-level tokenizer makes of
+        # three in running text, so the stream is the one of the unsplit file.
+        piece = ("\n" if index else "") + document + "\n\n"
+        ids = encode(piece)
+        ids = ids[len(special) :] if ids[: len(special)] == special else ids
+        stream += ids
+        owners += [index] * len(ids)
+        if len(stream) >= wanted:
+            break
+    length = context if len(stream) >= context else len(stream)
+    if length < 2:
+        raise UsageError(f"the evaluation text {text.source} has fewer than two tokens")
+    count = min(wanted, len(stream)) // length
+    shape = (count, length)
+    return Windows(
+        np.asarray(stream[: count * length], np.int64).reshape(shape),
+        np.asarray(owners[: count * length], np.int64).reshape(shape),
+    )

@@ -1,0 +1,210 @@
+"""The measuring process: `python -m zeropoint.evaluate.worker`, one JSON request in, JSON lines out.
+
+A fresh process per model is the only way to know what loading it costs. Standard output carries the
+protocol and nothing else: lines `{"progress": 0.5, "what": "..."}`, then one last line
+`{"result": {...}}` or `{"error": {"type": "ArtifactError", "message": "..."}}`. What libraries print
+is sent to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+from zeropoint.errors import ZeropointError
+from zeropoint.evaluate import memory
+from zeropoint.evaluate.answers import answer, mark
+from zeropoint.evaluate.models import stop_tokens
+from zeropoint.evaluate.quality import measure_quality
+from zeropoint.evaluate.speed import measure_speed
+from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
+from zeropoint.runtime import Runner, open_runner
+
+logger = logging.getLogger(__name__)
+
+Open = Callable[..., Runner]
+Tell = Callable[[str, float], None]
+_PR_SET_PDEATHSIG = 1
+
+
+def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
+    """Load one model; its load time, memory before, after and at the peak, and speed.
+
+    Request: `model`, `threads`, `text`, `prompt_tokens`, `new_tokens`, `batch`, `repeats`.
+    """
+    _import_libraries()
+    baseline = memory.measure()
+    memory.reset_peak()
+    tell("load", 0.0)
+    start = time.perf_counter()
+    runner = _open(request["model"], request["threads"], opener)
+    load_seconds = time.perf_counter() - start
+    loaded = memory.measure()
+    memory.reset_peak()
+    prompt = _prompt(runner, load_text(request["text"]), request["prompt_tokens"])
+    speed = measure_speed(
+        runner,
+        prompt,
+        new_tokens=request["new_tokens"],
+        batch=request["batch"],
+        repeats=request["repeats"],
+        progress=lambda done: tell("speed", done),
+    )
+    return {
+        "engine": runner.engine,
+        "weights_bytes": runner.artifact_bytes,
+        "packed_bytes": runner.weights_bytes,
+        "load_seconds": load_seconds,
+        "baseline": baseline.to_json(),
+        "loaded": loaded.to_json(),
+        "after": memory.measure().to_json(),
+        "speed": speed.to_json(),
+    }
+
+
+def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
+    """Load the reference and all candidates; paired quality and the marked answers.
+
+    Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`,
+    `resamples`, `prompts`, `answer_tokens`.
+    """
+    text = load_text(request["text"])
+    tell("load", 0.0)
+    reference = _open(request["reference"], request["threads"], opener)
+    candidates = {
+        name: _open(model, request["threads"], opener) for name, model in request["candidates"].items()
+    }
+    sample = text.documents[0][:2000]
+    for name, runner in candidates.items():
+        if runner.encode(sample) != reference.encode(sample):
+            raise ZeropointError(f"{name} and the reference read text with different tokenizers")
+    windows = make_windows(text, reference.encode, tokens=request["tokens"], context=request["context"])
+    run = measure_quality(
+        reference,
+        candidates,
+        windows=windows,
+        seed=request["seed"],
+        resamples=request["resamples"],
+        progress=lambda done: tell("quality", done),
+    )
+    return {
+        "reference_perplexity": run.reference_perplexity.to_json(),
+        "candidates": {name: found.to_json() for name, found in run.candidates.items()},
+        "scored_tokens": run.scored_tokens,
+        "context": int(windows.tokens.shape[1]),
+        "units": run.units,
+        "unit_kind": run.unit_kind,
+        "text": text.source,
+        "text_digest": text.digest,
+        "seed": request["seed"],
+        "resamples": request["resamples"],
+        "answers": _answers(request, candidates, tell),
+    }
+
+
+def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
+    """Every prompt answered by every candidate; the first one's answer is what others differ from."""
+    prompts = request["prompts"]
+    if not prompts or not runners:
+        return []
+    stop = stop_tokens(request["reference"]["path"])
+    ids = {}
+    for index, (name, runner) in enumerate(runners.items()):
+        tell("answers", index / len(runners))
+        ids[name] = answer(runner, prompts, max_new_tokens=request["answer_tokens"], stop=stop)
+    first = next(iter(ids.values()))
+    return [
+        {
+            "prompt": prompt,
+            "answers": [mark(n, runners[n], ids[n][i], first[i]).to_json() for n in runners],
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+TASKS: dict[str, Callable[[Mapping[str, Any], Open, Tell], dict[str, Any]]] = {
+    "performance": performance,
+    "quality": quality,
+}
+
+
+def main(opener: Open = open_runner) -> int:
+    """Answer the one request on standard input. Returns the exit code, 0 unless interrupted or failed."""
+    with _protocol_channel() as out:
+
+        def send(message: dict[str, Any]) -> None:
+            out.write(json.dumps(message) + "\n")
+            out.flush()
+
+        _die_with_parent()
+        try:
+            request = json.load(sys.stdin)
+            task = TASKS[request["task"]]
+            result = task(request, opener, lambda what, done: send({"progress": done, "what": what}))
+        except KeyboardInterrupt:
+            return 130
+        except ZeropointError as error:
+            send({"error": {"type": type(error).__name__, "message": str(error)}})
+            return 1
+        except Exception as error:
+            logger.exception("measuring failed")
+            send({"error": {"type": "", "message": f"{type(error).__name__}: {error}"}})
+            return 1
+        send({"result": result})
+        return 0
+
+
+def _open(model: Mapping[str, Any], threads: int, opener: Open) -> Runner:
+    return opener(model["path"], threads=threads, dtype=model["dtype"], engine=model["engine"])
+
+
+def _prompt(runner: Runner, text: EvaluationText, tokens: int) -> list[int]:
+    """`tokens` token ids of real text, repeated when the text is shorter."""
+    ids: list[int] = []
+    for document in text.documents:
+        ids += runner.encode(document)
+        if len(ids) >= tokens:
+            break
+    if not ids:
+        raise ZeropointError("the evaluation text encodes to no tokens")
+    return (ids * -(-tokens // len(ids)))[:tokens]
+
+
+def _import_libraries() -> None:
+    """Import what the engine will, so that the baseline holds the libraries and the increase over
+    it is the model's alone."""
+    for name in ("torch", "transformers", "zeropoint.runtime.universal.runner"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _protocol_channel() -> Iterator[IO[str]]:
+    """Keep the real standard output for the protocol and point descriptor 1 at standard error."""
+    sys.stdout.flush()
+    private = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(private, "w", encoding="utf-8") as out:
+        try:
+            yield out
+        finally:
+            sys.stdout.flush()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with its parent, however that ends; elsewhere it finishes alone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
