@@ -35,7 +35,15 @@ $(MODEL)/model.safetensors: scripts/make_reference.py | $(STAMP)
 	mv $(MODEL).partial $(MODEL)
 
 demo: $(STAMP) $(MODEL)/model.safetensors
-	$(BIN)/python examples/demo.py --model $(MODEL) --out $(OUT) --text $(TEXT)
+	$(BIN)/zeropoint doctor
+	$(BIN)/zeropoint inspect $(MODEL)
+	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/fp16 --format fp16 --overwrite
+	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/int8 --format int8 --overwrite
+	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/int4 --format int4 --overwrite
+	$(BIN)/zeropoint compare $(MODEL) $(OUT)/fp16 $(OUT)/int8 $(OUT)/int4 --text $(TEXT) \
+		--html $(OUT)/report.html --json $(OUT)/report.json
+	@echo
+	@echo "Open me: file://$(abspath $(OUT))/report.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -73,7 +73,9 @@ class Plan:
         if not isinstance(data, Mapping) or "choices" not in data:
             raise UsageError("this is not a plan: it has no 'choices'")
         if data.get("plan_version") != PLAN_VERSION:
-            raise UsageError(f"plan version {data.get('plan_version')!r} is not {PLAN_VERSION}, the one this release reads")
+            raise UsageError(
+                f"plan version {data.get('plan_version')!r} is not {PLAN_VERSION}, the one this release reads"
+            )
         unknown = set(data) - {"plan_version", "label", "seed", "nbytes", "choices"}
         if unknown:
             raise UsageError(f"the plan has unknown fields {sorted(unknown)}")

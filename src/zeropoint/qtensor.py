@@ -56,8 +56,10 @@ class QuantizedTensor:
         ):
             raise SchemeError(f"zero_point must be int8 {expected}, not {self.zero_point.dtype}")
         for name, values in (("code", self.codes), ("zero point", self.zero_point)):
-            if values is not None and values.size and not (
-                scheme.qmin <= int(values.min()) and int(values.max()) <= scheme.qmax
+            if (
+                values is not None
+                and values.size
+                and not (scheme.qmin <= int(values.min()) and int(values.max()) <= scheme.qmax)
             ):
                 raise SchemeError(f"a {name} lies outside [{scheme.qmin}, {scheme.qmax}] of {scheme}")
 

@@ -76,7 +76,9 @@ class Scheme:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise SchemeError(f"integer formats have {MIN_BITS} to {MAX_BITS} bits, not {self.bits}")
         if self.granularity not in ("tensor", "channel", "group"):
-            raise SchemeError(f"unknown granularity {self.granularity!r}: use tensor, channel or a group such as g32")
+            raise SchemeError(
+                f"unknown granularity {self.granularity!r}: use tensor, channel or a group such as g32"
+            )
         if (self.granularity == "group") != (self.group_size > 0):
             raise SchemeError("a group size goes with group granularity, and only with it")
         if self.scale_dtype not in SCALE_BYTES:
@@ -86,7 +88,9 @@ class Scheme:
         if self.float_format not in FLOAT_FORMATS:
             raise SchemeError(f"unknown float format {self.float_format!r}: use {', '.join(FLOAT_FORMATS)}")
         if self.bits != FLOAT_FORMATS[self.float_format]:
-            raise SchemeError(f"{self.float_format} has {FLOAT_FORMATS[self.float_format]} bits, not {self.bits}")
+            raise SchemeError(
+                f"{self.float_format} has {FLOAT_FORMATS[self.float_format]} bits, not {self.bits}"
+            )
 
     # -- ranges, derived and never stored -------------------------------------------------------
 

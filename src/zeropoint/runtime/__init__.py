@@ -32,6 +32,9 @@ class Runner(Protocol):
     artifact_bytes: int
     """Bytes of the tensors on disk."""
 
+    stop_tokens: frozenset[int]
+    """End-of-sequence ids of the model."""
+
     def logits(self, tokens: Tokens) -> Logits:
         """float32 `[T, vocab]` for `[T]` tokens, `[B, T, vocab]` for `[B, T]`."""
         ...
@@ -43,8 +46,11 @@ class Runner(Protocol):
         max_new_tokens: int,
         on_token: Callable[[int], None] | None = None,
         stop: Container[int] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[int]:
-        """Greedy continuation with a key-value cache; the new tokens only, a stop token included."""
+        """Continuation with a key-value cache: the new tokens only, a stop token included. Greedy at
+        temperature 0; above it, sampled from the tempered distribution with a generator of `seed`."""
         ...
 
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:

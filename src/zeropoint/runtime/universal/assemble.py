@@ -98,7 +98,9 @@ class _Builder:
         try:
             return self.model.get_submodule(path), path, leaf
         except AttributeError:
-            raise ArtifactError(f"the artifact holds {name!r}, which this architecture does not have") from None
+            raise ArtifactError(
+                f"the artifact holds {name!r}, which this architecture does not have"
+            ) from None
 
     def _place_packed(self, name: str, packed: PackedWeight) -> None:
         owner, path, leaf = self._owner_or_expert(name)
@@ -128,7 +130,9 @@ class _Builder:
             raise ArtifactError(f"the artifact holds {name!r}, which this architecture does not have")
         expected = getattr(owner, leaf).shape
         if tuple(expected) != tuple(tensor.shape):
-            raise ArtifactError(f"{name} has shape {tuple(tensor.shape)}, the architecture wants {tuple(expected)}")
+            raise ArtifactError(
+                f"{name} has shape {tuple(tensor.shape)}, the architecture wants {tuple(expected)}"
+            )
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor
         elif leaf == "weight" and isinstance(owner, nn.Linear | Conv1D) and tensor.element_size() == 2:

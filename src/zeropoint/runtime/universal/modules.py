@@ -139,7 +139,11 @@ class ExpertWeight:
         if func is nn.functional.linear and isinstance(args[1], cls) and not args[1].transposed:
             bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
             return args[1].packed.linear(args[0], bias)
-        if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and isinstance(args[1], cls) and args[1].transposed:
+        if (
+            func in (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+            and isinstance(args[1], cls)
+            and args[1].transposed
+        ):
             return args[1].packed.linear(args[0], None)
         name = getattr(func, "__name__", str(func))
         raise UnsupportedError(

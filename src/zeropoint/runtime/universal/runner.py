@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -24,6 +23,11 @@ from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime import Logits, Tokens
 from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether the folder is one of ours: it has a quality card."""
+    return (Path(path) / artifact.CARD_NAME).is_file()
 
 
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -90,10 +94,40 @@ def tensor_bytes(path: str | Path) -> int:
     return total
 
 
+Picker = Callable[[torch.Tensor], torch.Tensor]
+"""Next tokens `[B, 1]` from logits `[B, vocab]`."""
+
+
+def _greedy(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+def _sampler(temperature: float, seed: int) -> Picker:
+    if temperature == 0:
+        return _greedy
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(logits: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)
+
+    return sample
+
+
+def _stop_tokens(*sources: Any) -> frozenset[int]:
+    """End-of-sequence ids of a generation config and a tokenizer."""
+    ids: set[int] = set()
+    for source in sources:
+        eos = getattr(source, "eos_token_id", None)
+        ids.update([eos] if isinstance(eos, int) else eos or [])
+    return frozenset(ids)
+
+
 class TorchRunner:
     """See `zeropoint.runtime.Runner`; attributes are set once and not changed."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str, engine: str, artifact_bytes: int):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, *, name: str, engine: str, artifact_bytes: int
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -101,13 +135,14 @@ class TorchRunner:
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.weights_bytes = weights_bytes(model)
         self.artifact_bytes = artifact_bytes
+        self.stop_tokens = _stop_tokens(model.generation_config, tokenizer)
 
     @classmethod
     def open(cls, path: str, *, threads: int, dtype: str) -> TorchRunner:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-        if artifact.is_artifact(path):
+        if is_artifact(path):
             model, engine = load_artifact(path), "universal"
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"
@@ -129,11 +164,14 @@ class TorchRunner:
         max_new_tokens: int,
         on_token: Callable[[int], None] | None = None,
         stop: Container[int] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[int]:
+        pick = _sampler(temperature, seed)
         step = torch.tensor([list(tokens)], dtype=torch.int64)
         cache, out = None, []
         for _ in range(max_new_tokens):
-            step, cache = self._greedy_step(step, cache)
+            step, cache = self._step(step, cache, pick)
             token = int(step[0, 0])
             out.append(token)
             if on_token is not None:
@@ -146,22 +184,24 @@ class TorchRunner:
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
         step = torch.from_numpy(np.atleast_2d(tokens))
         start = time.perf_counter()
-        step, cache = self._greedy_step(step, None)
+        step, cache = self._step(step, None, _greedy)
         prefilled = time.perf_counter()
         for _ in range(new_tokens):
-            step, cache = self._greedy_step(step, cache)
+            step, cache = self._step(step, cache, _greedy)
         return prefilled - start, time.perf_counter() - prefilled
 
-    def _greedy_step(self, step: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    def _step(self, step: torch.Tensor, cache: Any, pick: Picker) -> tuple[torch.Tensor, Any]:
         """Feed `step [B, T]`; the next token of each sequence `[B, 1]` and the grown cache."""
         out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1:].argmax(-1), out.past_key_values
+        return pick(out.logits[:, -1]), out.past_key_values
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
 
     def chat_prompt(self, user_text: str) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -169,24 +209,3 @@ class TorchRunner:
         messages = [{"role": "user", "content": user_text}]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.encode(str(text))
-
-    @property
-    def stop_tokens(self) -> frozenset[int]:
-        """End-of-sequence ids of the generation config and the tokenizer."""
-        ids: set[int] = set()
-        for source in (self.model.generation_config, self.tokenizer):
-            eos = getattr(source, "eos_token_id", None)
-            ids.update([eos] if isinstance(eos, int) else eos or [])
-        return frozenset(ids)
-
-
-def is_quantized_elsewhere(path: str | Path) -> str | None:
-    """The foreign `quant_method` of a checkpoint folder, if it is quantized by another tool."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        section = json.loads(file.read_text(encoding="utf-8")).get("quantization_config") or {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return section.get("quant_method")

@@ -1,0 +1,40 @@
+"""Zeropoint: fit any LLM to the machine you have, and prove that it still works.
+
+>>> from zeropoint import AutoModelForCausalLM
+>>> model = AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
+
+Importing the package is cheap: torch and transformers load on first use of what needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from zeropoint.api import AutoModelForCausalLM, compare, load, quantize
+    from zeropoint.errors import ZeropointError
+    from zeropoint.scheme import Scheme
+
+__all__ = ["AutoModelForCausalLM", "Scheme", "ZeropointError", "__version__", "compare", "load", "quantize"]
+
+_HOMES = {
+    "AutoModelForCausalLM": "zeropoint.api",
+    "Scheme": "zeropoint.scheme",
+    "ZeropointError": "zeropoint.errors",
+    "compare": "zeropoint.api",
+    "load": "zeropoint.api",
+    "quantize": "zeropoint.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zeropoint' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

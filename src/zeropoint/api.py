@@ -1,0 +1,159 @@
+"""The Python entry points: what `from zeropoint import ...` gives.
+
+Each is a short composition of the layers below; the command line calls the same pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeropoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from zeropoint.plan import Plan
+    from zeropoint.quantize import Progress, Summary
+    from zeropoint.report import Report
+    from zeropoint.runtime import Runner
+
+
+class AutoModelForCausalLM:
+    """Loads any Hugging Face causal LM quantized; the result is a `transformers` model on integer kernels.
+
+    >>> AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        raise UsageError("use AutoModelForCausalLM.from_pretrained(...)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        format: str | None = None,
+        keep: Sequence[str] = (),
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device_map: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> PreTrainedModel:
+        """A model in eval mode with a working `generate`, its weights quantized while they load.
+
+        - an artifact folder loads as it is;
+        - a checkpoint (local folder, hub name, GGUF) is quantized one weight at a time by
+          round-to-nearest to `int8` (`load_in_8bit`), `int4` (`load_in_4bit`) or any `format`
+          string, without calibration data or a gradient step, and without the full float model
+          ever being in memory; `keep` holds name patterns (`*.lm_head.*`) to leave unquantized;
+        - with none of the three, the checkpoint loads unquantized, as transformers would.
+
+        Raises `UsageError` for contradictory arguments, `CheckpointError` or `ArtifactError` when
+        the source is missing or unsound.
+        """
+        if device_map not in (None, "auto", "cpu"):
+            raise UsageError(
+                f"the integer kernels run on the CPU: device_map={device_map!r} is not available"
+            )
+        wanted = _wanted_format(load_in_8bit, load_in_4bit, format)
+        path = str(pretrained_model_name_or_path)
+        from zeropoint.runtime.universal import runner
+
+        if runner.is_artifact(path):
+            if wanted is not None:
+                raise UsageError(
+                    f"{path} is quantized already: load it without load_in_8bit, load_in_4bit or format"
+                )
+            return runner.load_artifact(path, trust_remote_code=trust_remote_code)
+        if wanted is None:
+            return runner.load_checkpoint(path, "auto")
+
+        from zeropoint.checkpoint import open_checkpoint
+        from zeropoint.planning import uniform_plan
+        from zeropoint.quantize import stream
+
+        checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
+        plan = uniform_plan(checkpoint, wanted, keep=keep)
+        model = runner.assemble(
+            checkpoint.config,
+            stream(checkpoint, plan, progress=progress),
+            trust_remote_code=trust_remote_code,
+        )
+        runner.attach_generation_config(model, checkpoint.path)
+        return model
+
+
+def _wanted_format(load_in_8bit: bool, load_in_4bit: bool, format: str | None) -> str | None:
+    named = [name for name, on in (("int8", load_in_8bit), ("int4", load_in_4bit)) if on]
+    if format is not None:
+        named.append(format)
+    if len(named) > 1:
+        raise UsageError("give one of load_in_8bit, load_in_4bit and format, not several")
+    return named[0] if named else None
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: str = "int8",
+    plan: Plan | None = None,
+    algorithm: str = "rtn",
+    options: Mapping[str, Any] | None = None,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    min_coverage: float = 0.0,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantize.quantize_checkpoint`."""
+    from zeropoint.checkpoint import open_checkpoint
+    from zeropoint.machine import Machine
+    from zeropoint.planning import uniform_plan
+    from zeropoint.quantize import quantize_checkpoint
+
+    checkpoint = open_checkpoint(str(model))
+    if plan is None:
+        plan = uniform_plan(checkpoint, format, keep=keep, algorithm=algorithm, options=options, seed=seed)
+    return quantize_checkpoint(
+        checkpoint,
+        out,
+        plan=plan,
+        min_coverage=min_coverage,
+        overwrite=overwrite,
+        machine=Machine.detect().to_json(),
+        progress=progress,
+    )
+
+
+def load(path: str | Path, *, threads: int | None = None, engine: str = "universal") -> Runner:
+    """An artifact or checkpoint folder, ready to run: `logits`, `generate`, `encode`, `decode`."""
+    from zeropoint.machine import Machine
+    from zeropoint.runtime import open_runner
+
+    return open_runner(path, threads=threads or Machine.detect().cores, engine=engine)
+
+
+def compare(
+    model: str | Path,
+    artifacts: Sequence[str | Path],
+    *,
+    text: str | None = None,
+    tokens: int = 8192,
+    threads: int | None = None,
+) -> Report:
+    """Measure a checkpoint and artifacts made from it side by side; see `zeropoint.evaluate.compare`."""
+    from zeropoint.evaluate import compare as run
+    from zeropoint.machine import Machine
+
+    return run(
+        str(model),
+        [str(a) for a in artifacts],
+        text=text,
+        tokens=tokens,
+        threads=threads or Machine.detect().cores,
+    )

@@ -1,0 +1,50 @@
+"""Time one model in a fresh process: load, prefill, decode, resident memory. Works on artifacts and checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from zeropoint.cli.common import (
+    add_json_option,
+    add_threads_option,
+    check_writable,
+    default_threads,
+    positive_int,
+    progress_fraction,
+    write_text,
+)
+
+HELP = "load time, prefill, decode and memory of one model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder")
+    parser.add_argument("--prompt-tokens", type=positive_int, default=512, metavar="N")
+    parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N")
+    parser.add_argument("--batch", type=positive_int, default=1, metavar="N")
+    parser.add_argument("--repeats", type=positive_int, default=5, metavar="N")
+    add_threads_option(parser)
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from zeropoint.evaluate import bench
+    from zeropoint.render import terminal
+
+    check_writable(args.json)
+    with progress_fraction() as progress:
+        report = bench(
+            args.artifact,
+            prompt_tokens=args.prompt_tokens,
+            new_tokens=args.new_tokens,
+            threads=default_threads(args.threads),
+            batch=args.batch,
+            repeats=args.repeats,
+            command=shlex.join(["zeropoint", *sys.argv[1:]]),
+            progress=progress,
+        )
+    terminal.show(report)
+    write_text(args.json, report.dumps())
+    return 0

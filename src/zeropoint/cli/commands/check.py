@@ -1,0 +1,96 @@
+"""The quality gate: does an artifact still say what its model says? Exit 0 when it does, 1 when not.
+
+The same tokens go through both; a bound counts as met only when the whole 95 % interval is inside it.
+The verdict is written into the artifact's card (zeropoint.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from zeropoint.cli.common import (
+    add_json_option,
+    add_text_options,
+    add_threads_option,
+    check_writable,
+    default_threads,
+    progress_fraction,
+    text_file,
+    write_json,
+)
+
+HELP = "the quality gate: exit 0 or 1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT")
+    parser.add_argument(
+        "--against", required=True, metavar="MODEL", help="the checkpoint folder it was made from"
+    )
+    parser.add_argument("--max-kl", type=float, metavar="X", help="mean KL divergence, nats per token")
+    parser.add_argument(
+        "--max-perplexity-increase",
+        type=_percentage,
+        metavar="X",
+        help="1%% or 0.01: relative rise of perplexity",
+    )
+    parser.add_argument("--min-top1", type=_percentage, metavar="X", help="top-1 agreement, 0.95 or 95%%")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    add_text_options(parser)
+    add_threads_option(parser)
+    add_json_option(parser)
+
+
+def _percentage(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a percentage") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_gate(
+        args.artifact,
+        args.against,
+        args,
+        max_kl=args.max_kl,
+        max_perplexity_increase=args.max_perplexity_increase,
+        min_top1=args.min_top1,
+    )
+
+
+def run_gate(
+    artifact: str,
+    against: str,
+    args: argparse.Namespace,
+    *,
+    max_kl: float | None = None,
+    max_perplexity_increase: float | None = None,
+    min_top1: float | None = None,
+) -> int:
+    """Measure, print the verdict, write it into the card; the exit code."""
+    from zeropoint.artifact import update_card
+    from zeropoint.evaluate import check
+
+    check_writable(args.json)
+    with progress_fraction() as progress:
+        verdict = check(
+            artifact,
+            against,
+            max_kl=max_kl,
+            max_perplexity_increase=max_perplexity_increase,
+            min_top1=min_top1,
+            text=text_file(args.text),
+            tokens=args.tokens,
+            threads=default_threads(args.threads),
+            seed=args.seed,
+            progress=progress,
+        )
+    for sentence in verdict.sentences():
+        print(sentence)
+    found = verdict.to_json()
+    update_card(
+        artifact, quality=found["quality"], verdict={k: v for k, v in found.items() if k != "quality"}
+    )
+    write_json(args.json, found)
+    return 0 if verdict.passed else 1

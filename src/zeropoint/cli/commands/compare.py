@@ -1,0 +1,82 @@
+"""Measure a model and artifacts made from it side by side: size, memory, speed, quality, sample answers.
+
+Every model is loaded in a fresh process for speed and memory; quality is paired, token by token, with
+the model computed in float32.
+
+  zeropoint compare MODEL INT8 INT4 --html report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from zeropoint.cli.common import (
+    add_json_option,
+    add_text_options,
+    add_threads_option,
+    check_writable,
+    default_threads,
+    positive_int,
+    progress_fraction,
+    text_file,
+    write_text,
+)
+
+HELP = "models side by side: table, JSON, one HTML page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint folder the artifacts were made from")
+    parser.add_argument("artifacts", metavar="ARTIFACT", nargs="+")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as markdown")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="answered by each model; repeatable (default: four questions)",
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=positive_int, default=512, metavar="N", help="of the prefill timing"
+    )
+    parser.add_argument(
+        "--new-tokens", type=positive_int, default=128, metavar="N", help="of the decode timing"
+    )
+    parser.add_argument(
+        "--repeats", type=positive_int, default=3, metavar="N", help="timings (median, spread)"
+    )
+    add_text_options(parser)
+    add_threads_option(parser)
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from zeropoint.evaluate import compare
+    from zeropoint.evaluate.answers import DEFAULT_PROMPTS
+    from zeropoint.render import markdown, page, terminal
+
+    check_writable(args.json, args.html, args.markdown)
+    with progress_fraction() as progress:
+        report = compare(
+            args.model,
+            args.artifacts,
+            text=text_file(args.text),
+            tokens=args.tokens,
+            threads=default_threads(args.threads),
+            prompts=args.prompt or DEFAULT_PROMPTS,
+            prompt_tokens=args.prompt_tokens,
+            new_tokens=args.new_tokens,
+            repeats=args.repeats,
+            command=shlex.join(["zeropoint", *sys.argv[1:]]),
+            progress=progress,
+        )
+    terminal.show(report)
+    write_text(args.json, report.dumps())
+    if args.markdown is not None:
+        write_text(args.markdown, markdown.render(report))
+    if args.html is not None:
+        write_text(args.html, page.render(report))
+    return 0

@@ -1,0 +1,73 @@
+"""Look at a model before quantizing: what it holds, what each format would cost here. A dry run: no weights are loaded."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from zeropoint.cli.common import add_json_option, check_writable, human_bytes, write_json
+
+HELP = "what a model holds and what each format would cost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
+    parser.add_argument(
+        "--format",
+        action="append",
+        default=None,
+        metavar="F",
+        help="a format to survey; repeatable (default: bf16 int8 int4)",
+    )
+    parser.add_argument("--no-measure", action="store_true", help="skip the memory bandwidth measurement")
+    parser.add_argument("--revision", metavar="REV", help="of a hub model")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
+    )
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zeropoint.checkpoint import open_checkpoint
+    from zeropoint.machine import Machine
+    from zeropoint.planning.survey import survey
+
+    check_writable(args.json)
+    checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
+    machine = Machine.detect(measure=not args.no_measure)
+    found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
+    console = Console()
+    console.print(
+        f"[bold]{found.architecture}[/] ({found.model_type}), {found.layers} blocks, "
+        f"{found.parameters / 1e6:.1f}M parameters, {human_bytes(found.source_bytes)} as stored"
+    )
+    for kind, count in found.parameters_by_kind.items():
+        if count:
+            console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / found.parameters:6.1%}")
+    table = Table("format", "size", "of source", "quantized", "decode bound here", box=None, pad_edge=False)
+    for row in found.formats:
+        bound = "not measured" if row.decode_bound is None else f"<= {row.decode_bound:.0f} tok/s"
+        ratio = f"{row.nbytes / found.source_bytes:.3f}x"
+        table.add_row(row.format, human_bytes(row.nbytes), ratio, f"{row.quantized_fraction:.1%}", bound)
+    console.print()
+    console.print(table)
+    if machine.memory_bandwidth_gbps:
+        console.print(
+            f"\nThe bound is every weight read once a token at the {machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Quantizing needs about {human_bytes(found.peak_bytes)} of memory for weights at its peak."
+    )
+    matrices = [row for row in found.kept if len(row.shape) > 1]
+    for row in matrices[:20]:
+        console.print(f"not quantized: {row.name} {list(row.shape)}: {row.reason}", soft_wrap=True)
+    if vectors := len(found.kept) - len(matrices):
+        console.print(
+            f"not quantized: {vectors} vectors (norms, biases): too small to matter, too sensitive to round"
+        )
+    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(found)})
+    return 0

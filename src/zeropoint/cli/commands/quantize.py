@@ -1,0 +1,197 @@
+"""Quantize a checkpoint into an artifact: a Hugging Face folder in the compressed-tensors format.
+
+  zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 8-bit activations
+  zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, embeddings at 8 bits
+  zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
+
+MODEL is a local Hugging Face folder, a .gguf file, or a hub name. Nothing is trained and no data is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zeropoint.cli.common import (
+    add_json_option,
+    add_text_options,
+    add_threads_option,
+    check_writable,
+    human_bytes,
+    progress_bar,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from zeropoint.checkpoint import Checkpoint
+    from zeropoint.plan import Plan
+    from zeropoint.planning import CoverageRow
+
+HELP = "make an artifact in INT8, INT4, FP16 or a mix"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="OUT", help="the folder to write; must not exist"
+    )
+    parser.add_argument(
+        "--format", default="int8", metavar="F", help="fp16, bf16, int8 (default), int4 or a scheme string"
+    )
+    parser.add_argument("--algorithm", default="rtn", metavar="A", help="how codes are chosen (default: rtn)")
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="carry out this plan (JSON) instead of --format"
+    )
+    parser.add_argument(
+        "--save-plan", type=Path, metavar="FILE", help="write the plan as JSON, to edit and replay"
+    )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave matching weights unquantized; repeatable",
+    )
+    parser.add_argument(
+        "--embedding", metavar="F", help="another format for the embedding (and a tied lm_head)"
+    )
+    parser.add_argument("--lm-head", metavar="F", help="another format for an untied lm_head")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--min-coverage",
+        type=_fraction,
+        default=0.0,
+        metavar="X",
+        help="fail unless this share of the parameters is quantized, 0.95 say",
+    )
+    parser.add_argument(
+        "--coverage", action="store_true", help="list every parameter and what happened to it"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact already")
+    parser.add_argument("--revision", metavar="REV", help="of a hub model")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="then run the quality gate, as `zeropoint check` does"
+    )
+    add_text_options(parser)
+    add_threads_option(parser)
+    add_json_option(parser)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    from zeropoint.checkpoint import open_checkpoint
+    from zeropoint.machine import Machine
+    from zeropoint.planning import coverage, quantized_fraction
+    from zeropoint.quantize import quantize_checkpoint, refuse_existing
+
+    check_writable(args.json, args.save_plan)
+    refuse_existing(args.out, overwrite=args.overwrite)
+    checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
+    plan = _plan(checkpoint, args)
+    with progress_bar() as bar:
+        summary = quantize_checkpoint(
+            checkpoint,
+            args.out,
+            plan=plan,
+            min_coverage=args.min_coverage,
+            overwrite=args.overwrite,
+            machine=Machine.detect().to_json(),
+            progress=lambda p: bar(_shorten(p.name), p.done, p.total),
+        )
+    if args.save_plan is not None:
+        write_json(args.save_plan, plan.to_json())
+    rows = coverage(checkpoint, plan)
+    if args.coverage:
+        _print_coverage(rows)
+    ratio = summary.tensor_bytes / summary.source_tensor_bytes
+    print(
+        f"{args.out}: {human_bytes(summary.tensor_bytes)} from {human_bytes(summary.source_tensor_bytes)} "
+        f"({ratio:.3f}x), {quantized_fraction(rows):.2%} of the parameters quantized, {summary.seconds:.1f} s"
+    )
+    for line in _surprises(rows):
+        print(line)
+    write_json(args.json, _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows))
+    if args.check:
+        from zeropoint.cli.commands.check import run_gate
+
+        return run_gate(args.out, args.model, args)
+    print(f"next: zeropoint compare {args.model} {args.out}   (zero impact is never assumed)")
+    return 0
+
+
+def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> Plan:
+    from zeropoint.errors import UsageError
+    from zeropoint.plan import Plan
+    from zeropoint.planning import uniform_plan
+
+    if args.plan is None:
+        return uniform_plan(
+            checkpoint,
+            args.format,
+            embedding=args.embedding,
+            lm_head=args.lm_head,
+            keep=tuple(args.keep),
+            algorithm=args.algorithm,
+            seed=args.seed,
+        )
+    try:
+        return Plan.from_json(json.loads(args.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the plan {args.plan}: {error}") from error
+
+
+def _shorten(name: str, width: int = 42) -> str:
+    return name if len(name) <= width else "…" + name[1 - width :]
+
+
+def _print_coverage(rows: list[CoverageRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("parameter", "shape", "what", "format", "bytes", "why", box=None, pad_edge=False)
+    for row in rows:
+        shape = "x".join(map(str, row.shape))
+        table.add_row(row.name, shape, row.decision, row.scheme, f"{row.bytes:,}", row.reason)
+    Console().print(table)
+
+
+def _surprises(rows: list[CoverageRow]) -> list[str]:
+    """Kept matrices and their reasons: vectors are always kept and need no line."""
+    lines = [
+        f"kept: {row.name} ({row.reason})" for row in rows if row.decision == "kept" and len(row.shape) > 1
+    ]
+    return (
+        lines
+        if len(lines) <= 6
+        else [*lines[:5], f"kept: {len(lines) - 5} more matrices (--coverage lists them)"]
+    )
+
+
+def _as_json(nbytes: int, source: int, seconds: float, rows: list[CoverageRow]) -> dict[str, object]:
+    return {
+        "weights_bytes": nbytes,
+        "source_bytes": source,
+        "seconds": seconds,
+        "coverage": [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "decision": row.decision,
+                "scheme": row.scheme,
+                "bytes": row.bytes,
+                "reason": row.reason,
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,119 @@
+"""What several commands share: the console, progress bars, JSON files, common options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zeropoint.errors import UsageError
+
+Progress = Callable[[str, float, float], None]
+"""Called as `progress(what, done, total)`."""
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        default=None,
+        metavar="N",
+        help="CPU threads (default: the usable cores)",
+    )
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 evaluation text, documents separated by two blank lines (default: prose shipped with Python)",
+    )
+    parser.add_argument(
+        "--tokens", type=positive_int, default=8192, metavar="N", help="tokens to evaluate (default: 8192)"
+    )
+
+
+def positive_int(text: str) -> int:
+    value = int(text) if text.lstrip("-").isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
+
+
+def default_threads(threads: int | None) -> int:
+    from zeropoint.machine import Machine
+
+    return threads if threads is not None else Machine.detect().cores
+
+
+def text_file(path: Path | None) -> str | None:
+    """The evaluation text's path, or None for the built-in one. Raises `UsageError` if there is no such file."""
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no text file {path}")
+    return None if path is None else str(path)
+
+
+def write_json(path: Path | None, data: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path | None, text: str) -> None:
+    """Write a result file through a temporary one, so that a reader never sees half of it."""
+    if path is None:
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse before the work what would fail after it."""
+    for path in paths:
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A callback `(what, done, total)` drawn as a bar on standard error; silent when that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(what: str, done: float, total: float) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def progress_fraction() -> Iterator[Callable[[str, float], None]]:
+    """The same for work that reports `(what, fraction done)`."""
+    with progress_bar() as bar:
+        yield lambda what, fraction: bar(what, fraction, 1.0)
+
+
+def human_bytes(count: float) -> str:
+    """Decimal units, as disks and downloads are sold: `134.7 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
