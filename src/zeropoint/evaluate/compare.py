@@ -139,7 +139,8 @@ def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measu
     """The worker's quality result as `Measurement`s; the noise floor belongs to the reference."""
     where = (
         f"{found['text']} ({found['text_digest']}), {found['scored_tokens']} tokens, "
-        f"context {found['context']}, against the float32 reference, 95 % bootstrap over {found['units']} {found['unit_kind']}"
+        f"context {found['context']}, against the float32 reference, "
+        f"95 % bootstrap over {found['units']} {found['unit_kind']}"
     )
     rows = []
 

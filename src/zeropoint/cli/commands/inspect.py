@@ -1,4 +1,7 @@
-"""Look at a model before quantizing: what it holds, what each format would cost here. A dry run: no weights are loaded."""
+"""Look at a model before quantizing: what it holds, what each format would cost here.
+
+A dry run: no weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(table)
     if machine.memory_bandwidth_gbps:
         console.print(
-            f"\nThe bound is every weight read once a token at the {machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
+            "\nThe bound is every weight read once a token at the "
+            f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )
     console.print(
