@@ -1,0 +1,82 @@
+"""From config.json to the Hugging Face model on the meta device (shapes without data)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from zeropoint.checkpoint.folder import read_json
+from zeropoint.errors import CheckpointError
+
+
+def load_config(path: Path, *, allow_remote_code: bool) -> Any:
+    """The model's config. Raises `CheckpointError` unless it is that of a known, unquantized causal LM."""
+    data = read_json(path / "config.json")
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{path / 'config.json'} names no model_type: it is not a transformers model's config")
+    if "auto_map" in data and model_type not in transformers.CONFIG_MAPPING and not allow_remote_code:
+        raise CheckpointError(
+            f"{path} needs Python code from its own repository (model_type {model_type!r}), which is not run: "
+            "read that code, then pass allow_remote_code=True"
+        )
+    if data.get("quantization_config"):
+        method = data["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise CheckpointError(f"{path} is already quantized ({method}): quantize the original model instead")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code)
+    except Exception as cause:  # unknown types, bad values and validation errors all end here
+        if model_type not in transformers.CONFIG_MAPPING:
+            raise CheckpointError(_unknown(path, model_type)) from cause
+        raise CheckpointError(f"{path / 'config.json'} is not a valid {model_type} config: {_line(cause)}") from cause
+    _check_causal(path, config)
+    return config
+
+
+def _check_causal(path: Path, config: Any) -> None:
+    architectures = [str(name) for name in getattr(config, "architectures", None) or []]
+    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if mapped is None and not getattr(config, "auto_map", None):
+        raise CheckpointError(
+            f"{path} is a {config.model_type} model, which transformers cannot load as a causal language model: "
+            "Zeropoint quantizes text generators only"
+        )
+    # Encoders can be mapped too (BertLMHeadModel), but say of themselves that they are no decoders.
+    is_encoder = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
+    if is_encoder and mapped not in architectures:
+        raise CheckpointError(
+            f"{path} is an encoder ({', '.join(architectures) or config.model_type}), not a causal language model: "
+            "Zeropoint quantizes text generators only"
+        )
+
+
+def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module:
+    """The causal LM that `config` describes, on the meta device. Raises `CheckpointError`."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
+    except Exception as cause:  # a config that asks for the impossible fails anywhere inside the model's code
+        raise CheckpointError(f"config.json does not describe a {config.model_type} model: {_line(cause)}") from cause
+    built: torch.nn.Module = model.eval()
+    return built
+
+
+def _unknown(path: Path, model_type: str) -> str:
+    return (
+        f"{path} has the model_type {model_type!r}, which transformers {transformers.__version__} does not know: "
+        "upgrade transformers, or check config.json"
+    )
+
+
+def _line(cause: BaseException) -> str:
+    return " ".join(str(cause).split())[:200] or type(cause).__name__

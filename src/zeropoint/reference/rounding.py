@@ -1,0 +1,129 @@
+"""From floats to codes: ranges, scales, zero points, rounding. The meaning of `q = round(w / scale) + zero_point`.
+
+Shapes: a weight is `[out, in]`; ranges, scales and zero points have `Scheme.scale_shape` of it
+(`[1, 1]`, `[out, 1]` or `[out, groups]`, the last group of a row possibly short). Rounding is half to
+even (IEEE 754's default, `np.rint`), as in compressed-tensors. Zero is always exactly representable, so
+ranges are widened to hold it and padding costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import CheckpointError, SchemeError
+from zeropoint.qtensor import Codes, Floats, QuantizedTensor, expand_groups
+from zeropoint.scheme import Scheme
+
+STORAGE: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
+
+#: The smallest scale a type stores. Normal numbers for bf16 and fp32, because kernels may flush
+#: denormals to zero; fp16's denormals become normal when widened to fp32, so they are fine.
+SMALLEST_SCALE: dict[str, float] = {"bf16": 2.0**-126, "fp16": 2.0**-24, "fp32": 2.0**-126}
+
+#: The scale of a group that holds nothing but zeros: any value will do, this one is exact everywhere.
+EMPTY_SCALE = 1.0
+
+
+def check_finite(weight: NDArray[Any], name: str) -> None:
+    """Raise `CheckpointError` naming the layer and the place when a weight is NaN or infinite."""
+    bad = ~np.isfinite(weight)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise CheckpointError(
+            f"{name} holds {int(bad.sum())} NaN or infinite values (the first at {place}): "
+            "the checkpoint is damaged; download or export it again"
+        )
+
+
+def grouped(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
+    """`[out, in]` as `[rows, groups, group]` in the scheme's granularity, a short last group padded with zeros."""
+    rows, columns = values.shape
+    if scheme.granularity == "tensor":
+        return values.reshape(1, 1, rows * columns)
+    if scheme.granularity == "channel":
+        return values.reshape(rows, 1, columns)
+    padding = -columns % scheme.group_size
+    if padding:
+        values = np.pad(values, ((0, 0), (0, padding)))
+    return values.reshape(rows, -1, scheme.group_size)
+
+
+def group_range(weight: NDArray[Any], scheme: Scheme) -> tuple[Floats, Floats]:
+    """Smallest and largest value of each group, widened to hold zero; float32, `scale_shape` each."""
+    groups = grouped(np.asarray(weight, dtype=np.float32), scheme)
+    low = np.minimum(groups.min(axis=2, initial=0.0), 0.0)
+    high = np.maximum(groups.max(axis=2, initial=0.0), 0.0)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str = "the tensor") -> Floats:
+    """The nearest values that `dtype` (bf16, fp16, fp32) represents exactly, as float32; signs are kept.
+
+    With `up`, the nearest not smaller in magnitude. Zero becomes `EMPTY_SCALE`, and a magnitude below
+    `SMALLEST_SCALE` is raised to it. Raises `SchemeError` when a scale overflows the type (fp16 ends at 65504).
+    """
+    scale = np.asarray(scale, dtype=np.float64)
+    storage = STORAGE[dtype]
+    with np.errstate(over="ignore"):
+        rounded = scale.astype(np.float32).astype(storage)
+        if up:
+            short = np.abs(rounded.astype(np.float64)) < np.abs(scale)
+            rounded = np.where(short, np.nextafter(rounded, np.copysign(np.inf, scale).astype(storage)), rounded)
+    result = rounded.astype(np.float32)
+    if not np.isfinite(result).all():
+        raise SchemeError(
+            f"{name}: a scale of {float(np.abs(scale).max()):.4g} does not fit {dtype}; use bf16 or fp32 scales"
+        )
+    smallest = np.float32(SMALLEST_SCALE[dtype])
+    result = np.where(np.abs(result) < smallest, np.copysign(smallest, result), result)
+    return np.where(scale == 0, np.float32(EMPTY_SCALE), result).astype(np.float32)
+
+
+def affine_parameters(
+    low: NDArray[Any], high: NDArray[Any], scheme: Scheme, *, name: str = "the tensor"
+) -> tuple[Floats, Codes | None]:
+    """Scale and zero point that cover `[low, high]` (which holds zero), so that no error exceeds scale / 2.
+
+    Symmetric: `scale = max(-low, high) / qmax`. Asymmetric: `scale = (high - low) / (qmax - qmin)`, rounded
+    up to the scale's type, and `zero_point = round(qmin - low / scale)` (Jacob et al. 2018, arXiv:1712.05877).
+    """
+    low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    if scheme.symmetric:
+        return round_scale(np.maximum(-low, high) / scheme.qmax, scheme.scale_dtype, name=name), None
+    scale = round_scale((high - low) / (scheme.qmax - scheme.qmin), scheme.scale_dtype, up=True, name=name)
+    zero_point = np.clip(np.rint(scheme.qmin - low / scale), scheme.qmin, scheme.qmax)
+    return scale, zero_point.astype(np.int8)
+
+
+def quantize(
+    weight: NDArray[Any], scheme: Scheme, *, scale: Floats, zero_point: Codes | None = None, name: str = "the tensor"
+) -> QuantizedTensor:
+    """`clamp(round(w / scale) + zero_point, qmin, qmax)` with half-to-even rounding.
+
+    `weight` is a float `[out, in]`; scale and zero point have `scheme.scale_shape`, the scale already
+    rounded (`round_scale`). Raises `CheckpointError` on NaN or inf, `SchemeError` on a bad shape.
+    """
+    weight = np.asarray(weight, dtype=np.float32)
+    if weight.ndim != 2:
+        raise SchemeError(f"{name} has {weight.ndim} dimensions; only 2-D [out, in] weights are quantized")
+    check_finite(weight, name)
+    columns = weight.shape[1]
+    codes = weight / expand_groups(scale, scheme, columns)
+    np.rint(codes, out=codes)
+    if zero_point is not None:
+        codes += expand_groups(zero_point, scheme, columns)
+    np.clip(codes, scheme.qmin, scheme.qmax, out=codes)
+    return QuantizedTensor(scheme, codes.astype(np.int8), scale, zero_point)
+
+
+def quantize_min_max(weight: NDArray[Any], scheme: Scheme, *, name: str = "the tensor") -> QuantizedTensor:
+    """Plain round-to-nearest: the full range of each group is covered, every error is at most scale / 2."""
+    weight = np.asarray(weight, dtype=np.float32)
+    check_finite(weight, name)
+    low, high = group_range(weight, scheme)
+    scale, zero_point = affine_parameters(low, high, scheme, name=name)
+    return quantize(weight, scheme, scale=scale, zero_point=zero_point, name=name)

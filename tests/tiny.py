@@ -1,0 +1,135 @@
+"""Tiny Hugging Face checkpoints, built from configs with seeded random weights and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+VOCABULARY = 260
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+
+#: name -> (config class, fields beyond the common ones)
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama-untied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": 256,
+            "eos_token_id": 257,
+            "pad_token_id": 258,
+        },
+    ),
+    "qwen2": ("Qwen2Config", {**_COMMON, "num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", {**_COMMON, "num_key_value_heads": 2, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        {**_COMMON, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16},
+    ),
+    "mistral": ("MistralConfig", {**_COMMON, "num_key_value_heads": 2, "sliding_window": 32}),
+    "phi": ("PhiConfig", _COMMON),
+    "opt": (
+        "OPTConfig",
+        {
+            **{k: v for k, v in _COMMON.items() if k != "intermediate_size"},
+            "ffn_dim": 96,
+            "word_embed_proj_dim": 64,
+        },
+    ),
+    "bloom": (
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 256,
+         "eos_token_id": 257, "pad_token_id": 258},
+    ),
+    "gpt-neox": ("GPTNeoXConfig", _COMMON),
+    "mixtral": (
+        "MixtralConfig",
+        {**_COMMON, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {**_COMMON, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
+    ),
+}  # fmt: skip
+
+
+def build(
+    folder: Path,
+    kind: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    max_shard_size: str = "50GB",
+    outliers: bool | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write the checkpoint of one of `CONFIGS` to `folder` and return the folder.
+
+    `outliers` gives weights a trained-like shape (heavier tails, a few channels ten times the rest); the
+    default is to do so for GPT-2, whose trained weights are known for it.
+    """
+    class_name, fields = CONFIGS[kind]
+    config = getattr(transformers, class_name)(**{**fields, **overrides})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    if outliers if outliers is not None else kind == "gpt2":
+        _trained_like(model, seed)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    write_tokenizer(folder)
+    return folder
+
+
+def _trained_like(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2:
+                continue
+            parameter.mul_(4)
+            parameter.add_(parameter.pow(3) * 20)
+            if "wte" not in name and "wpe" not in name:
+                rows = torch.randperm(parameter.shape[0], generator=generator)[:3]
+                parameter[rows] *= 10
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of 259 tokens, loadable with `AutoTokenizer`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    specials = ["<s>", "</s>", "<pad>"]
+    vocabulary |= {symbol: len(alphabet) + index for index, symbol in enumerate(specials)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "model_max_length": 128,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
