@@ -1,0 +1,36 @@
+// What the core's files know of each other.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/layout.h"
+#include "zeropoint.h"
+
+// The packed weight: one allocation, described by `layout`.
+struct zp_weight {
+  zp::Weight layout{};
+  void* memory = nullptr;
+  size_t bytes = 0;
+};
+
+namespace zp {
+
+constexpr size_t kAlignment = 64;
+constexpr int64_t kMaxSegment = 65536;  // 255 * 127 * 65536 still fits 32 bits
+
+// Records a message for zp_last_error and returns the status.
+__attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const char* message, ...);
+
+// Aligned memory, on huge pages when large; null when there is none.
+void* allocate(size_t bytes);
+void release(void* memory);
+
+// The kernels of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
+const Kernels* active_kernels();
+int active_level();
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace zp

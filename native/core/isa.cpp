@@ -1,0 +1,108 @@
+// Which instruction sets this machine runs, and which one is in use.
+#include <cstdlib>
+#include <cstring>
+
+#include <atomic>
+
+#include "core/internal.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace zp {
+namespace {
+
+constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
+
+#if defined(__x86_64__)
+// Linux hands out the tile registers' state on request (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+bool amx_available() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool tiles = (d >> 24 & 1) != 0, int8 = (d >> 25 & 1) != 0;
+  return tiles && int8 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+#endif
+
+uint32_t detect() {
+  uint32_t levels = 1u << ZP_SCALAR;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels |= 1u << ZP_AVX2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+    levels |= 1u << ZP_AVX512;
+  if ((levels >> ZP_AVX512 & 1) != 0 && amx_available()) levels |= 1u << ZP_AMX;
+#endif
+  return levels;
+}
+
+uint32_t levels() {
+  static const uint32_t found = detect();
+  return found;
+}
+
+zp_status check(int level) {
+  if (level < 0 || level >= ZP_ISA_COUNT) return fail(ZP_INVALID, "there is no instruction set level %d", level);
+  if ((levels() >> level & 1) == 0)
+    return fail(ZP_UNSUPPORTED, "this CPU cannot run the %s kernels", kNames[level]);
+  return ZP_OK;
+}
+
+int choose() {
+  const char* wanted = std::getenv("ZEROPOINT_ISA");
+  if (wanted != nullptr && *wanted != '\0') {
+    for (int level = 0; level < ZP_ISA_COUNT; ++level)
+      if (std::strcmp(wanted, kNames[level]) == 0) {
+        if (check(level) == ZP_OK) return level;
+        fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this CPU cannot run the %s kernels", wanted, wanted);
+        return -1;
+      }
+    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar, avx2, avx512 or amx", wanted);
+    return -1;
+  }
+  int best = ZP_SCALAR;
+  for (int level = 0; level < ZP_ISA_COUNT; ++level)
+    if ((levels() >> level & 1) != 0) best = level;
+  return best;
+}
+
+constexpr int kUndecided = -2;
+std::atomic<int> active{kUndecided};
+
+}  // namespace
+
+int active_level() {
+  int level = active.load(std::memory_order_acquire);
+  if (level >= 0) return level;
+  level = choose();  // an unusable ZEROPOINT_ISA is reported again by every call
+  if (level >= 0) active.store(level, std::memory_order_release);
+  return level;
+}
+
+const Kernels* active_kernels() {
+  switch (active_level()) {
+    case ZP_SCALAR: return scalar::kernels();
+#if defined(__x86_64__)
+    case ZP_AVX2: return avx2::kernels();
+    case ZP_AVX512:
+    case ZP_AMX: return avx512::kernels();
+#endif
+    default: return nullptr;
+  }
+}
+
+}  // namespace zp
+
+uint32_t zp_isa_levels(void) { return zp::levels(); }
+
+int32_t zp_isa_active(void) { return zp::active_level(); }
+
+zp_status zp_isa_select(int32_t level) {
+  const zp_status status = zp::check(level);
+  if (status == ZP_OK) zp::active.store(level, std::memory_order_release);
+  return status;
+}

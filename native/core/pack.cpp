@@ -1,0 +1,196 @@
+// From the neutral layout (codes [out, in], scales, zero points) to the kernels' blocks, and back a row.
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "core/internal.h"
+
+namespace zp {
+
+void* allocate(size_t bytes) {
+  constexpr size_t kHuge = size_t{2} << 20;
+  const bool huge = bytes >= kHuge;
+  void* memory = nullptr;
+  bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
+  if (posix_memalign(&memory, huge ? kHuge : kAlignment, bytes) != 0) return nullptr;
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // only a hint: fewer page walks
+#endif
+  return memory;
+}
+
+void release(void* memory) { std::free(memory); }
+
+namespace {
+
+uint16_t to_bf16(float value) {  // scales are exact bfloat16 values: zp_format.scale_bf16 says so
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+Weight layout_of(const zp_format& f) {
+  Weight w{};
+  w.rows = f.rows;
+  w.columns = f.columns;
+  w.blocks = ceil_div(f.rows, kLanes);
+  w.activation = f.activation;
+  w.nibbles = f.bits <= 4;
+  w.asymmetric = f.asymmetric != 0;
+  w.scale_bf16 = f.scale_bf16 != 0;
+  const int64_t group = f.group_size > 0 && f.group_size < f.columns ? f.group_size : 0;
+  const int64_t input = f.activation > 0 && f.activation < f.columns ? f.activation : 0;
+  w.scale_by_segment = group > 0;
+  w.input_by_segment = input > 0;
+  w.segment = group == 0 ? input : input == 0 ? group : group < input ? group : input;
+  w.k_unit = w.segment % 64 == 0 ? 64 : w.segment % 32 == 0 ? 32 : 8;
+  w.columns_padded = round_up(f.columns, w.k_unit);
+  if (w.segment == 0) w.segment = w.columns_padded;
+  w.segments = ceil_div(f.columns, w.segment);
+  w.groups = group == 0 ? 1 : ceil_div(f.columns, group);
+  w.segments_per_group = group == 0 ? w.segments : group / w.segment;
+  w.segments_per_input = input == 0 ? w.segments : input / w.segment;
+  return w;
+}
+
+struct Parts {  // offsets into the allocation
+  size_t scale, zero_point, end;
+};
+
+Parts parts_of(const Weight& w) {
+  const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, kAlignment)); };
+  Parts parts{};
+  parts.scale = aligned(w.blocks * kLanes * w.columns_padded / (w.nibbles ? 2 : 1));
+  parts.zero_point = parts.scale + aligned(w.blocks * kLanes * w.groups * (w.scale_bf16 ? 2 : 4));
+  parts.end = parts.zero_point + (w.asymmetric ? aligned(w.blocks * kLanes * w.groups) : 0);
+  return parts;
+}
+
+void pack_codes(const Weight& w, const int8_t* codes, uint8_t* out) {
+  for (int64_t row = 0; row < w.rows; ++row) {
+    const int8_t* in = codes + row * w.columns;
+    const int64_t lane = row % kLanes * 4;
+    if (!w.nibbles) {
+      uint8_t* block = out + row / kLanes * kLanes * w.columns_padded;
+      for (int64_t k = 0; k < w.columns; ++k) block[k / 4 * 64 + lane + k % 4] = static_cast<uint8_t>(in[k]);
+    } else {
+      uint8_t* block = out + row / kLanes * kLanes * w.columns_padded / 2;
+      for (int64_t k = 0; k < w.columns; ++k) {
+        const auto code = static_cast<unsigned>(in[k] + 8) & 15u;
+        uint8_t& byte = block[k / 8 * 64 + lane + k % 4];
+        byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? code : code << 4));
+      }
+    }
+  }
+}
+
+int code_at(const Weight& w, int64_t row, int64_t k) {
+  const int64_t block = row / kLanes, lane = row % kLanes * 4;
+  if (!w.nibbles)
+    return static_cast<int8_t>(w.codes[block * kLanes * w.columns_padded + k / 4 * 64 + lane + k % 4]);
+  const uint8_t byte = w.codes[block * kLanes * w.columns_padded / 2 + k / 8 * 64 + lane + k % 4];
+  return (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+}
+
+float scale_at(const Weight& w, int64_t at) {
+  if (!w.scale_bf16) return static_cast<const float*>(w.scale)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(w.scale)[at]) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+}  // namespace
+}  // namespace zp
+
+using zp::fail;
+
+zp_status zp_check(const zp_format* f) {
+  if (f == nullptr) return fail(ZP_INVALID, "the format is null");
+  const auto group = static_cast<long>(f->group_size), input = static_cast<long>(f->activation);
+  if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
+  if (f->bits < 2 || f->bits > 8) return fail(ZP_UNSUPPORTED, "%d-bit codes: the kernels take 2 to 8 bits", f->bits);
+  if (group < 0 || group % 8 != 0)
+    return fail(ZP_UNSUPPORTED, "weight groups of %ld: the kernels take multiples of 8", group);
+  if (f->per_tensor != 0 && group != 0) return fail(ZP_INVALID, "one scale for the tensor and groups of %ld", group);
+  if (input < ZP_ACTIVATION_FLOAT || (input > 0 && input % 8 != 0))
+    return fail(ZP_UNSUPPORTED, "activation groups of %ld: the kernels take multiples of 8", input);
+  const bool weight_whole = group == 0 || group >= f->columns, input_whole = input <= 0 || input >= f->columns;
+  if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
+    return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group, input);
+  const zp::Weight w = zp::layout_of(*f);
+  if (input != ZP_ACTIVATION_FLOAT && w.segment > zp::kMaxSegment)
+    return fail(ZP_UNSUPPORTED, "sums over %ld columns do not fit 32 bits: use groups of at most %ld",
+                static_cast<long>(w.segment), static_cast<long>(zp::kMaxSegment));
+  return ZP_OK;
+}
+
+zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* scale, const int8_t* zero_point,
+                  zp_weight** out) {
+  if (out == nullptr || codes == nullptr || scale == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  *out = nullptr;
+  if (const zp_status status = zp_check(format); status != ZP_OK) return status;
+  if ((zero_point != nullptr) != (format->asymmetric != 0))
+    return fail(ZP_INVALID, "zero points go with an asymmetric format, and only with it");
+  auto* weight = new (std::nothrow) zp_weight;
+  if (weight == nullptr) return fail(ZP_NO_MEMORY, "no memory for a packed weight");
+  zp::Weight& w = weight->layout;
+  w = zp::layout_of(*format);
+  const zp::Parts parts = zp::parts_of(w);
+  auto* memory = static_cast<uint8_t*>(zp::allocate(parts.end));
+  if (memory == nullptr) {
+    delete weight;
+    return fail(ZP_NO_MEMORY, "no memory for a packed weight of %zu bytes", parts.end);
+  }
+  std::memset(memory, 0, parts.end);
+  weight->memory = memory;
+  weight->bytes = parts.end;
+  w.codes = memory;
+  w.scale = memory + parts.scale;
+  w.zero_point = reinterpret_cast<int8_t*>(memory + parts.zero_point);
+  zp::pack_codes(w, codes, memory);
+  for (int64_t row = 0; row < w.rows; ++row)
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t from = format->per_tensor != 0 ? 0 : row * w.groups + g;
+      const int64_t to = (row / zp::kLanes * w.groups + g) * zp::kLanes + row % zp::kLanes;
+      if (w.scale_bf16)
+        reinterpret_cast<uint16_t*>(memory + parts.scale)[to] = zp::to_bf16(scale[from]);
+      else
+        reinterpret_cast<float*>(memory + parts.scale)[to] = scale[from];
+      if (w.asymmetric) reinterpret_cast<int8_t*>(memory + parts.zero_point)[to] = zero_point[from];
+    }
+  *out = weight;
+  return ZP_OK;
+}
+
+void zp_free(zp_weight* weight) {
+  if (weight == nullptr) return;
+  zp::release(weight->memory);
+  delete weight;
+}
+
+size_t zp_weight_bytes(const zp_weight* weight) { return weight == nullptr ? 0 : weight->bytes; }
+
+zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out, int64_t out_stride) {
+  if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
+    return fail(ZP_INVALID, "a pointer is null");
+  const zp::Weight& w = weight->layout;
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= w.rows)
+      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]), static_cast<long>(w.rows));
+  const int64_t group = w.segment * w.segments_per_group;
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = out + i * out_stride;
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t at = (ids[i] / zp::kLanes * w.groups + g) * zp::kLanes + ids[i] % zp::kLanes;
+      const float scale = zp::scale_at(w, at);
+      const int zero = w.asymmetric ? w.zero_point[at] : 0;
+      const int64_t end = (g + 1) * group < w.columns ? (g + 1) * group : w.columns;
+      for (int64_t k = g * group; k < end; ++k)
+        row[k] = static_cast<float>(zp::code_at(w, ids[i], k) - zero) * scale;
+    }
+  }
+  return ZP_OK;
+}

@@ -1,0 +1,409 @@
+// The integer product of many rows on AMX tiles. Only this file is compiled with AMX flags.
+//
+// Work is a 32 x 32 output block at a time: 2 x 2 tiles of 16 x 16. When scales vary along K, a tile's
+// int32 sums of one segment are stored to a first-level-cache buffer and added into float registers.
+// The matrix unit and the vector unit would wait for each other if that were done in turn, so the
+// instruction stream interleaves the tile products of one chunk of segments with the float work of
+// the chunk before.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/layout.h"
+
+namespace zp {
+namespace {
+
+#define ZP_INLINE __attribute__((always_inline)) inline
+
+template <int T> ZP_INLINE void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
+template <int T> ZP_INLINE void tile_load(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
+}
+template <int T> ZP_INLINE void tile_store(void* p) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}) : "memory");
+}
+template <int C, int A, int B> ZP_INLINE void tile_dot() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+void configure(int64_t k_unit) {
+  TileConfig config;
+  for (int t = 0; t < 8; ++t) {
+    config.row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? k_unit : 64);
+    config.rows[t] = static_cast<uint8_t>(t < 6 ? 16 : k_unit / 4);
+  }
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr int64_t kTile = 1024;  // bytes of an int32 tile
+constexpr int kMaxChunk = 4;     // segments
+
+// Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
+struct Panel {
+  const uint8_t* codes[2];
+  float* scale;         // [segments or 1][2][16]
+  int32_t* zero_point;  // likewise; null unless codes of 8 bits have one
+  uint8_t* buffer;      // two chunks of tiles
+  float* total;         // [4][16][16] sums kept between chunks
+  int64_t block;
+  int blocks;
+};
+
+__m512 load_scale(const Weight& w, int64_t at) {
+  if (!w.scale_bf16) return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at);
+  const void* p = static_cast<const uint16_t*>(w.scale) + at;
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
+}
+
+__m512i load_zero(const Weight& w, int64_t at) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_point + at)));
+}
+
+// Nibbles to bytes, the zero point taken off: within +-15.
+void expand(const Weight& w, int64_t block, uint8_t* out) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const uint8_t* in = w.codes + block * w.columns_padded * 8;
+  for (int64_t s = 0; s < w.segments; ++s) {
+    __m512i zero = _mm512_set1_epi8(8);
+    if (w.asymmetric)
+      zero = _mm512_add_epi8(zero, _mm512_shuffle_epi8(load_zero(w, (block * w.groups + s / w.segments_per_group) * 16), spread));
+    const int64_t end = smaller((s + 1) * w.segment, w.columns_padded);
+    for (int64_t k = s * w.segment; k < end; k += 8, in += 64, out += 128) {
+      const __m512i both = _mm512_loadu_si512(in);
+      _mm_prefetch(reinterpret_cast<const char*>(in + 2048), _MM_HINT_T0);
+      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(both, mask), zero));
+      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), zero));
+    }
+  }
+}
+
+bool byte_zeros(const Weight& w) { return w.asymmetric && !w.nibbles; }
+
+Panel prepare(const Weight& w, int64_t block, int blocks, uint8_t* scratch) {
+  Panel p{};
+  p.block = block;
+  p.blocks = blocks;
+  p.buffer = scratch;
+  scratch += 2 * 4 * kMaxChunk * kTile;
+  p.total = reinterpret_cast<float*>(scratch);
+  scratch += 4 * kTile;
+  const int64_t parts = w.scale_by_segment ? w.segments : 1;
+  p.scale = reinterpret_cast<float*>(scratch);
+  scratch += parts * 128;
+  if (byte_zeros(w)) {
+    p.zero_point = reinterpret_cast<int32_t*>(scratch);
+    scratch += w.segments * 128;
+  }
+  for (int n = 0; n < 2; ++n) {
+    const int64_t b = block + (n < blocks ? n : 0);
+    for (int64_t s = 0; s < parts; ++s)
+      _mm512_store_ps(p.scale + s * 32 + n * 16, load_scale(w, (b * w.groups + s / w.segments_per_group) * 16));
+    if (p.zero_point)
+      for (int64_t s = 0; s < w.segments; ++s)
+        _mm512_store_si512(p.zero_point + s * 32 + n * 16, load_zero(w, (b * w.groups + s / w.segments_per_group) * 16));
+    if (!w.nibbles) {
+      p.codes[n] = w.codes + b * w.columns_padded * 16;
+    } else if (n < blocks) {
+      expand(w, b, scratch);
+      p.codes[n] = scratch;
+      scratch += w.columns_padded * 16;
+    } else {
+      p.codes[n] = p.codes[0];
+    }
+  }
+  asm volatile("" ::: "memory");
+  return p;
+}
+
+// One 32 x 32 block's place in the activations.
+struct Rows {
+  int64_t first;   // row
+  int64_t tile[2]; // 16-row tiles; the second may repeat the first
+};
+
+Rows rows_at(const Product& p, int64_t pair) {
+  const int64_t tiles = (p.rows + 15) / 16;
+  return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
+}
+
+void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 value) {
+  if (row >= p.rows || n >= panel.blocks) return;
+  const int64_t column = (panel.block + n) * 16;
+  const int64_t count = smaller(16, p.weight->rows - column);
+  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+  if (p.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
+  _mm512_mask_storeu_ps(p.y + row * p.y_stride + column, mask, value);
+}
+
+// -- scales vary along K --------------------------------------------------------------------------
+
+struct Chunk {
+  const int8_t* a[2];
+  const uint8_t* b[2];
+  uint8_t* buffer;
+  int64_t last_units;  // tiles in the last segment: fewer when the row ends within it
+};
+
+struct Pending {  // the float half of a chunk
+  const float* input_scale[2];
+  const int32_t* sums[2];
+  const float* scale;
+  const int32_t* zero_point;
+  const uint8_t* buffer;
+  Rows rows;
+  bool first, last;
+};
+
+struct Steps {  // how the codes of a chunk lie
+  int64_t k_unit, a_unit, b_unit, units;  // bytes of a tile; tiles in a segment
+};
+
+template <int CHUNK, int L>
+ZP_INLINE void tile_step(const Chunk& c, uint8_t* before, const Steps& steps) {
+  constexpr int kSegment = L / 4, kC = L % 4, kM = kC / 2, kN = kC % 2;
+  constexpr int kStored = (L + 4 * CHUNK - 3) % (4 * CHUNK);
+  const int8_t* a = c.a[kM] + kSegment * steps.units * steps.a_unit;
+  const uint8_t* b = c.b[kN] + kSegment * steps.units * steps.b_unit;
+  const int64_t units = kSegment == CHUNK - 1 ? c.last_units : steps.units;
+  tile_zero<kC>();
+  if (units == 1) {
+    if constexpr (kN == 0) tile_load<4 + kM>(a, steps.k_unit);
+    if constexpr (kM == 0) tile_load<6 + kN>(b, 64);
+    tile_dot<kC, 4 + kM, 6 + kN>();
+  } else {
+    for (int64_t u = 0; u < units; ++u) {
+      tile_load<4 + kM>(a + u * steps.a_unit, steps.k_unit);
+      tile_load<6 + kN>(b + u * steps.b_unit, 64);
+      tile_dot<kC, 4 + kM, 6 + kN>();
+    }
+  }
+  // The tile of three steps ago is ready by now.
+  tile_store<(L + 1) % 4>((L < 3 ? before : c.buffer) + kStored * kTile);
+}
+
+template <bool SCALE, bool INPUT, bool ZERO, int GROUP>
+ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
+  constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
+  const uint8_t* tiles = v.buffer + (segment * 4 + kM * 2) * kTile + kRow * 64;
+  const float* input_scale = v.input_scale[kM] + segment * 16 + kRow;
+  __m512 scale[2];
+  if constexpr (SCALE) {
+    scale[0] = _mm512_load_ps(v.scale + segment * 32);
+    scale[1] = _mm512_load_ps(v.scale + segment * 32 + 16);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) {
+    const __m512 by_row = INPUT ? _mm512_set1_ps(input_scale[r]) : _mm512_setzero_ps();
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      __m512i dot = _mm512_load_si512(tiles + n * kTile + r * 64);
+      if constexpr (ZERO) {
+        const __m512i zero = _mm512_load_si512(v.zero_point + segment * 32 + n * 16);
+        dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(v.sums[kM][segment * 16 + kRow + r])));
+      }
+      __m512 value = _mm512_cvtepi32_ps(dot);
+      if constexpr (INPUT) {
+        if constexpr (SCALE) value = _mm512_mul_ps(value, scale[n]);
+        total[2 * r + n] = _mm512_fmadd_ps(value, by_row, total[2 * r + n]);
+      } else {
+        total[2 * r + n] = _mm512_fmadd_ps(value, scale[n], total[2 * r + n]);
+      }
+    }
+  }
+}
+
+template <bool SCALE, bool INPUT, int GROUP>
+ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __m512 (&total)[16]) {
+  constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
+  for (int r = 0; r < 8; ++r)
+    for (int n = 0; n < 2; ++n) {
+      __m512 value = total[2 * r + n];
+      if constexpr (!SCALE) value = _mm512_mul_ps(value, _mm512_load_ps(panel.scale + n * 16));
+      if constexpr (!INPUT) {
+        const float* scale = p.input.scale + v.rows.tile[kM] * 16 * p.weight->segments;
+        value = _mm512_mul_ps(value, _mm512_set1_ps(scale[kRow + r]));
+      }
+      store_row(p, panel, v.rows.first + kM * 16 + kRow + r, n, value);
+    }
+}
+
+template <bool SCALE, bool INPUT, bool ZERO, int CHUNK, int GROUP, bool TILES, bool FLOATS>
+ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk& c, const Pending& v, uint8_t* before,
+                     const Steps& steps) {
+  __m512 total[16];
+  float* kept = panel.total + GROUP * 256;
+  if constexpr (FLOATS) {
+    if (v.first) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) total[i] = _mm512_setzero_ps();
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) total[i] = _mm512_load_ps(kept + i * 16);
+    }
+  }
+  constexpr int L = GROUP * CHUNK;
+  if constexpr (TILES) tile_step<CHUNK, L>(c, before, steps);
+  if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 0, total);
+  if constexpr (CHUNK > 1) {
+    if constexpr (TILES) tile_step<CHUNK, L + 1>(c, before, steps);
+    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 1, total);
+  }
+  if constexpr (CHUNK > 2) {
+    if constexpr (TILES) tile_step<CHUNK, L + 2>(c, before, steps);
+    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 2, total);
+  }
+  if constexpr (CHUNK > 3) {
+    if constexpr (TILES) tile_step<CHUNK, L + 3>(c, before, steps);
+    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 3, total);
+  }
+  if constexpr (FLOATS) {
+    if (v.last) {
+      finish<SCALE, INPUT, GROUP>(p, panel, v, total);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_store_ps(kept + i * 16, total[i]);
+    }
+  }
+}
+
+template <bool SCALE, bool INPUT, bool ZERO, int CHUNK, bool TILES, bool FLOATS>
+__attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& c, const Pending& v,
+                                     uint8_t* before, const Steps& steps) {
+  group<SCALE, INPUT, ZERO, CHUNK, 0, TILES, FLOATS>(p, panel, c, v, before, steps);
+  group<SCALE, INPUT, ZERO, CHUNK, 1, TILES, FLOATS>(p, panel, c, v, before, steps);
+  group<SCALE, INPUT, ZERO, CHUNK, 2, TILES, FLOATS>(p, panel, c, v, before, steps);
+  group<SCALE, INPUT, ZERO, CHUNK, 3, TILES, FLOATS>(p, panel, c, v, before, steps);
+}
+
+template <bool SCALE, bool INPUT, bool ZERO, int CHUNK>
+void by_segments(const Product& p, const Panel& panel) {
+  const Weight& w = *p.weight;
+  const Steps steps = {w.k_unit, w.k_unit * 16, w.k_unit * 16, w.segment / w.k_unit};
+  const int64_t chunks = w.segments / CHUNK;
+  const int64_t pairs = (p.rows + 31) / 32;
+  Pending pending{};
+  int64_t job = 0;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const Rows rows = rows_at(p, pair);
+    for (int64_t i = 0; i < chunks; ++i, ++job) {
+      const int64_t s = i * CHUNK;
+      Chunk now;
+      Pending next;
+      now.buffer = panel.buffer + (job & 1) * (4 * kMaxChunk * kTile);
+      uint8_t* before = panel.buffer + (~job & 1) * (4 * kMaxChunk * kTile);
+      for (int t = 0; t < 2; ++t) {
+        now.a[t] = p.input.codes + rows.tile[t] * 16 * w.columns_padded + s * w.segment * 16;
+        now.b[t] = panel.codes[t] + s * w.segment * 16;
+        next.input_scale[t] = p.input.scale + (rows.tile[t] * w.segments + s) * 16;
+        next.sums[t] = p.input.sums + (rows.tile[t] * w.segments + s) * 16;
+      }
+      const int64_t left = (w.columns_padded - (s + CHUNK - 1) * w.segment) / w.k_unit;
+      now.last_units = smaller(steps.units, left);
+      next.scale = panel.scale + (SCALE ? s * 32 : 0);
+      next.zero_point = ZERO ? panel.zero_point + s * 32 : nullptr;
+      next.buffer = now.buffer;
+      next.rows = rows;
+      next.first = i == 0;
+      next.last = i == chunks - 1;
+      if (job == 0)
+        chunk<SCALE, INPUT, ZERO, CHUNK, true, false>(p, panel, now, pending, before, steps);
+      else
+        chunk<SCALE, INPUT, ZERO, CHUNK, true, true>(p, panel, now, pending, before, steps);
+      pending = next;
+    }
+  }
+  uint8_t* rest = panel.buffer + ((job - 1) & 1) * (4 * kMaxChunk * kTile) + (4 * CHUNK - 3) * kTile;
+  tile_store<1>(rest);
+  tile_store<2>(rest + kTile);
+  tile_store<3>(rest + 2 * kTile);
+  chunk<SCALE, INPUT, ZERO, CHUNK, false, true>(p, panel, Chunk{}, pending, nullptr, steps);
+}
+
+template <bool SCALE, bool INPUT, bool ZERO>
+void by_chunks(const Product& p, const Panel& panel) {
+  const int64_t segments = p.weight->segments;
+  if (segments % 4 == 0) by_segments<SCALE, INPUT, ZERO, 4>(p, panel);
+  else if (segments % 3 == 0) by_segments<SCALE, INPUT, ZERO, 3>(p, panel);
+  else by_segments<SCALE, INPUT, ZERO, 1>(p, panel);
+}
+
+// -- one scale a row and a channel ----------------------------------------------------------------
+
+void whole_rows(const Product& p, const Panel& panel) {
+  const Weight& w = *p.weight;
+  const int64_t pairs = (p.rows + 31) / 32;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const Rows rows = rows_at(p, pair);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+    const int8_t* a0 = p.input.codes + rows.tile[0] * 16 * w.columns_padded;
+    const int8_t* a1 = p.input.codes + rows.tile[1] * 16 * w.columns_padded;
+    for (int64_t k = 0; k < w.columns_padded; k += 64) {
+      tile_load<4>(a0 + k * 16, 64);
+      tile_load<6>(panel.codes[0] + k * 16, 64);
+      tile_dot<0, 4, 6>();
+      tile_load<7>(panel.codes[1] + k * 16, 64);
+      tile_dot<1, 4, 7>();
+      tile_load<5>(a1 + k * 16, 64);
+      tile_dot<2, 5, 6>();
+      tile_dot<3, 5, 7>();
+    }
+    tile_store<0>(panel.buffer);
+    tile_store<1>(panel.buffer + kTile);
+    tile_store<2>(panel.buffer + 2 * kTile);
+    tile_store<3>(panel.buffer + 3 * kTile);
+    for (int t = 0; t < 2; ++t)
+      for (int r = 0; r < 16; ++r)
+        for (int n = 0; n < 2; ++n) {
+          __m512i dot = _mm512_load_si512(panel.buffer + (t * 2 + n) * kTile + r * 64);
+          if (panel.zero_point) {
+            const __m512i sum = _mm512_set1_epi32(p.input.sums[rows.tile[t] * 16 + r]);
+            dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
+          }
+          __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_load_ps(panel.scale + n * 16));
+          value = _mm512_mul_ps(value, _mm512_set1_ps(p.input.scale[rows.tile[t] * 16 + r]));
+          store_row(p, panel, rows.first + t * 16 + r, n, value);
+        }
+  }
+}
+
+template <bool ZERO>
+void any(const Product& p, const Panel& panel) {
+  const Weight& w = *p.weight;
+  if (w.scale_by_segment && w.input_by_segment) by_chunks<true, true, ZERO>(p, panel);
+  else if (w.scale_by_segment) by_chunks<true, false, ZERO>(p, panel);
+  else by_chunks<false, true, ZERO>(p, panel);
+}
+
+}  // namespace
+
+int64_t amx_scratch_bytes(const Weight& w) {
+  return (8 * kMaxChunk + 4) * kTile + w.segments * 256 + 256 + (w.nibbles ? 32 * w.columns_padded : 0);
+}
+
+void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
+  const Weight& w = *p.weight;
+  configure(w.k_unit);
+  for (int64_t block = begin; block < end; block += 2) {
+    const Panel panel = prepare(w, block, static_cast<int>(smaller(2, end - block)), static_cast<uint8_t*>(scratch));
+    if (!w.scale_by_segment && !w.input_by_segment) whole_rows(p, panel);
+    else if (byte_zeros(w)) any<true>(p, panel);
+    else any<false>(p, panel);
+  }
+  asm volatile("tilerelease");
+}
+
+}  // namespace zp

@@ -1,0 +1,341 @@
+// Quantization and products for one instruction set. CMake compiles this file once per level, with
+// that level's flags, ZP_LEVEL (its namespace) and ZP_VEC (the header of its vector type).
+//
+// Every level rounds in the same places: y = ((fma(float(dot) * weight_scale, input_scale, y) over the
+// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit.
+#include ZP_VEC
+
+#include "core/layout.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+using V = Vec;
+
+constexpr int32_t kInfinityBits = 0x7f800000;
+// Below 2^-112 a group counts as zero: 127 / absmax must not overflow.
+constexpr int32_t kTinyBits = 15 << 23;
+constexpr int64_t kPrefetchBytes = 4096;
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+float from_bits(int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// -- activations ----------------------------------------------------------------------------------
+
+V::Float load_padded(const float* x, int64_t count) {
+  float padded[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = x[i];
+  return V::load(padded);
+}
+
+int32_t absmax_bits(const float* x, int64_t count) {
+  V::Int most = V::set_int(0);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) most = V::max(most, V::magnitude_bits(V::load(x + i)));
+  if (i < count) most = V::max(most, V::magnitude_bits(load_padded(x + i, count - i)));
+  return V::max_lane(most);
+}
+
+// Codes of one segment: `count` real columns, zeros up to `padded`. Returns their sum.
+int32_t quantize_segment(const float* x, int64_t count, int64_t padded, float inverse, int8_t* codes,
+                         int64_t unit, int64_t unit_stride) {
+  V::Int sum = V::set_int(0);
+  const V::Float factor = V::set_float(inverse);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    int8_t* out = codes + (i / unit) * unit_stride + i % unit;
+    if (i + kLanes <= count) {
+      const V::Int code = V::round(V::mul(V::load(x + i), factor));
+      sum = V::add(sum, code);
+      V::store_bytes(out, code);
+      continue;
+    }
+    int8_t tail[kLanes] = {};
+    if (i < count) {
+      const V::Int code = V::round(V::mul(load_padded(x + i, count - i), factor));
+      sum = V::add(sum, code);
+      V::store_bytes(tail, code);
+    }
+    std::memcpy(out, tail, static_cast<size_t>(smaller(kLanes, padded - i)));
+  }
+  return V::sum_lanes(sum);
+}
+
+void zero_segment(int64_t padded, int8_t* codes, int64_t unit, int64_t unit_stride) {
+  for (int64_t i = 0; i < padded; i += 8) std::memset(codes + (i / unit) * unit_stride + i % unit, 0, 8);
+}
+
+struct Place {  // where the codes of (row, k) and the scale of (row, segment) go
+  int64_t codes, code_unit_stride, scale, scale_stride;
+};
+
+Place place(const Weight& w, bool tiled, int64_t row) {
+  if (!tiled) return {row * w.columns_padded, w.k_unit, row * w.segments, 1};
+  return {(row / 16) * 16 * w.columns_padded + (row % 16) * w.k_unit, 16 * w.k_unit,
+          (row / 16) * 16 * w.segments + row % 16, 16};
+}
+
+void quantize(const Product& p, int64_t begin, int64_t end) {
+  const Weight& w = *p.weight;
+  const int64_t group = w.activation > 0 ? smaller(w.activation, w.columns) : w.columns;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = p.x + row * p.x_stride;
+    const Place at = place(w, p.input.tiled, row);
+    int64_t segment = 0;
+    for (int64_t start = 0; start < w.columns; start += group) {
+      const int64_t stop = smaller(start + group, w.columns);
+      const int32_t bits = absmax_bits(x + start, stop - start);
+      const bool zero = bits < kTinyBits || bits >= kInfinityBits;
+      const float absmax = from_bits(bits);
+      const float inverse = zero ? 0.0f : 127.0f / absmax;
+      // A NaN or infinity makes the scale NaN, and so the token's output, with codes that are valid.
+      const float scale = !zero ? absmax / 127.0f : bits < kTinyBits ? 0.0f : from_bits(0x7fc00000);
+      for (int64_t k = start; k < stop; k += w.segment, ++segment) {
+        const int64_t real = smaller(stop - k, w.segment);
+        const int64_t padded = smaller(w.columns_padded - k, w.segment);
+        int8_t* codes = p.input.codes + at.codes + (k / w.k_unit) * at.code_unit_stride;
+        int32_t sum = 0;
+        if (zero)
+          zero_segment(padded, codes, w.k_unit, at.code_unit_stride);
+        else
+          sum = quantize_segment(x + k, real, padded, inverse, codes, w.k_unit, at.code_unit_stride);
+        p.input.scale[at.scale + segment * at.scale_stride] = scale;
+        p.input.sums[at.scale + segment * at.scale_stride] = sum;
+      }
+    }
+  }
+}
+
+// -- output ---------------------------------------------------------------------------------------
+
+V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
+  const int64_t at = (block * w.groups + group) * kLanes;
+  return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
+                      : V::load(static_cast<const float*>(w.scale) + at);
+}
+
+void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
+  const int64_t column = block * kLanes;
+  const int64_t count = smaller(kLanes, p.weight->rows - column);
+  float* y = p.y + row * p.y_stride + column;
+  if (count == kLanes) {
+    V::store(y, p.bias ? V::add(value, V::load(p.bias + column)) : value);
+    return;
+  }
+  float lanes[kLanes];
+  if (p.bias) value = V::add(value, load_padded(p.bias + column, count));
+  V::store(lanes, value);
+  for (int64_t i = 0; i < count; ++i) y[i] = lanes[i];
+}
+
+// -- int8 input -----------------------------------------------------------------------------------
+
+template <int ROWS, int BLOCKS, bool NIBBLES>
+void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
+  constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
+  constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;  // of a block, 8 columns
+  const Weight& w = *p.weight;
+  const uint8_t* code[BLOCKS];
+  for (int n = 0; n < BLOCKS; ++n)
+    code[n] = w.codes + smaller(block + n, block + blocks - 1) * (w.columns_padded / 8 * kBytesPer8);
+  const int8_t* x[ROWS];
+  int64_t scale_at[ROWS];
+  for (int m = 0; m < ROWS; ++m) {
+    const int64_t r = row + smaller(m, rows - 1);
+    x[m] = p.input.codes + r * w.columns_padded;
+    scale_at[m] = r * w.segments;
+  }
+  const bool small_sums = w.segment <= 256;  // a segment's sum fits 16 bits
+  V::Float total[ROWS][BLOCKS];
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < BLOCKS; ++n) total[m][n] = V::set_float(0.0f);
+
+  int64_t group = 0, segments_left = w.segments_per_group;
+  for (int64_t s = 0; s < w.segments; ++s) {
+    V::Int dot[ROWS][BLOCKS];
+    if (w.asymmetric) {
+#pragma GCC unroll 4
+      for (int n = 0; n < BLOCKS; ++n) {
+        const int64_t b = smaller(block + n, block + blocks - 1);
+        const V::Int zero = V::add(V::widen(w.zero_point + (b * w.groups + group) * kLanes), V::set_int(kOffset));
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m) {
+          const int32_t sum = -p.input.sums[scale_at[m] + s];
+          dot[m][n] = small_sums ? V::mul_short(zero, sum) : V::mul(zero, sum);
+        }
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m) {
+        const V::Int init = kOffset ? V::set_int(-kOffset * p.input.sums[scale_at[m] + s]) : V::set_int(0);
+#pragma GCC unroll 4
+        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
+      }
+    }
+    const int64_t k_end = smaller((s + 1) * w.segment, w.columns_padded);
+    for (int64_t k = s * w.segment; k < k_end; k += 8) {
+      typename V::Codes first[BLOCKS], second[BLOCKS];
+#pragma GCC unroll 4
+      for (int n = 0; n < BLOCKS; ++n) {
+        const uint8_t* at = code[n] + k / 8 * kBytesPer8;
+        if constexpr (NIBBLES) {
+          V::load_nibbles(at, first[n], second[n]);
+        } else {
+          first[n] = V::load_bytes(at);
+          second[n] = V::load_bytes(at + 64);
+        }
+        if constexpr (ROWS <= 4) {
+          V::prefetch(at + kPrefetchBytes);
+          if constexpr (!NIBBLES) V::prefetch(at + kPrefetchBytes + 64);
+        }
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::template dot<NIBBLES>(dot[m][n], first[n], x[m] + k);
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < BLOCKS; ++n)
+          dot[m][n] = V::template dot<NIBBLES>(dot[m][n], second[n], x[m] + k + 4);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < BLOCKS; ++n) {
+      const int64_t b = smaller(block + n, block + blocks - 1);
+      const V::Float scale = w.scale_by_segment ? load_scale(w, b, group) : V::set_float(1.0f);
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m) {
+        V::Float value = V::to_float(dot[m][n]);
+        if (w.input_by_segment) {
+          if (w.scale_by_segment) value = V::mul(value, scale);
+          total[m][n] = V::fma(value, V::set_float(p.input.scale[scale_at[m] + s]), total[m][n]);
+        } else {
+          total[m][n] = V::fma(value, scale, total[m][n]);
+        }
+      }
+    }
+    if (--segments_left == 0) {
+      ++group;
+      segments_left = w.segments_per_group;
+    }
+  }
+  for (int n = 0; n < blocks; ++n) {
+    const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
+    for (int m = 0; m < rows; ++m) {
+      V::Float value = total[m][n];
+      if (!w.scale_by_segment) value = V::mul(value, scale);
+      if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
+      store_output(p, row + m, block + n, value);
+    }
+  }
+}
+
+template <int ROWS, int BLOCKS>
+void integer_rows(const Product& p, int64_t row, int rows, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; block += BLOCKS) {
+    const int blocks = static_cast<int>(smaller(BLOCKS, end - block));
+    if (p.weight->nibbles)
+      integer_tile<ROWS, BLOCKS, true>(p, row, rows, block, blocks);
+    else
+      integer_tile<ROWS, BLOCKS, false>(p, row, rows, block, blocks);
+  }
+}
+
+void integer(const Product& p, int64_t begin, int64_t end, void*) {
+  // A strip of blocks stays in the first-level cache while the rows pass over it.
+  for (int64_t strip = begin; strip < end; strip += V::kWide) {
+    const int64_t stop = smaller(strip + V::kWide, end);
+    for (int64_t row = 0; row < p.rows;) {
+      const int left = static_cast<int>(smaller(p.rows - row, V::kRows));
+      if constexpr (V::kRows >= 12) {
+        if (left > 8) integer_rows<12, 2>(p, row, left, strip, stop);
+        else if (left > 4) integer_rows<8, 2>(p, row, left, strip, stop);
+        else if (left > 2) integer_rows<4, 4>(p, row, left, strip, stop);
+      } else if constexpr (V::kRows >= 4) {
+        if (left > 2) integer_rows<4, 1>(p, row, left, strip, stop);
+      }
+      if (left == 2) integer_rows<2, V::kWide>(p, row, left, strip, stop);
+      if (left == 1) integer_rows<1, V::kWide>(p, row, left, strip, stop);
+      row += left;
+    }
+  }
+}
+
+// -- float input ----------------------------------------------------------------------------------
+
+template <int ROWS, bool NIBBLES>
+void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
+  constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
+  constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;
+  const Weight& w = *p.weight;
+  const uint8_t* code = w.codes + block * (w.columns_padded / 8 * kBytesPer8);
+  const float* x[ROWS];
+  for (int m = 0; m < ROWS; ++m) x[m] = p.x + (row + smaller(m, rows - 1)) * p.x_stride;
+  V::Float total[ROWS];
+  for (int m = 0; m < ROWS; ++m) total[m] = V::set_float(0.0f);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    V::Int zero = V::set_int(kOffset);
+    if (w.asymmetric) zero = V::add(zero, V::widen(w.zero_point + (block * w.groups + g) * kLanes));
+    V::Float part[ROWS];
+    for (int m = 0; m < ROWS; ++m) part[m] = V::set_float(0.0f);
+    const int64_t k_end = smaller((g + 1) * w.segment, w.columns);
+    for (int64_t k = g * w.segment; k < k_end; k += 8) {
+      typename V::Codes quads[2];
+      if constexpr (NIBBLES) {
+        V::load_nibbles(code + k / 8 * kBytesPer8, quads[0], quads[1]);
+      } else {
+        quads[0] = V::load_bytes(code + k / 8 * kBytesPer8);
+        quads[1] = V::load_bytes(code + k / 8 * kBytesPer8 + 64);
+      }
+      const int count = static_cast<int>(smaller(8, k_end - k));
+      for (int j = 0; j < count; ++j) {
+        const V::Float value = V::to_float(V::sub(V::lane_code(quads[j / 4], j % 4), zero));
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; ++m) part[m] = V::fma(value, V::set_float(x[m][k + j]), part[m]);
+      }
+    }
+    const V::Float scale = load_scale(w, block, g);
+    for (int m = 0; m < ROWS; ++m) total[m] = V::fma(part[m], scale, total[m]);
+  }
+  for (int m = 0; m < rows; ++m) store_output(p, row + m, block, total[m]);
+}
+
+void floating(const Product& p, int64_t begin, int64_t end, void*) {
+  for (int64_t block = begin; block < end; ++block)
+    for (int64_t row = 0; row < p.rows; row += 4) {
+      const int rows = static_cast<int>(smaller(4, p.rows - row));
+      const bool nibbles = p.weight->nibbles;
+      if (rows == 1)
+        nibbles ? floating_tile<1, true>(p, row, 1, block) : floating_tile<1, false>(p, row, 1, block);
+      else
+        nibbles ? floating_tile<4, true>(p, row, rows, block) : floating_tile<4, false>(p, row, rows, block);
+    }
+}
+
+uint64_t stream(const uint8_t* begin, int64_t bytes) {
+  V::Int sum[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
+  const float* p = reinterpret_cast<const float*>(begin);
+  for (int64_t i = 0; i + 4 * kLanes <= bytes / 4; i += 4 * kLanes) {
+    V::prefetch(p + i + 1024);
+    V::prefetch(p + i + 1024 + kLanes);
+    V::prefetch(p + i + 1024 + 2 * kLanes);
+    V::prefetch(p + i + 1024 + 3 * kLanes);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sum[j] = V::max(sum[j], V::magnitude_bits(V::load(p + i + j * kLanes)));
+  }
+  return static_cast<uint64_t>(V::max_lane(V::max(V::max(sum[0], sum[1]), V::max(sum[2], sum[3]))));
+}
+
+constexpr Kernels kTable = {quantize, integer, floating, stream};
+
+}  // namespace
+
+const Kernels* kernels() { return &kTable; }
+
+}  // namespace zp::ZP_LEVEL

@@ -1,0 +1,118 @@
+// The kernels' vector type on AVX2: 16 lanes in two 256-bit registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+struct Vec {
+  struct Int { __m256i a, b; };
+  struct Float { __m256 a, b; };
+  using Codes = Int;
+
+  static constexpr int kOffsetBytes = 0;
+  static constexpr int kOffsetNibbles = 8;
+  static constexpr int kRows = 4;  // of a register tile
+  static constexpr int kWide = 2;  // blocks of a tile with few rows
+
+  static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Codes load_bytes(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
+  static void load_nibbles(const uint8_t* p, Codes& first, Codes& second) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    const Codes both = load_bytes(p);
+    first = {_mm256_and_si256(both.a, mask), _mm256_and_si256(both.b, mask)};
+    second = {_mm256_and_si256(_mm256_srli_epi16(both.a, 4), mask),
+              _mm256_and_si256(_mm256_srli_epi16(both.b, 4), mask)};
+  }
+  // VPMADDUBSW adds two products in 16 bits and saturates. With |w| <= 128 on the unsigned side and x
+  // within +-127 carrying the sign, a pair stays within 2 * 128 * 127 = 32512, so the sum is exact.
+  template <bool NIBBLES>
+  static __m256i quad(__m256i w, __m256i x) {
+    const __m256i pairs = NIBBLES ? _mm256_maddubs_epi16(w, x)
+                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  template <bool NIBBLES>
+  static Int dot(Int sum, Codes w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i all = _mm256_set1_epi32(four);
+    return {_mm256_add_epi32(sum.a, quad<NIBBLES>(w.a, all)),
+            _mm256_add_epi32(sum.b, quad<NIBBLES>(w.b, all))};
+  }
+  static Int lane_code(Codes w, int j) {
+    const __m128i left = _mm_cvtsi32_si128(24 - 8 * j);
+    return {_mm256_srai_epi32(_mm256_sll_epi32(w.a, left), 24),
+            _mm256_srai_epi32(_mm256_sll_epi32(w.b, left), 24)};
+  }
+  static Int set_int(int32_t a) { return {_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
+  static Float set_float(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+  static Int widen(const int8_t* p) {
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi8_epi32(all), _mm256_cvtepi8_epi32(_mm_srli_si128(all, 8))};
+  }
+  static Int add(Int x, Int y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+  static Int sub(Int x, Int y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+  static Int mul(Int x, int32_t y) {
+    const __m256i all = _mm256_set1_epi32(y);
+    return {_mm256_mullo_epi32(x.a, all), _mm256_mullo_epi32(x.b, all)};
+  }
+  static Int mul_short(Int x, int32_t y) {
+    const __m256i all = _mm256_set1_epi32(y & 0xffff);
+    return {_mm256_madd_epi16(x.a, all), _mm256_madd_epi16(x.b, all)};
+  }
+  static Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+  static Float mul(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static Float add(Float x, Float y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+  static Float fma(Float x, Float y, Float z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+  }
+  static Float load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, Float x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+  }
+  static __m256 from_bf16(__m128i half) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static Float load_bf16(const uint16_t* p) {
+    return {from_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            from_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+  }
+  static Int magnitude_bits(Float x) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    return {_mm256_and_si256(_mm256_castps_si256(x.a), mask),
+            _mm256_and_si256(_mm256_castps_si256(x.b), mask)};
+  }
+  static Int max(Int x, Int y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+  static int32_t max_lane(Int x) {
+    const __m256i m = _mm256_max_epi32(x.a, x.b);
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+    return _mm_cvtsi128_si32(h);
+  }
+  static int32_t sum_lanes(Int x) {
+    const __m256i s = _mm256_add_epi32(x.a, x.b);
+    __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+    h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+    return _mm_cvtsi128_si32(h);
+  }
+  static Int round(Float x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+  static void store_bytes(int8_t* p, Int x) {
+    __m256i words = _mm256_packs_epi32(x.a, x.b);
+    words = _mm256_permute4x64_epi64(words, 0xd8);
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL

@@ -1,0 +1,137 @@
+"""The native library: found, checked and typed. Every call releases the interpreter lock (ctypes.CDLL)."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from functools import cache
+from pathlib import Path
+
+from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
+
+ABI_VERSION = 1
+ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
+FILE_NAME = "libzeropoint.so"
+
+
+class Format(ctypes.Structure):
+    """`zp_format` of native/include/zeropoint.h, which documents the fields."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("bits", c_int32),
+        ("group_size", c_int32),
+        ("per_tensor", c_int32),
+        ("asymmetric", c_int32),
+        ("activation", c_int32),
+        ("scale_bf16", c_int32),
+    )
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "zp_abi_version": (c_int32, []),
+    "zp_last_error": (c_char_p, []),
+    "zp_check": (c_int32, [POINTER(Format)]),
+    "zp_pack": (c_int32, [POINTER(Format), c_void_p, c_void_p, c_void_p, POINTER(c_void_p)]),
+    "zp_free": (None, [c_void_p]),
+    "zp_weight_bytes": (c_size_t, [c_void_p]),
+    "zp_linear": (
+        c_int32,
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32],
+    ),
+    "zp_rows": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64]),
+    "zp_isa_levels": (c_uint32, []),
+    "zp_isa_active": (c_int32, []),
+    "zp_isa_select": (c_int32, [c_int32]),
+    "zp_read_bandwidth": (c_int32, [c_size_t, c_int32, c_int32, POINTER(c_double)]),
+}
+
+
+def _candidates() -> Iterator[Path]:
+    yield Path(__file__).parent / "_native" / FILE_NAME
+    for entry in sys.path:  # an editable install keeps built files in site-packages
+        yield Path(entry or ".") / "zeropoint" / "kernels" / "_native" / FILE_NAME
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library, loaded once. Raises `UnsupportedError` when it is missing or of another version."""
+    path = next((p for p in _candidates() if p.is_file()), None)
+    if path is None:
+        raise UnsupportedError(
+            f"the native kernels ({FILE_NAME}) are not installed; build them with `pip install .`"
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UnsupportedError(f"the native kernels {path} do not load: {error}") from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise UnsupportedError(f"the native kernels {path} lack {name}: rebuild with `pip install .`")
+        function.restype = result
+        function.argtypes = arguments
+    if library.zp_abi_version() != ABI_VERSION:
+        raise UnsupportedError(f"the native kernels {path} are of another version: rebuild with `pip install .`")
+    return library
+
+
+def missing() -> str | None:
+    """Why there are no native kernels here, or `None`."""
+    try:
+        library = load()
+    except UnsupportedError as error:
+        return str(error)
+    return None if library.zp_isa_active() >= 0 else _message(library)
+
+
+def _message(library: ctypes.CDLL) -> str:
+    message: bytes = library.zp_last_error()
+    return message.decode()
+
+
+def check(status: int) -> None:
+    """Raises the library's error, unless `status` is 0."""
+    if status == 0:
+        return
+    message = _message(load())
+    if status == 3:
+        raise MemoryError(message)
+    raise {1: SchemeError, 2: UnsupportedError}.get(status, ZeropointError)(message)
+
+
+def isa_levels() -> tuple[str, ...]:
+    """Instruction set levels this CPU runs, slowest first; empty without the native library."""
+    try:
+        levels = load().zp_isa_levels()
+    except UnsupportedError:
+        return ()
+    return tuple(name for i, name in enumerate(ISA_NAMES) if levels >> i & 1)
+
+
+def active_isa() -> str:
+    """The level in use. Raises `UnsupportedError` when `ZEROPOINT_ISA` asks for one that cannot run."""
+    library = load()
+    level = library.zp_isa_active()
+    if level < 0:
+        raise UnsupportedError(_message(library))
+    return ISA_NAMES[level]
+
+
+def select_isa(name: str) -> None:
+    """Chooses a level for the whole process (tests do); not while a product runs."""
+    if name not in ISA_NAMES:
+        raise UnsupportedError(f"{name!r} is no instruction set level: use {', '.join(ISA_NAMES)}")
+    check(load().zp_isa_select(ISA_NAMES.index(name)))
+
+
+def read_bandwidth(num_bytes: int = 1 << 30, threads: int = 1, repeats: int = 3) -> float:
+    """Bytes a second at which `threads` threads stream through `num_bytes` of memory: the best repeat."""
+    rate = c_double()
+    check(load().zp_read_bandwidth(num_bytes, threads, repeats, ctypes.byref(rate)))
+    return rate.value
+
+

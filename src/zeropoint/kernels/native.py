@@ -1,0 +1,148 @@
+"""Integer kernels in C++ (native/): scalar, AVX2, AVX-512 VNNI and AMX, chosen when the library loads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.kernels import library
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.scheme import Scheme
+
+Floats = NDArray[np.float32]
+
+
+class Packed:
+    """A weight in the kernels' layout; its memory is freed with it. Usable in a forked child, not picklable."""
+
+    __slots__ = ("__weakref__", "_finalizer", "address", "nbytes", "scheme", "shape")
+
+    def __init__(self, address: int, nbytes: int, scheme: Scheme, shape: tuple[int, int]) -> None:
+        self.address = address
+        self.nbytes = nbytes
+        self.scheme = scheme
+        self.shape = shape
+        self._finalizer = weakref.finalize(self, library.load().zp_free, ctypes.c_void_p(address))
+        self._finalizer.atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a packed weight is private to its process: save the QuantizedTensor and pack it again")
+
+
+def _format(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
+    activation = -1 if scheme.activation is None else scheme.activation.group_size
+    return library.Format(
+        shape[0],
+        shape[1],
+        scheme.bits,
+        scheme.group_size,
+        int(scheme.granularity == "tensor"),
+        int(not scheme.symmetric),
+        activation,
+        int(scheme.scale_dtype == "bf16"),
+    )
+
+
+def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str | None:
+    """Why these kernels cannot take such a weight `[out, in]`, or `None`."""
+    if device != "cpu":
+        return f"runs on the CPU, not on {device}"
+    if scheme.is_float:
+        return f"{scheme} is a float format"
+    reason = library.missing()
+    if reason is not None:
+        return reason
+    try:
+        library.check(library.load().zp_check(ctypes.byref(_format(scheme, shape))))
+    except (SchemeError, UnsupportedError) as error:
+        return str(error)
+    return None
+
+
+def pack(weight: QuantizedTensor) -> Packed:
+    """The weight in the kernels' layout. Raises `UnsupportedError` with the reason of `refusal`."""
+    reason = refusal(weight.scheme, weight.shape)
+    if reason is not None:
+        raise UnsupportedError(f"the native kernels do not take {weight.scheme} {weight.shape}: {reason}")
+    codes = np.ascontiguousarray(weight.codes)
+    scale = np.ascontiguousarray(weight.scale)
+    zero_point = None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point)
+    address = ctypes.c_void_p()
+    native = library.load()
+    status = native.zp_pack(
+        ctypes.byref(_format(weight.scheme, weight.shape)),
+        codes.ctypes.data,
+        scale.ctypes.data,
+        None if zero_point is None else zero_point.ctypes.data,
+        ctypes.byref(address),
+    )
+    library.check(status)
+    assert address.value is not None
+    return Packed(address.value, native.zp_weight_bytes(address), weight.scheme, weight.shape)
+
+
+def default_threads() -> int:
+    """The cores this process may use."""
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def linear(
+    x: Floats,
+    packed: Packed,
+    bias: Floats | None = None,
+    *,
+    threads: int | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """`x @ w.T + bias`, float32 `[m, out]`, for a C-contiguous float32 `x` `[m, in]`.
+
+    `bias` is float32 `[out]`; `out`, when given, receives the result. The result depends neither on
+    `threads` nor on the other rows of the call. Raises `SchemeError` when a shape or type does not fit.
+    """
+    rows, (features_out, features_in) = len(x), packed.shape
+    _require(x, (rows, features_in), "x")
+    if bias is not None:
+        _require(bias, (features_out,), "bias")
+    if out is None:
+        out = np.empty((rows, features_out), np.float32)
+    else:
+        _require(out, (rows, features_out), "out")
+    bias_ptr = 0 if bias is None else bias.ctypes.data
+    linear_ptr(x.ctypes.data, rows, packed, bias_ptr, out.ctypes.data, threads or default_threads())
+    return out
+
+
+def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: int, threads: int) -> None:
+    """`linear` on addresses of contiguous float32 memory; `bias_ptr` 0 is no bias. The caller checks shapes."""
+    features_out, features_in = packed.shape
+    library.check(
+        library.load().zp_linear(
+            packed.address, x_ptr, rows, features_in, bias_ptr, out_ptr, features_out, threads
+        )
+    )
+
+
+def rows(packed: Packed, ids: NDArray[np.int64]) -> Floats:
+    """Rows `ids` `[n]` of the dequantized weight: float32 `[n, in]`. Raises `SchemeError` outside the weight."""
+    wanted = np.ascontiguousarray(ids, np.int64)
+    if wanted.ndim != 1:
+        raise SchemeError(f"row numbers must be one-dimensional, not {wanted.shape}")
+    out = np.empty((len(wanted), packed.shape[1]), np.float32)
+    status = library.load().zp_rows(
+        packed.address, wanted.ctypes.data, len(wanted), out.ctypes.data, packed.shape[1]
+    )
+    library.check(status)
+    return out
+
+
+def _require(array: NDArray[np.generic], shape: tuple[int, ...], name: str) -> None:
+    if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise SchemeError(
+            f"{name} must be contiguous float32 of shape {shape}, not {array.dtype} {array.shape}"
+        )

@@ -1,0 +1,92 @@
+"""The last backend: numpy, for every format and any machine. Correct, and slow."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import SchemeError
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.reference.linear import linear as reference_linear
+from zeropoint.scheme import Scheme
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """The weight as it is: this backend has no layout of its own."""
+
+    weight: QuantizedTensor
+
+    @property
+    def nbytes(self) -> int:
+        zero_point = self.weight.zero_point
+        return (
+            self.weight.codes.nbytes + self.weight.scale.nbytes + (0 if zero_point is None else zero_point.nbytes)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.weight.scheme
+
+
+def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str | None:
+    """`None`, but for float formats and other devices."""
+    if device != "cpu":
+        return f"runs on the CPU, not on {device}"
+    return f"{scheme} is a float format" if scheme.is_float else None
+
+
+def pack(weight: QuantizedTensor) -> Packed:
+    """Keeps the weight."""
+    return Packed(weight)
+
+
+def linear(
+    x: Floats,
+    packed: Packed,
+    bias: Floats | None = None,
+    *,
+    threads: int | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """`x @ w.T + bias`, float32 `[m, out]`; `threads` has no effect."""
+    result = reference_linear(x, packed.weight, bias)
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != np.float32:
+        raise SchemeError(f"out must be float32 of shape {result.shape}, not {out.dtype} {out.shape}")
+    out[...] = result
+    return out
+
+
+def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: int, threads: int) -> None:
+    """`linear` on addresses of contiguous float32 memory; `bias_ptr` 0 is no bias."""
+    features_out, features_in = packed.shape
+    bias = _view(bias_ptr, 1, features_out)[0] if bias_ptr else None
+    linear(_view(x_ptr, rows, features_in), packed, bias, out=_view(out_ptr, rows, features_out))
+
+
+def rows(packed: Packed, ids: NDArray[np.int64]) -> Floats:
+    """Rows `ids` `[n]` of the dequantized weight: float32 `[n, in]`. Raises `SchemeError` outside the weight."""
+    wanted = np.asarray(ids, np.int64)
+    if wanted.size and not (0 <= int(wanted.min()) and int(wanted.max()) < packed.shape[0]):
+        raise SchemeError(f"a row number lies outside a weight with {packed.shape[0]} rows")
+    w = packed.weight
+    tensor = w.scheme.granularity == "tensor"
+    zero_point = w.zero_point if w.zero_point is None or tensor else w.zero_point[wanted]
+    scale = w.scale if tensor else w.scale[wanted]
+    return QuantizedTensor(w.scheme, w.codes[wanted], scale, zero_point).dequantize()
+
+
+def _view(address: int, rows: int, columns: int) -> Floats:
+    memory = (ctypes.c_float * (rows * columns)).from_address(address)
+    return np.ctypeslib.as_array(memory).reshape(rows, columns)
