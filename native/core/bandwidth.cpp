@@ -11,15 +11,17 @@ namespace {
 struct Stream {
   const zp::Kernels* kernels;
   const uint8_t* memory;
-  int64_t bytes;
-  int threads;
+  int64_t pieces;
+  std::atomic<int64_t> next{0};
   std::atomic<uint64_t> result{0};  // used, so that the reads are not removed
 };
 
-void work(void* context, int thread) {
+constexpr int64_t kPiece = 1 << 18;
+
+void work(void* context, int) {
   Stream& s = *static_cast<Stream*>(context);
-  const int64_t part = s.bytes / s.threads / 4096 * 4096;
-  s.result += s.kernels->stream(s.memory + thread * part, part);
+  for (int64_t piece; (piece = s.next.fetch_add(1, std::memory_order_relaxed)) < s.pieces;)
+    s.result += s.kernels->stream(s.memory + piece * kPiece, kPiece);
 }
 
 }  // namespace
@@ -35,11 +37,11 @@ zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, doub
   if (memory == nullptr) return zp::fail(ZP_NO_MEMORY, "no memory for a bandwidth test of %zu bytes", bytes);
   std::memset(memory, 1, bytes);
   stream.memory = static_cast<const uint8_t*>(memory);
-  stream.bytes = static_cast<int64_t>(bytes);
-  stream.threads = threads;
-  const double read = static_cast<double>(stream.bytes / threads / 4096 * 4096 * threads);
+  stream.pieces = static_cast<int64_t>(bytes) / kPiece;
+  const double read = static_cast<double>(stream.pieces * kPiece);
   *rate = 0;
   for (int32_t i = 0; i < repeats; ++i) {
+    stream.next.store(0);
     const auto start = Clock::now();
     zp::Pool::shared().run(threads, work, &stream);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

@@ -8,6 +8,8 @@ namespace zp {
 namespace {
 
 constexpr uint32_t kThreadBits = 10;
+constexpr uint64_t kOpen = uint64_t{1} << 31;
+constexpr uint64_t kInside = kOpen - 1;
 constexpr auto kSpin = std::chrono::microseconds(60);
 
 void pause() {
@@ -57,14 +59,27 @@ void Pool::grow(int workers) {
     workers_.emplace_back(&Pool::serve, this, static_cast<int>(workers_.size()) + 1);
 }
 
+// A worker takes part only if it arrives before the caller has closed the job: a worker whose core is
+// busy with another process must not hold up a caller that has done all the work meanwhile.
+bool Pool::join(uint32_t number) {
+  uint64_t gate = gate_.load(std::memory_order_relaxed);
+  while (gate >> 32 == number && (gate & kOpen) != 0)
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+  return false;
+}
+
 void Pool::serve(int index) {
   uint32_t seen = 0;
   for (;;) {
     seen = wait_for_change(job_, seen);
     if (stop_.load()) return;
-    if (index >= static_cast<int>(seen & ((1u << kThreadBits) - 1))) continue;
+    if (index >= static_cast<int>(seen & ((1u << kThreadBits) - 1)) || !join(seen >> kThreadBits)) continue;
     work_(context_, index);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    const uint64_t gate = gate_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+    if ((gate & (kOpen | kInside)) == 0) {
+      finished_.fetch_add(1, std::memory_order_release);
+      finished_.notify_one();
+    }
   }
 }
 
@@ -77,13 +92,16 @@ void Pool::run(int threads, void (*work)(void*, int), void* context) {
   grow(threads - 1);
   work_ = work;
   context_ = context;
-  pending_.store(static_cast<uint32_t>(threads - 1), std::memory_order_relaxed);
-  const uint32_t number = (job_.load(std::memory_order_relaxed) >> kThreadBits) + 1;
+  constexpr uint32_t kNumbers = 1u << (32 - kThreadBits);
+  const uint32_t number = ((job_.load(std::memory_order_relaxed) >> kThreadBits) + 1) % kNumbers;
+  gate_.store(uint64_t{number} << 32 | kOpen, std::memory_order_release);
   job_.store((number << kThreadBits) | static_cast<uint32_t>(threads), std::memory_order_release);
   job_.notify_all();
   work(context, 0);
-  for (uint32_t left = pending_.load(std::memory_order_acquire); left != 0;)
-    left = wait_for_change(pending_, left);
+  const uint32_t before = finished_.load(std::memory_order_acquire);
+  const uint64_t gate = gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  // Whoever leaves last after the gate is shut counts `finished_` up, exactly once.
+  if ((gate & kInside) != 0) wait_for_change(finished_, before);
 }
 
 }  // namespace zp

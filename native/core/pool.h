@@ -18,8 +18,10 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
   ~Pool();
 
-  // Runs work(context, thread) for thread 0 (the caller) to threads - 1, and waits for all. Calls from
-  // several threads take turns. `work` must not call run, nor throw.
+  // Runs work(context, thread) for thread 0 (the caller) and for those of the threads 1 to threads - 1
+  // that arrive while it is running, and waits for these. `work` takes its pieces from a shared counter
+  // until none is left, so that the caller alone can finish it. Calls from several threads take turns.
+  // `work` must not call run, nor throw.
   void run(int threads, void (*work)(void*, int), void* context);
 
   // The process's pool. A forked child gets a new one: threads do not survive a fork.
@@ -27,13 +29,16 @@ class Pool {
 
  private:
   void serve(int index);
+  bool join(uint32_t number);
   void grow(int workers);
 
   std::mutex turn_;
   std::vector<std::thread> workers_;
   // Job number and its threads in one word, so that a worker never sees half a new job.
   alignas(64) std::atomic<uint32_t> job_{0};
-  alignas(64) std::atomic<uint32_t> pending_{0};
+  // Job number (high half), whether the job is open to workers, and how many are inside it.
+  alignas(64) std::atomic<uint64_t> gate_{0};
+  alignas(64) std::atomic<uint32_t> finished_{0};
   std::atomic<bool> stop_{false};
   void (*work_)(void*, int) = nullptr;
   void* context_ = nullptr;
