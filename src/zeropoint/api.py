@@ -62,6 +62,7 @@ class AutoModelForCausalLM:
         wanted = _wanted_format(load_in_8bit, load_in_4bit, format)
         path = str(pretrained_model_name_or_path)
         from zeropoint.runtime.universal import runner
+        from zeropoint.runtime.universal.assemble import assemble
 
         if runner.is_artifact(path):
             if wanted is not None:
@@ -78,7 +79,7 @@ class AutoModelForCausalLM:
 
         checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
         plan = uniform_plan(checkpoint, wanted, keep=keep)
-        model = runner.assemble(
+        model = assemble(
             checkpoint.config,
             stream(checkpoint, plan, progress=progress),
             trust_remote_code=trust_remote_code,

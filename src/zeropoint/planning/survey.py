@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.machine import Machine
 from zeropoint.planning.coverage import CoverageRow, coverage, quantized_fraction
 from zeropoint.planning.uniform import uniform_plan
-from zeropoint.views import layer_views
 
-#: Share of the measured memory bandwidth that decoding reaches in practice; the rest goes to
-#: attention, norms and the time between layers.
-ROOFLINE = 1.0
+#: Float32 copies of the largest weight that round-to-nearest holds at once (weight, candidate, error, codes).
+PEAK_COPIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +41,23 @@ class Survey:
     peak_bytes: int
 
 
-def survey(checkpoint: Checkpoint, formats: tuple[str, ...], *, machine: Machine, keep: tuple[str, ...] = ()) -> Survey:
+def survey(
+    checkpoint: Checkpoint, formats: Sequence[str], *, machine: Machine, keep: Sequence[str] = ()
+) -> Survey:
     """Survey a checkpoint from its config and tensor headers alone."""
-    infos = [info for info in checkpoint.parameters() if info.tied_to is None]
+    infos = checkpoint.parameters()
+    parameters = sum(info.numel for info in infos if info.tied_to is None)
+    views, _ = checkpoint.views()
     kinds: Counter[str] = Counter()
-    views = layer_views(checkpoint)
-    largest = 0
     for view in views:
         kinds[view.kind] += view.shape[0] * view.shape[1]
-        largest = max(largest, view.shape[0] * view.shape[1])
-    parameters = sum(info.numel for info in infos)
     kinds["other (norms, biases, positions)"] = parameters - sum(kinds.values())
-    rows, found = [], []
+    rows: list[CoverageRow] = []
+    found = []
     for name in formats:
         plan = uniform_plan(checkpoint, name, keep=keep)
         rows = coverage(checkpoint, plan)
-        embedding = sum(v.shape[0] * v.shape[1] for v in views if v.kind == "embedding" and not v.tied)
-        read = plan.nbytes * (1 - embedding / max(parameters, 1))  # a lookup reads one row, not the table
+        read = plan.nbytes - _lookup_bytes(checkpoint, rows)
         bound = machine.memory_bandwidth_gbps * 1e9 / read if machine.memory_bandwidth_gbps else None
         found.append(FormatSurvey(name, plan.nbytes, bound, quantized_fraction(rows)))
     return Survey(
@@ -67,12 +66,15 @@ def survey(checkpoint: Checkpoint, formats: tuple[str, ...], *, machine: Machine
         layers=len(checkpoint.blocks()),
         parameters=parameters,
         parameters_by_kind=dict(kinds),
-        source_bytes=sum(info.nbytes for info in infos),
+        source_bytes=checkpoint.source_nbytes(),
         formats=tuple(found),
         kept=tuple(row for row in rows if row.decision == "kept"),
-        peak_bytes=PEAK_COPIES * largest * 4,
+        peak_bytes=PEAK_COPIES * 4 * max((view.shape[0] * view.shape[1] for view in views), default=0),
     )
 
 
-#: Float32 copies of the largest weight that round-to-nearest holds at once (weight, candidate, error, codes).
-PEAK_COPIES = 6
+def _lookup_bytes(checkpoint: Checkpoint, rows: Sequence[CoverageRow]) -> int:
+    """Bytes of embeddings that a decode step only looks one row up in: those without a tied head."""
+    tied = {info.tied_to for info in checkpoint.parameters()}
+    lookups = {v.name for v in checkpoint.views()[0] if v.kind == "embedding" and v.parameter not in tied}
+    return sum(row.bytes for row in rows if row.name in lookups)

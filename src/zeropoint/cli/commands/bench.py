@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from zeropoint.evaluate import bench
     from zeropoint.render import terminal
 
@@ -45,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
-    terminal.show(report)
+    Console().print(terminal(report))
     write_text(args.json, report.dumps())
     return 0

@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from zeropoint.evaluate import compare
     from zeropoint.evaluate.answers import DEFAULT_PROMPTS
     from zeropoint.render import markdown, page, terminal
@@ -73,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
-    terminal.show(report)
+    Console().print(terminal(report))
     write_text(args.json, report.dumps())
     if args.markdown is not None:
-        write_text(args.markdown, markdown.render(report))
+        write_text(args.markdown, markdown(report))
     if args.html is not None:
-        write_text(args.html, page.render(report))
+        write_text(args.html, page(report))
     return 0

@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         backend, refusals = kernels.choose(scheme, (4096, 4096))
         short = backend.__name__.rpartition(".")[2]
         meaning = f"= {scheme}" if name in PRESETS else ""
-        note = "; ".join(refusals) or meaning
+        note = "; ".join(f"{kernel}: {why}" for kernel, why in refusals.items()) or meaning
         formats.add_row(name, short, note)
-        rows.append({"format": str(scheme), "kernel": short, "refusals": list(refusals)})
+        rows.append({"format": str(scheme), "kernel": short, "refusals": refusals})
     console = Console()
     console.print(facts)
     console.print()

@@ -51,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
         if count:
             console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / found.parameters:6.1%}")
     table = Table("format", "size", "of source", "quantized", "decode bound here", box=None, pad_edge=False)
-    for row in found.formats:
-        bound = "not measured" if row.decode_bound is None else f"<= {row.decode_bound:.0f} tok/s"
-        ratio = f"{row.nbytes / found.source_bytes:.3f}x"
-        table.add_row(row.format, human_bytes(row.nbytes), ratio, f"{row.quantized_fraction:.1%}", bound)
+    for surveyed in found.formats:
+        bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
+        ratio = f"{surveyed.nbytes / found.source_bytes:.3f}x"
+        table.add_row(
+            surveyed.format, human_bytes(surveyed.nbytes), ratio, f"{surveyed.quantized_fraction:.1%}", bound
+        )
     console.print()
     console.print(table)
     if machine.memory_bandwidth_gbps:

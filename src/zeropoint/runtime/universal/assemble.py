@@ -50,7 +50,7 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     # Stacked experts are indexed one by one only in the eager implementation.
     config._experts_implementation = "eager"
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
 

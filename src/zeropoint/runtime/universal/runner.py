@@ -62,7 +62,7 @@ def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} does not load as a causal language model: {first_line}") from error
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
