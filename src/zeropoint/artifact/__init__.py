@@ -1,6 +1,8 @@
 """Artifacts on disk: a compressed-tensors model folder and the quality card beside it. No torch."""
 
-from zeropoint.artifact.card import update_card
+from zeropoint.artifact.card import CARD_NAME, Card, update_card
+from zeropoint.artifact.layout import Layout
 from zeropoint.artifact.reader import Artifact, open
+from zeropoint.artifact.writer import refuse_existing, write
 
-__all__ = ["Artifact", "open", "update_card"]
+__all__ = ["CARD_NAME", "Artifact", "Card", "Layout", "open", "refuse_existing", "update_card", "write"]

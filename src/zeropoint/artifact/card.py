@@ -1,10 +1,132 @@
-"""The quality card, `zeropoint.json`."""
+"""The quality card, `zeropoint.json`: how an artifact was made and what was measured of it.
+
+A strict format: an unknown field, a missing one or a wrong type is an `ArtifactError`, so that a card is never
+half understood. It holds no time and no path, so that the same inputs give the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zeropoint.artifact.layout import Layout
+from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "zeropoint.json"
+FORMAT_VERSION = 1
+MAX_CARD_BYTES = 64 << 20
+MAX_CONFIG_BYTES = 16 << 20
+
+#: field -> the types its value may have.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "format_version": (int,),
+    "plan": (dict,),
+    "layout": (dict,),
+    "source": (dict,),
+    "versions": (dict,),
+    "machine": (dict, type(None)),
+    "layer_errors": (list,),
+    "notes": (list,),
+    "quality": (dict, type(None)),
+    "verdict": (dict, type(None)),
+}
+SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
+ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the writer knows of an artifact when it is finished."""
+
+    plan: Plan
+    layout: Layout
+    source: Mapping[str, Any]
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any] | None = None
+    layer_errors: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": dict(self.source),
+            "versions": dict(self.versions),
+            "machine": None if self.machine is None else dict(self.machine),
+            "quality": None,
+            "verdict": None,
+            "notes": list(self.notes),
+            "layout": self.layout.to_json(),
+            "plan": self.plan.to_json(),
+            "layer_errors": [dict(error) for error in self.layer_errors],
+        }
+
+
+def dumps(card: Mapping[str, Any]) -> str:
+    return json.dumps(card, indent=1, allow_nan=False) + "\n"
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The validated card of an artifact folder. Raises `ArtifactError`."""
+    path = folder / CARD_NAME
+    data = load_json(path, MAX_CARD_BYTES)
+    try:
+        check_card(data)
+    except (ZeropointError, ValueError, TypeError) as cause:
+        raise ArtifactError(f"{path} is malformed: {cause}") from cause
+    return data
+
+
+def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
+    """Validate a card's contents and return its plan and layout. Raises `ZeropointError`."""
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"format version {version!r} is not {FORMAT_VERSION}, the one this release reads")
+    missing, unknown = sorted(set(FIELDS) - set(data)), sorted(set(data) - set(FIELDS))
+    if missing or unknown:
+        raise ArtifactError(f"it lacks {missing}" if missing else f"it has unknown fields {unknown}")
+    for key, kinds in FIELDS.items():
+        if not isinstance(data[key], kinds):
+            raise ArtifactError(f"{key} must not be a {type(data[key]).__name__}")
+    for key, kind in SOURCE_FIELDS.items():
+        if not isinstance(data["source"].get(key), kind):
+            raise ArtifactError(f"source.{key} must be a {kind.__name__}")
+    for error in data["layer_errors"]:
+        if not isinstance(error, dict) or set(error) != set(ERROR_FIELDS):
+            raise ArtifactError(f"a layer error must hold {sorted(ERROR_FIELDS)}")
+        for key, wanted in ERROR_FIELDS.items():
+            if not isinstance(error[key], wanted):
+                raise ArtifactError(f"a layer error's {key} must not be a {type(error[key]).__name__}")
+    if not all(isinstance(note, str) for note in data["notes"]):
+        raise ArtifactError("notes must be sentences")
+    return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
+
+
+def load_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of bounded size. Raises `ArtifactError`."""
+    try:
+        if path.stat().st_size > limit:
+            raise ArtifactError(f"{path} is larger than {limit >> 20} MB: it is not a file of ours")
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: this is not a complete Zeropoint artifact") from None
+    except (OSError, ValueError, RecursionError) as cause:
+        raise ArtifactError(f"{path} is not valid JSON ({cause}): make the artifact again") from cause
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} does not hold a JSON object: make the artifact again")
+    return data
+
+
+def _no_constants(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def update_card(
@@ -14,5 +136,35 @@ def update_card(
     verdict: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
 ) -> None:
-    """Replace the given sections of an artifact's card, atomically."""
-    raise NotImplementedError
+    """Replace the given sections of an artifact's card, atomically; sections left out stay as they are.
+
+    Raises `ArtifactError` when the card is malformed, cannot be written, or a section is not plain JSON.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    for key, value in (("quality", quality), ("verdict", verdict), ("machine", machine)):
+        if value is not None:
+            card[key] = dict(value)
+    try:
+        text = dumps(card)
+    except (TypeError, ValueError) as cause:
+        raise ArtifactError(f"the card's new section is not plain JSON: {cause}") from cause
+    replace_text(folder / CARD_NAME, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it holds the old or the new text, whatever happens. Raises `ArtifactError`."""
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as cause:
+        raise ArtifactError(f"{path} cannot be written ({cause.strerror or cause})") from cause
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

@@ -1,41 +1,121 @@
-"""Read and validate an artifact folder."""
+"""Read and validate an artifact folder. Lazy: a tensor is read when its weight is asked for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from zeropoint.artifact import layout as layouts
+from zeropoint.artifact.card import MAX_CARD_BYTES, MAX_CONFIG_BYTES, check_card, load_json, read_card
+from zeropoint.artifact.layout import Layout
+from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.plan import Plan
 from zeropoint.qtensor import Weight
+from zeropoint.tensorfile import TensorFile
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Artifact:
-    """An opened artifact; tensors are read lazily."""
+    """An opened artifact.
 
-    path: Path
-    config: dict[str, Any]
-    card: dict[str, Any]
-    plan: Plan
+    `config` is config.json, `card` zeropoint.json, both validated plain dicts; `plan` and `layout` are the card's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: dict[str, Any] = load_json(path / "config.json", MAX_CONFIG_BYTES)
+        if not isinstance(self.config.get("model_type"), str):
+            raise ArtifactError(f"{path / 'config.json'} names no model_type: make the artifact again")
+        self.card: dict[str, Any] = read_card(path)
+        self.plan: Plan
+        self.layout: Layout
+        self.plan, self.layout = check_card(self.card)
+        self._where = _open_files(path)
+        self._check_names()
 
     def names(self) -> list[str]:
-        """Weight names, as in the stream that was written."""
-        raise NotImplementedError
+        """Weight names, as in the stream that was written; a tied weight appears once."""
+        return list(self.plan.choices)
 
     def read(self, name: str) -> Weight:
-        """One weight, validated."""
-        raise NotImplementedError
+        """One weight: a `QuantizedTensor`, or a kept tensor as a numpy array. Raises `ArtifactError`."""
+        choice = self.plan.choices.get(name)
+        if choice is None:
+            raise ArtifactError(f"{self.path} holds no weight {name}")
+        if choice.scheme is None or choice.scheme.is_float:
+            return self._where[name].read(name)
+        keys = layouts.tensor_names(name, choice.scheme, self.layout)
+        own = [key for key in keys if key.startswith(layouts.module_of(name) + ".")]
+        try:
+            return layouts.decode(name, choice.scheme, {key: self._where[key].read(key) for key in own})
+        except ZeropointError as cause:
+            raise ArtifactError(f"{self.path}: {name}: {cause}") from cause
 
     def stream(self) -> Iterator[tuple[str, Weight]]:
         """Every weight in the order of `names()`."""
-        raise NotImplementedError
+        for name in self.names():
+            yield name, self.read(name)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        raise NotImplementedError
+        return sum(file.nbytes(name) for name, file in self._where.items())
+
+    def verify(self) -> None:
+        """Read every tensor and check every value and shape. Raises `ArtifactError`."""
+        for name, weight in self.stream():
+            if isinstance(weight, np.ndarray) and weight.dtype.kind in "fV" and not np.isfinite(weight).all():
+                raise ArtifactError(f"{self.path}: {name} holds NaN or infinite values: make the artifact again")
+
+    def _check_names(self) -> None:
+        """The files hold exactly the tensors that the plan implies."""
+        expected: set[str] = set()
+        for name, choice in self.plan.choices.items():
+            integer = choice.scheme is not None and not choice.scheme.is_float
+            expected.update(
+                layouts.tensor_names(name, choice.scheme, self.layout) if integer and choice.scheme else [name]
+            )
+        missing, unknown = expected - set(self._where), set(self._where) - expected
+        if missing:
+            raise ArtifactError(f"{self.path} lacks the tensor {min(missing)}, which its card names: make it again")
+        if unknown:
+            raise ArtifactError(f"{self.path} holds the tensor {min(unknown)}, which its card does not name")
+        if self.nbytes != self.plan.nbytes:
+            raise ArtifactError(f"{self.path} holds {self.nbytes} bytes of tensors, its card says {self.plan.nbytes}")
 
 
 def open(path: str | Path) -> Artifact:
-    """Open an artifact folder; `ArtifactError` says what is wrong with it."""
-    raise NotImplementedError
+    """Open an artifact folder: card, config and tensor headers are checked, data is not read yet.
+
+    Raises `ArtifactError`: one sentence that says what is wrong with it.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder: give the folder of a Zeropoint artifact")
+    return Artifact(folder)
+
+
+def _open_files(folder: Path) -> dict[str, TensorFile]:
+    """Tensor name -> the file that holds it."""
+    if (folder / SINGLE).is_file():
+        names = [SINGLE]
+    else:
+        weight_map = load_json(folder / INDEX, MAX_CARD_BYTES).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            raise ArtifactError(f"{folder / INDEX} has no weight_map: make the artifact again")
+        names = sorted(set(weight_map.values()))
+        if not all(re.fullmatch(r"[\w-]+\.safetensors", name) for name in names):
+            raise ArtifactError(f"{folder / INDEX} names files outside its folder")
+    where: dict[str, TensorFile] = {}
+    for name in names:
+        file = TensorFile(folder / name, ArtifactError)
+        for tensor in file.names():
+            if tensor in where:
+                raise ArtifactError(f"{folder} holds the tensor {tensor} twice")
+            where[tensor] = file
+    return where

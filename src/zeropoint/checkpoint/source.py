@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ class ParameterInfo:
     tied_to: str | None = None
     is_buffer: bool = False
 
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the checkpoint's own dtype."""
+        return self.numel * self.dtype.itemsize
+
 
 class Checkpoint:
     """A source model. `model` is the Hugging Face model on the meta device: shapes, no data.
@@ -77,6 +87,8 @@ class Checkpoint:
             logger.info("%d checkpoint tensors belong to no parameter, %s for one", len(unused), unused[0])
         self._tied = _tied_names(model, self._recipes)
         self._infos = self._inspect()
+        self._views: tuple[list[LayerView], list[Kept]] | None = None
+        self._shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         self._last: tuple[Recipe, dict[str, torch.Tensor]] | None = None
 
     def parameters(self) -> list[ParameterInfo]:
@@ -100,16 +112,18 @@ class Checkpoint:
                 self._last = None
                 self._last = (recipe, self._convert(recipe, name))
             value = self._last[1][name]
-        expected = tuple(self.model.state_dict()[name].shape)
+        expected = self._shapes[name]
         if tuple(value.shape) != expected:
             raise CheckpointError(_shape_message(name, tuple(value.shape), expected))
         return value
 
     def views(self) -> tuple[list[LayerView], list[Kept]]:
         """Every quantizable weight and every other parameter, tied names left out, in model order."""
-        views, kept = layer_views(self.model, self.read)
-        present = {info.name for info in self._infos if info.tied_to is None}
-        return [v for v in views if v.parameter in present], [k for k in kept if k.name in present]
+        if self._views is None:
+            views, kept = layer_views(self.model, self.read)
+            present = {info.name for info in self._infos if info.tied_to is None}
+            self._views = [v for v in views if v.parameter in present], [k for k in kept if k.name in present]
+        return list(self._views[0]), list(self._views[1])
 
     def source_digest(self) -> str:
         """sha256 of the weight files (name and bytes of each, in name order), as hex."""
@@ -117,9 +131,7 @@ class Checkpoint:
 
     def source_nbytes(self) -> int:
         """Bytes of the tensors in the checkpoint, as stored there."""
-        return sum(
-            int(torch.Size(shape).numel()) * dtype.itemsize for dtype, shape in self._sources.values()
-        )
+        return sum(prod(shape) * dtype.itemsize for dtype, shape in self._sources.values())
 
     def blocks(self) -> list[str]:
         """Module paths of the decoder blocks, in order (`model.layers.0`, ...).

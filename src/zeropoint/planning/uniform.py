@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
-from zeropoint.checkpoint import Checkpoint
-from zeropoint.plan import Plan
-from zeropoint.scheme import Scheme
+import torch
+
+from zeropoint.algorithms import make_options
+from zeropoint.artifact.layout import Layout, stored_nbytes
+from zeropoint.checkpoint import Checkpoint, ParameterInfo
+from zeropoint.errors import UsageError
+from zeropoint.plan import Choice, Plan
+from zeropoint.scheme import Activation, Scheme, parse
+from zeropoint.views import Kept, LayerView
+
+#: A layer narrower than this in either direction (a gate, a scoring head) is kept: nothing to gain.
+MIN_SIDE = 8
 
 
 def uniform_plan(
@@ -21,4 +31,194 @@ def uniform_plan(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Plan:
-    raise NotImplementedError
+    """One scheme for all layers, and int8 per channel for the embedding and the output head.
+
+    `scheme_or_format` is a preset (`int8`, `int4`, `fp16`, `bf16`) or any scheme; `embedding` and `lm_head`
+    replace the default of those two ("keep" keeps one); a tied pair is one weight and follows `lm_head` first,
+    then `embedding`. `keep` holds fnmatch patterns over parameter names. A layer whose shape does not fit gets
+    the nearest scheme that does, and its reason says so. `nbytes` is exact. Raises `SchemeError`, `UsageError`.
+    """
+    scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
+    label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
+    given = dict(options or {})
+    make_options(algorithm, given)  # a mistyped option is refused now, not after minutes
+    infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
+    _check_patterns(keep, checkpoint)
+    if scheme.is_float:
+        if embedding is not None or lm_head is not None:
+            raise UsageError(f"{scheme} applies to every parameter: it takes no separate embedding or lm_head format")
+        choices = {info.name: _cast(info, scheme, keep) for info in infos.values()}
+    else:
+        pick = _Picker(scheme, _override(embedding), _override(lm_head), layout_of(checkpoint), algorithm, given)
+        choices = _integer_choices(checkpoint, pick, keep)
+    return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
+
+
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """What an artifact must know about the model besides its plan."""
+    views, _ = checkpoint.views()
+    return Layout(
+        tied={info.name: info.tied_to for info in checkpoint.parameters() if info.tied_to is not None},
+        embeddings=tuple(view.name for view in views if view.kind == "embedding"),
+        transposed=tuple(view.name for view in views if view.transposed),
+        experts=tuple(view.name for view in views if view.kind == "expert"),
+    )
+
+
+def plan_nbytes(checkpoint: Checkpoint, choices: Mapping[str, Choice]) -> int:
+    """Exact bytes of the tensors of an artifact made by these choices. Raises `UsageError` for a plan of another model."""
+    layout = layout_of(checkpoint)
+    shapes = {view.name: view.shape for view in checkpoint.views()[0]}
+    infos = {info.name: info for info in checkpoint.parameters()}
+    return sum(
+        choice_nbytes(name, choice, infos.get(name), shapes.get(name), layout) for name, choice in choices.items()
+    )
+
+
+def choice_nbytes(
+    name: str, choice: Choice, info: ParameterInfo | None, shape: tuple[int, int] | None, layout: Layout
+) -> int:
+    """Bytes in the artifact of one weight and what goes with it."""
+    if choice.scheme is not None and not choice.scheme.is_float:
+        if shape is None:
+            raise UsageError(f"the plan quantizes {name}, which is not a quantizable weight of this model")
+        return stored_nbytes(name, choice.scheme, shape, layout)
+    if info is None:
+        raise UsageError(f"the plan names {name}, which this model does not have")
+    if choice.scheme is not None and info.dtype.is_floating_point:
+        return info.numel * choice.scheme.bits // 8
+    return info.nbytes
+
+
+class _Picker:
+    """The choice for one view under the user's wishes."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        embedding: Scheme | str | None,
+        lm_head: Scheme | str | None,
+        layout: Layout,
+        algorithm: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.scheme = scheme
+        self.embedding = embedding
+        self.lm_head = lm_head
+        self.tied = set(layout.tied.values())
+        self.algorithm = algorithm
+        self.options = options
+
+    def choose(self, view: LayerView) -> Choice:
+        wanted, why = self._wanted(view)
+        if isinstance(wanted, str):
+            return Choice(None, self.algorithm, {}, f"{view.kind} kept as asked")
+        if min(view.shape) < MIN_SIDE:
+            rows, columns = view.shape
+            return Choice(None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing")
+        fitting, note = fit(wanted, view.shape[1])
+        reason = "; ".join(part for part in (why, note) if part)
+        return Choice(fitting, self.algorithm, dict(self.options), reason or f"{view.kind}: the plan's format")
+
+    def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
+        is_tied = view.name in self.tied
+        if view.kind == "embedding" and not is_tied:
+            if self.embedding is not None:
+                wanted = self.embedding
+                return (wanted if isinstance(wanted, str) else wanted.without_activation()), "embedding, as asked"
+            return _per_channel(self.scheme, None), "a lookup table: one scale per token's row"
+        if view.kind == "lm_head" or is_tied:
+            wanted_head = self.lm_head if self.lm_head is not None else (self.embedding if is_tied else None)
+            if wanted_head is not None:
+                return wanted_head, "output head, as asked"
+            name = "embedding and output head, tied" if is_tied else "output head"
+            return _per_channel(self.scheme, _head_activation(self.scheme)), f"{name}: 8 bits, where errors reach every token"
+        return self.scheme, ""
+
+
+def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
+    return Scheme(8, "channel", 0, True, scheme.scale_dtype, activation)
+
+
+def _head_activation(scheme: Scheme) -> Activation | None:
+    """The head sees the same kind of input as the layers; wider groups do for its 8-bit weights."""
+    return None if scheme.activation is None else Activation(8, max(64, scheme.activation.group_size))
+
+
+def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
+    """The nearest scheme that rows of `columns` weights can take, and what was changed ("" when nothing)."""
+    notes: list[str] = []
+    granularity, group = scheme.granularity, scheme.group_size
+    if granularity == "group" and columns % group:
+        group = _largest_group(group, columns)
+        granularity = "group" if group else "channel"
+        notes.append(
+            f"groups of {scheme.group_size} do not divide {columns} inputs: {f'g{group}' if group else 'per channel'}"
+        )
+    activation = scheme.activation
+    if activation is not None and activation.group_size and columns % activation.group_size:
+        size = _largest_group(activation.group_size, columns)
+        notes.append(
+            f"activation groups of {activation.group_size} do not divide {columns} inputs: "
+            f"{f'groups of {size}' if size else 'one scale per token'}"
+        )
+        activation = Activation(8, size)
+    fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scheme.scale_dtype, activation)
+    return fitted, "; ".join(notes)
+
+
+def _largest_group(size: int, columns: int) -> int:
+    """The largest multiple of 8 that divides `columns` and is at most `size`; 0 when there is none."""
+    return next((n for n in range(size - size % 8, 7, -8) if columns % n == 0), 0)
+
+
+def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str]) -> dict[str, Choice]:
+    views, kept = checkpoint.views()
+    choices: dict[str, Choice] = {}
+    kept_stacks = {view.parameter for view in views if _matches(view, keep)}
+    order = {info.name: index for index, info in enumerate(checkpoint.parameters())}
+    items: list[LayerView | Kept] = sorted(
+        [*views, *kept], key=lambda item: order[item.parameter if isinstance(item, LayerView) else item.name]
+    )
+    for item in items:
+        if isinstance(item, Kept):
+            choices[item.name] = Choice(None, pick.algorithm, {}, item.reason)
+        elif item.parameter in kept_stacks:
+            # Experts of one stack are one parameter: it is kept whole, in the model's own layout.
+            choices[item.parameter] = Choice(None, pick.algorithm, {}, "kept as asked")
+        else:
+            choice = pick.choose(item)
+            choices[item.parameter if choice.scheme is None else item.name] = choice
+    return choices
+
+
+def _matches(view: LayerView, keep: Sequence[str]) -> bool:
+    names = (view.name, view.parameter, view.module)
+    return any(fnmatchcase(name, pattern) for pattern in keep for name in names)
+
+
+def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
+    if any(fnmatchcase(info.name, pattern) for pattern in keep):
+        return Choice(None, "rtn", {}, "kept as asked")
+    if not info.dtype.is_floating_point:
+        return Choice(None, "rtn", {}, "not floating point")
+    if info.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[str(scheme)]:
+        return Choice(None, "rtn", {}, f"{scheme} already")
+    return Choice(scheme, "rtn", {}, "cast")
+
+
+def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
+    """A pattern that matches nothing is a typing error, and would quantize what was to be kept."""
+    views, others = checkpoint.views()
+    names = {name for view in views for name in (view.name, view.parameter, view.module)} | {k.name for k in others}
+    for pattern in keep:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"keep pattern {pattern!r} matches no parameter: `zeropoint inspect` lists their names")
+
+
+def _override(text: Scheme | str | None) -> Scheme | str | None:
+    """A scheme, "keep", or None for the default."""
+    if text is None or isinstance(text, Scheme) or text == "keep":
+        return text
+    scheme = parse(text)
+    return "keep" if scheme.is_float else scheme

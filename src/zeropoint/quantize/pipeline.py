@@ -1,20 +1,53 @@
-"""Quantize a checkpoint into an artifact folder, atomically."""
+"""Quantize a checkpoint into an artifact folder: all of it, or nothing."""
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zeropoint.checkpoint import Checkpoint
+from zeropoint.artifact import Card, refuse_existing, write
+from zeropoint.artifact.writer import check_space
+from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.checkpoint.folder import read_json
+from zeropoint.errors import UsageError
 from zeropoint.plan import Plan
-from zeropoint.quantize.streaming import LayerError, Progress
+from zeropoint.planning import coverage, require_coverage, uniform_plan
+from zeropoint.planning.uniform import layout_of, plan_nbytes
+from zeropoint.quantize.streaming import LayerError, Progress, stream
+
+logger = logging.getLogger(__name__)
+
+#: Files beside the weights that belong to a model: generation defaults, tokenizer, chat template.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+#: Packages whose versions decide what an artifact holds.
+PACKAGES = ("zeropoint", "torch", "transformers", "numpy", "safetensors", "ml_dtypes")
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written."""
+    """What was written. `folder_bytes` counts every file of the artifact, tokenizer included."""
 
     path: Path
     plan: Plan
@@ -39,4 +72,103 @@ def quantize_checkpoint(
     machine: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    raise NotImplementedError
+    """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm` and `options`.
+
+    Everything that can be refused is refused before the first weight is read: an existing output, a plan of another
+    model, low coverage, a disk without room. Raises the `ZeropointError`s of `open_checkpoint`, `uniform_plan`,
+    `stream` and `artifact.write`; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    refuse_existing(out, overwrite=overwrite)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    if plan is None:
+        plan = uniform_plan(checkpoint, format, algorithm=algorithm, options=options, seed=seed)
+    rows = coverage(checkpoint, plan)
+    require_coverage(rows, min_coverage)
+    promised = plan_nbytes(checkpoint, plan.choices)
+    if promised != plan.nbytes:
+        raise UsageError(f"the plan says {plan.nbytes} bytes but makes {promised}: make it again for this model")
+    check_space(Path(out).expanduser(), plan.nbytes)
+    errors: list[LayerError] = []
+
+    def watch(step: Progress) -> None:
+        if step.error is not None:
+            errors.append(step.error)
+        if progress is not None:
+            progress(step)
+
+    with ExitStack() as stack:
+        written = write(
+            out,
+            stream(checkpoint, plan, progress=watch),
+            plan=plan,
+            layout=layout_of(checkpoint),
+            config=_config(checkpoint),
+            finish=lambda: _card(checkpoint, plan, errors, machine),
+            files=_companions(checkpoint, stack),
+            overwrite=overwrite,
+        )
+    path = Path(out).expanduser()
+    folder_bytes = sum(file.stat().st_size for file in path.iterdir())
+    seconds = time.perf_counter() - started
+    logger.info("wrote %s: %d bytes of tensors in %.1f s", path, written, seconds)
+    return Summary(path, plan, written, checkpoint.source_nbytes(), folder_bytes, seconds, tuple(errors))
+
+
+def _card(
+    checkpoint: Checkpoint, plan: Plan, errors: Sequence[LayerError], machine: Mapping[str, Any] | None
+) -> Card:
+    layout = layout_of(checkpoint)
+    notes = []
+    if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
+        notes.append(
+            "Weights that this model's code holds as [in, out] (Conv1D, some experts) are stored as [out, in], so "
+            "transformers cannot load this artifact; Zeropoint does."
+        )
+    return Card(
+        plan=plan,
+        layout=layout,
+        source={
+            "name": Path(checkpoint.name).name,  # a path would differ from machine to machine
+            "sha256": checkpoint.source_digest(),
+            "tensor_bytes": checkpoint.source_nbytes(),
+        },
+        versions={name: _version(name) for name in PACKAGES},
+        machine=machine,
+        layer_errors=[error.to_json() for error in errors],
+        notes=notes,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The source's config.json as it stands; for a GGUF source, the one transformers made of its header."""
+    if checkpoint.path.is_dir():
+        config = read_json(checkpoint.path / "config.json")
+        if "tie_word_embeddings" in config:
+            config["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
+        return config
+    made: dict[str, Any] = checkpoint.config.to_dict()
+    return {**made, "dtype": "float32"}
+
+
+def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
+    """The files to copy; a GGUF source's tokenizer is written out first, to a folder that `stack` removes."""
+    if checkpoint.path.is_dir():
+        return [file for name in COMPANIONS if (file := checkpoint.path / name).is_file()]
+    from transformers import AutoTokenizer
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path.parent, gguf_file=checkpoint.path.name)
+        tokenizer.save_pretrained(folder)
+    except Exception as cause:  # a GGUF file without a usable tokenizer is still a model
+        logger.warning("the tokenizer of %s could not be read (%s): the artifact has none", checkpoint.name, cause)
+        return []
+    return [file for name in COMPANIONS if (file := folder / name).is_file()]

@@ -1,0 +1,129 @@
+"""Plan -> the `quantization_config` of compressed-tensors that config.json carries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from zeropoint.artifact.layout import Layout, copies_scale, module_of
+from zeropoint.plan import Plan
+from zeropoint.scheme import Scheme
+
+Shape = tuple[int, ...]
+
+INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
+
+#: `quant_method` of an artifact that transformers must refuse: loading it would go wrong in silence.
+FOREIGN_METHOD = "zeropoint"
+
+
+def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> list[str]:
+    """Why transformers' compressed-tensors loader cannot load such an artifact; empty when it can."""
+    quantized = {n: c.scheme for n, c in plan.choices.items() if c.scheme is not None and not c.scheme.is_float}
+    problems = []
+    if any(name in quantized for name in layout.experts):
+        problems.append("stacked expert weights are stored one expert at a time")
+    if any(name in quantized for name in layout.transposed if name not in layout.experts):
+        problems.append("Conv1D weights are stored as [out, in], and compressed-tensors covers Linear and Embedding only")
+    if any(s.granularity == "group" and shapes[n][1] % s.group_size for n, s in quantized.items()):
+        problems.append("a row's last group is short")
+    if any(not copies_scale(s) and layout.aliases(n) for n, s in quantized.items()):
+        problems.append("a tied embedding of less than 8 bits is stored once")
+    if any(s.is_packed and not s.symmetric and s.granularity != "tensor" for s in quantized.values()):
+        problems.append("transformers (5.23, compressed-tensors 0.20) does not load packed zero points; vLLM does")
+    return problems
+
+
+def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """The config section, or None for a plan without integer formats.
+
+    `shapes` are those of the stored weights (`[out, in]`), kept ones too. Where `loader_problems` finds a reason,
+    the method is not "compressed-tensors" but "zeropoint", so that transformers refuses instead of computing nonsense.
+    """
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name, choice in plan.choices.items():
+        if choice.scheme is None or choice.scheme.is_float:
+            continue
+        lookup = name in layout.embeddings
+        weights_only = str(choice.scheme.without_activation() if lookup else choice.scheme)
+        groups.setdefault((weights_only, lookup), []).append(module_of(name))
+        for alias in layout.aliases(name):  # the head: the same codes, multiplied
+            groups.setdefault((str(choice.scheme), False), []).append(module_of(alias))
+    if not groups:
+        return None
+    schemes = {name: c.scheme for name, c in plan.choices.items()}
+    everything = {module_of(name) for name in schemes} | {module_of(alias) for alias in layout.tied}
+    by_text = {str(s): s for c in schemes.values() if c is not None for s in (c, c.without_activation())}
+    sections = {
+        f"group_{index}": _group(by_text[text], targets(modules, everything))
+        for index, ((text, _), modules) in enumerate(groups.items())
+    }
+    formats = {section["format"] for section in sections.values()}
+    kept = [n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2]
+    problems = loader_problems(plan, layout, shapes)
+    foreign = [p for p in problems if "vLLM" not in p]
+    return {
+        "quant_method": FOREIGN_METHOD if foreign else "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else MIXED,
+        "quantization_status": "compressed",
+        "config_groups": sections,
+        "ignore": [module_of(name) for name in kept],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        **({"not_loadable_by_transformers": problems} if problems else {}),
+    }
+
+
+def _group(scheme: Scheme, found: list[str]) -> dict[str, Any]:
+    return {
+        "targets": found,
+        "weights": _weights(scheme),
+        "input_activations": _activations(scheme),
+        "output_activations": None,
+        "format": PACKED if scheme.is_packed else INT,
+    }
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": scheme.granularity,
+        "group_size": scheme.group_size or None,
+        "dynamic": False,
+    }
+
+
+def _activations(scheme: Scheme) -> dict[str, Any] | None:
+    if scheme.activation is None:
+        return None
+    group = scheme.activation.group_size
+    return {
+        "num_bits": scheme.activation.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group" if group else "token",
+        "group_size": group or None,
+        "dynamic": True,
+    }
+
+
+def targets(modules: Iterable[str], everything: Iterable[str]) -> list[str]:
+    """Compact targets that match exactly `modules` among `everything`: numbers become `\\d+` where that is safe."""
+    wanted = list(dict.fromkeys(modules))
+    members = set(wanted)
+    by_pattern: dict[str, list[str]] = {}
+    for module in wanted:
+        parts = [r"\d+" if part.isdigit() else re.escape(part) for part in module.split(".")]
+        by_pattern.setdefault(r"\.".join(parts), []).append(module)
+    found: list[str] = []
+    for pattern, matched in by_pattern.items():
+        compiled = re.compile(pattern)
+        strays = len(matched) > 1 and any(m not in members and compiled.fullmatch(m) for m in everything)
+        if len(matched) == 1 or strays:
+            found += matched
+        else:
+            found.append(f"re:^{pattern}$")
+    return found

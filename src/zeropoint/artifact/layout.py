@@ -1,0 +1,173 @@
+"""How weights are named and stored in an artifact: tensor names, dtypes, shapes and exact bytes.
+
+One quantized weight `<module>.weight` becomes, as compressed-tensors has it:
+
+- 8 bits ("int-quantized"): `weight` int8 `[out, in]`, `weight_scale`, and `weight_zero_point` int8 if asymmetric;
+- below 8 bits ("pack-quantized"): `weight_packed` int32, `weight_shape` int64 `[2]`, `weight_scale`, and
+  `weight_zero_point` int32, packed down the columns, if asymmetric.
+
+A stacked expert's view `<parameter>.3` is stored as `<parameter>.3.weight...`. An embedding tied to the output
+head is stored once, plus a copy of its scales under the head's name: transformers ties `weight` itself but not
+what belongs to it, and would leave the head's scales uninitialized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import ArtifactError
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.reference.packing import pack, unpack
+from zeropoint.reference.rounding import STORAGE
+from zeropoint.scheme import SCALE_BYTES, Scheme, ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What an artifact must know about its model besides the plan.
+
+    - `tied`: other names of a stored weight (`lm_head.weight` -> `model.embed_tokens.weight`);
+    - `embeddings`: weights that are looked up, not multiplied;
+    - `transposed`: weights that the model's own code holds as `[in, out]` (Conv1D, some experts), stored here as `[out, in]`;
+    - `experts`: views of stacked 3-D parameters.
+    """
+
+    tied: Mapping[str, str] = field(default_factory=dict)
+    embeddings: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tied": dict(self.tied),
+            "embeddings": list(self.embeddings),
+            "transposed": list(self.transposed),
+            "experts": list(self.experts),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Layout:
+        """Raises `ArtifactError` when the section is malformed."""
+        if not isinstance(data, dict) or set(data) != {"tied", "embeddings", "transposed", "experts"}:
+            raise ArtifactError("the card's layout must hold tied, embeddings, transposed and experts")
+        tied = data["tied"]
+        if not isinstance(tied, dict) or not all(isinstance(v, str) for v in tied.values()):
+            raise ArtifactError("the card's layout.tied must map names to names")
+        lists = [data[key] for key in ("embeddings", "transposed", "experts")]
+        if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists):
+            raise ArtifactError("the card's layout must list names")
+        return cls(tied, tuple(lists[0]), tuple(lists[1]), tuple(lists[2]))
+
+    def aliases(self, name: str) -> list[str]:
+        """The other names of a stored weight."""
+        return [alias for alias, stored in self.tied.items() if stored == name]
+
+
+def module_of(name: str) -> str:
+    """The module path that a weight's tensors are stored under."""
+    return name.removesuffix(".weight")
+
+
+def copies_scale(scheme: Scheme) -> bool:
+    """Whether a tied weight's scales are stored again under the other name (see the module's docstring)."""
+    return not scheme.is_float and not scheme.is_packed
+
+
+def stored_nbytes(name: str, scheme: Scheme, shape: tuple[int, int], layout: Layout) -> int:
+    """Exact bytes of all tensors of one quantized weight."""
+    rows, groups = scheme.scale_shape(shape)
+    copies = len(layout.aliases(name)) if copies_scale(scheme) else 0
+    extra = SCALE_BYTES[scheme.scale_dtype] + (0 if scheme.symmetric else 1)
+    return scheme.nbytes(shape) + copies * rows * groups * extra
+
+
+def encode(name: str, weight: QuantizedTensor, layout: Layout) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The tensors that store one quantized weight."""
+    scheme, module = weight.scheme, module_of(name)
+    scale = weight.scale.astype(STORAGE[scheme.scale_dtype])
+    zero = weight.zero_point
+    if scheme.is_packed:
+        yield f"{module}.weight_packed", pack(weight.codes, scheme.bits)
+        yield f"{module}.weight_shape", np.array(weight.shape, dtype=np.int64)
+        if zero is not None and packs_zero_point(scheme):
+            zero = pack(zero, scheme.bits, axis=0)  # type: ignore[assignment]
+    else:
+        yield f"{module}.weight", weight.codes
+    owners = [module, *(module_of(alias) for alias in layout.aliases(name) if copies_scale(scheme))]
+    for owner in owners:
+        yield f"{owner}.weight_scale", stored_scale(scale, scheme)
+        if zero is not None:
+            yield f"{owner}.weight_zero_point", stored_scale(zero, scheme)
+
+
+def packs_zero_point(scheme: Scheme) -> bool:
+    """Zero points are packed like codes, down each column, except the single one of a whole tensor."""
+    return scheme.is_packed and not scheme.symmetric and scheme.granularity != "tensor"
+
+
+def stored_scale(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
+    """compressed-tensors keeps a per-tensor scale as `[1]`, ours is `[1, 1]`."""
+    return values.reshape(1) if scheme.granularity == "tensor" else values
+
+
+def tensor_names(name: str, scheme: Scheme, layout: Layout) -> list[str]:
+    """The names `encode` gives, in its order."""
+    module = module_of(name)
+    leaves = ["weight_packed", "weight_shape"] if scheme.is_packed else ["weight"]
+    scales = ["weight_scale"] + ([] if scheme.symmetric else ["weight_zero_point"])
+    owners = [module, *(module_of(alias) for alias in layout.aliases(name) if copies_scale(scheme))]
+    return [f"{module}.{leaf}" for leaf in leaves] + [f"{owner}.{leaf}" for owner in owners for leaf in scales]
+
+
+def decode(name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]]) -> QuantizedTensor:
+    """The inverse of `encode` from the tensors of one weight. Raises `ArtifactError`, `SchemeError`."""
+    module = module_of(name)
+    if scheme.is_packed:
+        packed, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
+        _expect(f"{module}.weight_shape", stated, np.int64, (2,))
+        rows, columns = int(stated[0]), int(stated[1])
+        if not (0 < rows <= packed.shape[0] and 0 < columns):
+            raise ArtifactError(f"{module}.weight_shape says {rows}x{columns}, which is not the packed tensor's")
+        _expect(f"{module}.weight_packed", packed, np.int32, (rows, ceil_div(columns * scheme.bits, 32)))
+        codes = unpack(packed, scheme.bits, columns)
+    else:
+        codes = tensors[f"{module}.weight"]
+        if codes.ndim != 2 or codes.dtype != np.int8:
+            raise ArtifactError(f"{module}.weight must be a 2-D int8 tensor, not {codes.dtype} {codes.shape}")
+    shape = (int(codes.shape[0]), int(codes.shape[1]))
+    grid = scheme.scale_shape(shape)
+    scale = tensors[f"{module}.weight_scale"]
+    stored_grid = (1,) if scheme.granularity == "tensor" else grid
+    _expect(f"{module}.weight_scale", scale, STORAGE[scheme.scale_dtype], stored_grid)
+    zero = None
+    if not scheme.symmetric:
+        zero = _decode_zero(f"{module}.weight_zero_point", tensors, scheme, grid, stored_grid)
+    return QuantizedTensor(scheme, codes, scale.astype(np.float32).reshape(grid), zero)
+
+
+def _decode_zero(
+    key: str,
+    tensors: Mapping[str, NDArray[Any]],
+    scheme: Scheme,
+    grid: tuple[int, int],
+    stored_grid: tuple[int, ...],
+) -> NDArray[np.int8]:
+    zero = tensors[key]
+    if packs_zero_point(scheme):
+        _expect(key, zero, np.int32, (ceil_div(grid[0] * scheme.bits, 32), grid[1]))
+        return unpack(zero, scheme.bits, grid[0], axis=0)
+    _expect(key, zero, np.int8, stored_grid)
+    return zero.reshape(grid)
+
+
+def _expect(name: str, value: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:
+    if value.dtype != np.dtype(dtype) or tuple(value.shape) != shape:
+        raise ArtifactError(
+            f"{name} must be {np.dtype(dtype)} {list(shape)}, not {value.dtype} {list(value.shape)}: "
+            "the artifact is damaged or was changed"
+        )

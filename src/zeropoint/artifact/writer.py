@@ -1,0 +1,241 @@
+"""Write an artifact from a stream of weights: shards as they fill, everything or nothing.
+
+All files go to a hidden sibling folder first and reach their name by one rename after everything is on disk, so
+an interrupted or failed run leaves no half artifact behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint import tensorfile
+from zeropoint.artifact import layout as layouts
+from zeropoint.artifact.card import CARD_NAME, Card, dumps
+from zeropoint.artifact.format import quantization_config
+from zeropoint.artifact.layout import Layout
+from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.plan import Plan
+from zeropoint.qtensor import QuantizedTensor, Weight
+
+logger = logging.getLogger(__name__)
+
+#: A shard is held in memory until it is full, so this bounds memory, not only file size.
+SHARD_BYTES = 512 << 20
+
+#: What the config, card and tokenizer may take beyond the tensors when free space is checked up front.
+SLACK_BYTES = 16 << 20
+
+
+def write(
+    path: str | Path,
+    weights: Iterable[tuple[str, Weight]],
+    *,
+    plan: Plan,
+    layout: Layout,
+    config: Mapping[str, Any],
+    finish: Callable[[], Card],
+    files: Sequence[Path] = (),
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Write an artifact folder and return the bytes of its tensors (equal to `plan.nbytes`).
+
+    `weights` must give exactly the plan's names. `config` is the source's config.json; `finish` is called after the
+    last weight and gives the card; `files` are copied as they are (tokenizer and the like). Raises `UsageError`
+    when the output exists, `ArtifactError` when it cannot be written (permission, full disk, plan not met).
+    """
+    out = Path(path).expanduser()
+    refuse_existing(out, overwrite=overwrite)
+    check_space(out, plan.nbytes + sum(file.stat().st_size for file in files))
+    with _partial_folder(out, overwrite=overwrite) as folder:
+        shards = _Shards(folder, shard_bytes)
+        shapes = _write_weights(weights, plan, layout, shards)
+        written = shards.close()
+        if written != plan.nbytes:
+            raise ArtifactError(f"the plan promised {plan.nbytes} bytes of tensors and {written} were written")
+        section = quantization_config(plan, layout, shapes)
+        _write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
+        _write_text(folder / CARD_NAME, dumps(finish().to_json()))
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+            _sync(folder / file.name)
+    return written
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise `UsageError` when the output exists and may not be replaced, before any work is done.
+
+    With `overwrite`, only an artifact or an empty folder is replaced: never somebody's other files.
+    """
+    out = Path(path).expanduser()
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UsageError(f"{out} exists: choose another name, or overwrite it (--overwrite)")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / CARD_NAME).is_file()):
+        raise UsageError(f"{out} is not a Zeropoint artifact, so it is not overwritten: choose another name")
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Raise `ArtifactError` unless the output's folder can be written and has room for `nbytes`."""
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+    except OSError as cause:
+        raise ArtifactError(f"{parent} cannot be written ({cause.strerror}): choose another output") from cause
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{parent} cannot be written (no permission): choose another output")
+    if free < nbytes + SLACK_BYTES:
+        raise ArtifactError(
+            f"{parent} has {free / 1e6:.0f} MB free and the artifact takes {nbytes / 1e6:.0f} MB: "
+            "free some space or choose another disk"
+        )
+
+
+def _write_weights(
+    weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: _Shards
+) -> dict[str, tuple[int, ...]]:
+    """Encode the stream into shards; the shapes of all weights by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, weight in weights:
+        choice = plan.choices.get(name)
+        if choice is None or name in shapes:
+            raise ArtifactError(f"the stream gave {name}, which the plan does not name or which came before")
+        shapes[name] = weight.shape
+        if isinstance(weight, QuantizedTensor):
+            if weight.scheme != choice.scheme:
+                raise ArtifactError(f"{name} came as {weight.scheme}, the plan says {choice.scheme}")
+            for key, tensor in layouts.encode(name, weight, layout):
+                shards.add(key, tensor)
+        else:
+            shards.add(name, weight)
+    if missing := [name for name in plan.choices if name not in shapes]:
+        raise ArtifactError(f"the stream ended without {missing[0]}, which the plan names")
+    return shapes
+
+
+class _Shards:
+    """Collects tensors and writes a safetensors file whenever enough have gathered."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._pending: dict[str, NDArray[Any]] = {}
+        self._pending_bytes = 0
+        self._files: list[tuple[Path, list[str]]] = []
+        self._total = 0
+
+    def add(self, name: str, tensor: NDArray[Any]) -> None:
+        if self._pending and self._pending_bytes + tensor.nbytes > self._limit:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        path = self._folder / f"shard-{len(self._files):05d}.safetensors"
+        self._total += tensorfile.write(path, self._pending)
+        _sync(path)
+        self._files.append((path, list(self._pending)))
+        self._pending = {}
+        self._pending_bytes = 0
+
+    def close(self) -> int:
+        """Write the rest, give the files their final names, and return the bytes of all tensors."""
+        if self._pending or not self._files:
+            self._flush()
+        count = len(self._files)
+        if count == 1:
+            self._files[0][0].rename(self._folder / "model.safetensors")
+            return self._total
+        weight_map: dict[str, str] = {}
+        for index, (path, names) in enumerate(self._files, start=1):
+            final = f"model-{index:05d}-of-{count:05d}.safetensors"
+            path.rename(self._folder / final)
+            weight_map.update(dict.fromkeys(names, final))
+        data = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_text(self._folder / "model.safetensors.index.json", json.dumps(data, indent=1) + "\n")
+        return self._total
+
+
+@contextmanager
+def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A hidden sibling of `out`, renamed to it when the block succeeds and removed when it does not."""
+    partial = out.absolute().parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    try:
+        try:
+            partial.mkdir()
+            yield partial
+            _sync(partial)
+            _install(partial, out.absolute(), overwrite=overwrite)
+        except OSError as cause:
+            raise _as_artifact_error(out, cause) from cause
+    finally:  # runs for KeyboardInterrupt and SystemExit too; after success there is nothing left to remove
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
+    retired: Path | None = None
+    if os.path.lexists(out):
+        refuse_existing(out, overwrite=overwrite)  # it may have appeared while we worked
+        retired = partial.with_name(partial.name.replace(".partial-", ".retired-"))
+        out.rename(retired)
+    try:
+        partial.rename(out)
+    except OSError:
+        if retired is not None:
+            retired.rename(out)
+        raise
+    _sync(out.parent)
+    if retired is not None:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ArtifactError(f"the disk is full while writing {out}: nothing was left behind; free some space")
+    if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ArtifactError(f"{out} cannot be written (no permission): choose another output")
+    return ArtifactError(f"{out} cannot be written ({cause.strerror or cause}): nothing was left behind")
+
+
+def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:
+    """The source's config.json with the quantization section, or with the dtype that everything was cast to."""
+    merged = {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}
+    if section is not None:
+        merged["quantization_config"] = section
+    casts = {c.scheme.float_format for c in plan.choices.values() if c.scheme is not None and c.scheme.is_float}
+    if len(casts) == 1 and section is None:
+        merged.pop("torch_dtype", None)
+        merged["dtype"] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[casts.pop() or ""]
+    return merged
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def nbytes_of(weight: Weight) -> int:
+    """Bytes a weight takes in an artifact, without the copies for tied names."""
+    return weight.nbytes if isinstance(weight, QuantizedTensor) else int(np.asarray(weight).nbytes)
