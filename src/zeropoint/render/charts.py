@@ -1,0 +1,171 @@
+"""The page's charts: labelled bars, and quality against size. Pure functions from numbers to SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zeropoint.render import numbers, svg
+
+_ROW = 46
+_BAR = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """`css` is the model's colour class; `note` stands beside the value."""
+
+    name: str
+    css: str
+    value: float
+    low: float
+    high: float
+    note: str = ""
+    tip: str = ""
+
+
+def bars(rows: Sequence[Bar], show: Callable[[float], str], *, label: str, width: float = 340) -> str:
+    """One horizontal bar a model from a common zero, its value written out, its spread as a whisker."""
+    top = max((row.high for row in rows if math.isfinite(row.high)), default=0) or 1.0
+    parts = []
+    for index, row in enumerate(rows):
+        y = index * _ROW
+        length = width * min(row.value / top, 1) if math.isfinite(row.value) else width
+        value = show(row.value)
+        room = width - svg.text_width(f"{value}  {row.note}", 14)
+        parts.append(svg.text(0, y + 14, svg.shorten(row.name, room, 13), css="name"))
+        note_width = svg.text_width(f" {row.note}", 12) if row.note else 0
+        parts.append(svg.text(width - note_width, y + 14, value, css="value", anchor="end"))
+        if row.note:
+            parts.append(svg.text(width, y + 14, row.note, css="note", anchor="end"))
+        parts.append(svg.rect(0, y + 21, width, _BAR, css="track", radius=3))
+        parts.append(svg.rect(0, y + 21, max(length, 2), _BAR, css=f"fill {row.css}", radius=3, tip=row.tip))
+        if row.high > row.low and math.isfinite(row.high):
+            parts += _whisker(width * row.low / top, width * row.high / top, y + 21 + _BAR / 2)
+    return svg.document(width, len(rows) * _ROW - 8, parts, label=label, css="bars")
+
+
+def _whisker(x1: float, x2: float, y: float) -> list[str]:
+    return [
+        svg.line(x1, y, x2, y, css="whisker"),
+        svg.line(x1, y - 4, x1, y + 4, css="whisker"),
+        svg.line(x2, y - 4, x2, y + 4, css="whisker"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model in the plane of size and divergence; KL in nats, its interval, and the 99th percentile."""
+
+    name: str
+    css: str
+    size_bytes: float
+    kl: float
+    low: float
+    high: float
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Maps bytes (linear) and nats (logarithmic) to pixels."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    size_ticks: Sequence[float]
+    exponents: Sequence[int]
+
+    def x(self, size: float) -> float:
+        return self.left + (self.right - self.left) * size / self.size_ticks[-1]
+
+    def y(self, kl: float) -> float:
+        lowest, highest = self.exponents[0], self.exponents[-1]
+        height = (math.log10(max(kl, 10.0**lowest)) - lowest) / (highest - lowest)
+        return self.bottom - (self.bottom - self.top) * min(max(height, 0), 1)
+
+
+def scatter(points: Sequence[Point], floor: float | None, *, width: float = 660, height: float = 400) -> str:
+    """Mean KL (logarithmic) against size on disk, with 95 % intervals, 99th percentiles and the noise floor."""
+    frame = _frame(points, floor, width, height)
+    parts = _axes(frame)
+    if floor is not None and floor > 0:
+        parts += _floor(frame, floor)
+    marks, labels = [], []
+    for point in sorted(points, key=lambda p: p.size_bytes):
+        marks += _mark(frame, point)
+        labels += _point_label(frame, point)
+    label = "Mean KL divergence against size on disk. " + "; ".join(
+        f"{p.name}: {numbers.size(p.size_bytes)}, {numbers.nats(p.kl)} nats" for p in points
+    )
+    return svg.document(width, height, [*parts, *marks, *labels], label=label, css="scatter")
+
+
+def _frame(points: Sequence[Point], floor: float | None, width: float, height: float) -> _Frame:
+    values = [v for p in points for v in (p.kl, p.low, p.high, p.p99) if v and math.isfinite(v)]
+    values += [floor] if floor else []
+    exponents = svg.decades(min(values, default=1e-4), max(values, default=1.0))
+    ticks = svg.nice_ticks(1.08 * max((p.size_bytes for p in points), default=1), 4 if width < 500 else 6)
+    return _Frame(52, width - 14, 34, height - 44, ticks, exponents)
+
+
+def _axes(frame: _Frame) -> list[str]:
+    parts = []
+    for exponent in frame.exponents:
+        y = frame.y(10.0**exponent)
+        parts.append(svg.line(frame.left, y, frame.right, y, css="grid"))
+        parts.append(
+            svg.text(frame.left - 8, y + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end")
+        )
+    for tick in frame.size_ticks:
+        x = frame.x(tick)
+        parts.append(svg.line(x, frame.bottom, x, frame.bottom + 4, css="axis"))
+        parts.append(
+            svg.text(x, frame.bottom + 19, numbers.size(tick) if tick else "0", css="tick", anchor="middle")
+        )
+    parts.append(svg.line(frame.left, frame.bottom, frame.right, frame.bottom, css="axis"))
+    parts.append(svg.text(0, 14, "Mean KL to the reference, nats per token (log)", css="axis-title"))
+    parts.append(svg.text(frame.right, frame.bottom + 38, "Size on disk", css="axis-title", anchor="end"))
+    parts.append(svg.text(frame.left + 8, frame.bottom - 10, "↙ better", css="hint"))
+    return parts
+
+
+def _floor(frame: _Frame, floor: float) -> list[str]:
+    y = frame.y(floor)
+    return [
+        svg.rect(frame.left, y, frame.right - frame.left, frame.bottom - y, css="floor"),
+        svg.line(frame.left, y, frame.right, y, css="floor-line"),
+        svg.text(frame.left + 8, y - 7, f"noise floor {numbers.nats(floor)}", css="hint"),
+    ]
+
+
+def _mark(frame: _Frame, point: Point) -> list[str]:
+    x, y = frame.x(point.size_bytes), frame.y(point.kl)
+    parts = []
+    if point.p99 is not None and math.isfinite(point.p99) and point.p99 > point.kl:
+        top = frame.y(point.p99)
+        parts.append(svg.line(x, top, x, y, css=f"tail {point.css}"))
+        parts.append(svg.line(x - 7, top, x + 7, top, css=f"tail-end {point.css}"))
+        parts.append(svg.text(x + 12, top + 4, f"99th percentile {numbers.nats(point.p99)}", css="hint"))
+    if point.high > point.low:
+        low, high = frame.y(point.low), frame.y(point.high)
+        parts.append(svg.line(x, low, x, high, css=f"interval {point.css}"))
+    tip = (
+        f"{point.name}: {numbers.size(point.size_bytes)}, mean KL {numbers.nats(point.kl)} nats "
+        f"({numbers.nats(point.low)} to {numbers.nats(point.high)})"
+    )
+    return [*parts, svg.circle(x, y, 7, css=f"fill dot {point.css}", tip=tip)]
+
+
+def _point_label(frame: _Frame, point: Point) -> list[str]:
+    x, y = frame.x(point.size_bytes), frame.y(point.kl)
+    value = f"{numbers.nats(point.kl)} nats"
+    widest = max(svg.text_width(point.name, 13), svg.text_width(value, 12))
+    on_right = x + 14 + widest < frame.right
+    at, anchor = (x + 14, "start") if on_right else (x - 14, "end")
+    return [
+        svg.text(at, y + 1, svg.shorten(point.name, 160, 13), css="name", anchor=anchor),
+        svg.text(at, y + 16, value, css="note", anchor=anchor),
+    ]

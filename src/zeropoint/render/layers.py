@@ -1,0 +1,119 @@
+"""Where the error sits: a heat map of block index by kind of layer, one per artifact."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zeropoint.render import numbers, svg
+
+_IN_BLOCK = re.compile(r"\.(\d+)\.(.+)$")
+_LABEL = 84.0
+_FAINTEST = 0.07
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """`block` is None for layers outside the blocks (embedding, head)."""
+
+    name: str
+    block: int | None
+    kind: str
+    scheme: str
+    error: float
+    sqnr_db: float | None
+
+    def words(self) -> str:
+        sqnr = "" if self.sqnr_db is None else f", {self.sqnr_db:.1f} dB"
+        return f"{self.name}: {percent(self.error)}{sqnr}, {self.scheme}"
+
+
+def percent(error: float) -> str:
+    return f"{numbers.plain(100 * error)} %"
+
+
+def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
+    """The card's `layer_errors`; entries without a usable error are left out."""
+    found = []
+    for row in rows:
+        error = row.get("relative_error")
+        if not isinstance(error, int | float) or not math.isfinite(error):
+            continue
+        name = str(row.get("name", "?")).removesuffix(".weight")
+        match = _IN_BLOCK.search(name)
+        sqnr = row.get("sqnr_db")
+        found.append(
+            LayerError(
+                name,
+                int(match[1]) if match else None,
+                match[2].split(".", 1)[-1] if match else name.split(".")[-1],
+                str(row.get("scheme", "")),
+                float(error),
+                float(sqnr) if isinstance(sqnr, int | float) else None,
+            )
+        )
+    return found
+
+
+def worst(errors: Sequence[LayerError]) -> LayerError | None:
+    return max(errors, key=lambda e: e.error, default=None)
+
+
+def heat_map(errors: Sequence[LayerError], *, css: str, width: float = 700) -> str:
+    """Rows are kinds of layer, columns blocks; ink goes from the smallest error to the largest."""
+    inside = [e for e in errors if e.block is not None]
+    if not inside:
+        return ""
+    kinds = list(dict.fromkeys(e.kind for e in inside))
+    blocks = max(e.block for e in inside if e.block is not None) + 1
+    low, high = min(e.error for e in errors), max(e.error for e in errors)
+    step = (width - _LABEL) / blocks
+    height = min(max(step, 15), 24)
+    worst_one = worst(errors)
+    parts = []
+    for row, kind in enumerate(kinds):
+        parts.append(svg.text(_LABEL - 8, row * height + height / 2 + 4, kind, css="tick", anchor="end"))
+    for each in inside:
+        x, y = _LABEL + (each.block or 0) * step, kinds.index(each.kind) * height
+        ink = _FAINTEST + (1 - _FAINTEST) * (each.error - low) / (high - low or 1)
+        mark = " worst" if each is worst_one else ""
+        parts.append(
+            svg.rect(
+                x + 0.75,
+                y + 0.75,
+                step - 1.5,
+                height - 1.5,
+                css=f"fill cell {css}{mark}",
+                radius=min(2.5, step / 6),
+                style=f"fill-opacity:{ink:.3f}",
+                tip=each.words(),
+            )
+        )
+    bottom = len(kinds) * height
+    every = next(n for n in (1, 2, 5, 10, 20, 50, 100) if step * n >= 26 or n == 100)
+    parts += [
+        svg.text(_LABEL + (block + 0.5) * step, bottom + 16, str(block), css="tick", anchor="middle")
+        for block in range(0, blocks, every)
+    ]
+    parts += _legend(bottom + 44, low, high, css)
+    label = f"Relative error by block and kind of layer, {percent(low)} to {percent(high)}"
+    return svg.document(width, bottom + 50, parts, label=label, css="heat")
+
+
+def _legend(y: float, low: float, high: float, css: str) -> list[str]:
+    cells, cell = 8, 15.0
+    parts = [svg.text(_LABEL - 8, y, "error", css="tick", anchor="end")]
+    parts.append(svg.text(_LABEL, y, percent(low), css="tick"))
+    start = _LABEL + svg.text_width(percent(low), 12) + 8
+    for index in range(cells):
+        ink = _FAINTEST + (1 - _FAINTEST) * index / (cells - 1)
+        parts.append(
+            svg.rect(
+                start + index * cell, y - 10, cell, 11, css=f"fill {css}", style=f"fill-opacity:{ink:.3f}"
+            )
+        )
+    parts.append(svg.text(start + cells * cell + 8, y, percent(high), css="tick"))
+    return parts

@@ -1,0 +1,61 @@
+"""Numbers as people write them: three significant digits, real units, no exponents in running text."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+_BYTE_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent: 0.00015, 5.8, 1320."""
+    if not math.isfinite(value):
+        return "infinite" if value > 0 else MISSING
+    if value == 0:
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.{min(decimals, 9)}f}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units: 89 MB, 1.25 GB."""
+    for unit, factor in _BYTE_UNITS:
+        if value >= factor:
+            return f"{plain(value / factor)} {unit}"
+    return f"{value:.0f} B"
+
+
+def seconds(value: float) -> str:
+    return f"{plain(value)} s" if value >= 1 else f"{plain(value * 1000)} ms"
+
+
+def rate(value: float) -> str:
+    return f"{plain(value)} tok/s"
+
+
+def nats(value: float) -> str:
+    return plain(value, 2)
+
+
+def percent(value: float) -> str:
+    """A share as percent, one decimal, two when close to all: 67.6 %, 99.92 %."""
+    digits = 2 if 0.99 <= value < 1 else 1
+    return f"{100 * value:.{digits}f} %"
+
+
+def times(ratio: float) -> str:
+    """A ratio as a factor: 3.0×, 12×."""
+    return f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
+
+
+def one_in(share: float) -> str:
+    """A share as people say it: 1 in 4, half, 2 in 3, 9 in 10."""
+    if share <= 0:
+        return "none"
+    if share < 0.4:
+        return f"1 in {round(1 / share) if share >= 0.001 else 'more than 1000'}"
+    near = min(
+        ((a, b) for b in (2, 3, 4, 5, 10) for a in range(1, b)), key=lambda f: abs(f[0] / f[1] - share)
+    )
+    return f"{near[0]} in {near[1]}"

@@ -1,0 +1,264 @@
+"""The page's sections as plain values for the template: what to show, not how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from zeropoint.render import charts, layers, numbers
+from zeropoint.render.summary import Candidate, candidates, ordered_models, reference_name
+from zeropoint.render.table import COLUMNS, spread
+from zeropoint.report import Measurement, Report
+
+Classes = Mapping[str, str]
+
+# metric, title, which way is good, how it is written
+_COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+    ("weights_bytes", "Size on disk", "shorter is better", numbers.size),
+    ("resident_bytes", "Memory after load", "shorter is better", numbers.size),
+    ("load_seconds", "Load time", "shorter is better", numbers.seconds),
+    ("prefill_tokens_per_second", "Prefill speed", "longer is better", numbers.rate),
+    ("decode_tokens_per_second", "Decode speed", "longer is better", numbers.rate),
+    ("perplexity", "Perplexity", "shorter is better", numbers.plain),
+)
+
+_METHODS = {
+    "weights_bytes": "Size on disk: the tensors in the model's safetensors files, headers left out.",
+    "resident_bytes": (
+        "Memory: resident bytes of a fresh process right after load, as Linux accounts them, the "
+        "libraries' own share included; the full table lists that share and the peak."
+    ),
+    "load_seconds": "Load time: one load in a fresh process, with the file cache as it was found.",
+    "prefill_tokens_per_second": (
+        "Speed: each model alone in a fresh process, one run to warm up, then the median of the repeats; "
+        "whiskers are the slowest and the fastest."
+    ),
+    "kl_divergence": (
+        "KL divergence: how far the next-token distribution moved from the same weights computed in "
+        "float32, token by token over the same text; 0 is identical. Intervals are 95 % bootstraps over "
+        "documents."
+    ),
+    "top1_agreement": "Top-1: the share of tokens whose most likely next token stayed the same.",
+    "perplexity": (
+        "Perplexity depends on the text and the tokenizer; only compare within this page. Windows do "
+        "not overlap and start without a BOS token."
+    ),
+    "noise_floor_kl": (
+        "Noise floor: the divergence of the same weights computed in 16 bits. A format at the floor "
+        "cannot be told from the model itself."
+    ),
+}
+
+
+def cards(report: Report, classes: Classes) -> list[dict[str, Any]]:
+    """One card an artifact: four figures, the gate's verdict."""
+    return [_card(report, each, classes[each.name]) for each in candidates(report)]
+
+
+def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
+    figures = []
+
+    def add(
+        label: str, metric: str, show: Callable[[float], str], ratio: float | None, words: tuple[str, str]
+    ) -> None:
+        found = report.find(each.name, metric)
+        if found is None:
+            return
+        if ratio is None:
+            figures.append((show(found.value), label, spread(found, show)))
+        else:
+            word = words[0] if ratio >= 1 else words[1]
+            figures.append(
+                (numbers.times(max(ratio, 1 / ratio)), word, f"{show(found.value)} {label}".strip())
+            )
+
+    add("on disk", "weights_bytes", numbers.size, each.smaller, ("smaller", "larger"))
+    add("resident", "resident_bytes", numbers.size, each.leaner, ("less memory", "more memory"))
+    add("decode", "decode_tokens_per_second", numbers.rate, each.decode, ("faster decode", "slower decode"))
+    add(
+        "prefill",
+        "prefill_tokens_per_second",
+        numbers.rate,
+        each.prefill,
+        ("faster prefill", "slower prefill"),
+    )
+    add("mean KL, nats", "kl_divergence", numbers.nats, None, ("", ""))
+    add("same top token", "top1_agreement", numbers.percent, None, ("", ""))
+    label = each.format if each.format.lower() != each.name.lower() else ""
+    return {"name": each.name, "format": label, "css": css, "figures": figures, "passed": each.passed}
+
+
+def costs(report: Report, classes: Classes) -> list[dict[str, Any]]:
+    """A bar chart for every metric that was measured."""
+    reference = reference_name(report)
+    found = []
+    for metric, title, good, show in _COSTS:
+        rows = [m for n in ordered_models(report) if (m := report.find(n, metric)) is not None]
+        if not rows:
+            continue
+        base = report.find(reference or "", metric)
+        drawn = [
+            charts.Bar(
+                m.model,
+                classes[m.model],
+                m.value,
+                m.low,
+                m.high,
+                _against(m, base),
+                f"{m.model}: {show(m.value)}" + (f" ({spread(m, show)})" if spread(m, show) else ""),
+            )
+            for m in rows
+        ]
+        label = f"{title}: " + ", ".join(f"{m.model} {show(m.value)}" for m in rows)
+        found.append(
+            {
+                "title": title,
+                "good": good,
+                "where": rows[0].where,
+                "svg": Markup(charts.bars(drawn, show, label=label)),
+            }
+        )
+    return found
+
+
+def _against(mine: Measurement, base: Measurement | None) -> str:
+    if base is None or base.model == mine.model or base.value <= 0 or not math.isfinite(mine.value):
+        return ""
+    return f"{mine.value / base.value:.2f}×"
+
+
+def points(report: Report, classes: Classes) -> list[charts.Point]:
+    """Models with both a size and a divergence."""
+    found = []
+    for name in ordered_models(report):
+        size, kl = report.find(name, "weights_bytes"), report.find(name, "kl_divergence")
+        if size is None or kl is None or not math.isfinite(kl.value):
+            continue
+        tail = report.find(name, "kl_p99")
+        found.append(
+            charts.Point(
+                name, classes[name], size.value, kl.value, kl.low, kl.high, tail.value if tail else None
+            )
+        )
+    return found
+
+
+def heat_maps(report: Report, classes: Classes) -> list[dict[str, Any]]:
+    """A heat map, wide and narrow, for every artifact whose card lists its layers' errors."""
+    found = []
+    for name, rows in report.extra.get("layer_errors", {}).items():
+        errors = layers.parse(rows)
+        css = classes.get(name, "c-ref")
+        wide = layers.heat_map(errors, css=css)
+        worst = layers.worst(errors)
+        if not wide or worst is None:
+            continue
+        middle = sorted(e.error for e in errors)[len(errors) // 2]
+        outside = [e.words() for e in errors if e.block is None]
+        found.append(
+            {
+                "name": name,
+                "css": css,
+                "wide": Markup(wide),
+                "narrow": Markup(layers.heat_map(errors, css=css, width=360)),
+                "worst": f"{worst.name}, {layers.percent(worst.error)}",
+                "median": layers.percent(middle),
+                "outside": outside,
+            }
+        )
+    return found
+
+
+def answers(report: Report, classes: Classes) -> list[dict[str, Any]]:
+    """Each prompt with every model's answer, cut at the first token that differs."""
+    return [
+        {
+            "prompt": str(each.get("prompt", "")),
+            "answers": [_answer(a, classes) for a in each.get("answers", ())],
+        }
+        for each in report.extra.get("answers", ())
+    ]
+
+
+def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+    name = str(entry.get("model", "?"))
+    index, count = entry.get("first_difference"), entry.get("token_count", 0)
+    css = classes.get(name, "c-ref")
+    first = str(entry.get("first", ""))
+    if css == "c-ref":
+        note = f"reference, {count} tokens"
+    elif index is None:
+        note = f"the same, all {count} tokens"
+    else:
+        note = f"differs from token {index + 1} of {count}"
+    shown = first
+    if index is not None and not first.strip():
+        shown = "∎" if not first else first.replace(" ", "␣").replace("\n", "↵\n")
+    return {
+        "model": name,
+        "css": css,
+        "same": str(entry.get("same", "")),
+        "first": shown,
+        "rest": str(entry.get("rest", "")),
+        "differs": index is not None,
+        "note": note,
+    }
+
+
+def coverage(report: Report, classes: Classes) -> list[dict[str, Any]]:
+    """For every artifact: weights per number format, and what was kept, by reason."""
+    found = []
+    for name, entry in report.extra.get("coverage", {}).items():
+        reasons: dict[str, list[str]] = {}
+        for kept in entry.get("kept", ()):
+            reasons.setdefault(kept.get("reason") or "no reason given", []).append(kept["name"])
+        schemes = sorted(entry.get("schemes", {}).items(), key=lambda item: -item[1])
+        found.append(
+            {
+                "name": name,
+                "css": classes.get(name, "c-ref"),
+                "weights": entry.get("weights", 0),
+                "schemes": schemes,
+                "kept": sorted(reasons.items(), key=lambda item: -len(item[1])),
+            }
+        )
+    return found
+
+
+def full_table(report: Report) -> dict[str, Any]:
+    """Every metric of every model with its interval, for reading and copying."""
+    known = {c.metric: c.title for c in COLUMNS}
+    metrics = list(dict.fromkeys(m.metric for m in report.measurements))
+    names = ordered_models(report)
+    rows = []
+    for metric in metrics:
+        cells = [_table_cell(report.find(name, metric)) for name in names]
+        rows.append({"metric": metric, "title": known.get(metric, metric.replace("_", " ")), "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+def _table_cell(found: Measurement | None) -> tuple[str, str]:
+    if found is None:
+        return numbers.MISSING, ""
+    show: Callable[[float], str] = {
+        "bytes": numbers.size,
+        "seconds": numbers.seconds,
+        "tokens/s": numbers.rate,
+        "fraction": numbers.percent,
+        "nats/token": numbers.nats,
+    }.get(found.unit, lambda value: numbers.plain(value, 4))
+    return show(found.value), spread(found, show)
+
+
+def methods(report: Report) -> list[str]:
+    """How each number that stands on the page was made."""
+    measured = {m.metric for m in report.measurements}
+    lines = [text for metric, text in _METHODS.items() if metric in measured]
+    for metric in ("decode_tokens_per_second", "prefill_tokens_per_second", "perplexity"):
+        where = next((m.where for m in report.measurements if m.metric == metric), None)
+        if where:
+            lines.append(f"{metric.replace('_', ' ').capitalize()}: {where}.")
+    return lines

@@ -1,0 +1,202 @@
+"""What the numbers say, in sentences. Computed, and the bad news said as plainly as the good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from zeropoint.render import numbers
+from zeropoint.report import Measurement, Report
+
+# Rates closer than this are a tie, whatever their spread: machines are not quieter.
+TIE = 1.05
+_NOTABLE_P99 = 1.0
+_NOTABLE_RISE = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One artifact next to the reference. Ratios above 1 are gains; None where either side is missing."""
+
+    name: str
+    format: str
+    smaller: float | None
+    leaner: float | None
+    decode: float | None
+    prefill: float | None
+    load: float | None
+    changed: float | None
+    """Share of tokens whose most likely word changed."""
+    kl: Measurement | None
+    at_noise: bool
+    """The mean KL cannot be told from the noise floor."""
+    passed: bool | None
+    """The gate's verdict, where the artifact's card holds one."""
+
+
+def reference_name(report: Report) -> str | None:
+    """The model marked as the reference, else the first; None for an empty report."""
+    models: Mapping[str, Any] = report.extra.get("models", {})
+    names = report.models()
+    marked = [n for n in names if isinstance(models.get(n), dict) and models[n].get("is_reference")]
+    return next(iter(marked or names), None)
+
+
+def ordered_models(report: Report) -> list[str]:
+    """All models, the reference first."""
+    first = reference_name(report)
+    return [n for n in report.models() if n == first] + [n for n in report.models() if n != first]
+
+
+def format_of(report: Report, name: str) -> str:
+    entry = report.extra.get("models", {}).get(name, {})
+    return str(entry.get("format", "")) if isinstance(entry, dict) else ""
+
+
+def candidates(report: Report) -> list[Candidate]:
+    """Every model but the reference, in the report's order."""
+    reference = reference_name(report)
+    if reference is None:
+        return []
+    return [_candidate(report, reference, name) for name in ordered_models(report)[1:]]
+
+
+def _candidate(report: Report, reference: str, name: str) -> Candidate:
+    def gain(metric: str, more_is_better: bool) -> float | None:
+        mine, its = report.find(name, metric), report.find(reference, metric)
+        if mine is None or its is None or mine.value <= 0 or its.value <= 0:
+            return None
+        return mine.value / its.value if more_is_better else its.value / mine.value
+
+    top1 = report.find(name, "top1_agreement")
+    kl, floor = report.find(name, "kl_divergence"), report.find(reference, "noise_floor_kl")
+    verdict = report.extra.get("verdicts", {}).get(name)
+    return Candidate(
+        name=name,
+        format=format_of(report, name),
+        smaller=gain("weights_bytes", False),
+        leaner=gain("resident_bytes", False),
+        decode=gain("decode_tokens_per_second", True),
+        prefill=gain("prefill_tokens_per_second", True),
+        load=gain("load_seconds", False),
+        changed=None if top1 is None else 1 - top1.value,
+        kl=kl,
+        at_noise=kl is not None and floor is not None and kl.low <= floor.high,
+        passed=verdict.get("passed") if isinstance(verdict, dict) else None,
+    )
+
+
+def sentence(each: Candidate) -> str:
+    """One candidate in one sentence: size, speed, and what it costs in quality."""
+    gains = []
+    if each.smaller is not None:
+        gains.append(f"is {change(each.smaller, 'smaller', 'larger', 'the same size')}")
+    if each.decode is not None:
+        gains.append(f"decodes {change(each.decode, 'faster', 'slower', 'no faster')}")
+    if each.at_noise:
+        loss = "its predictions cannot be told from rounding noise"
+    elif each.changed is not None:
+        loss = f"it changes {numbers.one_in(each.changed)} top tokens"
+    else:
+        loss = "its quality was not measured"
+    return f"{each.name} {' and '.join(gains) or 'was measured'}; {loss}."
+
+
+def change(ratio: float, better: str, worse: str, same: str) -> str:
+    """A ratio above 1 as a gain, below 1 as a loss, near 1 as neither."""
+    if ratio >= TIE:
+        return f"{numbers.times(ratio)} {better}"
+    return f"{numbers.times(1 / ratio)} {worse}" if ratio <= 1 / TIE else same
+
+
+def headline(report: Report) -> str:
+    """The smallest artifact's sentence; for a single model what it costs."""
+    found = candidates(report)
+    if found:
+        return sentence(max(found, key=lambda c: c.smaller or 0))
+    name = reference_name(report)
+    if name is None:
+        return "Nothing was measured."
+    parts = []
+    if weights := report.find(name, "weights_bytes"):
+        parts.append(f"takes {numbers.size(weights.value)}")
+    if decode := report.find(name, "decode_tokens_per_second"):
+        parts.append(f"decodes {numbers.plain(decode.value)} tokens a second")
+    return f"{name} {' and '.join(parts) or 'was measured'}."
+
+
+def other_sentences(report: Report) -> list[str]:
+    """The sentences of the candidates that the headline is not about."""
+    first = headline(report)
+    return [s for s in map(sentence, candidates(report)) if s != first]
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader must know before choosing; empty when there is nothing."""
+    reference = reference_name(report)
+    found = candidates(report)
+    lines = [line for each in found for line in _warnings_of(report, reference or "", each)]
+    lines += _between(report, found)
+    quality = report.extra.get("quality", {})
+    if quality and quality.get("unit_kind") != "documents":
+        lines.append("The text has few documents: intervals come from runs of tokens and are too narrow.")
+    return lines
+
+
+def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
+    lines = []
+    for kind, ratio in (("decode", each.decode), ("prefill", each.prefill)):
+        if ratio is not None and ratio < TIE:
+            pair = _pair(report, each.name, reference, f"{kind}_tokens_per_second", numbers.rate)
+            lines.append(f"{each.name} is not faster at {kind} here: {pair}.")
+    if each.leaner is not None and each.leaner < TIE:
+        pair = _pair(report, each.name, reference, "resident_bytes", numbers.size)
+        lines.append(f"{each.name} does not take less memory here: {pair}.")
+    worse, tail = report.find(each.name, "perplexity_ratio"), report.find(each.name, "kl_p99")
+    if worse is not None and worse.low > _NOTABLE_RISE:
+        rise = f"{100 * (worse.value - 1):.0f} %"
+        lines.append(f"{each.name} raises perplexity by {rise}: expect visibly worse text.")
+    if tail is not None and tail.value > _NOTABLE_P99:
+        value = numbers.nats(tail.value)
+        lines.append(f"{each.name}: 1 token in 100 diverges by more than {value} nats.")
+    if each.passed is False:
+        lines.append(f"{each.name} failed its quality gate.")
+    return lines
+
+
+def _between(report: Report, found: list[Candidate]) -> list[str]:
+    """Smaller formats that are not faster than the next larger one: size is then their only gain."""
+    ranked = sorted((c for c in found if c.smaller and c.decode), key=lambda c: c.smaller or 0)
+    lines = []
+    for larger, smaller in pairwise(ranked):
+        if (smaller.decode or 0) < TIE * (larger.decode or 0):
+            pair = _pair(report, smaller.name, larger.name, "decode_tokens_per_second", numbers.rate)
+            lines.append(
+                f"{smaller.name} decodes no faster than {larger.name} here: {pair}. Its gain is size."
+            )
+    return lines
+
+
+def _pair(report: Report, mine: str, other: str, metric: str, show: Callable[[float], str]) -> str:
+    a, b = report.find(mine, metric), report.find(other, metric)
+    return f"{show(a.value) if a else '?'} against {show(b.value) if b else '?'} of {other}"
+
+
+def noise_lines(report: Report) -> list[str]:
+    """The noise floor and what the text can resolve, for below a table."""
+    reference = reference_name(report)
+    floor = report.find(reference or "", "noise_floor_kl")
+    if floor is None:
+        return []
+    lines = [
+        f"Noise floor: mean KL {numbers.nats(floor.value)} ({reference} in 16 bits against itself in float32)."
+    ]
+    quality = report.extra.get("quality", {})
+    if quality:
+        lines.append(
+            f"Quality on {quality['scored_tokens']} tokens of {quality['text']}, "
+            f"95 % intervals over {quality['units']} {quality['unit_kind']}."
+        )
+    return lines
