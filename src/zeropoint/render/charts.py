@@ -93,10 +93,9 @@ def scatter(points: Sequence[Point], floor: float | None, *, width: float = 660,
     parts = _axes(frame)
     if floor is not None and floor > 0:
         parts += _floor(frame, floor)
-    marks, labels = [], []
-    for point in sorted(points, key=lambda p: p.size_bytes):
-        marks += _mark(frame, point)
-        labels += _point_label(frame, point)
+    ordered = sorted(points, key=lambda p: p.size_bytes)
+    marks = [part for point in ordered for part in _mark(frame, point)]
+    labels = _labels(frame, ordered, floor)
     label = "Mean KL divergence against size on disk. " + "; ".join(
         f"{p.name}: {numbers.size(p.size_bytes)}, {numbers.nats(p.kl)} nats" for p in points
     )
@@ -119,16 +118,17 @@ def _axes(frame: _Frame) -> list[str]:
         parts.append(
             svg.text(frame.left - 8, y + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end")
         )
+    unit, factor = ("GB", 1e9) if frame.size_ticks[-1] >= 2e9 else ("MB", 1e6)
     for tick in frame.size_ticks:
         x = frame.x(tick)
+        words = f"{tick / factor:g}"
         parts.append(svg.line(x, frame.bottom, x, frame.bottom + 4, css="axis"))
-        parts.append(
-            svg.text(x, frame.bottom + 19, numbers.size(tick) if tick else "0", css="tick", anchor="middle")
-        )
+        parts.append(svg.text(x, frame.bottom + 19, words, css="tick", anchor="middle"))
     parts.append(svg.line(frame.left, frame.bottom, frame.right, frame.bottom, css="axis"))
     parts.append(svg.text(0, 14, "Mean KL to the reference, nats per token (log)", css="axis-title"))
-    parts.append(svg.text(frame.right, frame.bottom + 38, "Size on disk", css="axis-title", anchor="end"))
-    parts.append(svg.text(frame.left + 8, frame.bottom - 10, "↙ better", css="hint"))
+    parts.append(
+        svg.text(frame.right, frame.bottom + 38, f"Size on disk, {unit}", css="axis-title", anchor="end")
+    )
     return parts
 
 
@@ -141,14 +141,68 @@ def _floor(frame: _Frame, floor: float) -> list[str]:
     ]
 
 
+class _Labels:
+    """Places labels so that none covers another: the first free place wins, else it is left out
+    unless it must be shown."""
+
+    def __init__(self, frame: _Frame) -> None:
+        self._frame = frame
+        self._taken: list[tuple[float, float, float, float]] = []
+
+    def block(self, left: float, top: float, right: float, bottom: float) -> None:
+        self._taken.append((left, top, right, bottom))
+
+    def place(self, x: float, y: float, lines: Sequence[tuple[str, str]], *, must: bool) -> list[str]:
+        """`lines` are (text, CSS class) beside `x, y`: right or left of it, or shifted when they must be shown."""
+        width = max(svg.text_width(words, 13) for words, _ in lines)
+        height = 15 * len(lines)
+        shifts = (0, -26, 26) if must else (0,)
+        places = [(x + side, y + up) for up in shifts for side in (14, -14 - width)]
+        inside = [p for p in places if p[0] >= self._frame.left and p[0] + width <= self._frame.right]
+        free = [p for p in inside if self._is_free(p[0], p[1] - 12, p[0] + width, p[1] - 12 + height)]
+        if not free and not must:
+            return []
+        left, top = (free or inside or places)[0]
+        self.block(left, top - 12, left + width, top - 12 + height)
+        anchor, at = ("start", left) if left > x else ("end", left + width)
+        return [svg.text(at, top + 15 * i, w, css=css, anchor=anchor) for i, (w, css) in enumerate(lines)]
+
+    def _is_free(self, left: float, top: float, right: float, bottom: float) -> bool:
+        return all(right <= a or left >= c or bottom <= b or top >= d for a, b, c, d in self._taken)
+
+
+def _labels(frame: _Frame, points: Sequence[Point], floor: float | None) -> list[str]:
+    """Names and values beside the dots; 99th percentiles where there is room."""
+    labels = _Labels(frame)
+    if floor:
+        y = frame.y(floor)
+        labels.block(frame.left, y - 1, frame.right, y + 1)
+        labels.block(frame.left, y - 20, frame.left + 130, y)
+    for point in points:
+        x, y = frame.x(point.size_bytes), frame.y(point.kl)
+        labels.block(x - 9, y - 9, x + 9, y + 9)
+    parts = []
+    for point in points:
+        lines = [(svg.shorten(point.name, 150, 13), "name"), (f"{numbers.nats(point.kl)} nats", "note")]
+        parts += labels.place(frame.x(point.size_bytes), frame.y(point.kl) + 1, lines, must=True)
+    for point in points:
+        if _has_tail(point) and point.p99:
+            words = [(f"p99 {numbers.nats(point.p99)}", "hint")]
+            parts += labels.place(frame.x(point.size_bytes), frame.y(point.p99) + 4, words, must=False)
+    return parts
+
+
+def _has_tail(point: Point) -> bool:
+    return point.p99 is not None and math.isfinite(point.p99) and point.p99 > point.kl
+
+
 def _mark(frame: _Frame, point: Point) -> list[str]:
     x, y = frame.x(point.size_bytes), frame.y(point.kl)
     parts = []
-    if point.p99 is not None and math.isfinite(point.p99) and point.p99 > point.kl:
+    if _has_tail(point) and point.p99:
         top = frame.y(point.p99)
         parts.append(svg.line(x, top, x, y, css=f"tail {point.css}"))
         parts.append(svg.line(x - 7, top, x + 7, top, css=f"tail-end {point.css}"))
-        parts.append(svg.text(x + 12, top + 4, f"99th percentile {numbers.nats(point.p99)}", css="hint"))
     if point.high > point.low:
         low, high = frame.y(point.low), frame.y(point.high)
         parts.append(svg.line(x, low, x, high, css=f"interval {point.css}"))
@@ -157,15 +211,3 @@ def _mark(frame: _Frame, point: Point) -> list[str]:
         f"({numbers.nats(point.low)} to {numbers.nats(point.high)})"
     )
     return [*parts, svg.circle(x, y, 7, css=f"fill dot {point.css}", tip=tip)]
-
-
-def _point_label(frame: _Frame, point: Point) -> list[str]:
-    x, y = frame.x(point.size_bytes), frame.y(point.kl)
-    value = f"{numbers.nats(point.kl)} nats"
-    widest = max(svg.text_width(point.name, 13), svg.text_width(value, 12))
-    on_right = x + 14 + widest < frame.right
-    at, anchor = (x + 14, "start") if on_right else (x - 14, "end")
-    return [
-        svg.text(at, y + 1, svg.shorten(point.name, 160, 13), css="name", anchor=anchor),
-        svg.text(at, y + 16, value, css="note", anchor=anchor),
-    ]

@@ -62,17 +62,17 @@ def worst(errors: Sequence[LayerError]) -> LayerError | None:
     return max(errors, key=lambda e: e.error, default=None)
 
 
-def heat_map(errors: Sequence[LayerError], *, css: str, width: float = 700) -> str:
+def heat_map(errors: Sequence[LayerError], *, css: str, width: float = 1020) -> str:
     """Rows are kinds of layer, columns blocks; ink goes from the smallest error to the largest."""
     inside = [e for e in errors if e.block is not None]
     if not inside:
         return ""
     kinds = list(dict.fromkeys(e.kind for e in inside))
     blocks = max(e.block for e in inside if e.block is not None) + 1
-    low, high = min(e.error for e in errors), max(e.error for e in errors)
+    low, high = min(e.error for e in inside), max(e.error for e in inside)
     step = (width - _LABEL) / blocks
     height = min(max(step, 15), 24)
-    worst_one = worst(errors)
+    worst_one = worst(inside)
     parts = []
     for row, kind in enumerate(kinds):
         parts.append(svg.text(_LABEL - 8, row * height + height / 2 + 4, kind, css="tick", anchor="end"))

@@ -19,19 +19,39 @@ Classes = Mapping[str, str]
 _COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("weights_bytes", "Size on disk", "shorter is better", numbers.size),
     ("resident_bytes", "Memory after load", "shorter is better", numbers.size),
-    ("load_seconds", "Load time", "shorter is better", numbers.seconds),
+    ("ready_seconds", "Load to first step", "shorter is better", numbers.seconds),
     ("prefill_tokens_per_second", "Prefill speed", "longer is better", numbers.rate),
     ("decode_tokens_per_second", "Decode speed", "longer is better", numbers.rate),
     ("perplexity", "Perplexity", "shorter is better", numbers.plain),
 )
 
+_TITLES = {
+    "packed_bytes": "Weights in memory",
+    "resident_increase_bytes": "Memory above the libraries'",
+    "resident_anonymous_bytes": "Memory, allocated share",
+    "resident_file_bytes": "Memory, mapped files' share",
+    "resident_at_load_bytes": "Memory before the first step",
+    "baseline_bytes": "Memory of the libraries alone",
+    "load_peak_bytes": "Memory at the peak of loading",
+    "peak_bytes": "Memory at the peak of running",
+    "ready_seconds": "Load to first step",
+    "perplexity_ratio": "Perplexity ratio to float32",
+    "kl_max": "KL max",
+    "noise_floor_kl": "Noise floor, KL mean",
+    "noise_floor_top1": "Noise floor, top-1",
+    "minimal_detectable_kl": "Smallest KL change this text shows",
+}
+
 _METHODS = {
     "weights_bytes": "Size on disk: the tensors in the model's safetensors files, headers left out.",
     "resident_bytes": (
-        "Memory: resident bytes of a fresh process right after load, as Linux accounts them, the "
-        "libraries' own share included; the full table lists that share and the peak."
+        "Memory: resident bytes of a fresh process after load and one step of 8 tokens, as Linux accounts "
+        "them, the libraries' own share included; the full table lists that share and the peak."
     ),
-    "load_seconds": "Load time: one load in a fresh process, with the file cache as it was found.",
+    "ready_seconds": (
+        "Load to first step: one load in a fresh process, with the file cache as it was found, and one step "
+        "of 8 tokens, because a loader that only maps files has not read them yet."
+    ),
     "prefill_tokens_per_second": (
         "Speed: each model alone in a fresh process, one run to warm up, then the median of the repeats; "
         "whiskers are the slowest and the fastest."
@@ -68,11 +88,11 @@ def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
         if found is None:
             return
         if ratio is None:
-            figures.append((show(found.value), label, spread(found, show)))
+            figures.append((show(found.value), label, spread(found, show), False))
         else:
             word = words[0] if ratio >= 1 else words[1]
             figures.append(
-                (numbers.times(max(ratio, 1 / ratio)), word, f"{show(found.value)} {label}".strip())
+                (numbers.times(max(ratio, 1 / ratio)), word, f"{show(found.value)} {label}", ratio < 1)
             )
 
     add("on disk", "weights_bytes", numbers.size, each.smaller, ("smaller", "larger"))
@@ -194,13 +214,16 @@ def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
         note = f"the same, all {count} tokens"
     else:
         note = f"differs from token {index + 1} of {count}"
-    shown = first
-    if index is not None and not first.strip():
+    same, shown = str(entry.get("same", "")), first
+    if first.strip():  # the space before a word belongs to neither
+        shown = first.lstrip()
+        same += first[: len(first) - len(shown)]
+    elif index is not None:
         shown = "∎" if not first else first.replace(" ", "␣").replace("\n", "↵\n")
     return {
         "model": name,
         "css": css,
-        "same": str(entry.get("same", "")),
+        "same": same,
         "first": shown,
         "rest": str(entry.get("rest", "")),
         "differs": index is not None,
@@ -236,7 +259,13 @@ def full_table(report: Report) -> dict[str, Any]:
     rows = []
     for metric in metrics:
         cells = [_table_cell(report.find(name, metric)) for name in names]
-        rows.append({"metric": metric, "title": known.get(metric, metric.replace("_", " ")), "cells": cells})
+        rows.append(
+            {
+                "metric": metric,
+                "title": known.get(metric) or _TITLES.get(metric) or metric.replace("_", " "),
+                "cells": cells,
+            }
+        )
     return {"names": names, "rows": rows}
 
 

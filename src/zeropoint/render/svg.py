@@ -70,8 +70,8 @@ def nice_ticks(top: float, count: int = 5) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[int]:
-    """Exponents of ten that enclose `[low, high]`, both above 0."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    """Exponents of ten that enclose `[low, high]`, both above 0, with a little room below."""
+    first, last = math.floor(math.log10(low) - 0.35), math.ceil(math.log10(high))
     return list(range(first, max(last, first + 1) + 1))
 
 
