@@ -6,7 +6,7 @@ Kernels, exporters and artifacts are tested against it; none of them changes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,10 @@ class QuantizedTensor:
         return codes
 
 
-def expand_groups(per_group: NDArray[np.generic], scheme: Scheme, columns: int) -> NDArray[np.generic]:
+Number = TypeVar("Number", bound=np.generic)
+
+
+def expand_groups(per_group: NDArray[Number], scheme: Scheme, columns: int) -> NDArray[Number]:
     """Per-group values `[rows, groups]` spread over the columns; other granularities broadcast as they are."""
     if scheme.granularity != "group":
         return per_group

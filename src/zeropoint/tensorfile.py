@@ -47,8 +47,8 @@ class TensorFile:
         self.path = path
         self._error = error
         try:
-            self._file = safe_open(path, framework="np")
-            self._names: list[str] = list(self._file.keys())
+            self._file: Any = safe_open(path, framework="np")
+            self._names = [str(name) for name in self._file.keys()]  # type: ignore[no-untyped-call] # noqa: SIM118
         except FileNotFoundError:
             raise error(f"{path} is missing: download or copy the model again") from None
         except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as cause:

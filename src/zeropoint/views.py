@@ -94,7 +94,9 @@ def _views_of(
             rows, columns = tensor.shape
             transposed = kind == "conv1d"
             shape = (columns, rows) if transposed else (rows, columns)
-            yield LayerView(name, kind, shape, name, path, transposed, None, _reader(read, name, transposed, None))
+            yield LayerView(
+                name, kind, shape, name, path, transposed, None, _reader(read, name, transposed, None)
+            )
     elif tensor.ndim == 3 and isinstance(getattr(module, "is_transposed", None), bool):
         # transformers' expert modules say themselves whether they store [experts, out, in] or [experts, in, out].
         transposed = bool(module.is_transposed)
@@ -117,7 +119,9 @@ def _kind(module: torch.nn.Module, special: dict[int, Kind]) -> Kind | None:
     return None
 
 
-def _reader(read: ReadParameter, name: str, transposed: bool, expert: int | None) -> Callable[[], torch.Tensor]:
+def _reader(
+    read: ReadParameter, name: str, transposed: bool, expert: int | None
+) -> Callable[[], torch.Tensor]:
     def view() -> torch.Tensor:
         tensor = read(name) if expert is None else read(name)[expert]
         return (tensor.t() if transposed else tensor).to(torch.float32).contiguous()

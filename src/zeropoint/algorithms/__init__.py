@@ -35,7 +35,9 @@ def make_options(name: str, values: Mapping[str, Any]) -> Any:
     known = {field.name for field in fields(options)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(f"algorithm {name} has no option {unknown[0]!r}: it takes {', '.join(sorted(known))}")
+        raise UsageError(
+            f"algorithm {name} has no option {unknown[0]!r}: it takes {', '.join(sorted(known))}"
+        )
     default = options()
     for key, value in values.items():
         wanted = type(getattr(default, key))

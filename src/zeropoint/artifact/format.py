@@ -20,18 +20,24 @@ FOREIGN_METHOD = "zeropoint"
 
 def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> list[str]:
     """Why transformers' compressed-tensors loader cannot load such an artifact; empty when it can."""
-    quantized = {n: c.scheme for n, c in plan.choices.items() if c.scheme is not None and not c.scheme.is_float}
+    quantized = {
+        n: c.scheme for n, c in plan.choices.items() if c.scheme is not None and not c.scheme.is_float
+    }
     problems = []
     if any(name in quantized for name in layout.experts):
         problems.append("stacked expert weights are stored one expert at a time")
     if any(name in quantized for name in layout.transposed if name not in layout.experts):
-        problems.append("Conv1D weights are stored as [out, in], and compressed-tensors covers Linear and Embedding only")
+        problems.append(
+            "Conv1D weights are stored as [out, in], and compressed-tensors covers Linear and Embedding only"
+        )
     if any(s.granularity == "group" and shapes[n][1] % s.group_size for n, s in quantized.items()):
         problems.append("a row's last group is short")
     if any(not copies_scale(s) and layout.aliases(n) for n, s in quantized.items()):
         problems.append("a tied embedding of less than 8 bits is stored once")
     if any(s.is_packed and not s.symmetric and s.granularity != "tensor" for s in quantized.values()):
-        problems.append("transformers (5.23, compressed-tensors 0.20) does not load packed zero points; vLLM does")
+        problems.append(
+            "transformers (5.23, compressed-tensors 0.20) does not load packed zero points; vLLM does"
+        )
     return problems
 
 
@@ -60,7 +66,9 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         for index, ((text, _), modules) in enumerate(groups.items())
     }
     formats = {section["format"] for section in sections.values()}
-    kept = [n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2]
+    kept = [
+        n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2
+    ]
     problems = loader_problems(plan, layout, shapes)
     foreign = [p for p in problems if "vLLM" not in p]
     return {

@@ -33,7 +33,8 @@ class Layout:
 
     - `tied`: other names of a stored weight (`lm_head.weight` -> `model.embed_tokens.weight`);
     - `embeddings`: weights that are looked up, not multiplied;
-    - `transposed`: weights that the model's own code holds as `[in, out]` (Conv1D, some experts), stored here as `[out, in]`;
+    - `transposed`: weights that the model's own code holds as `[in, out]` (Conv1D, some experts), stored
+      here as `[out, in]`;
     - `experts`: views of stacked 3-D parameters.
     """
 
@@ -121,7 +122,9 @@ def tensor_names(name: str, scheme: Scheme, layout: Layout) -> list[str]:
     leaves = ["weight_packed", "weight_shape"] if scheme.is_packed else ["weight"]
     scales = ["weight_scale"] + ([] if scheme.symmetric else ["weight_zero_point"])
     owners = [module, *(module_of(alias) for alias in layout.aliases(name) if copies_scale(scheme))]
-    return [f"{module}.{leaf}" for leaf in leaves] + [f"{owner}.{leaf}" for owner in owners for leaf in scales]
+    return [f"{module}.{leaf}" for leaf in leaves] + [
+        f"{owner}.{leaf}" for owner in owners for leaf in scales
+    ]
 
 
 def decode(name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]]) -> QuantizedTensor:
@@ -131,8 +134,10 @@ def decode(name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]]) -> Qu
         packed, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
         _expect(f"{module}.weight_shape", stated, np.int64, (2,))
         rows, columns = int(stated[0]), int(stated[1])
-        if not (0 < rows <= packed.shape[0] and 0 < columns):
-            raise ArtifactError(f"{module}.weight_shape says {rows}x{columns}, which is not the packed tensor's")
+        if not (0 < rows <= packed.shape[0] and columns > 0):
+            raise ArtifactError(
+                f"{module}.weight_shape says {rows}x{columns}, which is not the packed tensor's"
+            )
         _expect(f"{module}.weight_packed", packed, np.int32, (rows, ceil_div(columns * scheme.bits, 32)))
         codes = unpack(packed, scheme.bits, columns)
     else:

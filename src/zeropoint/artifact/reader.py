@@ -70,7 +70,9 @@ class Artifact:
         """Read every tensor and check every value and shape. Raises `ArtifactError`."""
         for name, weight in self.stream():
             if isinstance(weight, np.ndarray) and weight.dtype.kind in "fV" and not np.isfinite(weight).all():
-                raise ArtifactError(f"{self.path}: {name} holds NaN or infinite values: make the artifact again")
+                raise ArtifactError(
+                    f"{self.path}: {name} holds NaN or infinite values: make the artifact again"
+                )
 
     def _check_names(self) -> None:
         """The files hold exactly the tensors that the plan implies."""
@@ -78,15 +80,21 @@ class Artifact:
         for name, choice in self.plan.choices.items():
             integer = choice.scheme is not None and not choice.scheme.is_float
             expected.update(
-                layouts.tensor_names(name, choice.scheme, self.layout) if integer and choice.scheme else [name]
+                layouts.tensor_names(name, choice.scheme, self.layout)
+                if integer and choice.scheme
+                else [name]
             )
         missing, unknown = expected - set(self._where), set(self._where) - expected
         if missing:
-            raise ArtifactError(f"{self.path} lacks the tensor {min(missing)}, which its card names: make it again")
+            raise ArtifactError(
+                f"{self.path} lacks the tensor {min(missing)}, which its card names: make it again"
+            )
         if unknown:
             raise ArtifactError(f"{self.path} holds the tensor {min(unknown)}, which its card does not name")
         if self.nbytes != self.plan.nbytes:
-            raise ArtifactError(f"{self.path} holds {self.nbytes} bytes of tensors, its card says {self.plan.nbytes}")
+            raise ArtifactError(
+                f"{self.path} holds {self.nbytes} bytes of tensors, its card says {self.plan.nbytes}"
+            )
 
 
 def open(path: str | Path) -> Artifact:

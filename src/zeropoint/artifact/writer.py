@@ -64,7 +64,9 @@ def write(
         shapes = _write_weights(weights, plan, layout, shards)
         written = shards.close()
         if written != plan.nbytes:
-            raise ArtifactError(f"the plan promised {plan.nbytes} bytes of tensors and {written} were written")
+            raise ArtifactError(
+                f"the plan promised {plan.nbytes} bytes of tensors and {written} were written"
+            )
         section = quantization_config(plan, layout, shapes)
         _write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
         _write_text(folder / CARD_NAME, dumps(finish().to_json()))
@@ -95,7 +97,9 @@ def check_space(out: Path, nbytes: int) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
     except OSError as cause:
-        raise ArtifactError(f"{parent} cannot be written ({cause.strerror}): choose another output") from cause
+        raise ArtifactError(
+            f"{parent} cannot be written ({cause.strerror}): choose another output"
+        ) from cause
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{parent} cannot be written (no permission): choose another output")
     if free < nbytes + SLACK_BYTES:
@@ -205,7 +209,9 @@ def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
 
 def _as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError(f"the disk is full while writing {out}: nothing was left behind; free some space")
+        return ArtifactError(
+            f"the disk is full while writing {out}: nothing was left behind; free some space"
+        )
     if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactError(f"{out} cannot be written (no permission): choose another output")
     return ArtifactError(f"{out} cannot be written ({cause.strerror or cause}): nothing was left behind")
@@ -213,10 +219,14 @@ def _as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
 
 def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:
     """The source's config.json with the quantization section, or with the dtype that everything was cast to."""
-    merged = {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}
+    merged = {
+        key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")
+    }
     if section is not None:
         merged["quantization_config"] = section
-    casts = {c.scheme.float_format for c in plan.choices.values() if c.scheme is not None and c.scheme.is_float}
+    casts = {
+        c.scheme.float_format for c in plan.choices.values() if c.scheme is not None and c.scheme.is_float
+    }
     if len(casts) == 1 and section is None:
         merged.pop("torch_dtype", None)
         merged["dtype"] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[casts.pop() or ""]

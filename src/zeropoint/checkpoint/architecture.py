@@ -20,7 +20,9 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
     data = read_json(path / "config.json")
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(f"{path / 'config.json'} names no model_type: it is not a transformers model's config")
+        raise CheckpointError(
+            f"{path / 'config.json'} names no model_type: it is not a transformers model's config"
+        )
     if "auto_map" in data and model_type not in transformers.CONFIG_MAPPING and not allow_remote_code:
         raise CheckpointError(
             f"{path} needs Python code from its own repository (model_type {model_type!r}), which is not run: "
@@ -37,7 +39,9 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
     except Exception as cause:  # unknown types, bad values and validation errors all end here
         if model_type not in transformers.CONFIG_MAPPING:
             raise CheckpointError(_unknown(path, model_type)) from cause
-        raise CheckpointError(f"{path / 'config.json'} is not a valid {model_type} config: {_line(cause)}") from cause
+        raise CheckpointError(
+            f"{path / 'config.json'} is not a valid {model_type} config: {_line(cause)}"
+        ) from cause
     _check_causal(path, config)
     return config
 
@@ -66,7 +70,9 @@ def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
     except Exception as cause:  # a config that asks for the impossible fails anywhere inside the model's code
-        raise CheckpointError(f"config.json does not describe a {config.model_type} model: {_line(cause)}") from cause
+        raise CheckpointError(
+            f"config.json does not describe a {config.model_type} model: {_line(cause)}"
+        ) from cause
     built: torch.nn.Module = model.eval()
     return built
 

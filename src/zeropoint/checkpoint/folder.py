@@ -32,7 +32,9 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         return path
     text = str(source)
     if path.is_absolute() or text.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise CheckpointError(f"{text} does not exist: give a model folder, a .gguf file or a Hugging Face hub name")
+        raise CheckpointError(
+            f"{text} does not exist: give a model folder, a .gguf file or a Hugging Face hub name"
+        )
     return _download(text, revision)
 
 
@@ -42,7 +44,9 @@ def _download(name: str, revision: str | None) -> Path:
     logger.info("fetching %s from the Hugging Face hub", name)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
-    except Exception as cause:  # the hub client raises a dozen unrelated types: HTTP, cache, validation, gating
+    except (
+        Exception
+    ) as cause:  # the hub client raises a dozen unrelated types: HTTP, cache, validation, gating
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise CheckpointError(
             f"{name} is not a local folder and could not be fetched from the Hugging Face hub ({reason}): "
@@ -54,7 +58,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size. Raises `CheckpointError`."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a model's {path.name}")
+            raise CheckpointError(
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a model's {path.name}"
+            )
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
@@ -95,7 +101,9 @@ def _shards(folder: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:  # an index must not reach outside its folder
-            raise CheckpointError(f"{folder / INDEX} names the shard {name!r}, which is not a file of this folder")
+            raise CheckpointError(
+                f"{folder / INDEX} names the shard {name!r}, which is not a file of this folder"
+            )
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder} lacks the shard {name}, one of {len(names)} that {INDEX} names: finish the download"

@@ -39,7 +39,9 @@ def load(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """`(config, state dict in float32)` of a GGUF file. Raises `CheckpointError`."""
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
-            raise CheckpointError(f"{path} is not a GGUF file: give a model folder, a .gguf file or a hub name")
+            raise CheckpointError(
+                f"{path} is not a GGUF file: give a model folder, a .gguf file or a hub name"
+            )
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)

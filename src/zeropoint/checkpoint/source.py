@@ -145,13 +145,17 @@ class Checkpoint:
             if isinstance(module, torch.nn.ModuleList) and len(module) == count
         ]
         if not lists:
-            raise CheckpointError(f"{self.name}: no list of {count} blocks was found in {type(self.model).__name__}")
+            raise CheckpointError(
+                f"{self.name}: no list of {count} blocks was found in {type(self.model).__name__}"
+            )
         _, path = max(lists, key=lambda item: item[0])
         return [f"{path}.{index}" for index in range(len(self.model.get_submodule(path)))]  # type: ignore[arg-type]
 
     def _stand_in(self, name: str) -> str:
         """The name under which a tied tensor is stored when the checkpoint has only the other name."""
-        return next((alias for alias, target in self._tied.items() if target == name and alias in self._recipes), name)
+        return next(
+            (alias for alias, target in self._tied.items() if target == name and alias in self._recipes), name
+        )
 
     def _convert(self, recipe: Recipe, name: str) -> dict[str, torch.Tensor]:
         try:
@@ -248,7 +252,9 @@ def _reader(tensors: dict[str, TensorFile]) -> Callable[[str], torch.Tensor]:
     return read
 
 
-def _tie_is_contradicted(model: torch.nn.Module, names: list[str], read: Callable[[str], torch.Tensor]) -> bool:
+def _tie_is_contradicted(
+    model: torch.nn.Module, names: list[str], read: Callable[[str], torch.Tensor]
+) -> bool:
     """Whether the checkpoint holds two different tensors for a pair that the config ties.
 
     transformers trusts the tensors then, and so does Zeropoint.

@@ -50,7 +50,9 @@ def coverage(checkpoint: Checkpoint, plan: Plan) -> list[CoverageRow]:
         if info.tied_to is not None:
             same = plan.choices[info.tied_to].scheme
             scheme = str(same) if same is not None else str(info.dtype).removeprefix("torch.")
-            rows.append(CoverageRow(info.name, info.shape, "tied", scheme, 0, f"is {info.tied_to}, stored once"))
+            rows.append(
+                CoverageRow(info.name, info.shape, "tied", scheme, 0, f"is {info.tied_to}, stored once")
+            )
     return rows
 
 
@@ -68,7 +70,9 @@ def require_coverage(rows: list[CoverageRow], fraction: float) -> None:
         return
     kept = sorted((row for row in rows if row.decision == "kept"), key=lambda row: -prod(row.shape))[:3]
     names = ", ".join(f"{row.name} ({row.reason})" for row in kept)
-    raise UsageError(f"only {got:.1%} of the parameters would be quantized, less than the {fraction:.1%} asked: {names}")
+    raise UsageError(
+        f"only {got:.1%} of the parameters would be quantized, less than the {fraction:.1%} asked: {names}"
+    )
 
 
 def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -85,8 +89,11 @@ def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
         whole, parts = info.name in plan.choices, [n for n in names if n != info.name and n in plan.choices]
         if whole and parts:
             raise UsageError(f"the plan decides {info.name} twice: as a whole and as {parts[0]}")
-        if not whole and len(parts) != len([n for n in names if n != info.name]) or not (whole or parts):
+        all_parts = len(parts) == sum(1 for n in names if n != info.name)
+        if not whole and (not parts or not all_parts):
             raise UsageError(f"the plan does not say what happens to {info.name}: make it for this model")
     strangers = [name for name in plan.choices if name not in known]
     if strangers:
-        raise UsageError(f"the plan names {strangers[0]}, which this model does not have: make it for this model")
+        raise UsageError(
+            f"the plan names {strangers[0]}, which this model does not have: make it for this model"
+        )

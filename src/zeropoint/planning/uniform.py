@@ -46,10 +46,14 @@ def uniform_plan(
     _check_patterns(keep, checkpoint)
     if scheme.is_float:
         if embedding is not None or lm_head is not None:
-            raise UsageError(f"{scheme} applies to every parameter: it takes no separate embedding or lm_head format")
+            raise UsageError(
+                f"{scheme} applies to every parameter: it takes no separate embedding or lm_head format"
+            )
         choices = {info.name: _cast(info, scheme, keep) for info in infos.values()}
     else:
-        pick = _Picker(scheme, _override(embedding), _override(lm_head), layout_of(checkpoint), algorithm, given)
+        pick = _Picker(
+            scheme, _override(embedding), _override(lm_head), layout_of(checkpoint), algorithm, given
+        )
         choices = _integer_choices(checkpoint, pick, keep)
     return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
 
@@ -66,12 +70,13 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
 
 
 def plan_nbytes(checkpoint: Checkpoint, choices: Mapping[str, Choice]) -> int:
-    """Exact bytes of the tensors of an artifact made by these choices. Raises `UsageError` for a plan of another model."""
+    """Exact bytes of an artifact's tensors under these choices. Raises `UsageError` for another model's plan."""
     layout = layout_of(checkpoint)
     shapes = {view.name: view.shape for view in checkpoint.views()[0]}
     infos = {info.name: info for info in checkpoint.parameters()}
     return sum(
-        choice_nbytes(name, choice, infos.get(name), shapes.get(name), layout) for name, choice in choices.items()
+        choice_nbytes(name, choice, infos.get(name), shapes.get(name), layout)
+        for name, choice in choices.items()
     )
 
 
@@ -115,24 +120,32 @@ class _Picker:
             return Choice(None, self.algorithm, {}, f"{view.kind} kept as asked")
         if min(view.shape) < MIN_SIDE:
             rows, columns = view.shape
-            return Choice(None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing")
+            return Choice(
+                None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing"
+            )
         fitting, note = fit(wanted, view.shape[1])
         reason = "; ".join(part for part in (why, note) if part)
-        return Choice(fitting, self.algorithm, dict(self.options), reason or f"{view.kind}: the plan's format")
+        return Choice(
+            fitting, self.algorithm, dict(self.options), reason or f"{view.kind}: the plan's format"
+        )
 
     def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
         is_tied = view.name in self.tied
         if view.kind == "embedding" and not is_tied:
             if self.embedding is not None:
                 wanted = self.embedding
-                return (wanted if isinstance(wanted, str) else wanted.without_activation()), "embedding, as asked"
+                return (
+                    wanted if isinstance(wanted, str) else wanted.without_activation()
+                ), "embedding, as asked"
             return _per_channel(self.scheme, None), "a lookup table: one scale per token's row"
         if view.kind == "lm_head" or is_tied:
             wanted_head = self.lm_head if self.lm_head is not None else (self.embedding if is_tied else None)
             if wanted_head is not None:
                 return wanted_head, "output head, as asked"
             name = "embedding and output head, tied" if is_tied else "output head"
-            return _per_channel(self.scheme, _head_activation(self.scheme)), f"{name}: 8 bits, where errors reach every token"
+            return _per_channel(
+                self.scheme, _head_activation(self.scheme)
+            ), f"{name}: 8 bits, where errors reach every token"
         return self.scheme, ""
 
 
@@ -210,10 +223,14 @@ def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
 def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
     """A pattern that matches nothing is a typing error, and would quantize what was to be kept."""
     views, others = checkpoint.views()
-    names = {name for view in views for name in (view.name, view.parameter, view.module)} | {k.name for k in others}
+    names = {name for view in views for name in (view.name, view.parameter, view.module)} | {
+        k.name for k in others
+    }
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"keep pattern {pattern!r} matches no parameter: `zeropoint inspect` lists their names")
+            raise UsageError(
+                f"keep pattern {pattern!r} matches no parameter: `zeropoint inspect` lists their names"
+            )
 
 
 def _override(text: Scheme | str | None) -> Scheme | str | None:

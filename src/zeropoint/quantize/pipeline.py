@@ -87,7 +87,9 @@ def quantize_checkpoint(
     require_coverage(rows, min_coverage)
     promised = plan_nbytes(checkpoint, plan.choices)
     if promised != plan.nbytes:
-        raise UsageError(f"the plan says {plan.nbytes} bytes but makes {promised}: make it again for this model")
+        raise UsageError(
+            f"the plan says {plan.nbytes} bytes but makes {promised}: make it again for this model"
+        )
     check_space(Path(out).expanduser(), plan.nbytes)
     errors: list[LayerError] = []
 
@@ -169,6 +171,8 @@ def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path.parent, gguf_file=checkpoint.path.name)
         tokenizer.save_pretrained(folder)
     except Exception as cause:  # a GGUF file without a usable tokenizer is still a model
-        logger.warning("the tokenizer of %s could not be read (%s): the artifact has none", checkpoint.name, cause)
+        logger.warning(
+            "the tokenizer of %s could not be read (%s): the artifact has none", checkpoint.name, cause
+        )
         return []
     return [file for name in COMPANIONS if (file := folder / name).is_file()]

@@ -19,8 +19,10 @@ from zeropoint.errors import CheckpointError
 from zeropoint.plan import Choice, Plan
 from zeropoint.planning.coverage import check_complete
 from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.quantize.moments import input_moments
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
+from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ def stream(
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan once, in plan order: `(view or parameter name, Weight)`.
 
-    Tied names are not repeated. One weight is held at a time. Raises `CheckpointError` naming the weight that
+    Tied names are not repeated. One weight is held at a time (while an algorithm's statistics are gathered, before
+    the first weight, one block). Raises `CheckpointError` naming the weight that
     holds NaN or inf, `UsageError` when the plan is not this model's, `SchemeError` when a scale overflows.
     """
     check_complete(checkpoint, plan)
@@ -67,25 +70,39 @@ def stream(
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
     sizes.update({name: view.shape[0] * view.shape[1] for name, view in views.items()})
     total, done = sum(sizes[name] for name in plan.choices), 0
+    stats = _stats(checkpoint, plan)
     for name, choice in plan.choices.items():
         error: LayerError | None = None
         weight: Weight
         if choice.scheme is None or choice.scheme.is_float:
             weight = _kept(checkpoint, name, choice.scheme)
         else:
-            weight, error = _quantize(views[name], choice, choice.scheme)
+            weight, error = _quantize(views[name], choice, choice.scheme, stats.get(name))
         done += sizes[name]
         if progress is not None:
             progress(Progress(name, done, total, error))
         yield name, weight
 
 
-def _quantize(view: LayerView, choice: Choice, scheme: Scheme) -> tuple[QuantizedTensor, LayerError]:
+def _stats(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
+    """What the plan's algorithms ask to know of their layers' inputs; nothing runs when none asks."""
+    names = set()
+    for name, choice in plan.choices.items():
+        if choice.scheme is not None and not choice.scheme.is_float:
+            options = make_options(choice.algorithm, choice.options)
+            if load(choice.algorithm).needs(choice.scheme, options):
+                names.add(name)
+    return input_moments(checkpoint, names, seed=plan.seed) if names else {}
+
+
+def _quantize(
+    view: LayerView, choice: Choice, scheme: Scheme, stats: LayerStats | None
+) -> tuple[QuantizedTensor, LayerError]:
     algorithm = load(choice.algorithm)
     values = view.read().numpy()
     check_finite(values, view.name)
     quantized: QuantizedTensor = algorithm.quantize(
-        values, None, scheme, make_options(choice.algorithm, choice.options)
+        values, stats, scheme, make_options(choice.algorithm, choice.options)
     )
     return quantized, measure(view.name, values, quantized)
 

@@ -41,7 +41,9 @@ def unpack(words: NDArray[Any], bits: int, count: int, *, axis: int = 1) -> NDAr
         return np.ascontiguousarray(unpack(words.T, bits, count).T)
     rows, width = words.shape
     if width != ceil_div(count * bits, 32):
-        raise SchemeError(f"{count} codes of {bits} bits take {ceil_div(count * bits, 32)} words, not {width}")
+        raise SchemeError(
+            f"{count} codes of {bits} bits take {ceil_div(count * bits, 32)} words, not {width}"
+        )
     raw = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8)
     if bits == 4:
         unsigned = np.empty((rows, raw.shape[1] * 2), dtype=np.uint8)

@@ -72,7 +72,9 @@ def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str 
         rounded = scale.astype(np.float32).astype(storage)
         if up:
             short = np.abs(rounded.astype(np.float64)) < np.abs(scale)
-            rounded = np.where(short, np.nextafter(rounded, np.copysign(np.inf, scale).astype(storage)), rounded)
+            rounded = np.where(
+                short, np.nextafter(rounded, np.copysign(np.inf, scale).astype(storage)), rounded
+            )
     result = rounded.astype(np.float32)
     if not np.isfinite(result).all():
         raise SchemeError(
@@ -100,7 +102,12 @@ def affine_parameters(
 
 
 def quantize(
-    weight: NDArray[Any], scheme: Scheme, *, scale: Floats, zero_point: Codes | None = None, name: str = "the tensor"
+    weight: NDArray[Any],
+    scheme: Scheme,
+    *,
+    scale: Floats,
+    zero_point: Codes | None = None,
+    name: str = "the tensor",
 ) -> QuantizedTensor:
     """`clamp(round(w / scale) + zero_point, qmin, qmax)` with half-to-even rounding.
 

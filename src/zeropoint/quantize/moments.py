@@ -1,0 +1,126 @@
+"""How large each input channel of each layer is, measured on random tokens: no text is needed.
+
+A few input channels of a language model are hundreds of times larger than the rest (`down_proj` above all), and
+rounding errors in their weights are what quantization loses. Which channels these are is a property of the weights,
+so even random token ids find them: on SmolLM2-135M, 4-bit weights searched with these moments lose about a
+third less (KL) than searched without, and moments from real text win another tenth.
+
+The model runs once, block by block: a block's float32 weights are read before it runs and dropped after.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.errors import ZeropointError
+from zeropoint.stats import LayerStats
+
+logger = logging.getLogger(__name__)
+
+SEQUENCES, LENGTH = 4, 256
+
+
+def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int = 0) -> dict[str, LayerStats]:
+    """`LayerStats` of the views `names` whose owner is a module that is called (experts of a stack are not).
+
+    An empty dict, with a warning in the log, when the model cannot be run block by block.
+    """
+    modules = {
+        view.module: view.name for view in checkpoint.views()[0] if view.name in names and view.expert is None
+    }
+    if not modules:
+        return {}
+    try:
+        return _Run(checkpoint, modules).moments(seed)
+    except ZeropointError:
+        raise  # the checkpoint itself is damaged
+    except Exception as cause:  # third-party model code: anything can happen, and the search works without
+        logger.warning(
+            "%s cannot be run block by block (%s): scales are searched without input sizes",
+            checkpoint.name,
+            cause,
+        )
+        return {}
+
+
+class _Run:
+    """One forward pass of a model whose blocks hold weights only while they run."""
+
+    def __init__(self, checkpoint: Checkpoint, modules: dict[str, str]) -> None:
+        self._checkpoint = checkpoint
+        self._model = _empty_model(checkpoint)
+        self._blocks = checkpoint.blocks()
+        self._names = [info.name for info in checkpoint.parameters()]
+        self._sums: dict[str, torch.Tensor] = {}
+        self._tokens = 0
+        for path in self._blocks:
+            block = self._model.get_submodule(path)
+            block.register_forward_pre_hook(lambda _module, _inputs, path=path: self._fill(f"{path}."))
+            block.register_forward_hook(lambda _module, _inputs, _output, path=path: self._drop(f"{path}."))
+        for path, name in modules.items():
+            self._model.get_submodule(path).register_forward_pre_hook(
+                lambda _module, inputs, name=name: self._measure(name, inputs)
+            )
+
+    def moments(self, seed: int) -> dict[str, LayerStats]:
+        config = self._checkpoint.config.get_text_config()
+        length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(0, config.vocab_size, (SEQUENCES, length), generator=generator)
+        self._tokens = ids.numel()
+        base: Any = getattr(self._model, str(self._model.base_model_prefix), self._model)
+        inside = str(self._model.base_model_prefix) + "."
+        for name in self._names:  # everything the decoder needs around its blocks; the output head is not run
+            if name.startswith(inside) and not any(name.startswith(f"{path}.") for path in self._blocks):
+                self._fill(name)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base(input_ids=ids, use_cache=False)
+        found = {name: LayerStats(total.numpy(), self._tokens) for name, total in self._sums.items()}
+        # A NaN here comes from a NaN weight, which the stream names when it reaches it.
+        return {name: stats for name, stats in found.items() if np.isfinite(stats.second_moment).all()}
+
+    def _measure(self, name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        flat = inputs[0].detach().float().reshape(-1, inputs[0].shape[-1])
+        total = flat.square().sum(0)
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def _fill(self, prefix: str) -> None:
+        for name in self._names:
+            if name.startswith(prefix):
+                self._set(name, self._checkpoint.read(name))
+
+    def _drop(self, prefix: str) -> None:
+        for name in self._names:
+            if name.startswith(prefix):
+                self._set(name, None)
+
+    def _set(self, name: str, value: torch.Tensor | None) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = self._model.get_submodule(path)
+        old = getattr(owner, leaf)
+        if leaf in owner._buffers:
+            if value is not None:
+                owner._buffers[leaf] = value.to(old.dtype)
+            return
+        new = old.detach().to("meta") if value is None else value.float()
+        owner._parameters[leaf] = torch.nn.Parameter(new, requires_grad=False)
+
+
+def _empty_model(checkpoint: Checkpoint) -> Any:
+    """The architecture with meta parameters and computed buffers (RoPE tables)."""
+    from accelerate import init_empty_weights
+
+    config = copy.deepcopy(checkpoint.config)
+    with init_empty_weights(include_buffers=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
