@@ -37,6 +37,9 @@ Open = Callable[..., Runner]
 Tell = Callable[[str, float], None]
 _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
+# Share of a quality run's time that scoring takes; answering is the rest.
+_ANSWERS_FROM = 0.75
+_LIBRARIES = {"universal": ("torch", "transformers", "zeropoint.runtime.universal.runner")}
 
 
 def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
 
     Request: `model`, `threads`, `text`, `prompt_tokens`, `new_tokens`, `batch`, `repeats`.
     """
-    _import_libraries()
+    _import_libraries(request["model"]["engine"])
     baseline = memory.measure()
     memory.reset_peak()
     tell("load", 0.0)
@@ -104,7 +107,7 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
         windows=windows,
         seed=request["seed"],
         resamples=request["resamples"],
-        progress=lambda done: tell("quality", done),
+        progress=lambda done: tell("quality", _ANSWERS_FROM * done),
     )
     return {
         "reference_perplexity": run.reference_perplexity.to_json(),
@@ -129,7 +132,7 @@ def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Te
     stop = stop_tokens(request["reference"]["path"])
     ids = {}
     for index, (name, runner) in enumerate(runners.items()):
-        tell("answers", index / len(runners))
+        tell("answers", _ANSWERS_FROM + (1 - _ANSWERS_FROM) * index / len(runners))
         ids[name] = answer(runner, prompts, max_new_tokens=request["answer_tokens"], stop=stop)
     first = next(iter(ids.values()))
     return [
@@ -189,10 +192,10 @@ def _prompt(runner: Runner, text: EvaluationText, tokens: int) -> list[int]:
     return (ids * -(-tokens // len(ids)))[:tokens]
 
 
-def _import_libraries() -> None:
+def _import_libraries(engine: str) -> None:
     """Import what the engine will, so that the baseline holds the libraries and the increase over
     it is the model's alone."""
-    for name in ("torch", "transformers", "zeropoint.runtime.universal.runner"):
+    for name in _LIBRARIES.get(engine, ()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
