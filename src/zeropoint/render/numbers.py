@@ -53,8 +53,10 @@ def one_in(share: float) -> str:
     """A share as people say it: 1 in 4, half, 2 in 3, 9 in 10."""
     if share <= 0:
         return "none"
+    if share < 0.001:
+        return "fewer than 1 in 1000"
     if share < 0.4:
-        return f"1 in {round(1 / share) if share >= 0.001 else 'more than 1000'}"
+        return f"1 in {round(1 / share)}"
     near = min(
         ((a, b) for b in (2, 3, 4, 5, 10) for a in range(1, b)), key=lambda f: abs(f[0] / f[1] - share)
     )
