@@ -30,6 +30,15 @@ def test_plain_table_is_whole_and_colourless(report: Report) -> None:
     assert "Noise floor: mean KL 0.0012" in text
 
 
+def test_a_narrow_terminal_gets_models_as_columns(report: Report) -> None:
+    text = plain_text(report, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.split()[:3] == ["ref", "int8", "int4"]
+    for words in ("3.0× smaller", "0.35 to 0.39", "KL p99"):
+        assert words in text
+
+
 def test_bad_news_is_said_plainly(report: Report) -> None:
     lines = warnings(report)
     assert "int4 is not faster at prefill here: 1,300 tok/s against 1,500 tok/s of ref." in lines

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from zeropoint.render.summary import noise_lines, warnings
-from zeropoint.render.table import Cell, table
+from zeropoint.render.table import Cell, Table, table
 from zeropoint.report import Report
 
-# Wide enough for every column; a pipe has no width, and cutting numbers off would be worse.
+# What a pipe, which has no width of its own, is given: every column fits.
 _PIPE_WIDTH = 160
 
 
 def terminal(report: Report) -> RenderableType:
-    """What `rich.console.Console.print` shows: the table, warnings, the noise floor."""
-    content = table(report)
-    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    grid.add_column("Model", no_wrap=True)
-    for title in content.header:
-        grid.add_column(title, justify="right", no_wrap=True)
-    for head, cells in content.rows:
-        grid.add_row(_text(head, "bold"), *(_text(cell) for cell in cells))
-    lines: list[RenderableType] = [grid]
-    lines += [Text.assemble(("! ", "yellow bold"), line) for line in warnings(report)]
-    lines += [Text(line, style="dim") for line in noise_lines(report)]
-    return Group(*lines)
+    """What `rich.console.Console.print` shows: the table, warnings, the noise floor.
+
+    Models are rows where the width allows it, columns where it does not (three fit in 80 characters).
+    """
+    return Group(
+        _Comparison(table(report)),
+        *(Text.assemble(("! ", "yellow bold"), line) for line in warnings(report)),
+        *(Text(line, style="dim") for line in noise_lines(report)),
+    )
 
 
 def plain_text(report: Report, *, width: int = _PIPE_WIDTH) -> str:
@@ -38,6 +37,41 @@ def plain_text(report: Report, *, width: int = _PIPE_WIDTH) -> str:
     console = Console(file=out, width=width, no_color=True, force_terminal=False, legacy_windows=False)
     console.print(terminal(report), soft_wrap=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+class _Comparison:
+    """The table, laid out when its width is known."""
+
+    def __init__(self, content: Table) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = _models_as_rows(self._content)
+        needed = Measurement.get(console, options.update(width=10_000), wide).maximum
+        yield wide if needed <= options.max_width else _models_as_columns(self._content)
+
+
+def _models_as_rows(content: Table) -> RichTable:
+    grid = _grid("Model", content.header)
+    for head, cells in content.rows:
+        grid.add_row(_text(head, "bold"), *(_text(cell) for cell in cells))
+    return grid
+
+
+def _models_as_columns(content: Table) -> RichTable:
+    grid = _grid("", [head.main for head, _ in content.rows])
+    for index, title in enumerate(content.header):
+        grid.add_row(Text(title, style="bold"), *(_text(cells[index]) for _, cells in content.rows))
+    return grid
+
+
+def _grid(first: str, titles: Sequence[str]) -> RichTable:
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    grid.add_column(first, no_wrap=True)
+    for title in titles:
+        # As text: a model's name may hold what rich would read as markup.
+        grid.add_column(Text(title), justify="right", no_wrap=True)
+    return grid
 
 
 def _text(cell: Cell, style: str = "") -> Text:
