@@ -26,8 +26,8 @@ _COMMON = {
 
 #: name -> (config class, fields beyond the common ones)
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "llama-untied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "llama_tied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama_untied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": False}),
     "gpt2": (
         "GPT2Config",
         {
@@ -62,12 +62,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 256,
          "eos_token_id": 257, "pad_token_id": 258},
     ),
-    "gpt-neox": ("GPTNeoXConfig", _COMMON),
+    "gpt_neox": ("GPTNeoXConfig", _COMMON),
     "mixtral": (
         "MixtralConfig",
         {**_COMMON, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
-    "qwen2-moe": (
+    "qwen2_moe": (
         "Qwen2MoeConfig",
         {**_COMMON, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
          "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
@@ -75,26 +75,33 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def build(
+#: Every tiny model, for tests that walk them all.
+ARCHITECTURES = tuple(CONFIGS)
+
+
+def make_checkpoint(
+    name: str,
     folder: Path,
-    kind: str,
     *,
+    hidden_size: int | None = None,
+    layers: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     max_shard_size: str = "50GB",
     outliers: bool | None = None,
-    **overrides: Any,
 ) -> Path:
-    """Write the checkpoint of one of `CONFIGS` to `folder` and return the folder.
+    """Write the checkpoint of one of `ARCHITECTURES` to `folder` and return the folder.
 
     `outliers` gives weights a trained-like shape (heavier tails, a few channels ten times the rest); the
     default is to do so for GPT-2, whose trained weights are known for it.
     """
-    class_name, fields = CONFIGS[kind]
-    config = getattr(transformers, class_name)(**{**fields, **overrides})
+    class_name, fields = CONFIGS[name]
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers}
+    wanted = {key: value for key, value in sizes.items() if value is not None}
+    config = getattr(transformers, class_name)(**{**fields, **wanted})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
-    if outliers if outliers is not None else kind == "gpt2":
+    if outliers if outliers is not None else name == "gpt2":
         _trained_like(model, seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     write_tokenizer(folder)
