@@ -35,16 +35,19 @@ class Choice:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        if not isinstance(data, Mapping):
+            raise UsageError(f"a plan's choice is an object, not {data!r}")
         unknown = set(data) - {"scheme", "algorithm", "options", "reason"}
         if unknown:
             raise UsageError(f"a plan's choice has unknown fields {sorted(unknown)}")
         scheme = data.get("scheme")
-        return cls(
-            None if scheme is None else parse(scheme),
-            data.get("algorithm", "rtn"),
-            dict(data.get("options", {})),
-            data.get("reason", ""),
-        )
+        algorithm, options = data.get("algorithm", "rtn"), data.get("options", {})
+        reason = data.get("reason", "")
+        if not (scheme is None or isinstance(scheme, str)) or not isinstance(options, Mapping):
+            raise UsageError("a plan's choice names its scheme as text (or null) and its options as an object")
+        if not isinstance(algorithm, str) or not isinstance(reason, str):
+            raise UsageError("a plan's choice names its algorithm and its reason as text")
+        return cls(None if scheme is None else parse(scheme), algorithm, dict(options), reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +82,10 @@ class Plan:
         unknown = set(data) - {"plan_version", "label", "seed", "nbytes", "choices"}
         if unknown:
             raise UsageError(f"the plan has unknown fields {sorted(unknown)}")
-        choices = {name: Choice.from_json(choice) for name, choice in data["choices"].items()}
-        return cls(choices, int(data["nbytes"]), data.get("label", ""), int(data.get("seed", 0)))
+        if not isinstance(data["choices"], Mapping):
+            raise UsageError("a plan's choices map weight names to choices")
+        choices = {str(name): Choice.from_json(choice) for name, choice in data["choices"].items()}
+        nbytes, seed, label = data.get("nbytes"), data.get("seed", 0), data.get("label", "")
+        if type(nbytes) is not int or nbytes < 0 or type(seed) is not int or not isinstance(label, str):
+            raise UsageError("a plan's nbytes and seed are whole numbers and its label is text")
+        return cls(choices, nbytes, label, seed)

@@ -1,0 +1,65 @@
+"""Every algorithm of the package keeps the contract; a new file is tested before anyone writes a test for it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from zeropoint import algorithms
+from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.scheme import parse
+from zeropoint.stats import LayerStats
+
+FORMATS = ["int8", "int8:channel:asym", "int8:tensor", "int4:g32", "int4:g32:asym", "int4:g24", "int3:tensor:asym", "int2:g8"]
+
+
+def weights(seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_t(5, (48, 72)).astype(np.float32)
+    values[3] = 0
+    values[4] = 0.25
+    values[5, 7] = 90
+    return values
+
+
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize("name", algorithms.names())
+def test_contract(name: str, text: str) -> None:
+    module = algorithms.load(name)
+    assert module.__doc__
+    assert isinstance(module.NEEDS, frozenset)
+    assert dataclasses.is_dataclass(module.Options)
+    options = module.Options()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(options, dataclasses.fields(options)[0].name, None)
+    scheme, values = parse(text), weights()
+    before = values.copy()
+    stats = LayerStats(np.arange(72, dtype=np.float32) ** 2, 100)
+    first, second = (module.quantize(values, stats, scheme, options) for _ in range(2))
+    assert isinstance(first, QuantizedTensor)
+    assert (first.scheme, first.shape) == (scheme, values.shape)
+    np.testing.assert_array_equal(values, before)  # pure
+    np.testing.assert_array_equal(first.codes, second.codes)  # and deterministic
+    np.testing.assert_array_equal(first.scale, second.scale)
+    assert np.linalg.norm(first.dequantize() - values) < np.linalg.norm(values)
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_nan_is_refused(name: str) -> None:
+    module = algorithms.load(name)
+    values = weights()
+    values[0, 0] = np.nan
+    with pytest.raises(CheckpointError):
+        module.quantize(values, None, parse("int8"), module.Options())
+
+
+def test_unknown_names_and_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="rtn"):
+        algorithms.load("magic")
+    with pytest.raises(UsageError, match="search"):
+        algorithms.make_options("rtn", {"serach": True})
+    with pytest.raises(UsageError, match="bool"):
+        algorithms.make_options("rtn", {"search": "yes"})
+    assert algorithms.make_options("rtn", {"shrink": 1}).shrink == 1

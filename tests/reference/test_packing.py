@@ -1,0 +1,33 @@
+"""Packed words equal compressed-tensors' own, bit by bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+
+from zeropoint.errors import SchemeError
+from zeropoint.reference.packing import pack, unpack
+
+SHAPES = [(1, 1), (3, 8), (5, 31), (4, 32), (7, 33), (16, 97), (33, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_words_are_compressed_tensors_words(bits: int, axis: int, shape: tuple[int, int]) -> None:
+    low = -(1 << (bits - 1))
+    codes = np.random.default_rng(bits).integers(low, -low, shape).astype(np.int8)
+    codes.flat[0], codes.flat[-1] = low, -low - 1
+    theirs = pack_to_int32(torch.from_numpy(codes), bits, packed_dim=axis)
+    ours = pack(codes, bits, axis=axis)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+    np.testing.assert_array_equal(unpack(ours, bits, shape[axis], axis=axis), codes)
+    back = unpack_from_int32(torch.from_numpy(ours), bits, torch.Size(shape), packed_dim=axis)
+    np.testing.assert_array_equal(back.numpy(), codes)
+
+
+def test_too_few_words_are_refused() -> None:
+    with pytest.raises(SchemeError, match="take 2 words"):
+        unpack(np.zeros((2, 1), np.int32), 4, 9)
