@@ -39,7 +39,7 @@ def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
     """The card's `layer_errors`; entries without a usable error are left out."""
     found = []
     for row in rows:
-        error = row.get("relative_error")
+        error = row.get("relative_error", row.get("relative"))
         if not isinstance(error, int | float) or not math.isfinite(error):
             continue
         name = str(row.get("name", "?")).removesuffix(".weight")
