@@ -32,7 +32,7 @@ def measured(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     report = out / "report.json"
     names = [str(out / name) for name in ("int8", "int4", "plain4")]
     options = ["--text", str(TEXT), "--tokens", TOKENS, "--json", str(report), "--html", str(out / "report.html")]
-    assert main(["compare", str(reference_model), *names, *options, "--repeats", "1", "--new-tokens", "16"]) == 0
+    assert main(["compare", str(reference_model), *names, *options, "--repeats", "3", "--new-tokens", "16"]) == 0
     return dict(json.loads(report.read_text()))
 
 
