@@ -26,6 +26,7 @@ def test_plain_table_is_whole_and_colourless(report: Report) -> None:
     assert models == ["ref", "int8", "int4"]
     assert "3.0× smaller" in text
     assert "0.35 to 0.39" in text
+    assert "67.0 to 70.0 %" in text
     assert "…" not in text
     assert "Noise floor: mean KL 0.0012" in text
 

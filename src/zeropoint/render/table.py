@@ -63,8 +63,12 @@ def _with_interval(
 
 
 def spread(found: Measurement, show: Callable[[float], str]) -> str:
-    """The interval in words, or "" for an exact number."""
-    return "" if found.low == found.high else f"{show(found.low)} to {show(found.high)}"
+    """The interval in words with its unit once, or "" for an exact number."""
+    if found.low == found.high:
+        return ""
+    (low, low_unit), (high, high_unit) = (show(v).partition(" ")[::2] for v in (found.low, found.high))
+    first = low if low_unit == high_unit else f"{low} {low_unit}"
+    return f"{first} to {high} {high_unit}".rstrip()
 
 
 COLUMNS = (
