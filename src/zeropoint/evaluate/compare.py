@@ -125,6 +125,7 @@ def quality_request(
         "resamples": RESAMPLES,
         "prompts": [],
         "answer_tokens": 0,
+        "speakers": [m.name for m in models],
     }
 
 
@@ -166,7 +167,6 @@ def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measu
 def _extra(
     models: Sequence[Model], found: Mapping[str, Any], settings: SpeedSettings, command: str
 ) -> dict[str, Any]:
-    shown = {m.name for m in models}
     return {
         "kind": "compare",
         "models": {m.name: m.to_json() for m in models},
@@ -175,10 +175,7 @@ def _extra(
         "layer_errors": {m.name: m.card["layer_errors"] for m in models if m.card.get("layer_errors")},
         "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},
         "verdicts": {m.name: m.card["verdict"] for m in models if m.card.get("verdict")},
-        "answers": [
-            {**each, "answers": [a for a in each["answers"] if a["model"] in shown]}
-            for each in found["answers"]
-        ],
+        "answers": found["answers"],
         "command": command,
         "versions": environment.versions(),
     }

@@ -88,7 +88,7 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
     """Load the reference and all candidates; paired quality and the marked answers.
 
     Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`,
-    `resamples`, `prompts`, `answer_tokens`.
+    `resamples`, `prompts`, `answer_tokens`, and `speakers`, the candidates that answer.
     """
     text = load_text(request["text"])
     tell("load", 0.0)
@@ -120,12 +120,12 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
         "text_digest": text.digest,
         "seed": request["seed"],
         "resamples": request["resamples"],
-        "answers": _answers(request, candidates, tell),
+        "answers": _answers(request, {n: candidates[n] for n in request["speakers"]}, tell),
     }
 
 
 def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Every prompt answered by every candidate; the first one's answer is what others differ from."""
+    """Every prompt answered by every runner; the first one's answer is what others differ from."""
     prompts = request["prompts"]
     if not prompts or not runners:
         return []
