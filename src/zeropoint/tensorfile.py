@@ -100,6 +100,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> int:
     except SafetensorError as cause:
         # The library wraps the operating system's errors in its own; "disk full" must stay recognizable.
         raise OSError(_errno_of(cause), _one_line(cause)) from cause
+    path.chmod(0o644)  # the library's temporary file was private
     return sum(value.nbytes for value in contiguous.values())
 
 

@@ -13,7 +13,16 @@ from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import parse
 from zeropoint.stats import LayerStats
 
-FORMATS = ["int8", "int8:channel:asym", "int8:tensor", "int4:g32", "int4:g32:asym", "int4:g24", "int3:tensor:asym", "int2:g8"]
+FORMATS = [
+    "int8",
+    "int8:channel:asym",
+    "int8:tensor",
+    "int4:g32",
+    "int4:g32:asym",
+    "int4:g24",
+    "int3:tensor:asym",
+    "int2:g8",
+]
 
 
 def weights(seed: int = 0) -> np.ndarray:

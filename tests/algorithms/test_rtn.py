@@ -44,7 +44,10 @@ def test_search_never_loses_to_min_max(values: np.ndarray, text: str) -> None:
 
 def test_without_search_it_is_min_max() -> None:
     scheme = parse("int4:g32:asym")
-    made, plain = quantize(weights(), None, scheme, Options(search=False)), quantize_min_max(weights(), scheme)
+    made, plain = (
+        quantize(weights(), None, scheme, Options(search=False)),
+        quantize_min_max(weights(), scheme),
+    )
     np.testing.assert_array_equal(made.codes, plain.codes)
 
 

@@ -72,7 +72,9 @@ def test_a_tied_pair_stored_under_the_heads_name(tiny_checkpoint: Tiny, tmp_path
     folder = copied(tiny_checkpoint("llama_tied"), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     embedding = tensors.pop("model.embed_tokens.weight")
-    save_file({**tensors, "lm_head.weight": embedding}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**tensors, "lm_head.weight": embedding}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     checkpoint = open_checkpoint(folder)
     assert torch.equal(checkpoint.read("model.embed_tokens.weight"), embedding)
     assert torch.equal(checkpoint.read("lm_head.weight"), embedding)
@@ -128,7 +130,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing tensor": (drop_tensor, "lacks 1 tensors"),
     "more layers": (lambda f: edit(f, num_hidden_layers=3), "lacks 9 tensors"),
     "impossible": (lambda f: edit(f, num_attention_heads="x"), "config"),
-    "already quantized": (lambda f: edit(f, quantization_config={"quant_method": "gptq"}), "already quantized"),
+    "already quantized": (
+        lambda f: edit(f, quantization_config={"quant_method": "gptq"}),
+        "already quantized",
+    ),
     "remote code": (lambda f: edit(f, model_type="own", auto_map={"AutoConfig": "x.Y"}), "not run"),
     "encoder": (lambda f: edit(f, model_type="bert", architectures=["BertForMaskedLM"]), "encoder"),
     "vision": (lambda f: edit(f, model_type="vit"), "vit"),

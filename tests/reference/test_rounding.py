@@ -78,7 +78,7 @@ def test_rounding_is_half_to_even() -> None:
 
 
 def test_fp16_scale_overflow_is_refused_by_name() -> None:
-    with pytest.raises(SchemeError, match="layer7.*fp16.*bf16"):
+    with pytest.raises(SchemeError, match=r"layer7.*fp16.*bf16"):
         rounding.quantize_min_max(np.full((1, 4), 1e8, np.float32), parse("int4:channel:fp16"), name="layer7")
 
 

@@ -14,8 +14,9 @@ Shape = tuple[int, ...]
 
 INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 
-#: `quant_method` of an artifact that transformers must refuse: loading it would go wrong in silence.
-FOREIGN_METHOD = "zeropoint"
+#: A field that compressed-tensors does not know, and therefore refuses, showing its value: the reason. Without it
+#: transformers would load what it does not understand with a warning, and compute nonsense.
+REFUSAL = "not_loadable_by_transformers"
 
 
 def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> list[str]:
@@ -34,6 +35,8 @@ def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> 
         problems.append("a row's last group is short")
     if any(not copies_scale(s) and layout.aliases(n) for n, s in quantized.items()):
         problems.append("a tied embedding of less than 8 bits is stored once")
+    if any(name in quantized for name in layout.buffered):
+        problems.append("a quantized module has a buffer of its own, which compressed-tensors loses")
     if any(s.is_packed and not s.symmetric and s.granularity != "tensor" for s in quantized.values()):
         problems.append(
             "transformers (5.23, compressed-tensors 0.20) does not load packed zero points; vLLM does"
@@ -44,8 +47,8 @@ def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> 
 def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     """The config section, or None for a plan without integer formats.
 
-    `shapes` are those of the stored weights (`[out, in]`), kept ones too. Where `loader_problems` finds a reason,
-    the method is not "compressed-tensors" but "zeropoint", so that transformers refuses instead of computing nonsense.
+    `shapes` are those of the stored weights (`[out, in]`), kept ones too. Where `loader_problems` finds a reason that
+    concerns every loader, each group carries it as `REFUSAL`.
     """
     groups: dict[tuple[str, bool], list[str]] = {}
     for name, choice in plan.choices.items():
@@ -70,16 +73,19 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2
     ]
     problems = loader_problems(plan, layout, shapes)
-    foreign = [p for p in problems if "vLLM" not in p]
+    everywhere = [problem for problem in problems if "vLLM" not in problem]
+    if everywhere:
+        for section in sections.values():
+            section[REFUSAL] = "; ".join(everywhere)
     return {
-        "quant_method": FOREIGN_METHOD if foreign else "compressed-tensors",
+        "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": sections,
         "ignore": [module_of(name) for name in kept],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-        **({"not_loadable_by_transformers": problems} if problems else {}),
+        **({REFUSAL: problems} if problems else {}),
     }
 
 

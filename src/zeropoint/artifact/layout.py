@@ -26,6 +26,8 @@ from zeropoint.reference.packing import pack, unpack
 from zeropoint.reference.rounding import STORAGE
 from zeropoint.scheme import SCALE_BYTES, Scheme, ceil_div
 
+NAME_LISTS = ("embeddings", "transposed", "experts", "buffered")
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -35,13 +37,15 @@ class Layout:
     - `embeddings`: weights that are looked up, not multiplied;
     - `transposed`: weights that the model's own code holds as `[in, out]` (Conv1D, some experts), stored
       here as `[out, in]`;
-    - `experts`: views of stacked 3-D parameters.
+    - `experts`: views of stacked 3-D parameters;
+    - `buffered`: weights of modules with a buffer of their own (Gemma's scaled embedding).
     """
 
     tied: Mapping[str, str] = field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
+    buffered: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,20 +53,21 @@ class Layout:
             "embeddings": list(self.embeddings),
             "transposed": list(self.transposed),
             "experts": list(self.experts),
+            "buffered": list(self.buffered),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> Layout:
         """Raises `ArtifactError` when the section is malformed."""
-        if not isinstance(data, dict) or set(data) != {"tied", "embeddings", "transposed", "experts"}:
-            raise ArtifactError("the card's layout must hold tied, embeddings, transposed and experts")
+        if not isinstance(data, dict) or set(data) != {"tied", *NAME_LISTS}:
+            raise ArtifactError(f"the card's layout must hold tied, {', '.join(NAME_LISTS)}")
         tied = data["tied"]
         if not isinstance(tied, dict) or not all(isinstance(v, str) for v in tied.values()):
             raise ArtifactError("the card's layout.tied must map names to names")
-        lists = [data[key] for key in ("embeddings", "transposed", "experts")]
+        lists = [data[key] for key in NAME_LISTS]
         if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists):
             raise ArtifactError("the card's layout must list names")
-        return cls(tied, tuple(lists[0]), tuple(lists[1]), tuple(lists[2]))
+        return cls(tied, *(tuple(names) for names in lists))
 
     def aliases(self, name: str) -> list[str]:
         """The other names of a stored weight."""

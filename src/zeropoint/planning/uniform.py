@@ -66,6 +66,9 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
         embeddings=tuple(view.name for view in views if view.kind == "embedding"),
         transposed=tuple(view.name for view in views if view.transposed),
         experts=tuple(view.name for view in views if view.kind == "expert"),
+        buffered=tuple(
+            v.name for v in views if list(checkpoint.model.get_submodule(v.module).buffers(recurse=False))
+        ),
     )
 
 

@@ -49,8 +49,14 @@ def unpack(words: NDArray[Any], bits: int, count: int, *, axis: int = 1) -> NDAr
         unsigned = np.empty((rows, raw.shape[1] * 2), dtype=np.uint8)
         unsigned[:, 0::2] = raw & 0xF
         unsigned[:, 1::2] = raw >> 4
+        spare = unsigned[:, count:]
         unsigned = unsigned[:, :count]
     else:
-        stream = np.unpackbits(raw, axis=1, bitorder="little", count=count * bits)
+        stream = np.unpackbits(raw, axis=1, bitorder="little")
+        stream, spare = stream[:, : count * bits], stream[:, count * bits :]
         unsigned = np.packbits(stream.reshape(rows, count, bits), axis=2, bitorder="little")[:, :, 0]
+    if spare.any():
+        raise SchemeError(
+            f"packed words hold more than {count} codes of {bits} bits: their padding is not zero"
+        )
     return np.ascontiguousarray((unsigned.astype(np.int16) - (1 << (bits - 1))).astype(np.int8))
