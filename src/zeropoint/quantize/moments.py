@@ -30,12 +30,14 @@ SEQUENCES, LENGTH = 4, 256
 
 
 def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int = 0) -> dict[str, LayerStats]:
-    """`LayerStats` of the views `names` whose owner is a module that is called (experts of a stack are not).
+    """`LayerStats` of the views `names` that are linear layers of the blocks (not the embedding, head or experts).
 
     An empty dict, with a warning in the log, when the model cannot be run block by block.
     """
     modules = {
-        view.module: view.name for view in checkpoint.views()[0] if view.name in names and view.expert is None
+        view.module: view.name
+        for view in checkpoint.views()[0]
+        if view.name in names and view.kind in ("linear", "conv1d")
     }
     if not modules:
         return {}
