@@ -18,12 +18,14 @@ namespace {
 #define ZP_INLINE __attribute__((always_inline)) inline
 
 template <int T> ZP_INLINE void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
+// The T1 hint keeps operands, which stream from the second-level cache, from pushing the sums out of the first.
 template <int T> ZP_INLINE void tile_load(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
 }
 template <int T> ZP_INLINE void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}) : "memory");
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}));
 }
+ZP_INLINE void compiler_barrier() { asm volatile("" ::: "memory"); }
 template <int C, int A, int B> ZP_INLINE void tile_dot() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
@@ -122,7 +124,7 @@ Panel prepare(const Weight& w, int64_t block, int blocks, uint8_t* scratch) {
       p.codes[n] = p.codes[0];
     }
   }
-  asm volatile("" ::: "memory");
+  compiler_barrier();
   return p;
 }
 
@@ -146,13 +148,37 @@ void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 
   _mm512_mask_storeu_ps(p.y + row * p.y_stride + column, mask, value);
 }
 
+// Asks for the next panel's codes, which may lie in memory, a little with every step of this one.
+class Prefetch {
+ public:
+  Prefetch(const Product& p, const Panel& panel, int64_t steps) {
+    const Weight& w = *p.weight;
+    const int64_t bytes = w.columns_padded * (w.nibbles ? 8 : 16);
+    next_ = w.codes + (panel.block + 2) * bytes;
+    end_ = w.codes + smaller(panel.block + 4, w.blocks) * bytes;
+    step_ = (2 * bytes / steps / 64 + 1) * 64;
+  }
+  ZP_INLINE void some() {
+    const uint8_t* stop = next_ + step_ < end_ ? next_ + step_ : end_;
+    for (; next_ < stop; next_ += 64) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T1);
+  }
+
+ private:
+  const uint8_t* next_;
+  const uint8_t* end_;
+  int64_t step_;
+};
+
 // -- scales vary along K --------------------------------------------------------------------------
 
 struct Chunk {
   const int8_t* a[2];
   const uint8_t* b[2];
   uint8_t* buffer;
-  int64_t last_units;  // tiles in the last segment: fewer when the row ends within it
+  uint8_t* before;     // the buffer of the chunk before
+  int64_t k_unit;      // bytes of a tile's row in A
+  int64_t units;       // tiles in a segment
+  int64_t last_units;  // fewer in the last segment when the row ends within it
 };
 
 struct Pending {  // the float half of a chunk
@@ -165,31 +191,28 @@ struct Pending {  // the float half of a chunk
   bool first, last;
 };
 
-struct Steps {  // how the codes of a chunk lie
-  int64_t k_unit, a_unit, b_unit, units;  // bytes of a tile; tiles in a segment
-};
-
-template <int CHUNK, int L>
-ZP_INLINE void tile_step(const Chunk& c, uint8_t* before, const Steps& steps) {
+// Step L of a chunk: the product of tile L % 4 of segment L / 4. Everything it needs is passed by value,
+// so that it stays in registers.
+template <bool SINGLE, int CHUNK, int L>
+ZP_INLINE void tile_step(const Chunk c) {
   constexpr int kSegment = L / 4, kC = L % 4, kM = kC / 2, kN = kC % 2;
   constexpr int kStored = (L + 4 * CHUNK - 3) % (4 * CHUNK);
-  const int8_t* a = c.a[kM] + kSegment * steps.units * steps.a_unit;
-  const uint8_t* b = c.b[kN] + kSegment * steps.units * steps.b_unit;
-  const int64_t units = kSegment == CHUNK - 1 ? c.last_units : steps.units;
   tile_zero<kC>();
-  if (units == 1) {
-    if constexpr (kN == 0) tile_load<4 + kM>(a, steps.k_unit);
-    if constexpr (kM == 0) tile_load<6 + kN>(b, 64);
+  if constexpr (SINGLE) {
+    if constexpr (kN == 0) tile_load<4 + kM>(c.a[kM] + kSegment * 16 * c.k_unit, c.k_unit);
+    if constexpr (kM == 0) tile_load<6 + kN>(c.b[kN] + kSegment * 16 * c.k_unit, 64);
     tile_dot<kC, 4 + kM, 6 + kN>();
   } else {
-    for (int64_t u = 0; u < units; ++u) {
-      tile_load<4 + kM>(a + u * steps.a_unit, steps.k_unit);
-      tile_load<6 + kN>(b + u * steps.b_unit, 64);
+    const int64_t units = kSegment == CHUNK - 1 ? c.last_units : c.units;
+    for (int64_t u = kSegment * c.units; u < kSegment * c.units + units; ++u) {
+      tile_load<4 + kM>(c.a[kM] + u * 16 * c.k_unit, c.k_unit);
+      tile_load<6 + kN>(c.b[kN] + u * 16 * c.k_unit, 64);
       tile_dot<kC, 4 + kM, 6 + kN>();
     }
   }
   // The tile of three steps ago is ready by now.
-  tile_store<(L + 1) % 4>((L < 3 ? before : c.buffer) + kStored * kTile);
+  tile_store<(L + 1) % 4>((L < 3 ? c.before : c.buffer) + kStored * kTile);
+  if constexpr (L < 3) compiler_barrier();  // the float steps read it in this call
 }
 
 template <bool SCALE, bool INPUT, bool ZERO, int GROUP>
@@ -226,7 +249,9 @@ ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
 template <bool SCALE, bool INPUT, int GROUP>
 ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __m512 (&total)[16]) {
   constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
+#pragma GCC unroll 8
   for (int r = 0; r < 8; ++r)
+#pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       __m512 value = total[2 * r + n];
       if constexpr (!SCALE) value = _mm512_mul_ps(value, _mm512_load_ps(panel.scale + n * 16));
@@ -238,9 +263,17 @@ ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __
     }
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, int CHUNK, int GROUP, bool TILES, bool FLOATS>
-ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk& c, const Pending& v, uint8_t* before,
-                     const Steps& steps) {
+template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS, int I>
+ZP_INLINE void steps(const Chunk c, const Pending& v, __m512 (&total)[16]) {
+  if constexpr (I < CHUNK) {
+    if constexpr (TILES) tile_step<SINGLE, CHUNK, GROUP * CHUNK + I>(c);
+    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, I, total);
+    steps<SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, I + 1>(c, v, total);
+  }
+}
+
+template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS>
+ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk c, const Pending& v) {
   __m512 total[16];
   float* kept = panel.total + GROUP * 256;
   if constexpr (FLOATS) {
@@ -252,21 +285,7 @@ ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk& c, const
       for (int i = 0; i < 16; ++i) total[i] = _mm512_load_ps(kept + i * 16);
     }
   }
-  constexpr int L = GROUP * CHUNK;
-  if constexpr (TILES) tile_step<CHUNK, L>(c, before, steps);
-  if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 0, total);
-  if constexpr (CHUNK > 1) {
-    if constexpr (TILES) tile_step<CHUNK, L + 1>(c, before, steps);
-    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 1, total);
-  }
-  if constexpr (CHUNK > 2) {
-    if constexpr (TILES) tile_step<CHUNK, L + 2>(c, before, steps);
-    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 2, total);
-  }
-  if constexpr (CHUNK > 3) {
-    if constexpr (TILES) tile_step<CHUNK, L + 3>(c, before, steps);
-    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, 3, total);
-  }
+  steps<SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, 0>(c, v, total);
   if constexpr (FLOATS) {
     if (v.last) {
       finish<SCALE, INPUT, GROUP>(p, panel, v, total);
@@ -277,21 +296,25 @@ ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk& c, const
   }
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, int CHUNK, bool TILES, bool FLOATS>
-__attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& c, const Pending& v,
-                                     uint8_t* before, const Steps& steps) {
-  group<SCALE, INPUT, ZERO, CHUNK, 0, TILES, FLOATS>(p, panel, c, v, before, steps);
-  group<SCALE, INPUT, ZERO, CHUNK, 1, TILES, FLOATS>(p, panel, c, v, before, steps);
-  group<SCALE, INPUT, ZERO, CHUNK, 2, TILES, FLOATS>(p, panel, c, v, before, steps);
-  group<SCALE, INPUT, ZERO, CHUNK, 3, TILES, FLOATS>(p, panel, c, v, before, steps);
+template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, bool TILES, bool FLOATS>
+__attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& now, const Pending& pending) {
+  const Chunk c = now;
+  const Pending v = pending;
+  compiler_barrier();
+  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 0, TILES, FLOATS>(p, panel, c, v);
+  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 1, TILES, FLOATS>(p, panel, c, v);
+  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 2, TILES, FLOATS>(p, panel, c, v);
+  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 3, TILES, FLOATS>(p, panel, c, v);
+  compiler_barrier();
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, int CHUNK>
+template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
 void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  const Steps steps = {w.k_unit, w.k_unit * 16, w.k_unit * 16, w.segment / w.k_unit};
+  constexpr int64_t kBuffer = 4 * kMaxChunk * kTile;
   const int64_t chunks = w.segments / CHUNK;
   const int64_t pairs = (p.rows + 31) / 32;
+  Prefetch ahead(p, panel, pairs * chunks);
   Pending pending{};
   int64_t job = 0;
   for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -300,42 +323,51 @@ void by_segments(const Product& p, const Panel& panel) {
       const int64_t s = i * CHUNK;
       Chunk now;
       Pending next;
-      now.buffer = panel.buffer + (job & 1) * (4 * kMaxChunk * kTile);
-      uint8_t* before = panel.buffer + (~job & 1) * (4 * kMaxChunk * kTile);
       for (int t = 0; t < 2; ++t) {
         now.a[t] = p.input.codes + rows.tile[t] * 16 * w.columns_padded + s * w.segment * 16;
         now.b[t] = panel.codes[t] + s * w.segment * 16;
         next.input_scale[t] = p.input.scale + (rows.tile[t] * w.segments + s) * 16;
         next.sums[t] = p.input.sums + (rows.tile[t] * w.segments + s) * 16;
       }
-      const int64_t left = (w.columns_padded - (s + CHUNK - 1) * w.segment) / w.k_unit;
-      now.last_units = smaller(steps.units, left);
+      now.buffer = panel.buffer + (job & 1) * kBuffer;
+      now.before = panel.buffer + (~job & 1) * kBuffer;
+      now.k_unit = w.k_unit;
+      now.units = w.segment / w.k_unit;
+      now.last_units = smaller(now.units, (w.columns_padded - (s + CHUNK - 1) * w.segment) / w.k_unit);
       next.scale = panel.scale + (SCALE ? s * 32 : 0);
       next.zero_point = ZERO ? panel.zero_point + s * 32 : nullptr;
       next.buffer = now.buffer;
       next.rows = rows;
       next.first = i == 0;
       next.last = i == chunks - 1;
+      ahead.some();
       if (job == 0)
-        chunk<SCALE, INPUT, ZERO, CHUNK, true, false>(p, panel, now, pending, before, steps);
+        chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
       else
-        chunk<SCALE, INPUT, ZERO, CHUNK, true, true>(p, panel, now, pending, before, steps);
+        chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, true>(p, panel, now, pending);
       pending = next;
     }
   }
-  uint8_t* rest = panel.buffer + ((job - 1) & 1) * (4 * kMaxChunk * kTile) + (4 * CHUNK - 3) * kTile;
+  uint8_t* rest = panel.buffer + ((job - 1) & 1) * kBuffer + (4 * CHUNK - 3) * kTile;
   tile_store<1>(rest);
   tile_store<2>(rest + kTile);
   tile_store<3>(rest + 2 * kTile);
-  chunk<SCALE, INPUT, ZERO, CHUNK, false, true>(p, panel, Chunk{}, pending, nullptr, steps);
+  chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, Chunk{}, pending);
 }
 
 template <bool SCALE, bool INPUT, bool ZERO>
 void by_chunks(const Product& p, const Panel& panel) {
-  const int64_t segments = p.weight->segments;
-  if (segments % 4 == 0) by_segments<SCALE, INPUT, ZERO, 4>(p, panel);
-  else if (segments % 3 == 0) by_segments<SCALE, INPUT, ZERO, 3>(p, panel);
-  else by_segments<SCALE, INPUT, ZERO, 1>(p, panel);
+  const Weight& w = *p.weight;
+  if (w.segment == w.k_unit) {
+    if (w.segments % 4 == 0) by_segments<SCALE, INPUT, ZERO, true, 4>(p, panel);
+    else if (w.segments % 3 == 0) by_segments<SCALE, INPUT, ZERO, true, 3>(p, panel);
+    else if (w.segments % 2 == 0) by_segments<SCALE, INPUT, ZERO, true, 2>(p, panel);
+    else by_segments<SCALE, INPUT, ZERO, true, 1>(p, panel);
+  } else if (w.segments % 4 == 0) {
+    by_segments<SCALE, INPUT, ZERO, false, 4>(p, panel);
+  } else {
+    by_segments<SCALE, INPUT, ZERO, false, 1>(p, panel);
+  }
 }
 
 // -- one scale a row and a channel ----------------------------------------------------------------
@@ -343,6 +375,7 @@ void by_chunks(const Product& p, const Panel& panel) {
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   const int64_t pairs = (p.rows + 31) / 32;
+  Prefetch ahead(p, panel, pairs * (w.columns_padded / 64));
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const Rows rows = rows_at(p, pair);
     tile_zero<0>();
@@ -360,11 +393,13 @@ void whole_rows(const Product& p, const Panel& panel) {
       tile_load<5>(a1 + k * 16, 64);
       tile_dot<2, 5, 6>();
       tile_dot<3, 5, 7>();
+      ahead.some();
     }
     tile_store<0>(panel.buffer);
     tile_store<1>(panel.buffer + kTile);
     tile_store<2>(panel.buffer + 2 * kTile);
     tile_store<3>(panel.buffer + 3 * kTile);
+    compiler_barrier();
     for (int t = 0; t < 2; ++t)
       for (int r = 0; r < 16; ++r)
         for (int n = 0; n < 2; ++n) {
