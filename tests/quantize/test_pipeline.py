@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint import artifact, tensorfile
 from zeropoint.checkpoint import open_checkpoint
-from zeropoint.errors import ArtifactError, CheckpointError, UsageError, ZeropointError
+from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UsageError, ZeropointError
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import QuantizedTensor, Weight
@@ -160,6 +160,12 @@ def test_a_value_beyond_fp16_is_named(tiny_checkpoint: Tiny, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"up_proj.*use bf16"):
         quantize_checkpoint(source, tmp_path / "out", format="fp16")
     quantize_checkpoint(source, tmp_path / "out", format="bf16")
+
+
+def test_a_scale_beyond_fp16_is_named(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
+    source = damaged(tiny_checkpoint("llama_tied"), tmp_path, 1e9)
+    with pytest.raises(SchemeError, match=r"layers\.1\.mlp\.up_proj.*fp16"):
+        quantize_checkpoint(source, tmp_path / "out", format="int8:channel:fp16")
 
 
 def test_existing_output_is_refused_before_any_work(tiny_checkpoint: Tiny, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, make_options
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.plan import Choice, Plan
 from zeropoint.planning.coverage import check_complete
 from zeropoint.qtensor import QuantizedTensor, Weight
@@ -101,9 +101,11 @@ def _quantize(
     algorithm = load(choice.algorithm)
     values = view.read().numpy()
     check_finite(values, view.name)
-    quantized: QuantizedTensor = algorithm.quantize(
-        values, stats, scheme, make_options(choice.algorithm, choice.options)
-    )
+    options = make_options(choice.algorithm, choice.options)
+    try:
+        quantized: QuantizedTensor = algorithm.quantize(values, stats, scheme, options)
+    except SchemeError as cause:  # an algorithm does not know whose weight it was given
+        raise SchemeError(f"{view.name} as {scheme}: {cause}") from cause
     return quantized, measure(view.name, values, quantized)
 
 
