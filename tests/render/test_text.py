@@ -53,6 +53,15 @@ def test_bad_news_is_said_plainly(report: Report) -> None:
     assert not any(line.startswith("int8") for line in lines)
 
 
+def test_speed_beside_another_load_is_not_trusted() -> None:
+    noisy = build({**VALUES, "other_load_cores": {"ref": (1.6,) * 3, "int4": (0.1,) * 3}})
+    words = (
+        "Other programs were running while speed was measured: ref (1.6 cores). Do not trust these speeds."
+    )
+    assert warnings(noisy)[0] == words
+    assert headline(noisy) == "int4 is 3.0× smaller; it changes 1 in 3 top tokens."
+
+
 def test_colour_on_a_terminal(report: Report) -> None:
     console = Console(force_terminal=True, width=200, color_system="standard")
     with console.capture() as capture:

@@ -110,6 +110,8 @@ def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -
     one = f"{engine} engine, one load, file cache as found"
     for metric, where in (("load_seconds", one), ("ready_seconds", f"{one}, and one step of 8 tokens")):
         rows.append(Measurement.exact(name, metric, found[metric], "seconds", where))
+    during = "kept busy by other programs while speed was measured"
+    rows.append(Measurement.exact(name, "other_load_cores", found["other_load_cores"], "cores", during))
     for kind, where in (
         ("prefill", settings.prefill_where(engine)),
         ("decode", settings.decode_where(engine)),

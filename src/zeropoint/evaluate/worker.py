@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import ZeropointError
-from zeropoint.evaluate import memory
+from zeropoint.evaluate import environment, memory
 from zeropoint.evaluate.answers import answer, mark
 from zeropoint.evaluate.models import stop_tokens
 from zeropoint.evaluate.quality import measure_quality
@@ -62,6 +62,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
     loaded = memory.measure()
     memory.reset_peak()
     prompt = _prompt(runner, load_text(request["text"]), request["prompt_tokens"])
+    others = environment.OtherLoad()
     speed = measure_speed(
         runner,
         prompt,
@@ -81,6 +82,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
         "loaded": loaded.to_json(),
         "after": memory.measure().to_json(),
         "speed": speed.to_json(),
+        "other_load_cores": others.cores(),
     }
 
 

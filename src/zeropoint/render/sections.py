@@ -35,6 +35,7 @@ _TITLES = {
     "load_peak_bytes": "Memory at the peak of loading",
     "peak_bytes": "Memory at the peak of running",
     "ready_seconds": "Load to first step",
+    "other_load_cores": "Cores busy with other programs",
     "perplexity_ratio": "Perplexity ratio to float32",
     "kl_max": "KL max",
     "noise_floor_kl": "Noise floor, KL mean",
@@ -278,6 +279,7 @@ def _table_cell(found: Measurement | None) -> tuple[str, str]:
         "tokens/s": numbers.rate,
         "fraction": numbers.percent,
         "nats/token": numbers.nats,
+        "cores": lambda value: numbers.plain(value, 2),
     }.get(found.unit, lambda value: numbers.plain(value, 4))
     return show(found.value), spread(found, show)
 

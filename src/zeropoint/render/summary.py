@@ -13,6 +13,7 @@ from zeropoint.report import Measurement, Report
 # Rates closer than this are a tie, whatever their spread: machines are not quieter.
 TIE = 1.05
 _NOTABLE_P99 = 1.0
+_NOTABLE_LOAD = 0.3
 _NOTABLE_RISE = 1.10
 
 
@@ -29,6 +30,8 @@ class Candidate:
     load: float | None
     changed: float | None
     """Share of tokens whose most likely word changed."""
+    is_quiet: bool
+    """Nothing else kept the machine busy while its speed and the reference's were measured."""
     kl: Measurement | None
     at_noise: bool
     """The mean KL cannot be told from the noise floor."""
@@ -82,6 +85,7 @@ def _candidate(report: Report, reference: str, name: str) -> Candidate:
         prefill=gain("prefill_tokens_per_second", True),
         load=gain("load_seconds", False),
         changed=None if top1 is None else 1 - top1.value,
+        is_quiet=not {m.model for m in _disturbed(report)} & {name, reference},
         kl=kl,
         at_noise=kl is not None and floor is not None and kl.low <= floor.high,
         passed=verdict.get("passed") if isinstance(verdict, dict) else None,
@@ -93,7 +97,7 @@ def sentence(each: Candidate) -> str:
     gains = []
     if each.smaller is not None:
         gains.append(f"is {change(each.smaller, 'smaller', 'larger', 'the same size')}")
-    if each.decode is not None:
+    if each.decode is not None and each.is_quiet:
         gains.append(f"decodes {change(each.decode, 'faster', 'slower', 'no faster')}")
     if each.at_noise:
         loss = "its predictions cannot be told from rounding noise"
@@ -137,7 +141,8 @@ def warnings(report: Report) -> list[str]:
     """What a reader must know before choosing; empty when there is nothing."""
     reference = reference_name(report)
     found = candidates(report)
-    lines = [line for each in found for line in _warnings_of(report, reference or "", each)]
+    lines = _disturbed_lines(report)
+    lines += [line for each in found for line in _warnings_of(report, reference or "", each)]
     lines += _between(report, found)
     quality = report.extra.get("quality", {})
     if quality and quality.get("unit_kind") != "documents":
@@ -164,6 +169,19 @@ def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
     if each.passed is False:
         lines.append(f"{each.name} failed its quality gate.")
     return lines
+
+
+def _disturbed(report: Report) -> list[Measurement]:
+    """The models whose speed was measured beside another load."""
+    return [m for m in report.measurements if m.metric == "other_load_cores" and m.value > _NOTABLE_LOAD]
+
+
+def _disturbed_lines(report: Report) -> list[str]:
+    found = _disturbed(report)
+    if not found:
+        return []
+    names = ", ".join(f"{m.model} ({m.value:.1f} cores)" for m in found)
+    return [f"Other programs were running while speed was measured: {names}. Do not trust these speeds."]
 
 
 def _between(report: Report, found: list[Candidate]) -> list[str]:
