@@ -19,7 +19,7 @@ def round_activations(x: Tensor, activation: Activation | None) -> Tensor:
         return x
     width = x.shape[-1]
     size = activation.group_size or width
-    padded = nn.functional.pad(x.float(), (0, -width % size)).unflatten(-1, (-1, size))
+    padded = nn.functional.pad(x, (0, -width % size)).unflatten(-1, (-1, size))
     scale = padded.abs().amax(-1, keepdim=True) / 127
     safe = torch.where(scale == 0, torch.ones_like(scale), scale)
     return ((padded / safe).round() * scale).flatten(-2)[..., :width]

@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeropoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from zeropoint.machine import Machine
 
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`."""
@@ -52,6 +55,17 @@ def default_threads(threads: int | None) -> int:
     from zeropoint.machine import Machine
 
     return threads if threads is not None else Machine.detect().cores
+
+
+def this_machine(*, measure: bool) -> Machine:
+    """The machine, with its memory bandwidth measured (a second) if asked and if the native kernels are there."""
+    from zeropoint.kernels import library
+    from zeropoint.machine import Machine
+
+    machine = Machine.detect()
+    if not measure or library.missing() is not None:
+        return machine
+    return machine.with_bandwidth(library.read_bandwidth(threads=machine.cores))
 
 
 def text_file(path: Path | None) -> str | None:

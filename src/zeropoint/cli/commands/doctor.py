@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from zeropoint.cli.common import add_json_option, check_writable, human_bytes, write_json
+from zeropoint.cli.common import add_json_option, check_writable, human_bytes, this_machine, write_json
+
+if TYPE_CHECKING:
+    from zeropoint.machine import Machine
 
 HELP = "the machine, its kernels, and what follows"
 
@@ -16,58 +20,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: One scheme for each kernel path: the presets, per-token activations, an asymmetric grid, weights alone.
+SHOWN = (
+    "int8",
+    "int4",
+    "int8:channel:sym:bf16:a8token",
+    "int4:g128:asym:bf16:a8g64",
+    "int8:channel:asym:bf16",
+)
+
+
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from zeropoint import kernels
-    from zeropoint.machine import Machine
-    from zeropoint.scheme import PRESETS, parse
-
     check_writable(args.json)
-    machine = Machine.detect(measure=not args.no_measure)
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    for label, value in machine.describe():
-        facts.add_row(f"[bold]{label}", value)
-    formats = Table("format", "kernel", "note", box=None, pad_edge=False)
-    rows = []
-    for name in ("int8", "int4", "int4:g128:sym:bf16:a8token", "int8:channel:asym:bf16"):
-        scheme = parse(name)
-        backend, refusals = kernels.choose(scheme, (4096, 4096))
-        short = backend.__name__.rpartition(".")[2]
-        meaning = f"= {scheme}" if name in PRESETS else ""
-        note = "; ".join(f"{kernel}: {why}" for kernel, why in refusals.items()) or meaning
-        formats.add_row(name, short, note)
-        rows.append({"format": str(scheme), "kernel": short, "refusals": refusals})
+    machine = this_machine(measure=not args.no_measure)
     console = Console()
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in _facts(machine):
+        facts.add_row(f"[bold]{label}", value)
     console.print(facts)
+    formats = Table("format", "kernel", "note", box=None, pad_edge=False)
+    rows = _kernels()
+    for row in rows:
+        formats.add_row(row["format"], row["kernel"], row["note"])
     console.print()
     console.print(formats)
-    console.print()
     advice = _advice(machine)
+    console.print()
     for line in advice:
         console.print(line, soft_wrap=True)
     write_json(args.json, {"machine": machine.to_json(), "kernels": rows, "advice": advice})
     return 0
 
 
-def _advice(machine: object) -> list[str]:
-    from zeropoint.machine import Machine
+def _facts(machine: Machine) -> list[tuple[str, str]]:
+    from zeropoint.kernels import library
 
-    assert isinstance(machine, Machine)
+    missing = library.missing()
+    bandwidth = machine.memory_bandwidth_gbps
+    return [
+        (
+            "processor",
+            f"{machine.processor}, {machine.cores} usable core{'s' * (machine.cores != 1)}, {machine.system}",
+        ),
+        ("instruction sets", " ".join(machine.isa_levels)),
+        (
+            "kernels",
+            missing or f"native, running on {library.active_isa()} (ZEROPOINT_ISA forces another level)",
+        ),
+        (
+            "memory",
+            f"{human_bytes(machine.ram_total_bytes)}, {human_bytes(machine.ram_available_bytes)} free, "
+            + ("bandwidth not measured" if bandwidth is None else f"read at {bandwidth:.0f} GB/s"),
+        ),
+        ("accelerators", ", ".join(machine.accelerators) or "none"),
+    ]
+
+
+def _kernels() -> list[dict[str, str]]:
+    from zeropoint import kernels
+    from zeropoint.scheme import PRESETS, parse
+
+    rows = []
+    for name in SHOWN:
+        scheme = parse(name)
+        backend, refusals = kernels.choose(scheme, (4096, 4096))
+        note = "; ".join(f"{kernel}: {why}" for kernel, why in refusals.items())
+        short = backend.__name__.rpartition(".")[2]
+        rows.append(
+            {"format": name, "kernel": short, "note": note or (f"= {scheme}" if name in PRESETS else "")}
+        )
+    return rows
+
+
+def _advice(machine: Machine) -> list[str]:
     lines = []
     if machine.memory_bandwidth_gbps:
-        tokens = machine.memory_bandwidth_gbps * 1e9
+        fp16, int8, int4 = (machine.memory_bandwidth_gbps / per_weight for per_weight in BYTES_PER_WEIGHT)
         lines.append(
-            "Decoding reads every weight once a token, so memory bandwidth bounds it: a 1B-parameter model decodes at "
-            f"no more than {tokens / 2e9:.0f} tokens/s in FP16, {tokens / 1.01e9:.0f} in INT8, "
-            f"{tokens / 0.58e9:.0f} in INT4 here."
+            "Decoding reads every weight once a token, so memory bandwidth bounds it: a model of 1B parameters "
+            f"decodes at no more than {fp16:.0f} tokens/s in FP16, {int8:.0f} in INT8, {int4:.0f} in INT4 here."
         )
-    largest = machine.ram_available_bytes * 0.8
+    free = machine.ram_available_bytes * 0.8 / 1e9
+    fp16, int8, int4 = (free / per_weight for per_weight in BYTES_PER_WEIGHT)
     lines.append(
-        f"{human_bytes(machine.ram_available_bytes)} of memory is free: room for about "
-        f"{largest / 2e9:.0f}B parameters in FP16, {largest / 1.01e9:.0f}B in INT8, {largest / 0.58e9:.0f}B in INT4."
+        f"With {human_bytes(machine.ram_available_bytes)} of memory free there is room for about {fp16:.0f}B "
+        f"parameters in FP16, {int8:.0f}B in INT8, {int4:.0f}B in INT4."
     )
     if machine.accelerators:
-        lines.append("Accelerators found are not used yet: the kernels here run on the CPU.")
+        lines.append("Accelerators are not used yet: the kernels here run on the CPU.")
+    if set(machine.isa_levels) == {"scalar"}:
+        lines.append(
+            "This CPU has no instruction set that the kernels are fast on: expect a tenth of the speed."
+        )
     return lines
+
+
+#: Of FP16, INT8 and INT4 in groups of 32, scales included.
+BYTES_PER_WEIGHT = (2.0, 1.01, 0.5625)

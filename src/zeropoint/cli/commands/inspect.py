@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from zeropoint.cli.common import add_json_option, check_writable, human_bytes, write_json
+from zeropoint.cli.common import add_json_option, check_writable, human_bytes, this_machine, write_json
 
 HELP = "what a model holds and what each format would cost"
 
@@ -35,12 +35,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.machine import Machine
     from zeropoint.planning.survey import survey
 
     check_writable(args.json)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
-    machine = Machine.detect(measure=not args.no_measure)
+    machine = this_machine(measure=not args.no_measure)
     found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
     console = Console()
     console.print(
