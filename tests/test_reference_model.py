@@ -27,12 +27,27 @@ def measured(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert main(["quantize", str(reference_model), "-o", str(out / "int4"), "--format", "int4"]) == 0
     # What "plain" means: min-max, weights only, embedding and head as they were.
     quantize(
-        reference_model, out / "plain4", format="int4:g32:asym:bf16", options={"search": False}, keep=["*embed_tokens*"]
+        reference_model,
+        out / "plain4",
+        format="int4:g32:asym:bf16",
+        options={"search": False},
+        keep=["*embed_tokens*"],
     )
     report = out / "report.json"
     names = [str(out / name) for name in ("int8", "int4", "plain4")]
-    options = ["--text", str(TEXT), "--tokens", TOKENS, "--json", str(report), "--html", str(out / "report.html")]
-    assert main(["compare", str(reference_model), *names, *options, "--repeats", "3", "--new-tokens", "16"]) == 0
+    options = [
+        "--text",
+        str(TEXT),
+        "--tokens",
+        TOKENS,
+        "--json",
+        str(report),
+        "--html",
+        str(out / "report.html"),
+    ]
+    assert (
+        main(["compare", str(reference_model), *names, *options, "--repeats", "3", "--new-tokens", "16"]) == 0
+    )
     return dict(json.loads(report.read_text()))
 
 

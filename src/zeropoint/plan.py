@@ -44,7 +44,9 @@ class Choice:
         algorithm, options = data.get("algorithm", "rtn"), data.get("options", {})
         reason = data.get("reason", "")
         if not (scheme is None or isinstance(scheme, str)) or not isinstance(options, Mapping):
-            raise UsageError("a plan's choice names its scheme as text (or null) and its options as an object")
+            raise UsageError(
+                "a plan's choice names its scheme as text (or null) and its options as an object"
+            )
         if not isinstance(algorithm, str) or not isinstance(reason, str):
             raise UsageError("a plan's choice names its algorithm and its reason as text")
         return cls(None if scheme is None else parse(scheme), algorithm, dict(options), reason)

@@ -89,7 +89,9 @@ class Scheme:
             raise SchemeError(f"unknown float format {self.float_format!r}: use {', '.join(FLOAT_FORMATS)}")
         plain = (self.granularity, self.group_size, self.symmetric, self.scale_dtype, self.activation)
         if plain != ("channel", 0, True, "bf16", None):
-            raise SchemeError(f"{self.float_format} has no groups, zero points, scales or quantized activations")
+            raise SchemeError(
+                f"{self.float_format} has no groups, zero points, scales or quantized activations"
+            )
         if self.bits != FLOAT_FORMATS[self.float_format]:
             raise SchemeError(
                 f"{self.float_format} has {FLOAT_FORMATS[self.float_format]} bits, not {self.bits}"

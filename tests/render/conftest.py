@@ -49,7 +49,7 @@ def build(values: dict[str, dict[str, tuple[float, float, float]]], **extra: Any
     models = {n: {"path": n, "format": formats.get(n, n), "is_reference": n == "ref"} for n in names}
     return Report(
         tuple(rows),
-        {"processor": "A processor", "cores": 2, "memory_bytes": 25e9},
+        {"processor": "A processor", "cores": 2, "ram_total_bytes": 25e9},
         {"models": models, **extra},
     )
 

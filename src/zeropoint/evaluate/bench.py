@@ -9,6 +9,7 @@ from typing import Any
 from zeropoint.evaluate import client, environment
 from zeropoint.evaluate.models import Model, describe
 from zeropoint.evaluate.settings import SpeedSettings
+from zeropoint.machine import Machine
 from zeropoint.report import Measurement, Report
 
 Progress = Callable[[str, float], None]
@@ -44,7 +45,7 @@ def bench(
         "command": command or _command(path, settings),
         "versions": environment.versions(),
     }
-    return Report(tuple(rows), environment.machine(), extra)
+    return Report(tuple(rows), Machine.detect().to_json(), extra)
 
 
 def _command(path: str, settings: SpeedSettings) -> str:

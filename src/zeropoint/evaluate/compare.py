@@ -19,6 +19,7 @@ from zeropoint.evaluate.models import Model, describe
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
+from zeropoint.machine import Machine
 from zeropoint.report import Measurement, Report
 
 _QUALITY_UNITS = {
@@ -86,7 +87,7 @@ def compare(
     shown = command or shlex.join(
         ["zeropoint", "compare", *names, "--tokens", str(tokens), "--threads", str(threads)]
     )
-    return Report(tuple(rows), environment.machine(), _extra(models, found, settings, shown))
+    return Report(tuple(rows), Machine.detect().to_json(), _extra(models, found, settings, shown))
 
 
 def running_dtype(model: Model) -> str:

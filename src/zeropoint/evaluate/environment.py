@@ -1,4 +1,4 @@
-"""The machine and versions that stand beside every report."""
+"""What stands beside every number: the versions it depends on, and what else the machine was doing."""
 
 from __future__ import annotations
 
@@ -7,20 +7,8 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 _PACKAGES = ("zeropoint", "torch", "transformers", "numpy")
-
-
-def machine() -> dict[str, Any]:
-    """Processor name, logical cores this process may use, memory in bytes, system."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "processor": _processor(),
-        "cores": len(affinity(0)) if affinity is not None else os.cpu_count() or 1,
-        "memory_bytes": _memory_bytes(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 class OtherLoad:
@@ -57,20 +45,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0

@@ -78,7 +78,7 @@ def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: in
 def rows(packed: Packed, ids: NDArray[np.int64]) -> Floats:
     """Rows `ids` `[n]` of the dequantized weight: float32 `[n, in]`. Raises `SchemeError` outside the weight."""
     wanted = np.asarray(ids, np.int64)
-    if wanted.size and not (0 <= int(wanted.min()) and int(wanted.max()) < packed.shape[0]):
+    if wanted.size and not (int(wanted.min()) >= 0 and int(wanted.max()) < packed.shape[0]):
         raise SchemeError(f"a row number lies outside a weight with {packed.shape[0]} rows")
     w = packed.weight
     tensor = w.scheme.granularity == "tensor"

@@ -90,8 +90,8 @@ def _machine(report: Report) -> list[str]:
     found = [str(machine[key]) for key in ("processor", "system") if machine.get(key)]
     if machine.get("cores"):
         found.append(f"{machine['cores']} cores")
-    if machine.get("memory_bytes"):
-        found.append(f"{numbers.size(machine['memory_bytes'])} memory")
+    if machine.get("ram_total_bytes"):
+        found.append(f"{numbers.size(machine['ram_total_bytes'])} memory")
     return found
 
 
