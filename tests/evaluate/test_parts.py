@@ -139,6 +139,5 @@ def test_own_work_is_not_another_load() -> None:
     assert 0 <= load.cores() <= (os.cpu_count() or 1) + 1
 
 
-def test_environment_names_the_machine() -> None:
-    assert environment.machine()["cores"] >= 1
+def test_environment_names_the_versions() -> None:
     assert environment.versions()["numpy"] == np.__version__
