@@ -10,7 +10,9 @@ from zeropoint.reference.linear import quantize_activations
 from zeropoint.scheme import Scheme, parse
 
 
-def random_weight(text: str | Scheme, shape: tuple[int, int], seed: int = 0, *, exact: bool = False) -> QuantizedTensor:
+def random_weight(
+    text: str | Scheme, shape: tuple[int, int], seed: int = 0, *, exact: bool = False
+) -> QuantizedTensor:
     """Codes over the whole range; scales are powers of two when `exact`."""
     scheme = parse(text) if isinstance(text, str) else text
     rng = np.random.default_rng(seed)

@@ -75,7 +75,9 @@ def load() -> ctypes.CDLL:
         function.restype = result
         function.argtypes = arguments
     if library.zp_abi_version() != ABI_VERSION:
-        raise UnsupportedError(f"the native kernels {path} are of another version: rebuild with `pip install .`")
+        raise UnsupportedError(
+            f"the native kernels {path} are of another version: rebuild with `pip install .`"
+        )
     return library
 
 
@@ -133,5 +135,3 @@ def read_bandwidth(num_bytes: int = 1 << 30, threads: int = 1, repeats: int = 3)
     rate = c_double()
     check(load().zp_read_bandwidth(num_bytes, threads, repeats, ctypes.byref(rate)))
     return rate.value
-
-

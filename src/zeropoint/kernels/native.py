@@ -32,7 +32,9 @@ class Packed:
         self._finalizer.atexit = False
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a packed weight is private to its process: save the QuantizedTensor and pack it again")
+        raise TypeError(
+            "a packed weight is private to its process: save the QuantizedTensor and pack it again"
+        )
 
 
 def _format(scheme: Scheme, shape: tuple[int, int]) -> library.Format:

@@ -26,7 +26,9 @@ class Packed:
     def nbytes(self) -> int:
         zero_point = self.weight.zero_point
         return (
-            self.weight.codes.nbytes + self.weight.scale.nbytes + (0 if zero_point is None else zero_point.nbytes)
+            self.weight.codes.nbytes
+            + self.weight.scale.nbytes
+            + (0 if zero_point is None else zero_point.nbytes)
         )
 
     @property

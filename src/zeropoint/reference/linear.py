@@ -11,6 +11,8 @@ scale changes, and scaled in float64.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +72,7 @@ def _integer_product(
     total = np.zeros((x.shape[0], weight.shape[0]))
     edges = {*range(0, columns, weight_size), *range(0, columns, input_size), columns}
     starts = sorted(edges)
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         w_group, x_group = start // weight_size, start // input_size
         part = weight.codes[:, start:stop].astype(np.int64)
         if weight.zero_point is not None:

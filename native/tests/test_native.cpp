@@ -1,0 +1,166 @@
+// The kernels without Python, for sanitizers: every level against plain loops, and the pool under load.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "zeropoint.h"
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void expect(bool good, const char* what) {
+  (good ? passed : failed) += 1;
+  if (!good) std::printf("FAILED: %s (%s)\n", what, zp_last_error());
+}
+
+struct Case {
+  zp_format format;
+  std::vector<int8_t> codes, zero_point;
+  std::vector<float> scale;
+
+  int64_t group() const { return format.group_size > 0 ? format.group_size : format.columns; }
+  int64_t groups() const { return (format.columns + group() - 1) / group(); }
+  float weight(int64_t n, int64_t k) const {
+    const int64_t at = format.per_tensor != 0 ? 0 : n * groups() + k / group();
+    const int zero = format.asymmetric != 0 ? zero_point[static_cast<size_t>(at)] : 0;
+    return static_cast<float>(codes[static_cast<size_t>(n * format.columns + k)] - zero) * scale[static_cast<size_t>(at)];
+  }
+};
+
+Case make(const zp_format& format, std::mt19937& random) {
+  Case c{format, {}, {}, {}};
+  const int high = (1 << (format.bits - 1)) - 1;
+  const int low = format.bits == 8 && format.asymmetric == 0 ? -127 : -high - 1;
+  std::uniform_int_distribution<int> code(low, high), power(-4, 0);
+  c.codes.resize(static_cast<size_t>(format.rows * format.columns));
+  for (auto& v : c.codes) v = static_cast<int8_t>(code(random));
+  const int64_t scales = format.per_tensor != 0 ? 1 : format.rows * c.groups();
+  c.scale.resize(static_cast<size_t>(scales));
+  for (auto& v : c.scale) v = std::ldexp(1.0f, power(random));
+  if (format.asymmetric != 0) {
+    c.zero_point.resize(static_cast<size_t>(scales));
+    for (auto& v : c.zero_point) v = static_cast<int8_t>(code(random));
+  }
+  return c;
+}
+
+// The input as the kernels see it: int8 codes times a scale, or as it is.
+std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_t rows) {
+  const int64_t k = c.format.columns, size = c.format.activation > 0 ? c.format.activation : k;
+  std::vector<double> out(x.begin(), x.end());
+  if (c.format.activation == ZP_ACTIVATION_FLOAT) return out;
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t start = 0; start < k; start += size) {
+      const int64_t stop = std::min(start + size, k);
+      float absmax = 0;
+      for (int64_t i = start; i < stop; ++i) absmax = std::max(absmax, std::fabs(x[static_cast<size_t>(m * k + i)]));
+      for (int64_t i = start; i < stop; ++i) {
+        const auto at = static_cast<size_t>(m * k + i);
+        out[at] = absmax == 0 ? 0 : std::nearbyint(x[at] * (127.0f / absmax)) * static_cast<double>(absmax / 127.0f);
+      }
+    }
+  return out;
+}
+
+bool agrees(const Case& c, int64_t rows, int threads, std::mt19937& random) {
+  const int64_t n = c.format.rows, k = c.format.columns;
+  std::normal_distribution<float> normal;
+  // Exactly sized buffers, so that AddressSanitizer sees any read or write past them.
+  std::vector<float> x(static_cast<size_t>(rows * k)), bias(static_cast<size_t>(n)), y(static_cast<size_t>(rows * n));
+  for (auto& v : x) v = normal(random);
+  for (auto& v : bias) v = normal(random);
+  zp_weight* weight = nullptr;
+  if (zp_pack(&c.format, c.codes.data(), c.scale.data(), c.zero_point.empty() ? nullptr : c.zero_point.data(), &weight) != ZP_OK)
+    return false;
+  bool good = zp_linear(weight, x.data(), rows, k, bias.data(), y.data(), n, threads) == ZP_OK;
+  const std::vector<double> input = quantized(c, x, rows);
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0, size = 1;
+      for (int64_t i = 0; i < k; ++i) {
+        const double product = input[static_cast<size_t>(m * k + i)] * c.weight(j, i);
+        sum += product;
+        size += std::fabs(product);
+      }
+      sum += bias[static_cast<size_t>(j)];
+      good = good && std::fabs(sum - y[static_cast<size_t>(m * n + j)]) <= 2e-6 * size;
+    }
+  std::vector<float> row(static_cast<size_t>(k));
+  const int64_t last = n - 1;
+  good = good && zp_rows(weight, &last, 1, row.data(), k) == ZP_OK;
+  for (int64_t i = 0; i < k; ++i) good = good && row[static_cast<size_t>(i)] == c.weight(last, i);
+  zp_free(weight);
+  return good;
+}
+
+void test_shapes(int level, std::mt19937& random) {
+  struct Format { int bits, group, tensor, asymmetric, activation; };
+  const Format formats[] = {
+      {8, 0, 0, 0, 64}, {8, 0, 0, 0, 0},  {8, 0, 1, 1, 0},   {8, 32, 0, 1, 32}, {8, 40, 0, 1, 8}, {4, 32, 0, 1, 32},
+      {4, 0, 0, 0, 32}, {4, 32, 0, 0, 0}, {4, 128, 0, 1, 64}, {4, 24, 0, 1, -1}, {5, 64, 0, 0, 128}, {8, 0, 0, 0, -1}};
+  const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
+  for (const auto& f : formats)
+    for (const auto& shape : shapes)
+      for (const int64_t rows : {1, 2, 7, 13, 37}) {
+        const zp_format format = {shape[0], shape[1], f.bits, f.group, f.tensor, f.asymmetric, f.activation, 1};
+        char what[160];
+        std::snprintf(what, sizeof what, "level %d, %ld x %ld, %ld rows, %d bits, groups %d and %d", level,
+                      static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(rows), f.bits, f.group,
+                      f.activation);
+        expect(agrees(make(format, random), rows, 1 + static_cast<int>(rows % 3), random), what);
+      }
+}
+
+void test_errors() {
+  zp_format format = {16, 64, 8, 24, 0, 0, 32, 1};
+  expect(zp_check(&format) == ZP_UNSUPPORTED && std::strstr(zp_last_error(), "nest") != nullptr, "groups that do not nest");
+  format.bits = 9;
+  expect(zp_check(&format) == ZP_UNSUPPORTED, "9 bits");
+  expect(zp_check(nullptr) == ZP_INVALID, "null");
+  expect(zp_isa_select(99) == ZP_INVALID, "an unknown level");
+  zp_weight* weight = nullptr;
+  expect(zp_pack(nullptr, nullptr, nullptr, nullptr, &weight) == ZP_INVALID && weight == nullptr, "nothing to pack");
+  zp_free(nullptr);
+}
+
+void test_threads(std::mt19937& random) {
+  const Case c = make({200, 256, 8, 0, 0, 0, 64, 1}, random);
+  zp_weight* weight = nullptr;
+  expect(zp_pack(&c.format, c.codes.data(), c.scale.data(), nullptr, &weight) == ZP_OK, "pack");
+  std::vector<float> x(40 * 256, 0.5f), expected(40 * 200);
+  expect(zp_linear(weight, x.data(), 40, 256, nullptr, expected.data(), 200, 1) == ZP_OK, "one thread");
+  std::vector<std::thread> callers;
+  bool good[4] = {true, true, true, true};
+  for (int t = 0; t < 4; ++t)
+    callers.emplace_back([&, t] {
+      std::vector<float> y(expected.size());
+      for (int i = 0; i < 50; ++i) {
+        std::fill(y.begin(), y.end(), -1.0f);
+        good[t] = good[t] && zp_linear(weight, x.data(), 40, 256, nullptr, y.data(), 200, 1 + (i + t) % 4) == ZP_OK && y == expected;
+        if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));  // lets the pool sleep
+      }
+    });
+  for (auto& caller : callers) caller.join();
+  for (const bool g : good) expect(g, "four callers at once");
+  zp_free(weight);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(7);
+  test_errors();
+  for (int level = 0; level < ZP_ISA_COUNT; ++level)
+    if ((zp_isa_levels() >> level & 1) != 0) {
+      expect(zp_isa_select(level) == ZP_OK, "select");
+      test_shapes(level, random);
+      test_threads(random);
+    }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}

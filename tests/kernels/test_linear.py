@@ -1,0 +1,204 @@
+"""Every backend, on every instruction set level of this CPU, against the numpy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.weights import magnitude, random_weight
+from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.kernels import backend, choose, library, native
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.reference.linear import linear as reference_linear
+from zeropoint.reference.linear import quantize_activations
+from zeropoint.scheme import Activation, Scheme, parse
+
+LEVELS = library.isa_levels()
+pytestmark = pytest.mark.skipif(not LEVELS, reason="the native library is not built")
+
+
+@pytest.fixture(autouse=True)
+def _restore_level() -> Iterator[None]:
+    before = library.active_isa()
+    yield
+    library.select_isa(before)
+
+
+@st.composite
+def schemes(draw: st.DrawFn) -> Scheme:
+    bits = draw(st.sampled_from([2, 3, 4, 4, 4, 5, 6, 8, 8, 8]))
+    granularity = draw(st.sampled_from(["tensor", "channel", "group", "group"]))
+    sizes = [8, 24, 32, 64, 128]
+    group = draw(st.sampled_from(sizes)) if granularity == "group" else 0
+    activation = None
+    if draw(st.integers(0, 5)):
+        fitting = [size for size in sizes if not group or size % group == 0 or group % size == 0]
+        activation = Activation(8, draw(st.sampled_from([0, *fitting])))
+    dtype = draw(st.sampled_from(["bf16", "fp32"]))
+    return Scheme(bits, granularity, group, draw(st.booleans()), dtype, activation)  # type: ignore[arg-type]
+
+
+def each_level(
+    x: np.ndarray, weight: QuantizedTensor, bias: np.ndarray | None, threads: int
+) -> Iterator[np.ndarray]:
+    packed = native.pack(weight)
+    for level in LEVELS:
+        library.select_isa(level)
+        yield native.linear(x, packed, bias, threads=threads)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    scheme=schemes(),
+    rows=st.sampled_from([1, 2, 3, 5, 8, 13, 16, 17, 33, 64]),
+    features_out=st.integers(1, 80),
+    features_in=st.integers(1, 300),
+    seed=st.integers(0, 1000),
+    bias=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_agrees_with_the_reference(
+    scheme: Scheme, rows: int, features_out: int, features_in: int, seed: int, bias: bool, threads: int
+) -> None:
+    weight = random_weight(scheme, (features_out, features_in), seed)
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, features_in)).astype(np.float32)
+    b = rng.standard_normal(features_out).astype(np.float32) if bias else None
+    expected = reference_linear(x, weight, b)
+    allowed = 1e-6 * (magnitude(x, weight) + 1)
+    results = list(each_level(x, weight, b, threads))
+    for level, y in zip(LEVELS, results, strict=True):
+        assert np.all(np.abs(y - expected) <= allowed), level
+        if scheme.activation is not None:  # the integer levels round in the same places
+            np.testing.assert_array_equal(y, results[0], err_msg=level)
+
+
+@pytest.mark.parametrize(
+    "text", ["int8:channel:a8g64", "int8:g32:asym:a8g32", "int4:g32:asym:a8g32", "int4:g128:a8token"]
+)
+@pytest.mark.parametrize("code", ["qmin", "qmax", "alternating"])
+@pytest.mark.parametrize("rows", [1, 8, 48])
+def test_no_sum_saturates(text: str, code: str, rows: int) -> None:
+    """All codes and all activations at their bounds; every float involved is exact, so equality is too."""
+    scheme = parse(text)
+    weight = random_weight(scheme, (32, 512), exact=True)
+    codes = np.full(weight.shape, scheme.qmin if code == "qmin" else scheme.qmax, np.int8)
+    if code == "alternating":
+        codes[:, ::2] = scheme.qmin
+    zero_point = None if scheme.symmetric else np.full_like(weight.zero_point, scheme.qmax)
+    weight = QuantizedTensor(scheme, codes, np.full_like(weight.scale, 0.5), zero_point)
+    for sign in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 2, 1, -1)):
+        x = np.tile((127 * sign).astype(np.float32), (rows, 1))
+        expected = reference_linear(x, weight)
+        for y in each_level(x, weight, None, 2):
+            np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_extreme_activations(rows: int) -> None:
+    weight = random_weight("int8:channel:a8g32", (17, 128), exact=True)
+    x = np.zeros((rows, 128), np.float32)
+    x[:, :32] = 1e30
+    x[:, 32:64] = 1e-42  # a denormal group counts as zero
+    x[:, 64:96] = np.linspace(-1, 1, 32)
+    expected = reference_linear(x, weight)
+    for y in each_level(x, weight, None, 1):
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_nan_or_infinity_spoils_its_own_token_only(bad: float, rows: int) -> None:
+    weight = random_weight("int4:g32:asym:a8g32", (40, 96))
+    x = np.random.default_rng(0).standard_normal((rows + 1, 96)).astype(np.float32)
+    clean = native.linear(x, native.pack(weight))
+    x[rows, 40] = bad
+    for y in each_level(x, weight, None, 2):
+        np.testing.assert_array_equal(y[:rows], clean[:rows])
+        assert np.isnan(y[rows]).all()
+    assert np.isnan(reference_linear(x, weight)[rows]).all()
+
+
+def test_rounds_half_to_even() -> None:
+    x = np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0, 0]], np.float32)
+    codes, scale = quantize_activations(x, Activation(8, 8))
+    assert codes.tolist() == [[127, 0, 2, 2, 0, -2, 0, 0]]
+    assert scale.tolist() == [[1.0]]
+    weight = QuantizedTensor(parse("int8:tensor:a8g8"), np.eye(8, dtype=np.int8), np.ones((1, 1), np.float32))
+    for y in each_level(x, weight, None, 1):
+        np.testing.assert_array_equal(y, codes.astype(np.float32))
+
+
+def test_result_is_independent_of_threads_and_of_other_rows() -> None:
+    weight = random_weight("int4:g32:asym:a8g32", (200, 320))
+    x = np.random.default_rng(1).standard_normal((70, 320)).astype(np.float32)
+    packed = native.pack(weight)
+    whole = native.linear(x, packed, threads=1)
+    np.testing.assert_array_equal(native.linear(x, packed, threads=4), whole)
+    alone = np.vstack([native.linear(row[None], packed, threads=2) for row in x])
+    np.testing.assert_array_equal(alone, whole)
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("text", ["int8:channel:a8g64", "int4:g32:asym", "int3:tensor:asym", "int6:g24"])
+def test_rows_are_the_dequantized_rows(name: str, text: str) -> None:
+    weight = random_weight(text, (37, 100))
+    module = backend(name)
+    ids = np.array([0, 36, 5, 5])
+    np.testing.assert_array_equal(module.rows(module.pack(weight), ids), weight.dequantize()[ids])
+    with pytest.raises(SchemeError):
+        module.rows(module.pack(weight), np.array([37]))
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_backends_write_to_out_and_to_addresses(name: str) -> None:
+    module = backend(name)
+    weight = random_weight("int8:channel:a8token", (20, 64))
+    packed = module.pack(weight)
+    x = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
+    bias = np.arange(20, dtype=np.float32)
+    out = np.full((3, 20), np.nan, np.float32)
+    assert module.linear(x, packed, bias, out=out) is out
+    again = np.empty_like(out)
+    module.linear_ptr(x.ctypes.data, 3, packed, bias.ctypes.data, again.ctypes.data, 1)
+    np.testing.assert_array_equal(again, out)
+    with pytest.raises(SchemeError):
+        module.linear(x, packed, out=np.empty((3, 21), np.float32))
+
+
+def test_packed_memory_stays_near_the_artifacts() -> None:
+    for text, shape in (("int8:channel:a8g64", (576, 1536)), ("int4:g32:asym:a8g32", (576, 1536))):
+        scheme = parse(text)
+        assert native.pack(random_weight(text, shape)).nbytes <= 1.03 * scheme.nbytes(shape)
+
+
+def test_refusals_say_why() -> None:
+    assert "nest" in (native.refusal(parse("int8:g24:a8g32"), (32, 96)) or "")
+    assert "multiples of 8" in (native.refusal(parse("int4:g12"), (32, 96)) or "")
+    assert "32 bits" in (native.refusal(parse("int8:a8token"), (32, 100_000)) or "")
+    assert "float format" in (native.refusal(parse("bf16"), (32, 96)) or "")
+    assert "not on cuda" in (native.refusal(parse("int8"), (32, 96), "cuda") or "")
+    with pytest.raises(UnsupportedError, match="nest"):
+        native.pack(random_weight("int8:g24:a8g32", (32, 96)))
+    module, reasons = choose(parse("int8:g24:a8g32"), (32, 96))
+    assert module is backend("reference")
+    assert list(reasons) == ["native"]
+    with pytest.raises(UnsupportedError, match="cuda"):
+        choose(parse("int8"), (32, 96), "cuda")
+
+
+def test_inputs_are_checked() -> None:
+    packed = native.pack(random_weight("int8", (16, 32)))
+    x = np.zeros((2, 32), np.float32)
+    for wrong in (x[:, :16], x.astype(np.float64), np.zeros((2, 64), np.float32)[:, ::2]):
+        with pytest.raises(SchemeError):
+            native.linear(wrong, packed)
+    with pytest.raises(SchemeError):
+        native.linear(x, packed, np.zeros(17, np.float32))
+    with pytest.raises(SchemeError, match="threads"):
+        native.linear(x, packed, threads=1000)
+    assert native.linear(x[:0], packed).shape == (0, 16)
