@@ -73,6 +73,12 @@ class QuantizedTensor:
         """Bytes in an artifact, by `Scheme.nbytes`."""
         return self.scheme.nbytes(self.shape)
 
+    def rows(self, start: int, stop: int) -> QuantizedTensor:
+        """Rows `start` to `stop` as a tensor of their own (views, nothing is copied)."""
+        part = slice(None) if self.scheme.granularity == "tensor" else slice(start, stop)
+        zero_point = None if self.zero_point is None else self.zero_point[part]
+        return QuantizedTensor(self.scheme, self.codes[start:stop], self.scale[part], zero_point)
+
     def dequantize(self) -> Floats:
         """float32 `[out, in]`: `(codes - zero_point) * scale`, each product rounded once."""
         columns = self.shape[1]

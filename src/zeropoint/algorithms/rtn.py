@@ -37,6 +37,9 @@ NEEDS: frozenset[str] = frozenset({"second_moment"})
 #: Every channel counts at least this part of the mean: a channel that was silent on the sample may speak later.
 FLOOR = 1e-3
 
+#: Weights quantized at once: bounds the temporaries beside a large embedding to a few times 16 MB.
+LARGE = 1 << 22
+
 #: Weights per piece of work: small enough that a piece and its temporaries stay in a core's cache.
 PIECE = 1 << 16
 
@@ -63,6 +66,11 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     Raises `SchemeError` when a scale overflows its type, `CheckpointError` on NaN or inf.
     """
     weight = np.asarray(weight, dtype=np.float32)
+    if scheme.granularity != "tensor" and weight.size > LARGE and len(weight) > 1:
+        step = max(1, LARGE // weight.shape[1])  # rows do not depend on each other
+        return _stack(
+            [quantize(weight[i : i + step], stats, scheme, options) for i in range(0, len(weight), step)]
+        )
     plain = rounding.quantize_min_max(weight, scheme)
     if not options.search or not weight.size:
         return plain
@@ -97,6 +105,17 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
         scheme,
         scale=found_scale.reshape(shape),
         zero_point=None if found_zero is None else found_zero.reshape(shape),
+    )
+
+
+def _stack(parts: list[QuantizedTensor]) -> QuantizedTensor:
+    """Consecutive rows as one tensor."""
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return QuantizedTensor(
+        parts[0].scheme,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate(zeros) if zeros else None,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from zeropoint.evaluate.models import stop_tokens
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.speed import measure_speed
 from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
-from zeropoint.runtime import Runner, open_runner
+from zeropoint.runtime import Runner, open_runner, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
 # Share of a quality run's time that scoring takes; answering is the rest.
 _ANSWERS_FROM = 0.75
-_LIBRARIES = {"universal": ("torch", "transformers", "zeropoint.runtime.universal.runner")}
 
 
 def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
 
     Request: `model`, `threads`, `text`, `prompt_tokens`, `new_tokens`, `batch`, `repeats`.
     """
-    _import_libraries(request["model"]["engine"])
+    prepare(request["model"]["path"], engine=request["model"]["engine"])
     baseline = memory.measure()
     memory.reset_peak()
     tell("load", 0.0)
@@ -192,14 +190,6 @@ def _prompt(runner: Runner, text: EvaluationText, tokens: int) -> list[int]:
     if not ids:
         raise ZeropointError("the evaluation text encodes to no tokens")
     return (ids * -(-tokens // len(ids)))[:tokens]
-
-
-def _import_libraries(engine: str) -> None:
-    """Import what the engine will, so that the baseline holds the libraries and the increase over
-    it is the model's alone."""
-    for name in _LIBRARIES.get(engine, ()):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
 
 
 @contextlib.contextmanager

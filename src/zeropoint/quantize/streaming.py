@@ -111,18 +111,19 @@ def _quantize(
 
 def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:
     """The error that rounding left in one weight."""
-    difference = quantized.dequantize()
-    difference -= values
-    lost, size = _norm(difference), _norm(values)
-    relative = lost / size if size else lost
+    lost = size = 0.0
+    for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
+        exact = values[start : start + ROWS].astype(np.float64)
+        rounded = quantized.rows(start, start + ROWS).dequantize()
+        lost += float(np.square(rounded - exact).sum())
+        size += float(np.square(exact).sum())
+    relative = math.sqrt(lost / size) if size else math.sqrt(lost)
     sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
     return LayerError(name, str(quantized.scheme), float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
 
 
-def _norm(matrix: NDArray[np.float32]) -> float:
-    """Frobenius norm, summed in float64 without a float64 copy of the matrix."""
-    pieces = (matrix[start : start + 1024].astype(np.float64) for start in range(0, len(matrix), 1024))
-    return math.sqrt(sum(float(np.vdot(piece, piece)) for piece in pieces))
+#: Rows of a weight whose error is summed at once.
+ROWS = 1024
 
 
 def _kept(checkpoint: Checkpoint, name: str, scheme: Scheme | None) -> NDArray[Any]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -85,3 +86,14 @@ def open_runner(
     from zeropoint.runtime.universal.runner import TorchRunner
 
     return TorchRunner.open(str(path), threads=threads, dtype=dtype)
+
+
+def prepare(path: str | Path, *, engine: str = "universal") -> None:
+    """Import an engine's libraries and load the folder's tokenizer, so that the memory `open_runner` then adds
+    is the model's alone. A tokenizer that does not load is left for `open_runner` to report."""
+    if engine != "universal":
+        return
+    from zeropoint.runtime.universal.runner import load_tokenizer
+
+    with suppress(OSError, ValueError):
+        load_tokenizer(str(path))

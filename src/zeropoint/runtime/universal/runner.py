@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} does not load as a causal language model: {first_line}") from error
     return model.eval()
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> Any:
+    """The folder's tokenizer, shared by all who open the same folder."""
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
@@ -146,7 +153,7 @@ class TorchRunner:
             model, engine = load_artifact(path), "universal"
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = load_tokenizer(path)
         name = Path(path).resolve().name
         return cls(model, tokenizer, name=name, engine=engine, artifact_bytes=tensor_bytes(path))
 
