@@ -178,6 +178,15 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
     }
+    // Few tiles: a second chain of sums hides the latency of the first.
+    constexpr bool kTwoChains = ROWS * BLOCKS <= 4;
+    V::Int chain[ROWS][BLOCKS];
+    if constexpr (kTwoChains) {
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < BLOCKS; ++n) chain[m][n] = V::set_int(0);
+    }
     const int64_t k_end = smaller((s + 1) * w.segment, w.columns_padded);
     for (int64_t k = s * w.segment; k < k_end; k += 8) {
       typename V::Codes first[BLOCKS], second[BLOCKS];
@@ -190,7 +199,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
           first[n] = V::load_bytes(at);
           second[n] = V::load_bytes(at + 64);
         }
-        if constexpr (ROWS <= 4) {
+        if constexpr (ROWS <= 8) {
           V::prefetch(at + kPrefetchBytes);
           if constexpr (!NIBBLES) V::prefetch(at + kPrefetchBytes + 64);
         }
@@ -202,8 +211,16 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-        for (int n = 0; n < BLOCKS; ++n)
-          dot[m][n] = V::template dot<NIBBLES>(dot[m][n], second[n], x[m] + k + 4);
+        for (int n = 0; n < BLOCKS; ++n) {
+          V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
+          sum = V::template dot<NIBBLES>(sum, second[n], x[m] + k + 4);
+        }
+    }
+    if constexpr (kTwoChains) {
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
 #pragma GCC unroll 4
     for (int n = 0; n < BLOCKS; ++n) {
@@ -236,35 +253,41 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
 }
 
-template <int ROWS, int BLOCKS>
-void integer_rows(const Product& p, int64_t row, int rows, int64_t begin, int64_t end) {
-  for (int64_t block = begin; block < end; block += BLOCKS) {
-    const int blocks = static_cast<int>(smaller(BLOCKS, end - block));
-    if (p.weight->nibbles)
-      integer_tile<ROWS, BLOCKS, true>(p, row, rows, block, blocks);
-    else
-      integer_tile<ROWS, BLOCKS, false>(p, row, rows, block, blocks);
-  }
+template <int ROWS, int BLOCKS, bool NIBBLES>
+void integer_strip(const Product& p, int64_t row, int rows, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; block += BLOCKS)
+    integer_tile<ROWS, BLOCKS, NIBBLES>(p, row, rows, block, static_cast<int>(smaller(BLOCKS, end - block)));
 }
 
-void integer(const Product& p, int64_t begin, int64_t end, void*) {
+template <bool NIBBLES>
+void integer_blocks(const Product& p, int64_t begin, int64_t end) {
+  // One row reads the weight at the speed of memory. Short blocks of nibbles come faster as one stream,
+  // where a prefetch runs on into the next block; bytes come faster as several.
+  constexpr int kOneRow = NIBBLES ? 1 : V::kWide;
   // A strip of blocks stays in the first-level cache while the rows pass over it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
     for (int64_t row = 0; row < p.rows;) {
       const int left = static_cast<int>(smaller(p.rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {
-        if (left > 8) integer_rows<12, 2>(p, row, left, strip, stop);
-        else if (left > 4) integer_rows<8, 2>(p, row, left, strip, stop);
-        else if (left > 2) integer_rows<4, 4>(p, row, left, strip, stop);
+        if (left > 8) integer_strip<12, 2, NIBBLES>(p, row, left, strip, stop);
+        else if (left > 4) integer_strip<8, 2, NIBBLES>(p, row, left, strip, stop);
+        else if (left > 2) integer_strip<4, 4, NIBBLES>(p, row, left, strip, stop);
       } else if constexpr (V::kRows >= 4) {
-        if (left > 2) integer_rows<4, 1>(p, row, left, strip, stop);
+        if (left > 2) integer_strip<4, 1, NIBBLES>(p, row, left, strip, stop);
       }
-      if (left == 2) integer_rows<2, V::kWide>(p, row, left, strip, stop);
-      if (left == 1) integer_rows<1, V::kWide>(p, row, left, strip, stop);
+      if (left == 2) integer_strip<2, V::kWide, NIBBLES>(p, row, left, strip, stop);
+      if (left == 1) integer_strip<1, kOneRow, NIBBLES>(p, row, left, strip, stop);
       row += left;
     }
   }
+}
+
+void integer(const Product& p, int64_t begin, int64_t end, void*) {
+  if (p.weight->nibbles)
+    integer_blocks<true>(p, begin, end);
+  else
+    integer_blocks<false>(p, begin, end);
 }
 
 // -- float input ----------------------------------------------------------------------------------
@@ -318,18 +341,19 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
     }
 }
 
+// Four streams, like the four blocks of a one-row product.
 uint64_t stream(const uint8_t* begin, int64_t bytes) {
-  V::Int sum[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
-  const float* p = reinterpret_cast<const float*>(begin);
-  for (int64_t i = 0; i + 4 * kLanes <= bytes / 4; i += 4 * kLanes) {
-    V::prefetch(p + i + 1024);
-    V::prefetch(p + i + 1024 + kLanes);
-    V::prefetch(p + i + 1024 + 2 * kLanes);
-    V::prefetch(p + i + 1024 + 3 * kLanes);
+  V::Int most[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
+  const int64_t quarter = bytes / 4 / 64 * 64;
+  for (int64_t i = 0; i < quarter; i += 64) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[j] = V::max(sum[j], V::magnitude_bits(V::load(p + i + j * kLanes)));
+    for (int j = 0; j < 4; ++j) {
+      const uint8_t* p = begin + j * quarter + i;
+      V::prefetch(p + kPrefetchBytes);
+      most[j] = V::max(most[j], V::magnitude_bits(V::load(reinterpret_cast<const float*>(p))));
+    }
   }
-  return static_cast<uint64_t>(V::max_lane(V::max(V::max(sum[0], sum[1]), V::max(sum[2], sum[3]))));
+  return static_cast<uint64_t>(V::max_lane(V::max(V::max(most[0], most[1]), V::max(most[2], most[3]))));
 }
 
 constexpr Kernels kTable = {quantize, integer, floating, stream};

@@ -1,0 +1,229 @@
+"""One linear layer: our integer kernels against every int8 and int4 product that torch has on the CPU.
+
+    python benchmarks/linear.py --threads 2 --markdown benchmarks/results/linear.md --json linear.json
+
+All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
+slow second on a shared machine hurts all alike. Ours include the quantization of the input, from float32;
+torch's take an input that is already in their type. At few rows (`--rotate-rows`) each call uses the next of
+many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from zeropoint.kernels import active_isa, library, native
+from zeropoint.machine import Machine
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.scheme import parse
+
+SHAPES = ((2048, 2048), (5632, 2048), (576, 1536), (49152, 576))
+OURS = ("int8:channel:sym:bf16:a8g64", "int8:channel:sym:bf16:a8token", "int4:g32:asym:bf16:a8g32")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A product by name; `prepare(copies)` returns a call that uses copy `i % copies`, and a copy's bytes."""
+
+    name: str
+    prepare: Callable[[int], tuple[Callable[[int], object], int]]
+
+
+def our_weight(text: str, shape: tuple[int, int]) -> QuantizedTensor:
+    scheme = parse(text)
+    rng = np.random.default_rng(0)
+    grid = scheme.scale_shape(shape)
+    codes = rng.integers(scheme.qmin, scheme.qmax + 1, shape, dtype=np.int8)
+    zero_point = None
+    if not scheme.symmetric:
+        zero_point = rng.integers(scheme.qmin, scheme.qmax + 1, grid, dtype=np.int8)
+    return QuantizedTensor(scheme, codes, np.full(grid, 2.0**-7, np.float32), zero_point)
+
+
+def ours(text: str, shape: tuple[int, int], x: torch.Tensor, threads: int) -> Contestant:
+    weight = our_weight(text, shape)
+    out = torch.empty(len(x), shape[0])
+
+    def prepare(copies: int) -> tuple[Callable[[int], object], int]:
+        packed = [native.pack(weight) for _ in range(copies)]
+        x_ptr, out_ptr, rows = x.data_ptr(), out.data_ptr(), len(x)
+
+        def call(i: int) -> None:
+            native.linear_ptr(x_ptr, rows, packed[i % copies], 0, out_ptr, threads)
+
+        return call, packed[0].nbytes
+
+    return Contestant(f"zeropoint {text}", prepare)
+
+
+def theirs(shape: tuple[int, int], x: torch.Tensor) -> list[Contestant]:
+    features_out, features_in = shape
+    w = torch.randn(shape) * 0.02
+    int8 = torch.randint(-127, 128, shape, dtype=torch.int8)
+    half = x.bfloat16()
+    codes = torch.randint(-127, 128, x.shape, dtype=torch.int8)
+
+    def copied(tensor: torch.Tensor, call: Callable[[torch.Tensor], object]):  # type: ignore[no-untyped-def]
+        def prepare(copies: int) -> tuple[Callable[[int], object], int]:
+            all_copies = [tensor.clone() for _ in range(copies)]
+            return (lambda i: call(all_copies[i % copies])), tensor.nbytes
+
+        return prepare
+
+    def dynamic(copies: int) -> tuple[Callable[[int], object], int]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scales, zeros = torch.full((features_out,), 0.01), torch.zeros(features_out, dtype=torch.long)
+            quantized = torch.quantize_per_channel(w, scales, zeros, 0, torch.qint8)
+        packed = [torch.ops.quantized.linear_prepack(quantized, None) for _ in range(copies)]
+        return (lambda i: torch.ops.quantized.linear_dynamic(x, packed[i % copies])), int8.nbytes
+
+    scale = torch.rand(features_out).bfloat16()
+    int4 = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+        torch.randint(0, 16, shape, dtype=torch.int32), 1
+    )
+    scale_and_zero = torch.rand(features_in // 32, features_out, 2).bfloat16()
+    int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu
+    return [
+        Contestant("F.linear float32", copied(w, lambda v: F.linear(x, v))),
+        Contestant("F.linear bfloat16", copied(w.bfloat16(), lambda v: F.linear(half, v))),
+        Contestant("_int_mm", copied(int8, lambda v: torch._int_mm(codes, v.t()))),
+        Contestant("_weight_int8pack_mm", copied(int8, lambda v: torch._weight_int8pack_mm(half, v, scale))),
+        Contestant(
+            "_weight_int4pack_mm_for_cpu g32",
+            copied(int4, lambda v: int4_product(half, v, 32, scale_and_zero)),
+        ),
+        Contestant("quantized.linear_dynamic", dynamic),
+    ]
+
+
+def measure(
+    contestants: list[Contestant], rotate_bytes: int, rounds: int, round_s: float
+) -> list[dict[str, object]]:
+    prepared = []
+    for contestant in contestants:
+        _, size = contestant.prepare(1)
+        copies = max(1, -(-rotate_bytes // size)) if rotate_bytes else 1
+        call, size = contestant.prepare(copies)
+        start = time.perf_counter()
+        call(0)
+        call(1)
+        seconds = (time.perf_counter() - start) / 2
+        prepared.append((contestant.name, call, size, copies, max(1, int(round_s / seconds))))
+    times: dict[str, list[float]] = {name: [] for name, *_ in prepared}
+    turn = 0
+    for _ in range(rounds):
+        for name, call, _, _, calls in prepared:
+            time.sleep(0.005)  # until the threads of the contestant before have stopped spinning
+            for i in range(max(2, calls // 8)):  # and this one's are awake
+                call(turn + i)
+            turn += max(2, calls // 8)
+            start = time.perf_counter()
+            for i in range(calls):
+                call(turn + i)
+            times[name].append((time.perf_counter() - start) / calls * 1e6)
+            turn += calls
+    return [
+        {
+            "name": name,
+            "median_us": statistics.median(times[name]),
+            "low_us": min(times[name]),
+            "high_us": max(times[name]),
+            "n": rounds,
+            "gbps": size / statistics.median(times[name]) / 1e3,
+            "copies": copies,
+        }
+        for name, _, size, copies, _ in prepared
+    ]
+
+
+def table(results: list[dict[str, object]], header: list[str]) -> str:
+    lines = [*header, ""]
+    for cell in results:
+        rows = cell["rows"]
+        assert isinstance(rows, list)
+        peers = [r for r in rows if not r["name"].startswith("zeropoint")]
+        best = min(peers, key=lambda r: r["median_us"])
+        title = f"### N={cell['out']} K={cell['in']} M={cell['m']}"
+        lines += [title + (" (weights rotated)" if cell["rotated"] else ""), ""]
+        lines += [
+            "| product | median µs | fastest - slowest | weight GB/s | speed against the best of torch |"
+        ]
+        lines += ["|---|---|---|---|---|"]
+        for r in rows:
+            ratio = f"{best['median_us'] / r['median_us']:.2f}"
+            spread = f"{r['low_us']:.0f} - {r['high_us']:.0f}"
+            rate = f"{r['gbps']:.1f}" if cell["rotated"] else ""
+            mark = " (best of torch)" if r is best else ""
+            lines.append(f"| {r['name']}{mark} | {r['median_us']:.0f} | {spread} | {rate} | {ratio} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128, 512])
+    parser.add_argument("--shapes", nargs="+", default=[f"{n}x{k}" for n, k in SHAPES], help="out x in")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--round-ms", type=float, default=15.0)
+    parser.add_argument("--rotate-rows", type=int, default=8, help="rotate weights up to this many rows")
+    parser.add_argument("--rotate-mb", type=int, default=640)
+    parser.add_argument("--skip", nargs="*", default=[], help="contestants whose name holds one of these")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    limit = library.read_bandwidth(640 << 20, options.threads, 5) / 1e9
+    machine = Machine.detect()
+    header = [
+        f"- command: `python benchmarks/linear.py {' '.join(sys.argv[1:])}`",
+        f"- machine: {machine.processor}, {machine.cores} cores, kernels {active_isa()}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        f"- {options.threads} threads; memory read {limit:.1f} GB/s with as many (640 MB, best of 5); rotated "
+        f"weights take more than {options.rotate_mb} MB",
+        f"- {options.rounds} interleaved rounds of about {options.round_ms:.0f} ms each; µs a call",
+    ]
+    results: list[dict[str, object]] = []
+    for text in options.shapes:
+        features_out, features_in = map(int, text.split("x"))
+        for m in options.rows:
+            x = torch.randn(m, features_in)
+            shape = (features_out, features_in)
+            contestants = [*(ours(t, shape, x, options.threads) for t in OURS), *theirs(shape, x)]
+            contestants = [c for c in contestants if not any(word in c.name for word in options.skip)]
+            rotated = m <= options.rotate_rows
+            rows = measure(
+                contestants, options.rotate_mb << 20 if rotated else 0, options.rounds, options.round_ms / 1e3
+            )
+            cell = {"out": features_out, "in": features_in, "m": m, "rotated": rotated, "rows": rows}
+            results.append(cell)
+            print(table([cell], []), flush=True)
+    print("\n".join(header))
+    if options.json:
+        options.json.write_text(
+            json.dumps({"header": header, "bandwidth_gbps": limit, "cells": results}, indent=1)
+        )
+    if options.markdown:
+        options.markdown.write_text("# One linear layer\n\n" + table(results, header))
+
+
+if __name__ == "__main__":
+    main()
