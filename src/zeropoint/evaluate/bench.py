@@ -98,7 +98,10 @@ def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -
         ),
         "resident_anonymous_bytes": (loaded["anonymous_bytes"], f"allocated share, {step}, {fresh}"),
         "resident_file_bytes": (loaded["file_bytes"], f"mapped files' share, {step}, {fresh}"),
-        "baseline_bytes": (baseline["resident_bytes"], "resident before load, libraries and tokenizer loaded"),
+        "baseline_bytes": (
+            baseline["resident_bytes"],
+            "resident before load, libraries and tokenizer loaded",
+        ),
         "load_peak_bytes": (loaded["peak_bytes"], f"peak until the first step, {fresh}"),
         "peak_bytes": (found["after"]["peak_bytes"], f"peak while running, {fresh}"),
     }

@@ -7,10 +7,10 @@ and given back under pressure): a model that maps its weights looks small by one
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from zeropoint.allocator import release
 
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _STATUS = Path("/proc/self/status")
@@ -32,19 +32,12 @@ class Memory:
 
 def measure() -> Memory:
     """Read the kernel's own accounts, after giving freed memory back."""
-    release()
+    release()  # what an allocator keeps is not the model's memory
     rollup = _kilobyte_fields(_ROLLUP)
     resident = rollup.get("Rss", 0)
     anonymous = rollup.get("Anonymous", 0)
     peak = _kilobyte_fields(_STATUS).get("VmHWM", 0)
     return Memory(resident, anonymous, max(resident - anonymous, 0), max(peak, resident))
-
-
-def release() -> None:
-    """Return freed heap pages to the system: what an allocator keeps is not the model's memory."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from zeropoint.allocator import release, trim
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import ZeropointError
 from zeropoint.stats import LayerStats
@@ -42,7 +43,7 @@ def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int =
     if not modules:
         return {}
     try:
-        return _Run(checkpoint, modules).moments(seed)
+        found = _Run(checkpoint, modules).moments(seed)
     except ZeropointError:
         raise  # the checkpoint itself is damaged
     except Exception as cause:  # third-party model code: anything can happen, and the search works without
@@ -51,7 +52,9 @@ def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int =
             checkpoint.name,
             cause,
         )
-        return {}
+        found = {}
+    release()
+    return found
 
 
 class _Run:
@@ -105,6 +108,7 @@ class _Run:
         for name in self._names:
             if name.startswith(prefix):
                 self._set(name, None)
+        trim()
 
     def _set(self, name: str, value: torch.Tensor | None) -> None:
         path, _, leaf = name.rpartition(".")
