@@ -41,6 +41,7 @@ struct Activations {
   float* scale;    // plain: [row][segments]
   int32_t* sums;   // of the codes of a segment, same layout as scale
   bool tiled;
+  bool want_sums;  // false: the product does not read them
 };
 
 struct Product {

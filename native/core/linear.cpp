@@ -73,10 +73,12 @@ constexpr int64_t kSerialProduct = 1 << 15;
 // The quantized rows of one pass stay in the second-level cache.
 constexpr int64_t kPassBytes = 1 << 20;
 
-int64_t blocks_in_step(const Weight& w, int threads, bool amx) {
-  const int64_t unit = amx ? 2 : 4;
-  const int64_t pieces = int64_t{threads} * (threads == 1 ? 1 : 8);
-  return round_up(ceil_div(w.blocks, pieces), unit);
+// About eight steps a thread, and as many for each, so that equal threads finish together.
+int64_t blocks_in_step(const Weight& w, int threads) {
+  if (threads == 1) return w.blocks;
+  int64_t step = round_up(ceil_div(w.blocks, int64_t{threads} * 8), 2);
+  while (step < w.blocks && ceil_div(w.blocks, step) % threads != 0) step += 2;
+  return step;
 }
 
 zp_status run_pass(const Weight& w, Product& product, int threads) {
@@ -95,7 +97,8 @@ zp_status run_pass(const Weight& w, Product& product, int threads) {
     uint8_t* memory = call_scratch.get(code_bytes + 2 * scale_bytes);
     if (memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for the quantized input");
     product.input = {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + code_bytes),
-                     reinterpret_cast<int32_t*>(memory + code_bytes + scale_bytes), amx};
+                     reinterpret_cast<int32_t*>(memory + code_bytes + scale_bytes), amx,
+                     !amx || (w.asymmetric && !w.nibbles)};
     const int64_t size = product.rows * w.columns;
     job.product = product;
     job.count = product.rows;
@@ -113,7 +116,7 @@ zp_status run_pass(const Weight& w, Product& product, int threads) {
 #endif
   if (w.rows * w.columns * product.rows < kSerialProduct) threads = 1;
   job.count = w.blocks;
-  job.step = blocks_in_step(w, threads, amx);
+  job.step = blocks_in_step(w, threads);
   job.next.store(0);
   pool.run(threads, product_work, &job);
   return job.out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's tiles") : ZP_OK;
