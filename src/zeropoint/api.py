@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from zeropoint.plan import Plan
-    from zeropoint.quantize import Progress, Summary
+    from zeropoint.quantization import Progress, Summary
     from zeropoint.report import Report
     from zeropoint.runtime import Runner
 
@@ -75,7 +75,7 @@ class AutoModelForCausalLM:
 
         from zeropoint.checkpoint import open_checkpoint
         from zeropoint.planning import uniform_plan
-        from zeropoint.quantize import stream
+        from zeropoint.quantization import stream
 
         checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
         plan = uniform_plan(checkpoint, wanted, keep=keep)
@@ -111,11 +111,11 @@ def quantize(
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantize.quantize_checkpoint`."""
+    """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`."""
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import uniform_plan
-    from zeropoint.quantize import quantize_checkpoint
+    from zeropoint.quantization import quantize_checkpoint
 
     checkpoint = open_checkpoint(str(model))
     if plan is None:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from zeropoint import artifact
 from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
-from zeropoint.quantize import quantize_checkpoint
+from zeropoint.quantization import quantize_checkpoint
 from zeropoint.tensorfile import TensorFile
 
 Tiny = Callable[[str], Path]

@@ -19,7 +19,7 @@ import transformers
 from zeropoint import artifact
 from zeropoint.artifact.format import targets
 from zeropoint.qtensor import QuantizedTensor
-from zeropoint.quantize import quantize_checkpoint
+from zeropoint.quantization import quantize_checkpoint
 
 Tiny = Callable[[str], Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate import check
 from zeropoint.planning import uniform_plan
-from zeropoint.quantize import quantize_checkpoint
+from zeropoint.quantization import quantize_checkpoint
 
 
 def test_an_int8_artifact_is_close_to_its_model(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import QuantizedTensor
-from zeropoint.quantize import stream
+from zeropoint.quantization import stream
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.universal.modules import QuantEmbedding, QuantLinear
 
@@ -154,3 +156,15 @@ def test_quantizing_an_artifact_again_is_refused(checkpoints: dict[str, Path], t
     quantize(checkpoints["llama_tied"], tmp_path / "a", format="int8")
     with pytest.raises(UsageError, match="quantized already"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "a", load_in_8bit=True)
+
+
+def test_public_names_are_not_hidden_by_packages() -> None:
+    """`zeropoint.quantize` must stay the function whatever has been imported."""
+    import zeropoint
+
+    for info in pkgutil.walk_packages(zeropoint.__path__, "zeropoint."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
+    assert callable(zeropoint.quantize)
+    assert callable(zeropoint.compare)
+    assert callable(zeropoint.load)

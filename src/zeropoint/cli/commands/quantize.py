@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import coverage, quantized_fraction
-    from zeropoint.quantize import quantize_checkpoint, refuse_existing
+    from zeropoint.quantization import quantize_checkpoint, refuse_existing
 
     check_writable(args.json, args.save_plan)
     refuse_existing(args.out, overwrite=args.overwrite)

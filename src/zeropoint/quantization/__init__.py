@@ -1,7 +1,7 @@
 """Checkpoint + plan -> a stream of weights, and the artifact written from it."""
 
 from zeropoint.artifact import refuse_existing
-from zeropoint.quantize.pipeline import Summary, quantize_checkpoint
-from zeropoint.quantize.streaming import LayerError, Progress, stream
+from zeropoint.quantization.pipeline import Summary, quantize_checkpoint
+from zeropoint.quantization.streaming import LayerError, Progress, stream
 
 __all__ = ["LayerError", "Progress", "Summary", "quantize_checkpoint", "refuse_existing", "stream"]

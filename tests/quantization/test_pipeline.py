@@ -23,7 +23,7 @@ from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UsageE
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.quantize import Progress, quantize_checkpoint, stream
+from zeropoint.quantization import Progress, quantize_checkpoint, stream
 
 Tiny = Callable[[str], Path]
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_was_streamed(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_moments_are_measured_for_every_called_layer(name: str, tiny_checkpoint: Tiny) -> None:
-    from zeropoint.quantize.moments import input_moments
+    from zeropoint.quantization.moments import input_moments
 
     checkpoint = open_checkpoint(tiny_checkpoint(name))
     views = [v for v in checkpoint.views()[0] if v.kind in ("linear", "conv1d")]
@@ -87,7 +87,7 @@ def test_moments_are_measured_for_every_called_layer(name: str, tiny_checkpoint:
 def test_moments_match_a_plain_forward_pass(tiny_checkpoint: Tiny) -> None:
     from transformers import AutoModelForCausalLM
 
-    from zeropoint.quantize.moments import LENGTH, SEQUENCES, input_moments
+    from zeropoint.quantization.moments import LENGTH, SEQUENCES, input_moments
 
     folder, name = tiny_checkpoint("llama_tied"), "model.layers.1.mlp.down_proj"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -19,7 +19,7 @@ from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.plan import Choice, Plan
 from zeropoint.planning.coverage import check_complete
 from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.quantize.moments import input_moments
+from zeropoint.quantization.moments import input_moments
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
