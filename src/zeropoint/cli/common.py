@@ -13,6 +13,7 @@ from zeropoint.errors import UsageError
 
 if TYPE_CHECKING:
     from zeropoint.machine import Machine
+    from zeropoint.report import Report
 
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`."""
@@ -122,6 +123,20 @@ def progress_fraction() -> Iterator[Callable[[str, float], None]]:
     """The same for work that reports `(what, fraction done)`."""
     with progress_bar() as bar:
         yield lambda what, fraction: bar(what, fraction, 1.0)
+
+
+def show_report(report: Report) -> None:
+    """The report's table on standard output: coloured and fitted in a terminal, plain and wide in a pipe."""
+    from rich.console import Console
+
+    from zeropoint.render import terminal
+    from zeropoint.render.terminal import plain_text
+
+    console = Console()
+    if console.is_terminal:
+        console.print(terminal(report))
+    else:
+        print(plain_text(report))
 
 
 def human_bytes(count: float) -> str:

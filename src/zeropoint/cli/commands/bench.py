@@ -13,6 +13,7 @@ from zeropoint.cli.common import (
     default_threads,
     positive_int,
     progress_fraction,
+    show_report,
     write_text,
 )
 
@@ -30,10 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from zeropoint.evaluate import bench
-    from zeropoint.render import terminal
 
     check_writable(args.json)
     with progress_fraction() as progress:
@@ -47,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
-    Console().print(terminal(report))
+    show_report(report)
     write_text(args.json, report.dumps())
     return 0

@@ -21,6 +21,7 @@ from zeropoint.cli.common import (
     default_threads,
     positive_int,
     progress_fraction,
+    show_report,
     text_file,
     write_text,
 )
@@ -54,11 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from zeropoint.evaluate import compare
     from zeropoint.evaluate.answers import DEFAULT_PROMPTS
-    from zeropoint.render import markdown, page, terminal
+    from zeropoint.render import markdown, page
 
     check_writable(args.json, args.html, args.markdown)
     with progress_fraction() as progress:
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
-    Console().print(terminal(report))
+    show_report(report)
     write_text(args.json, report.dumps())
     if args.markdown is not None:
         write_text(args.markdown, markdown(report))
