@@ -32,8 +32,9 @@ uint32_t detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels |= 1u << ZP_AVX2;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni"))
     levels |= 1u << ZP_AVX512;
   if ((levels >> ZP_AVX512 & 1) != 0 && amx_available()) levels |= 1u << ZP_AMX;
 #endif
@@ -46,7 +47,8 @@ uint32_t levels() {
 }
 
 zp_status check(int level) {
-  if (level < 0 || level >= ZP_ISA_COUNT) return fail(ZP_INVALID, "there is no instruction set level %d", level);
+  if (level < 0 || level >= ZP_ISA_COUNT)
+    return fail(ZP_INVALID, "there is no instruction set level %d", level);
   if ((levels() >> level & 1) == 0)
     return fail(ZP_UNSUPPORTED, "this CPU cannot run the %s kernels", kNames[level]);
   return ZP_OK;
@@ -85,21 +87,29 @@ int active_level() {
 
 const Kernels* active_kernels() {
   switch (active_level()) {
-    case ZP_SCALAR: return scalar::kernels();
+    case ZP_SCALAR:
+      return scalar::kernels();
 #if defined(__x86_64__)
-    case ZP_AVX2: return avx2::kernels();
+    case ZP_AVX2:
+      return avx2::kernels();
     case ZP_AVX512:
-    case ZP_AMX: return avx512::kernels();
+    case ZP_AMX:
+      return avx512::kernels();
 #endif
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
 }  // namespace zp
 
-uint32_t zp_isa_levels(void) { return zp::levels(); }
+uint32_t zp_isa_levels(void) {
+  return zp::levels();
+}
 
-int32_t zp_isa_active(void) { return zp::active_level(); }
+int32_t zp_isa_active(void) {
+  return zp::active_level();
+}
 
 zp_status zp_isa_select(int32_t level) {
   const zp_status status = zp::check(level);

@@ -20,15 +20,15 @@ struct Weight {
   int64_t k_unit;          // 64 or 32 (whole AMX tiles), or 8
   int64_t segment;         // columns whose products are summed as integers
   int64_t segments;
-  int64_t groups;               // scales along a row
-  int64_t segments_per_group;   // of the weight
-  int64_t segments_per_input;   // of the activation
-  int32_t activation;           // as in zp_format
+  int64_t groups;              // scales along a row
+  int64_t segments_per_group;  // of the weight
+  int64_t segments_per_input;  // of the activation
+  int32_t activation;          // as in zp_format
   bool nibbles;
   bool asymmetric;
   bool scale_bf16;
-  bool scale_by_segment;  // the weight scale differs along a row
-  bool input_by_segment;  // so does the activation scale
+  bool scale_by_segment;     // the weight scale differs along a row
+  bool input_by_segment;     // so does the activation scale
   const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]
   const void* scale;         // [blocks][groups][16], bfloat16 or float
   const int8_t* zero_point;  // [blocks][groups][16]
@@ -37,9 +37,9 @@ struct Weight {
 // Quantized activations. Vector kernels read plain rows; AMX reads 16-row tiles, so that a tile load
 // touches consecutive lines: codes [row / 16][k / k_unit][16][k_unit], scale [row / 16][segment][16].
 struct Activations {
-  int8_t* codes;   // plain: [row][columns_padded]
-  float* scale;    // plain: [row][segments]
-  int32_t* sums;   // of the codes of a segment, same layout as scale
+  int8_t* codes;  // plain: [row][columns_padded]
+  float* scale;   // plain: [row][segments]
+  int32_t* sums;  // of the codes of a segment, same layout as scale
   bool tiled;
   bool want_sums;  // false: the product does not read them
 };
@@ -64,9 +64,15 @@ struct Kernels {
   uint64_t (*stream)(const uint8_t* begin, int64_t bytes);  // reads every byte
 };
 
-namespace scalar { const Kernels* kernels(); }
-namespace avx2 { const Kernels* kernels(); }
-namespace avx512 { const Kernels* kernels(); }
+namespace scalar {
+const Kernels* kernels();
+}
+namespace avx2 {
+const Kernels* kernels();
+}
+namespace avx512 {
+const Kernels* kernels();
+}
 
 // AMX replaces only the integer product of many rows.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);

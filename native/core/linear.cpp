@@ -134,19 +134,23 @@ zp_status fail(zp_status status, const char* message, ...) {
 
 }  // namespace zp
 
-int32_t zp_abi_version(void) { return ZP_ABI_VERSION; }
+int32_t zp_abi_version(void) {
+  return ZP_ABI_VERSION;
+}
 
-const char* zp_last_error(void) { return zp::last_error; }
+const char* zp_last_error(void) {
+  return zp::last_error;
+}
 
-zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, const float* bias,
-                    float* y, int64_t y_stride, int32_t threads) {
+zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
+                    const float* bias, float* y, int64_t y_stride, int32_t threads) {
   using namespace zp;
   if (weight == nullptr || x == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
   const Weight& w = weight->layout;
   if (rows < 0 || x_stride < w.columns || y_stride < w.rows)
-    return fail(ZP_INVALID, "rows overlap: %ld rows, strides %ld and %ld, weight [%ld, %ld]", static_cast<long>(rows),
-                static_cast<long>(x_stride), static_cast<long>(y_stride), static_cast<long>(w.rows),
-                static_cast<long>(w.columns));
+    return fail(ZP_INVALID, "rows overlap: %ld rows, strides %ld and %ld, weight [%ld, %ld]",
+                static_cast<long>(rows), static_cast<long>(x_stride), static_cast<long>(y_stride),
+                static_cast<long>(w.rows), static_cast<long>(w.columns));
   if (threads < 1 || threads > Pool::kMaxThreads)
     return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
   const int64_t pass = round_up(ceil_div(kPassBytes, w.columns_padded), 32);

@@ -21,7 +21,9 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-void release(void* memory) { std::free(memory); }
+void release(void* memory) {
+  std::free(memory);
+}
 
 namespace {
 
@@ -111,15 +113,19 @@ zp_status zp_check(const zp_format* f) {
   if (f == nullptr) return fail(ZP_INVALID, "the format is null");
   const auto group = static_cast<long>(f->group_size), input = static_cast<long>(f->activation);
   if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
-  if (f->bits < 2 || f->bits > 8) return fail(ZP_UNSUPPORTED, "%d-bit codes: the kernels take 2 to 8 bits", f->bits);
+  if (f->bits < 2 || f->bits > 8)
+    return fail(ZP_UNSUPPORTED, "%d-bit codes: the kernels take 2 to 8 bits", f->bits);
   if (group < 0 || group % 8 != 0)
     return fail(ZP_UNSUPPORTED, "weight groups of %ld: the kernels take multiples of 8", group);
-  if (f->per_tensor != 0 && group != 0) return fail(ZP_INVALID, "one scale for the tensor and groups of %ld", group);
+  if (f->per_tensor != 0 && group != 0)
+    return fail(ZP_INVALID, "one scale for the tensor and groups of %ld", group);
   if (input < ZP_ACTIVATION_FLOAT || (input > 0 && input % 8 != 0))
     return fail(ZP_UNSUPPORTED, "activation groups of %ld: the kernels take multiples of 8", input);
-  const bool weight_whole = group == 0 || group >= f->columns, input_whole = input <= 0 || input >= f->columns;
+  const bool weight_whole = group == 0 || group >= f->columns,
+             input_whole = input <= 0 || input >= f->columns;
   if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
-    return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group, input);
+    return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group,
+                input);
   const zp::Weight w = zp::layout_of(*f);
   if (input != ZP_ACTIVATION_FLOAT && w.segment > zp::kMaxSegment)
     return fail(ZP_UNSUPPORTED, "sums over %ld columns do not fit 32 bits: use groups of at most %ld",
@@ -171,15 +177,19 @@ void zp_free(zp_weight* weight) {
   delete weight;
 }
 
-size_t zp_weight_bytes(const zp_weight* weight) { return weight == nullptr ? 0 : weight->bytes; }
+size_t zp_weight_bytes(const zp_weight* weight) {
+  return weight == nullptr ? 0 : weight->bytes;
+}
 
-zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out, int64_t out_stride) {
+zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
+                  int64_t out_stride) {
   if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
     return fail(ZP_INVALID, "a pointer is null");
   const zp::Weight& w = weight->layout;
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= w.rows)
-      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]), static_cast<long>(w.rows));
+      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
+                  static_cast<long>(w.rows));
   const int64_t group = w.segment * w.segments_per_group;
   for (int64_t i = 0; i < count; ++i) {
     float* row = out + i * out_stride;

@@ -34,7 +34,9 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t seen) {
 
 Pool* shared_pool = nullptr;
 
-void replace_pool() { shared_pool = new Pool; }  // the old one's threads are gone: it cannot be joined
+void replace_pool() {
+  shared_pool = new Pool;
+}  // the old one's threads are gone: it cannot be joined
 
 }  // namespace
 
@@ -64,7 +66,8 @@ void Pool::grow(int workers) {
 bool Pool::join(uint32_t number) {
   uint64_t gate = gate_.load(std::memory_order_relaxed);
   while (gate >> 32 == number && (gate & kOpen) != 0)
-    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed))
+      return true;
   return false;
 }
 

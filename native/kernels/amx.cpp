@@ -5,169 +5,10 @@
 // The matrix unit and the vector unit would wait for each other if that were done in turn, so the
 // instruction stream interleaves the tile products of one chunk of segments with the float work of
 // the chunk before.
-#include <immintrin.h>
-
-#include <cstdint>
-#include <cstring>
-
-#include "core/layout.h"
+#include "amx_panel.h"
 
 namespace zp {
 namespace {
-
-#define ZP_INLINE __attribute__((always_inline)) inline
-
-template <int T> ZP_INLINE void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
-// The T1 hint keeps operands, which stream from the second-level cache, from pushing the sums out of the first.
-template <int T> ZP_INLINE void tile_load(const void* p, int64_t stride) {
-  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
-}
-template <int T> ZP_INLINE void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}));
-}
-ZP_INLINE void compiler_barrier() { asm volatile("" ::: "memory"); }
-template <int C, int A, int B> ZP_INLINE void tile_dot() {
-  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-void configure(int64_t k_unit) {
-  TileConfig config;
-  for (int t = 0; t < 8; ++t) {
-    config.row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? k_unit : 64);
-    config.rows[t] = static_cast<uint8_t>(t < 6 ? 16 : k_unit / 4);
-  }
-  asm volatile("ldtilecfg %0" ::"m"(config));
-}
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-constexpr int64_t kTile = 1024;  // bytes of an int32 tile
-constexpr int kMaxChunk = 4;     // segments
-
-// Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
-struct Panel {
-  const uint8_t* codes[2];
-  float* scale;         // [segments or 1][2][16]
-  int32_t* zero_point;  // likewise; null unless codes of 8 bits have one
-  uint8_t* buffer;      // two chunks of tiles
-  float* total;         // [4][16][16] sums kept between chunks
-  int64_t block;
-  int blocks;
-};
-
-__m512 load_scale(const Weight& w, int64_t at) {
-  if (!w.scale_bf16) return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at);
-  const void* p = static_cast<const uint16_t*>(w.scale) + at;
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
-}
-
-__m512i load_zero(const Weight& w, int64_t at) {
-  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_point + at)));
-}
-
-// Nibbles to bytes, the zero point taken off: within +-15.
-void expand(const Weight& w, int64_t block, uint8_t* out) {
-  const __m512i mask = _mm512_set1_epi8(15);
-  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-  const uint8_t* in = w.codes + block * w.columns_padded * 8;
-  for (int64_t s = 0; s < w.segments; ++s) {
-    __m512i zero = _mm512_set1_epi8(8);
-    if (w.asymmetric)
-      zero = _mm512_add_epi8(zero, _mm512_shuffle_epi8(load_zero(w, (block * w.groups + s / w.segments_per_group) * 16), spread));
-    const int64_t end = smaller((s + 1) * w.segment, w.columns_padded);
-    for (int64_t k = s * w.segment; k < end; k += 8, in += 64, out += 128) {
-      const __m512i both = _mm512_loadu_si512(in);
-      _mm_prefetch(reinterpret_cast<const char*>(in + 2048), _MM_HINT_T0);
-      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(both, mask), zero));
-      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), zero));
-    }
-  }
-}
-
-bool byte_zeros(const Weight& w) { return w.asymmetric && !w.nibbles; }
-
-Panel prepare(const Weight& w, int64_t block, int blocks, uint8_t* scratch) {
-  Panel p{};
-  p.block = block;
-  p.blocks = blocks;
-  p.buffer = scratch;
-  scratch += 2 * 4 * kMaxChunk * kTile;
-  p.total = reinterpret_cast<float*>(scratch);
-  scratch += 4 * kTile;
-  const int64_t parts = w.scale_by_segment ? w.segments : 1;
-  p.scale = reinterpret_cast<float*>(scratch);
-  scratch += parts * 128;
-  if (byte_zeros(w)) {
-    p.zero_point = reinterpret_cast<int32_t*>(scratch);
-    scratch += w.segments * 128;
-  }
-  for (int n = 0; n < 2; ++n) {
-    const int64_t b = block + (n < blocks ? n : 0);
-    for (int64_t s = 0; s < parts; ++s)
-      _mm512_store_ps(p.scale + s * 32 + n * 16, load_scale(w, (b * w.groups + s / w.segments_per_group) * 16));
-    if (p.zero_point)
-      for (int64_t s = 0; s < w.segments; ++s)
-        _mm512_store_si512(p.zero_point + s * 32 + n * 16, load_zero(w, (b * w.groups + s / w.segments_per_group) * 16));
-    if (!w.nibbles) {
-      p.codes[n] = w.codes + b * w.columns_padded * 16;
-    } else if (n < blocks) {
-      expand(w, b, scratch);
-      p.codes[n] = scratch;
-      scratch += w.columns_padded * 16;
-    } else {
-      p.codes[n] = p.codes[0];
-    }
-  }
-  compiler_barrier();
-  return p;
-}
-
-// One 32 x 32 block's place in the activations.
-struct Rows {
-  int64_t first;   // row
-  int64_t tile[2]; // 16-row tiles; the second may repeat the first
-};
-
-Rows rows_at(const Product& p, int64_t pair) {
-  const int64_t tiles = (p.rows + 15) / 16;
-  return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
-}
-
-void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 value) {
-  if (row >= p.rows || n >= panel.blocks) return;
-  const int64_t column = (panel.block + n) * 16;
-  const int64_t count = smaller(16, p.weight->rows - column);
-  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-  if (p.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
-  _mm512_mask_storeu_ps(p.y + row * p.y_stride + column, mask, value);
-}
-
-// Asks for the next panel's codes, which may lie in memory, a little with every step of this one.
-class Prefetch {
- public:
-  Prefetch(const Product& p, const Panel& panel, int64_t steps) {
-    const Weight& w = *p.weight;
-    const int64_t bytes = w.columns_padded * (w.nibbles ? 8 : 16);
-    next_ = w.codes + (panel.block + 2) * bytes;
-    end_ = w.codes + smaller(panel.block + 4, w.blocks) * bytes;
-    step_ = (2 * bytes / steps / 64 + 1) * 64;
-  }
-  ZP_INLINE void some() {
-    const uint8_t* stop = next_ + step_ < end_ ? next_ + step_ : end_;
-    for (; next_ < stop; next_ += 64) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T1);
-  }
-
- private:
-  const uint8_t* next_;
-  const uint8_t* end_;
-  int64_t step_;
-};
 
 // -- scales vary along K --------------------------------------------------------------------------
 
@@ -233,7 +74,8 @@ ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
       __m512i dot = _mm512_load_si512(tiles + n * kTile + r * 64);
       if constexpr (ZERO) {
         const __m512i zero = _mm512_load_si512(v.zero_point + segment * 32 + n * 16);
-        dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(v.sums[kM][segment * 16 + kRow + r])));
+        dot = _mm512_sub_epi32(
+            dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(v.sums[kM][segment * 16 + kRow + r])));
       }
       __m512 value = _mm512_cvtepi32_ps(dot);
       if constexpr (INPUT) {
@@ -263,7 +105,8 @@ ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __
     }
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS, int I>
+template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS,
+          int I>
 ZP_INLINE void steps(const Chunk c, const Pending& v, __m512 (&total)[16]) {
   if constexpr (I < CHUNK) {
     if constexpr (TILES) tile_step<SINGLE, CHUNK, GROUP * CHUNK + I>(c);
@@ -297,7 +140,8 @@ ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk c, const 
 }
 
 template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, bool TILES, bool FLOATS>
-__attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& now, const Pending& pending) {
+__attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& now,
+                                     const Pending& pending) {
   const Chunk c = now;
   const Pending v = pending;
   compiler_barrier();
@@ -359,10 +203,14 @@ template <bool SCALE, bool INPUT, bool ZERO>
 void by_chunks(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   if (w.segment == w.k_unit) {
-    if (w.segments % 4 == 0) by_segments<SCALE, INPUT, ZERO, true, 4>(p, panel);
-    else if (w.segments % 3 == 0) by_segments<SCALE, INPUT, ZERO, true, 3>(p, panel);
-    else if (w.segments % 2 == 0) by_segments<SCALE, INPUT, ZERO, true, 2>(p, panel);
-    else by_segments<SCALE, INPUT, ZERO, true, 1>(p, panel);
+    if (w.segments % 4 == 0)
+      by_segments<SCALE, INPUT, ZERO, true, 4>(p, panel);
+    else if (w.segments % 3 == 0)
+      by_segments<SCALE, INPUT, ZERO, true, 3>(p, panel);
+    else if (w.segments % 2 == 0)
+      by_segments<SCALE, INPUT, ZERO, true, 2>(p, panel);
+    else
+      by_segments<SCALE, INPUT, ZERO, true, 1>(p, panel);
   } else if (w.segments % 4 == 0) {
     by_segments<SCALE, INPUT, ZERO, false, 4>(p, panel);
   } else {
@@ -406,7 +254,8 @@ void whole_rows(const Product& p, const Panel& panel) {
           __m512i dot = _mm512_load_si512(panel.buffer + (t * 2 + n) * kTile + r * 64);
           if (panel.zero_point) {
             const __m512i sum = _mm512_set1_epi32(p.input.sums[rows.tile[t] * 16 + r]);
-            dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
+            dot =
+                _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
           }
           __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_load_ps(panel.scale + n * 16));
           value = _mm512_mul_ps(value, _mm512_set1_ps(p.input.scale[rows.tile[t] * 16 + r]));
@@ -418,9 +267,12 @@ void whole_rows(const Product& p, const Panel& panel) {
 template <bool ZERO>
 void any(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  if (w.scale_by_segment && w.input_by_segment) by_chunks<true, true, ZERO>(p, panel);
-  else if (w.scale_by_segment) by_chunks<true, false, ZERO>(p, panel);
-  else by_chunks<false, true, ZERO>(p, panel);
+  if (w.scale_by_segment && w.input_by_segment)
+    by_chunks<true, true, ZERO>(p, panel);
+  else if (w.scale_by_segment)
+    by_chunks<true, false, ZERO>(p, panel);
+  else
+    by_chunks<false, true, ZERO>(p, panel);
 }
 
 }  // namespace
@@ -433,10 +285,14 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   const Weight& w = *p.weight;
   configure(w.k_unit);
   for (int64_t block = begin; block < end; block += 2) {
-    const Panel panel = prepare(w, block, static_cast<int>(smaller(2, end - block)), static_cast<uint8_t*>(scratch));
-    if (!w.scale_by_segment && !w.input_by_segment) whole_rows(p, panel);
-    else if (byte_zeros(w)) any<true>(p, panel);
-    else any<false>(p, panel);
+    const Panel panel =
+        prepare(w, block, static_cast<int>(smaller(2, end - block)), static_cast<uint8_t*>(scratch));
+    if (!w.scale_by_segment && !w.input_by_segment)
+      whole_rows(p, panel);
+    else if (byte_zeros(w))
+      any<true>(p, panel);
+    else
+      any<false>(p, panel);
   }
   asm volatile("tilerelease");
 }

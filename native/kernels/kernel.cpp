@@ -6,160 +6,12 @@
 #include ZP_VEC
 
 #include "core/layout.h"
+#include "quantize.h"
 
 namespace zp::ZP_LEVEL {
 namespace {
 
-using V = Vec;
-
-constexpr int32_t kInfinityBits = 0x7f800000;
-// Below 2^-112 a group counts as zero: 127 / absmax must not overflow.
-constexpr int32_t kTinyBits = 15 << 23;
 constexpr int64_t kPrefetchBytes = 4096;
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-float from_bits(int32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// -- activations ----------------------------------------------------------------------------------
-
-V::Float load_padded(const float* x, int64_t count) {
-  float padded[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) padded[i] = x[i];
-  return V::load(padded);
-}
-
-int32_t absmax_bits(const float* x, int64_t count) {
-  V::Int most = V::set_int(0);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) most = V::max(most, V::magnitude_bits(V::load(x + i)));
-  if (i < count) most = V::max(most, V::magnitude_bits(load_padded(x + i, count - i)));
-  return V::max_lane(most);
-}
-
-// Codes of one segment: `count` real columns, zeros up to `padded`, in runs of `unit`. Returns their sum.
-int32_t quantize_segment(const float* x, int64_t count, int64_t padded, float inverse, int8_t* codes,
-                         int64_t unit, int64_t unit_stride) {
-  V::Int sum = V::set_int(0);
-  const V::Float factor = V::set_float(inverse);
-  for (int64_t start = 0; start < padded; start += unit, codes += unit_stride) {
-    const int64_t end = smaller(start + unit, padded), whole = smaller(end, count);
-    int64_t i = start;
-    for (; i + kLanes <= whole; i += kLanes) {
-      const V::Int code = V::round(V::mul(V::load(x + i), factor));
-      sum = V::add(sum, code);
-      V::store_bytes(codes + (i - start), code);
-    }
-    for (; i < end; i += kLanes) {
-      int8_t tail[kLanes] = {};
-      if (i < count) {
-        const V::Int code = V::round(V::mul(load_padded(x + i, count - i), factor));
-        sum = V::add(sum, code);
-        V::store_bytes(tail, code);
-      }
-      std::memcpy(codes + (i - start), tail, static_cast<size_t>(smaller(kLanes, end - i)));
-    }
-  }
-  return V::sum_lanes(sum);
-}
-
-void zero_segment(int64_t padded, int8_t* codes, int64_t unit, int64_t unit_stride) {
-  for (int64_t start = 0; start < padded; start += unit, codes += unit_stride)
-    std::memset(codes, 0, static_cast<size_t>(smaller(unit, padded - start)));
-}
-
-struct Scales {
-  float inverse;  // 0 when the codes are zeros
-  float scale;
-};
-
-// A NaN or infinity makes the scale NaN, and so the token's output, with codes that are valid.
-Scales scales_of(int32_t bits) {
-  if (bits < kTinyBits) return {0.0f, 0.0f};
-  if (bits >= kInfinityBits) return {0.0f, from_bits(0x7fc00000)};
-  const float absmax = from_bits(bits);
-  return {127.0f / absmax, absmax / 127.0f};
-}
-
-struct Place {  // where the codes of (row, k) and the scale of (row, segment) go
-  int64_t codes, unit, unit_stride, scale, scale_stride;
-};
-
-Place place(const Weight& w, bool tiled, int64_t row) {
-  if (!tiled) return {row * w.columns_padded, w.columns_padded, 0, row * w.segments, 1};
-  return {(row / 16) * 16 * w.columns_padded + (row % 16) * w.k_unit, w.k_unit, 16 * w.k_unit,
-          (row / 16) * 16 * w.segments + row % 16, 16};
-}
-
-void quantize_group(const Product& p, const Place& at, const float* x, int64_t start, int64_t stop) {
-  const Weight& w = *p.weight;
-  const Scales s = scales_of(absmax_bits(x + start, stop - start));
-  int64_t segment = start / w.segment;
-  for (int64_t k = start; k < stop; k += w.segment, ++segment) {
-    const int64_t real = smaller(stop - k, w.segment), padded = smaller(w.columns_padded - k, w.segment);
-    int8_t* codes = p.input.codes + at.codes + (p.input.tiled ? k * 16 : k);
-    int32_t sum = 0;
-    if (s.inverse == 0.0f)
-      zero_segment(padded, codes, at.unit, at.unit_stride);
-    else
-      sum = quantize_segment(x + k, real, padded, s.inverse, codes, at.unit, at.unit_stride);
-    p.input.scale[at.scale + segment * at.scale_stride] = s.scale;
-    p.input.sums[at.scale + segment * at.scale_stride] = sum;
-  }
-}
-
-// Groups of one segment and one unit, kept in registers between the two passes. Returns where it stopped.
-template <int VECTORS>
-int64_t quantize_small_groups(const Product& p, const Place& at, const float* x) {
-  const Weight& w = *p.weight;
-  constexpr int64_t kGroup = VECTORS * kLanes;
-  const int64_t groups = w.columns / kGroup, step = p.input.tiled ? 16 * kGroup : kGroup;
-  int8_t* codes = p.input.codes + at.codes;
-  for (int64_t g = 0; g < groups; ++g, x += kGroup, codes += step) {
-    V::Float values[VECTORS];
-    V::Int most = V::set_int(0), sum = V::set_int(0);
-#pragma GCC unroll 4
-    for (int i = 0; i < VECTORS; ++i) {
-      values[i] = V::load(x + i * kLanes);
-      most = V::max(most, V::magnitude_bits(values[i]));
-    }
-    const Scales s = scales_of(V::max_lane(most));
-    p.input.scale[at.scale + g * at.scale_stride] = s.scale;
-    int32_t total = 0;
-    if (s.inverse == 0.0f) {
-      std::memset(codes, 0, kGroup);
-    } else {
-      const V::Float factor = V::set_float(s.inverse);
-#pragma GCC unroll 4
-      for (int i = 0; i < VECTORS; ++i) {
-        const V::Int code = V::round(V::mul(values[i], factor));
-        sum = V::add(sum, code);
-        V::store_bytes(codes + i * kLanes, code);
-      }
-      if (p.input.want_sums) total = V::sum_lanes(sum);
-    }
-    p.input.sums[at.scale + g * at.scale_stride] = total;
-  }
-  return groups * kGroup;
-}
-
-void quantize(const Product& p, int64_t begin, int64_t end) {
-  const Weight& w = *p.weight;
-  const int64_t group = w.activation > 0 ? smaller(w.activation, w.columns) : w.columns;
-  const bool small = group == w.segment && group == w.k_unit;
-  for (int64_t row = begin; row < end; ++row) {
-    const float* x = p.x + row * p.x_stride;
-    const Place at = place(w, p.input.tiled, row);
-    int64_t start = 0;
-    if (small && group == 64) start = quantize_small_groups<4>(p, at, x);
-    if (small && group == 32) start = quantize_small_groups<2>(p, at, x);
-    for (; start < w.columns; start += group) quantize_group(p, at, x, start, smaller(start + group, w.columns));
-  }
-}
 
 // -- output ---------------------------------------------------------------------------------------
 
@@ -214,7 +66,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);
-        const V::Int zero = V::add(V::widen(w.zero_point + (b * w.groups + group) * kLanes), V::set_int(kOffset));
+        const V::Int zero =
+            V::add(V::widen(w.zero_point + (b * w.groups + group) * kLanes), V::set_int(kOffset));
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
           const int32_t sum = -p.input.sums[scale_at[m] + s];
@@ -321,9 +174,12 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
     for (int64_t row = 0; row < p.rows;) {
       const int left = static_cast<int>(smaller(p.rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {
-        if (left > 8) integer_strip<12, 2, NIBBLES>(p, row, left, strip, stop);
-        else if (left > 4) integer_strip<8, 2, NIBBLES>(p, row, left, strip, stop);
-        else if (left > 2) integer_strip<4, 4, NIBBLES>(p, row, left, strip, stop);
+        if (left > 8)
+          integer_strip<12, 2, NIBBLES>(p, row, left, strip, stop);
+        else if (left > 4)
+          integer_strip<8, 2, NIBBLES>(p, row, left, strip, stop);
+        else if (left > 2)
+          integer_strip<4, 4, NIBBLES>(p, row, left, strip, stop);
       } else if constexpr (V::kRows >= 4) {
         if (left > 2) integer_strip<4, 1, NIBBLES>(p, row, left, strip, stop);
       }
@@ -411,6 +267,8 @@ constexpr Kernels kTable = {quantize, integer, floating, stream};
 
 }  // namespace
 
-const Kernels* kernels() { return &kTable; }
+const Kernels* kernels() {
+  return &kTable;
+}
 
 }  // namespace zp::ZP_LEVEL

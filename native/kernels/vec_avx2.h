@@ -10,8 +10,12 @@ namespace zp::ZP_LEVEL {
 namespace {
 
 struct Vec {
-  struct Int { __m256i a, b; };
-  struct Float { __m256 a, b; };
+  struct Int {
+    __m256i a, b;
+  };
+  struct Float {
+    __m256 a, b;
+  };
   using Codes = Int;
 
   static constexpr int kOffsetBytes = 0;
@@ -107,8 +111,7 @@ struct Vec {
   static void store_bytes(int8_t* p, Int x) {
     __m256i words = _mm256_packs_epi32(x.a, x.b);
     words = _mm256_permute4x64_epi64(words, 0xd8);
-    const __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -19,7 +19,7 @@ struct Vec {
   static constexpr int kOffsetBytes = 128;
   static constexpr int kOffsetNibbles = 8;
   static constexpr int kRows = 12;  // of a register tile
-  static constexpr int kWide = 4;  // blocks of a tile with few rows
+  static constexpr int kWide = 4;   // blocks of a tile with few rows
 
   static Codes load_bytes(const uint8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
@@ -48,9 +48,7 @@ struct Vec {
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int mul(Int a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
-  static Int mul_short(Int a, int32_t b) {
-    return _mm512_madd_epi16(a, _mm512_set1_epi32(b & 0xffff));
-  }
+  static Int mul_short(Int a, int32_t b) { return _mm512_madd_epi16(a, _mm512_set1_epi32(b & 0xffff)); }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }

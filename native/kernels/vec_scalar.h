@@ -8,14 +8,20 @@ namespace zp::ZP_LEVEL {
 namespace {
 
 struct Vec {
-  struct Int { int32_t v[16]; };
-  struct Float { float v[16]; };
-  struct Codes { int8_t v[64]; };
+  struct Int {
+    int32_t v[16];
+  };
+  struct Float {
+    float v[16];
+  };
+  struct Codes {
+    int8_t v[64];
+  };
 
   static constexpr int kOffsetBytes = 0;    // what a code loaded from bytes is raised by
   static constexpr int kOffsetNibbles = 8;  // and from nibbles
-  static constexpr int kRows = 2;  // of a register tile
-  static constexpr int kWide = 1;  // blocks of a tile with few rows
+  static constexpr int kRows = 2;           // of a register tile
+  static constexpr int kWide = 1;           // blocks of a tile with few rows
 
   static Codes load_bytes(const uint8_t* p) {
     Codes c;

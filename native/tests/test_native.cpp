@@ -28,7 +28,8 @@ struct Case {
   float weight(int64_t n, int64_t k) const {
     const int64_t at = format.per_tensor != 0 ? 0 : n * groups() + k / group();
     const int zero = format.asymmetric != 0 ? zero_point[static_cast<size_t>(at)] : 0;
-    return static_cast<float>(codes[static_cast<size_t>(n * format.columns + k)] - zero) * scale[static_cast<size_t>(at)];
+    return static_cast<float>(codes[static_cast<size_t>(n * format.columns + k)] - zero) *
+           scale[static_cast<size_t>(at)];
   }
 };
 
@@ -58,10 +59,13 @@ std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_
     for (int64_t start = 0; start < k; start += size) {
       const int64_t stop = std::min(start + size, k);
       float absmax = 0;
-      for (int64_t i = start; i < stop; ++i) absmax = std::max(absmax, std::fabs(x[static_cast<size_t>(m * k + i)]));
+      for (int64_t i = start; i < stop; ++i)
+        absmax = std::max(absmax, std::fabs(x[static_cast<size_t>(m * k + i)]));
       for (int64_t i = start; i < stop; ++i) {
         const auto at = static_cast<size_t>(m * k + i);
-        out[at] = absmax == 0 ? 0 : std::nearbyint(x[at] * (127.0f / absmax)) * static_cast<double>(absmax / 127.0f);
+        out[at] = absmax == 0
+                      ? 0
+                      : std::nearbyint(x[at] * (127.0f / absmax)) * static_cast<double>(absmax / 127.0f);
       }
     }
   return out;
@@ -71,11 +75,13 @@ bool agrees(const Case& c, int64_t rows, int threads, std::mt19937& random) {
   const int64_t n = c.format.rows, k = c.format.columns;
   std::normal_distribution<float> normal;
   // Exactly sized buffers, so that AddressSanitizer sees any read or write past them.
-  std::vector<float> x(static_cast<size_t>(rows * k)), bias(static_cast<size_t>(n)), y(static_cast<size_t>(rows * n));
+  std::vector<float> x(static_cast<size_t>(rows * k)), bias(static_cast<size_t>(n)),
+      y(static_cast<size_t>(rows * n));
   for (auto& v : x) v = normal(random);
   for (auto& v : bias) v = normal(random);
   zp_weight* weight = nullptr;
-  if (zp_pack(&c.format, c.codes.data(), c.scale.data(), c.zero_point.empty() ? nullptr : c.zero_point.data(), &weight) != ZP_OK)
+  if (zp_pack(&c.format, c.codes.data(), c.scale.data(), c.zero_point.empty() ? nullptr : c.zero_point.data(),
+              &weight) != ZP_OK)
     return false;
   bool good = zp_linear(weight, x.data(), rows, k, bias.data(), y.data(), n, threads) == ZP_OK;
   const std::vector<double> input = quantized(c, x, rows);
@@ -99,32 +105,37 @@ bool agrees(const Case& c, int64_t rows, int threads, std::mt19937& random) {
 }
 
 void test_shapes(int level, std::mt19937& random) {
-  struct Format { int bits, group, tensor, asymmetric, activation; };
-  const Format formats[] = {
-      {8, 0, 0, 0, 64}, {8, 0, 0, 0, 0},  {8, 0, 1, 1, 0},   {8, 32, 0, 1, 32}, {8, 40, 0, 1, 8}, {4, 32, 0, 1, 32},
-      {4, 0, 0, 0, 32}, {4, 32, 0, 0, 0}, {4, 128, 0, 1, 64}, {4, 24, 0, 1, -1}, {5, 64, 0, 0, 128}, {8, 0, 0, 0, -1}};
+  struct Format {
+    int bits, group, tensor, asymmetric, activation;
+  };
+  const Format formats[] = {{8, 0, 0, 0, 64},   {8, 0, 0, 0, 0},   {8, 0, 1, 1, 0},    {8, 32, 0, 1, 32},
+                            {8, 40, 0, 1, 8},   {4, 32, 0, 1, 32}, {4, 0, 0, 0, 32},   {4, 32, 0, 0, 0},
+                            {4, 128, 0, 1, 64}, {4, 24, 0, 1, -1}, {5, 64, 0, 0, 128}, {8, 0, 0, 0, -1}};
   const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
   for (const auto& f : formats)
     for (const auto& shape : shapes)
       for (const int64_t rows : {1, 2, 7, 13, 37}) {
-        const zp_format format = {shape[0], shape[1], f.bits, f.group, f.tensor, f.asymmetric, f.activation, 1};
+        const zp_format format = {shape[0], shape[1],     f.bits,       f.group,
+                                  f.tensor, f.asymmetric, f.activation, 1};
         char what[160];
         std::snprintf(what, sizeof what, "level %d, %ld x %ld, %ld rows, %d bits, groups %d and %d", level,
-                      static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(rows), f.bits, f.group,
-                      f.activation);
+                      static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(rows),
+                      f.bits, f.group, f.activation);
         expect(agrees(make(format, random), rows, 1 + static_cast<int>(rows % 3), random), what);
       }
 }
 
 void test_errors() {
   zp_format format = {16, 64, 8, 24, 0, 0, 32, 1};
-  expect(zp_check(&format) == ZP_UNSUPPORTED && std::strstr(zp_last_error(), "nest") != nullptr, "groups that do not nest");
+  expect(zp_check(&format) == ZP_UNSUPPORTED && std::strstr(zp_last_error(), "nest") != nullptr,
+         "groups that do not nest");
   format.bits = 9;
   expect(zp_check(&format) == ZP_UNSUPPORTED, "9 bits");
   expect(zp_check(nullptr) == ZP_INVALID, "null");
   expect(zp_isa_select(99) == ZP_INVALID, "an unknown level");
   zp_weight* weight = nullptr;
-  expect(zp_pack(nullptr, nullptr, nullptr, nullptr, &weight) == ZP_INVALID && weight == nullptr, "nothing to pack");
+  expect(zp_pack(nullptr, nullptr, nullptr, nullptr, &weight) == ZP_INVALID && weight == nullptr,
+         "nothing to pack");
   zp_free(nullptr);
 }
 
@@ -141,7 +152,9 @@ void test_threads(std::mt19937& random) {
       std::vector<float> y(expected.size());
       for (int i = 0; i < 50; ++i) {
         std::fill(y.begin(), y.end(), -1.0f);
-        good[t] = good[t] && zp_linear(weight, x.data(), 40, 256, nullptr, y.data(), 200, 1 + (i + t) % 4) == ZP_OK && y == expected;
+        good[t] = good[t] &&
+                  zp_linear(weight, x.data(), 40, 256, nullptr, y.data(), 200, 1 + (i + t) % 4) == ZP_OK &&
+                  y == expected;
         if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));  // lets the pool sleep
       }
     });
