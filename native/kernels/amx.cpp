@@ -163,6 +163,7 @@ void by_segments(const Product& p, const Panel& panel) {
   int64_t job = 0;
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const Rows rows = rows_at(p, pair);
+    prefetch_output(p, panel, rows.first);
     for (int64_t i = 0; i < chunks; ++i, ++job) {
       const int64_t s = i * CHUNK;
       Chunk now;
@@ -226,6 +227,7 @@ void whole_rows(const Product& p, const Panel& panel) {
   Prefetch ahead(p, panel, pairs * (w.columns_padded / 64));
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const Rows rows = rows_at(p, pair);
+    prefetch_output(p, panel, rows.first);
     tile_zero<0>();
     tile_zero<1>();
     tile_zero<2>();
@@ -275,6 +277,9 @@ void any(const Product& p, const Panel& panel) {
     by_chunks<false, true, ZERO>(p, panel);
 }
 
+// A larger output is not kept in any cache of a core; writing past them saves reading it first.
+constexpr int64_t kStreamBytes = 4 << 20;
+
 }  // namespace
 
 int64_t amx_scratch_bytes(const Weight& w) {
@@ -284,9 +289,11 @@ int64_t amx_scratch_bytes(const Weight& w) {
 void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   const Weight& w = *p.weight;
   configure(w.k_unit);
+  const bool streams = p.rows * w.rows * 4 >= kStreamBytes &&
+                       (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.y_stride * 4)) % 64 == 0;
   for (int64_t block = begin; block < end; block += 2) {
     const Panel panel =
-        prepare(w, block, static_cast<int>(smaller(2, end - block)), static_cast<uint8_t*>(scratch));
+        prepare(w, block, static_cast<int>(smaller(2, end - block)), streams, static_cast<uint8_t*>(scratch));
     if (!w.scale_by_segment && !w.input_by_segment)
       whole_rows(p, panel);
     else if (byte_zeros(w))
@@ -295,6 +302,7 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
       any<false>(p, panel);
   }
   asm volatile("tilerelease");
+  if (streams) _mm_sfence();
 }
 
 }  // namespace zp

@@ -66,6 +66,7 @@ struct Panel {
   float* total;         // [4][16][16] sums kept between chunks
   int64_t block;
   int blocks;
+  bool streams;  // past the caches into memory
 };
 
 __m512 load_scale(const Weight& w, int64_t at) {
@@ -104,10 +105,11 @@ bool byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
-Panel prepare(const Weight& w, int64_t block, int blocks, uint8_t* scratch) {
+Panel prepare(const Weight& w, int64_t block, int blocks, bool streams, uint8_t* scratch) {
   Panel p{};
   p.block = block;
   p.blocks = blocks;
+  p.streams = streams;
   p.buffer = scratch;
   scratch += 2 * 4 * kMaxChunk * kTile;
   p.total = reinterpret_cast<float*>(scratch);
@@ -159,7 +161,11 @@ void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 
   const int64_t count = smaller(16, p.weight->rows - column);
   const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
   if (p.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
-  _mm512_mask_storeu_ps(p.y + row * p.y_stride + column, mask, value);
+  float* y = p.y + row * p.y_stride + column;
+  if (panel.streams && count == 16)
+    _mm512_stream_ps(y, value);
+  else
+    _mm512_mask_storeu_ps(y, mask, value);
 }
 
 // Asks for the next panel's codes, which may lie in memory, a little with every step of this one.
@@ -182,6 +188,17 @@ class Prefetch {
   const uint8_t* end_;
   int64_t step_;
 };
+
+// Takes the lines of a block of the output for writing before its sums are ready: in order behind a
+// store that misses every cache, the stores of tiles would wait.
+void prefetch_output(const Product& p, const Panel& panel, int64_t first) {
+  if (panel.streams) return;
+  const int64_t stop = smaller(first + 32, p.rows);
+  for (int64_t row = first; row < stop; ++row) {
+    const float* y = p.y + row * p.y_stride + panel.block * 16;
+    for (int n = 0; n < panel.blocks; ++n) __builtin_prefetch(y + n * 16, 1);
+  }
+}
 
 }  // namespace
 }  // namespace zp
