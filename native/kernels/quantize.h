@@ -9,12 +9,8 @@ namespace {
 using V = Vec;
 
 constexpr int32_t kInfinityBits = 0x7f800000;
-// Below 2^-112 a group counts as zero: 128 / absmax must not overflow.
+// Below 2^-112 a group counts as zero: 127 / absmax must not overflow.
 constexpr int32_t kTinyBits = 15 << 23;
-// The step is absmax / 127.5, as compressed-tensors defines it. The largest value then lies on the edge between
-// 127 and 128; a factor a hair below 127.5 keeps it, whichever its sign, at 127 without a clamp.
-constexpr float kSteps = 127.5f;
-constexpr float kReach = 127.4999f;
 
 int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -81,7 +77,7 @@ Scales scales_of(int32_t bits) {
   if (bits < kTinyBits) return {0.0f, 0.0f};
   if (bits >= kInfinityBits) return {0.0f, from_bits(0x7fc00000)};
   const float absmax = from_bits(bits);
-  return {kReach / absmax, absmax / kSteps};
+  return {127.0f / absmax, absmax / 127.0f};
 }
 
 struct Place {  // where the codes of (row, k) and the scale of (row, segment) go

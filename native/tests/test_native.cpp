@@ -65,7 +65,7 @@ std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_
         const auto at = static_cast<size_t>(m * k + i);
         out[at] = absmax == 0
                       ? 0
-                      : std::nearbyint(x[at] * (127.4999f / absmax)) * static_cast<double>(absmax / 127.5f);
+                      : std::nearbyint(x[at] * (127.0f / absmax)) * static_cast<double>(absmax / 127.0f);
       }
     }
   return out;

@@ -92,7 +92,7 @@ def test_no_sum_saturates(text: str, code: str, rows: int) -> None:
     zero_point = None if scheme.symmetric else np.full_like(weight.zero_point, scheme.qmax)
     weight = QuantizedTensor(scheme, codes, np.full_like(weight.scale, 0.5), zero_point)
     for sign in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 2, 1, -1)):
-        x = np.tile((127.5 * sign).astype(np.float32), (rows, 1))
+        x = np.tile((127 * sign).astype(np.float32), (rows, 1))
         expected = reference_linear(x, weight)
         for y in each_level(x, weight, None, 2):
             np.testing.assert_array_equal(y, expected)
@@ -123,10 +123,10 @@ def test_a_nan_or_infinity_spoils_its_own_token_only(bad: float, rows: int) -> N
     assert np.isnan(reference_linear(x, weight)[rows]).all()
 
 
-def test_rounds_to_nearest_within_127() -> None:
-    x = np.array([[127.5, -127.5, 0.49, 0.51, 1.6, -0.51, -1.4, 0]], np.float32)
+def test_rounds_half_to_even() -> None:
+    x = np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0, 0]], np.float32)
     codes, scale = quantize_activations(x, Activation(8, 8))
-    assert codes.tolist() == [[127, -127, 0, 1, 2, -1, -1, 0]]
+    assert codes.tolist() == [[127, 0, 2, 2, 0, -2, 0, 0]]
     assert scale.tolist() == [[1.0]]
     weight = QuantizedTensor(parse("int8:tensor:a8g8"), np.eye(8, dtype=np.int8), np.ones((1, 1), np.float32))
     for y in each_level(x, weight, None, 1):
