@@ -35,6 +35,10 @@ def rate(value: float) -> str:
 
 
 def nats(value: float) -> str:
+    """A divergence: 0.25, 0.0012, and 7.9e-6 where zeros would hide the number."""
+    if 0 < value < 1e-4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
     return plain(value, 2)
 
 
