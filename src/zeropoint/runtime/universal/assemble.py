@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from zeropoint.allocator import release
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.runtime.universal.half import HalfLinear, halve_embedding_
@@ -39,8 +40,8 @@ def assemble(
     for name, weight in stream:
         builder.add(name, weight)
     builder.finish()
-    model.eval()
-    return model
+    release()
+    return model.eval()
 
 
 def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
