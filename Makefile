@@ -11,6 +11,7 @@ OUT   := demo-output
 TEXT  := examples/data/eval.txt
 SANITIZED := -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DZEROPOINT_TESTS=ON
 export HF_HUB_OFFLINE := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo test lint native-test pytest model clean
