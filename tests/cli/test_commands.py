@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,18 @@ def test_compare_writes_table_json_and_page(
     assert "int8" in capsys.readouterr().out
     assert "int8" in table.read_text()
     assert "<html" in page.read_text()
+
+
+def test_a_small_install_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hidden(MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    for name in [n for n in sys.modules if n == "torch" or n.startswith("zeropoint.checkpoint")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "zeropoint[quantize]" in capsys.readouterr().err

@@ -23,6 +23,9 @@ from zeropoint.errors import ZeropointError
 #: The order of the help text: from looking, to making, to measuring, to using.
 ORDER = ("doctor", "inspect", "quantize", "check", "compare", "bench", "generate")
 
+#: What the small install leaves out.
+MAKE_SIDE = ("torch", "transformers", "accelerate", "gguf")
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -59,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except ZeropointError as error:
         return _fail(error, error.exit_code, args.debug)
+    except ModuleNotFoundError as error:
+        if error.name not in MAKE_SIDE:
+            raise
+        need = f"this command needs {error.name}: pip install 'zeropoint[quantize]'"
+        return _fail(error, 2, args.debug, need)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: nothing half-written was left behind\n")
         return 130
