@@ -61,10 +61,11 @@ class AutoModelForCausalLM:
             )
         wanted = _wanted_format(load_in_8bit, load_in_4bit, format)
         path = str(pretrained_model_name_or_path)
+        from zeropoint import artifact
         from zeropoint.runtime.universal import runner
         from zeropoint.runtime.universal.assemble import assemble
 
-        if runner.is_artifact(path):
+        if artifact.is_artifact(path):
             if wanted is not None:
                 raise UsageError(
                     f"{path} is quantized already: load it without load_in_8bit, load_in_4bit or format"

@@ -2,7 +2,17 @@
 
 from zeropoint.artifact.card import CARD_NAME, Card, update_card
 from zeropoint.artifact.layout import Layout
-from zeropoint.artifact.reader import Artifact, open
+from zeropoint.artifact.reader import Artifact, is_artifact, open
 from zeropoint.artifact.writer import refuse_existing, write
 
-__all__ = ["CARD_NAME", "Artifact", "Card", "Layout", "open", "refuse_existing", "update_card", "write"]
+__all__ = [
+    "CARD_NAME",
+    "Artifact",
+    "Card",
+    "Layout",
+    "is_artifact",
+    "open",
+    "refuse_existing",
+    "update_card",
+    "write",
+]

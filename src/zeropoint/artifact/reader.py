@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from zeropoint.artifact import layout as layouts
-from zeropoint.artifact.card import MAX_CARD_BYTES, MAX_CONFIG_BYTES, check_card, load_json, read_card
+from zeropoint.artifact.card import (
+    CARD_NAME,
+    MAX_CARD_BYTES,
+    MAX_CONFIG_BYTES,
+    check_card,
+    load_json,
+    read_card,
+)
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.plan import Plan
@@ -95,6 +102,11 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path} holds {self.nbytes} bytes of tensors, its card says {self.plan.nbytes}"
             )
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether the folder is one of ours: it has a quality card."""
+    return (Path(path) / CARD_NAME).is_file()
 
 
 def open(path: str | Path) -> Artifact:

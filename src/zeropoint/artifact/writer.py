@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint import tensorfile
@@ -244,8 +243,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def nbytes_of(weight: Weight) -> int:
-    """Bytes a weight takes in an artifact, without the copies for tied names."""
-    return weight.nbytes if isinstance(weight, QuantizedTensor) else int(np.asarray(weight).nbytes)

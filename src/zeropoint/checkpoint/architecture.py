@@ -77,6 +77,18 @@ def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module
     return built
 
 
+def empty_model(config: Any, *, allow_remote_code: bool = False) -> Any:
+    """The causal LM in eval mode to be filled with weights: parameters on the meta device, buffers (RoPE tables)
+    computed, float32."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=allow_remote_code
+        ).eval()
+
+
 def _unknown(path: Path, model_type: str) -> str:
     return (
         f"{path} has the model_type {model_type!r}, which transformers {transformers.__version__} does not know: "

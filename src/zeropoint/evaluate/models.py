@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zeropoint.artifact import CARD_NAME
 from zeropoint.errors import ArtifactError
+from zeropoint.scheme import parse
 
-CARD = "zeropoint.json"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
@@ -53,16 +54,11 @@ class Model:
         plan = self.card.get("plan")
         choices = plan.get("choices", {}) if isinstance(plan, Mapping) else {}
         schemes = [c.get("scheme") for c in choices.values() if isinstance(c, Mapping)]
-        widths = [_bits(s) for s in schemes if isinstance(s, str)]
+        widths = [parse(s).bits for s in schemes if isinstance(s, str)]
         return min(widths, default=16)
 
     def to_json(self) -> dict[str, Any]:
         return {"path": self.path, "format": self.format, "is_reference": self.is_reference}
-
-
-def _bits(scheme: str) -> int:
-    digits = scheme.split(":")[0].lstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits) if digits.isdigit() else 16
 
 
 def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
@@ -74,7 +70,7 @@ def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
         models.append(
-            Model(names[-1], path, index == 0, _read_json(path, "config.json"), _read_json(path, CARD))
+            Model(names[-1], path, index == 0, _read_json(path, "config.json"), _read_json(path, CARD_NAME))
         )
     return models
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from zeropoint.allocator import release, trim
 from zeropoint.checkpoint import Checkpoint
+from zeropoint.checkpoint.architecture import empty_model
 from zeropoint.errors import ZeropointError
 from zeropoint.stats import LayerStats
 
@@ -62,7 +62,7 @@ class _Run:
 
     def __init__(self, checkpoint: Checkpoint, modules: dict[str, str]) -> None:
         self._checkpoint = checkpoint
-        self._model = _empty_model(checkpoint)
+        self._model = empty_model(copy.deepcopy(checkpoint.config))
         self._blocks = checkpoint.blocks()
         self._names = [info.name for info in checkpoint.parameters()]
         self._sums: dict[str, torch.Tensor] = {}
@@ -120,13 +120,3 @@ class _Run:
             return
         new = old.detach().to("meta") if value is None else value.float()
         owner._parameters[leaf] = torch.nn.Parameter(new, requires_grad=False)
-
-
-def _empty_model(checkpoint: Checkpoint) -> Any:
-    """The architecture with meta parameters and computed buffers (RoPE tables)."""
-    from accelerate import init_empty_weights
-
-    config = copy.deepcopy(checkpoint.config)
-    with init_empty_weights(include_buffers=False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

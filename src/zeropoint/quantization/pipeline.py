@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.artifact import Card, refuse_existing, write
-from zeropoint.artifact.writer import check_space
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.checkpoint.folder import read_json
 from zeropoint.errors import UsageError
@@ -90,7 +89,6 @@ def quantize_checkpoint(
         raise UsageError(
             f"the plan says {plan.nbytes} bytes but makes {promised}: make it again for this model"
         )
-    check_space(Path(out).expanduser(), plan.nbytes)
     errors: list[LayerError] = []
 
     def watch(step: Progress) -> None:

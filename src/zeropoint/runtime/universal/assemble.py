@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zeropoint.allocator import release
+from zeropoint.checkpoint.architecture import empty_model
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.runtime.universal.half import HalfLinear, halve_embedding_
@@ -35,25 +36,15 @@ def assemble(
     activations are float32, the fastest exact choice on a CPU. Raises `ArtifactError` when the
     stream does not supply every parameter.
     """
-    model = empty_model(config, trust_remote_code=trust_remote_code)
+    # Stacked experts are indexed one by one only in the eager implementation.
+    config._experts_implementation = "eager"
+    model = empty_model(config, allow_remote_code=trust_remote_code)
     builder = _Builder(model)
     for name, weight in stream:
         builder.add(name, weight)
     builder.finish()
     release()
-    return model.eval()
-
-
-def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The architecture with parameters on the meta device and buffers (RoPE tables) computed."""
-    from accelerate import init_empty_weights
-
-    # Stacked experts are indexed one by one only in the eager implementation.
-    config._experts_implementation = "eager"
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=trust_remote_code
-        )
+    return model
 
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:

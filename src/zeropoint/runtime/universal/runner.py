@@ -26,11 +26,6 @@ from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
 
 
-def is_artifact(path: str | Path) -> bool:
-    """Whether the folder is one of ours: it has a quality card."""
-    return (Path(path) / artifact.CARD_NAME).is_file()
-
-
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The quantized model of an artifact folder, ready for `generate`. Raises `ArtifactError`."""
     opened = artifact.open(path)
@@ -149,7 +144,7 @@ class TorchRunner:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-        if is_artifact(path):
+        if artifact.is_artifact(path):
             model, engine = load_artifact(path), "universal"
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"
