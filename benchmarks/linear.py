@@ -31,7 +31,7 @@ from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import parse
 
 SHAPES = ((2048, 2048), (5632, 2048), (576, 1536), (49152, 576))
-OURS = ("int8:channel:sym:bf16:a8g64", "int8:channel:sym:bf16:a8token", "int4:g32:asym:bf16:a8g32")
+OURS = ("int8:channel:sym:bf16:a16token", "int8:channel:sym:bf16:a8token", "int4:g32:sym:nested:a16token")
 
 
 @dataclass(frozen=True)

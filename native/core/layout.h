@@ -13,7 +13,11 @@ constexpr int kLanes = 16;  // output channels in a block
 // Codes lie in blocks of 16 output channels: [block][k / 4][channel][k % 4]. That is the operand of
 // VPDPBUSD and, 16 (k / 4)s long, an AMX B tile. Nibbles: a 64-byte line holds two such vectors, the
 // first in the low halves, as code + 8.
+//
+// Integers are summed over a segment, within which no scale varies. Nested scales vary along a row by whole
+// multiples only, so that a row is summed as integers to its end.
 struct Weight {
+  int32_t kind;  // as in zp_format, like `activation`
   int64_t rows, columns;
   int64_t blocks;          // of 16 rows, the last may be padded
   int64_t columns_padded;  // to a multiple of k_unit
@@ -23,23 +27,27 @@ struct Weight {
   int64_t groups;              // scales along a row
   int64_t segments_per_group;  // of the weight
   int64_t segments_per_input;  // of the activation
-  int32_t activation;          // as in zp_format
+  int32_t activation;
+  int32_t digits;  // int8 digits of an activation: 1, or 2 for 16 bits (code = 128 * second + first)
   bool nibbles;
   bool asymmetric;
   bool scale_bf16;
-  bool scale_by_segment;     // the weight scale differs along a row
+  bool nested;
+  bool scale_by_segment;     // the weight's float scale differs along a row
   bool input_by_segment;     // so does the activation scale
   const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]
-  const void* scale;         // [blocks][groups][16], bfloat16 or float
+  const void* scale;         // [blocks][groups][16], bfloat16 or float; nested: float [blocks][16]
+  const int8_t* multiplier;  // nested: [blocks][groups][16]
   const int8_t* zero_point;  // [blocks][groups][16]
 };
 
 // Quantized activations. Vector kernels read plain rows; AMX reads 16-row tiles, so that a tile load
-// touches consecutive lines: codes [row / 16][k / k_unit][16][k_unit], scale [row / 16][segment][16].
+// touches consecutive lines. Codes and sums have a row for each digit of a token, scales have one for each
+// token; a scale that does not vary along the row is there for the first segment only.
 struct Activations {
-  int8_t* codes;  // plain: [row][columns_padded]
-  float* scale;   // plain: [row][segments]
-  int32_t* sums;  // of the codes of a segment, same layout as scale
+  int8_t* codes;  // plain: [row][digit][columns_padded]; tiled: [row / 16][digit][k / k_unit][16][k_unit]
+  float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
+  int32_t* sums;  // of the codes of a segment; plain: [row][digit][segments]; tiled: [row / 16][digit][segment][16]
   bool tiled;
   bool want_sums;  // false: the product does not read them
 };
@@ -74,9 +82,8 @@ namespace avx512 {
 const Kernels* kernels();
 }
 
-// AMX replaces only the integer product of many rows.
+// AMX replaces only the integer product of several rows.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
-int64_t amx_scratch_bytes(const Weight& weight);
-constexpr int64_t kAmxMinRows = 12;
+int64_t amx_scratch_bytes(const Weight& weight, int64_t rows);
 
 }  // namespace zp

@@ -1,6 +1,7 @@
 // From the neutral layout (codes [out, in], scales, zero points) to the kernels' blocks, and back a row.
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -27,6 +28,8 @@ void release(void* memory) {
 
 namespace {
 
+constexpr int kMostMultiple = 15;  // of a nested scale: 15 * 8 still is a signed byte
+
 uint16_t to_bf16(float value) {  // scales are exact bfloat16 values: zp_format.scale_bf16 says so
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -41,13 +44,17 @@ Weight layout_of(const zp_format& f) {
   w.activation = f.activation;
   w.nibbles = f.bits <= 4;
   w.asymmetric = f.asymmetric != 0;
-  w.scale_bf16 = f.scale_bf16 != 0;
+  w.kind = f.kind;
+  w.digits = f.activation_bits == 16 ? 2 : 1;
+  w.scale_bf16 = f.scale_type == ZP_SCALE_BFLOAT16;
+  w.nested = f.scale_type == ZP_SCALE_NESTED;
   const int64_t group = f.group_size > 0 && f.group_size < f.columns ? f.group_size : 0;
   const int64_t input = f.activation > 0 && f.activation < f.columns ? f.activation : 0;
-  w.scale_by_segment = group > 0;
+  w.scale_by_segment = group > 0 && !w.nested;
   w.input_by_segment = input > 0;
   w.segment = group == 0 ? input : input == 0 ? group : group < input ? group : input;
   w.k_unit = w.segment % 64 == 0 ? 64 : w.segment % 32 == 0 ? 32 : 8;
+  if (w.nested && input == 0 && w.segment % 16 == 0) w.k_unit = 64;  // segments make no difference to a tile
   w.columns_padded = round_up(f.columns, w.k_unit);
   if (w.segment == 0) w.segment = w.columns_padded;
   w.segments = ceil_div(f.columns, w.segment);
@@ -58,16 +65,27 @@ Weight layout_of(const zp_format& f) {
 }
 
 struct Parts {  // offsets into the allocation
-  size_t scale, zero_point, end;
+  size_t scale, multiplier, zero_point, end;
 };
 
 Parts parts_of(const Weight& w) {
   const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, kAlignment)); };
   Parts parts{};
   parts.scale = aligned(w.blocks * kLanes * w.columns_padded / (w.nibbles ? 2 : 1));
-  parts.zero_point = parts.scale + aligned(w.blocks * kLanes * w.groups * (w.scale_bf16 ? 2 : 4));
-  parts.end = parts.zero_point + (w.asymmetric ? aligned(w.blocks * kLanes * w.groups) : 0);
+  const int64_t groups = w.blocks * kLanes * w.groups;
+  parts.multiplier = parts.scale + aligned(w.nested ? w.blocks * kLanes * 4 : groups * (w.scale_bf16 ? 2 : 4));
+  parts.zero_point = parts.multiplier + (w.nested ? aligned(groups) : 0);
+  parts.end = parts.zero_point + (w.asymmetric ? aligned(groups) : 0);
   return parts;
+}
+
+// Over memory that is packed, or about to be.
+void point_into(Weight& w, const uint8_t* memory) {
+  const Parts parts = parts_of(w);
+  w.codes = memory;
+  w.scale = memory + parts.scale;
+  w.multiplier = reinterpret_cast<const int8_t*>(memory + parts.multiplier);
+  w.zero_point = reinterpret_cast<const int8_t*>(memory + parts.zero_point);
 }
 
 void pack_codes(const Weight& w, const int8_t* codes, uint8_t* out) {
@@ -97,11 +115,63 @@ int code_at(const Weight& w, int64_t row, int64_t k) {
 }
 
 float scale_at(const Weight& w, int64_t at) {
+  if (w.nested)
+    return static_cast<const float*>(w.scale)[at / (kLanes * w.groups) * kLanes + at % kLanes] *
+           static_cast<float>(w.multiplier[at]);
   if (!w.scale_bf16) return static_cast<const float*>(w.scale)[at];
   const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(w.scale)[at]) << 16;
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+// The float that the scales of a row are whole multiples of: the largest divided by 1 to 15. 0: there is none.
+float nested_base(const float* scale, int64_t groups) {
+  float most = 0;
+  for (int64_t g = 0; g < groups; ++g) most = std::fabs(scale[g]) > most ? std::fabs(scale[g]) : most;
+  for (int divisor = 1; divisor <= kMostMultiple; ++divisor) {
+    const float base = most / static_cast<float>(divisor);
+    bool fits = true;
+    for (int64_t g = 0; g < groups && fits; ++g)
+      fits = scale[g] != 0 && std::nearbyint(scale[g] / base) * base == scale[g];
+    if (fits) return base;
+  }
+  return 0;
+}
+
+bool pack_nested(const Weight& w, const float* scale, uint8_t* memory, const Parts& parts) {
+  auto* bases = reinterpret_cast<float*>(memory + parts.scale);
+  auto* multiples = reinterpret_cast<int8_t*>(memory + parts.multiplier);
+  for (int64_t row = 0; row < w.rows; ++row) {
+    const float base = nested_base(scale + row * w.groups, w.groups);
+    if (base == 0) return false;
+    bases[row] = base;
+    for (int64_t g = 0; g < w.groups; ++g)
+      multiples[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
+          static_cast<int8_t>(std::nearbyint(scale[row * w.groups + g] / base));
+  }
+  return true;
+}
+
+void pack_scales(const Weight& w, const zp_format& format, const float* scale, uint8_t* memory, const Parts& parts) {
+  for (int64_t row = 0; row < w.rows; ++row)
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t from = format.per_tensor != 0 ? 0 : row * w.groups + g;
+      const int64_t to = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+      if (w.scale_bf16)
+        reinterpret_cast<uint16_t*>(memory + parts.scale)[to] = to_bf16(scale[from]);
+      else
+        reinterpret_cast<float*>(memory + parts.scale)[to] = scale[from];
+    }
+}
+
+void pack_zero_points(const Weight& w, const zp_format& format, const int8_t* zero_point, uint8_t* memory,
+                      const Parts& parts) {
+  auto* out = reinterpret_cast<int8_t*>(memory + parts.zero_point);
+  for (int64_t row = 0; row < w.rows; ++row)
+    for (int64_t g = 0; g < w.groups; ++g)
+      out[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
+          zero_point[format.per_tensor != 0 ? 0 : row * w.groups + g];
 }
 
 }  // namespace
@@ -112,6 +182,7 @@ using zp::fail;
 zp_status zp_check(const zp_format* f) {
   if (f == nullptr) return fail(ZP_INVALID, "the format is null");
   const auto group = static_cast<long>(f->group_size), input = static_cast<long>(f->activation);
+  if (f->kind != ZP_INTEGER) return fail(ZP_UNSUPPORTED, "kind %d: zp_pack_float packs floats", f->kind);
   if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
   if (f->bits < 2 || f->bits > 8)
     return fail(ZP_UNSUPPORTED, "%d-bit codes: the kernels take 2 to 8 bits", f->bits);
@@ -121,15 +192,23 @@ zp_status zp_check(const zp_format* f) {
     return fail(ZP_INVALID, "one scale for the tensor and groups of %ld", group);
   if (input < ZP_ACTIVATION_FLOAT || (input > 0 && input % 8 != 0))
     return fail(ZP_UNSUPPORTED, "activation groups of %ld: the kernels take multiples of 8", input);
+  if (f->activation_bits != (input == ZP_ACTIVATION_FLOAT ? 0 : 8) && (f->activation_bits != 16 || input != 0))
+    return fail(ZP_UNSUPPORTED, "activations of %d bits: the kernels take 8, or 16 with one scale per token",
+                f->activation_bits);
+  if (f->scale_type < ZP_SCALE_FLOAT32 || f->scale_type > ZP_SCALE_NESTED)
+    return fail(ZP_INVALID, "there is no scale type %d", f->scale_type);
+  if (f->scale_type == ZP_SCALE_NESTED && (f->bits > 4 || group == 0 || f->asymmetric != 0))
+    return fail(ZP_UNSUPPORTED, "nested scales are those of symmetric groups of at most 4 bits");
   const bool weight_whole = group == 0 || group >= f->columns,
              input_whole = input <= 0 || input >= f->columns;
   if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
     return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group,
                 input);
   const zp::Weight w = zp::layout_of(*f);
-  if (input != ZP_ACTIVATION_FLOAT && w.segment > zp::kMaxSegment)
+  const int64_t summed = w.nested && !w.input_by_segment ? w.columns : w.segment;
+  if (input != ZP_ACTIVATION_FLOAT && summed > zp::kMaxSegment)
     return fail(ZP_UNSUPPORTED, "sums over %ld columns do not fit 32 bits: use groups of at most %ld",
-                static_cast<long>(w.segment), static_cast<long>(zp::kMaxSegment));
+                static_cast<long>(summed), static_cast<long>(zp::kMaxSegment));
   return ZP_OK;
 }
 
@@ -153,20 +232,15 @@ zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* sca
   std::memset(memory, 0, parts.end);
   weight->memory = memory;
   weight->bytes = parts.end;
-  w.codes = memory;
-  w.scale = memory + parts.scale;
-  w.zero_point = reinterpret_cast<int8_t*>(memory + parts.zero_point);
+  zp::point_into(w, memory);
   zp::pack_codes(w, codes, memory);
-  for (int64_t row = 0; row < w.rows; ++row)
-    for (int64_t g = 0; g < w.groups; ++g) {
-      const int64_t from = format->per_tensor != 0 ? 0 : row * w.groups + g;
-      const int64_t to = (row / zp::kLanes * w.groups + g) * zp::kLanes + row % zp::kLanes;
-      if (w.scale_bf16)
-        reinterpret_cast<uint16_t*>(memory + parts.scale)[to] = zp::to_bf16(scale[from]);
-      else
-        reinterpret_cast<float*>(memory + parts.scale)[to] = scale[from];
-      if (w.asymmetric) reinterpret_cast<int8_t*>(memory + parts.zero_point)[to] = zero_point[from];
-    }
+  if (w.asymmetric) zp::pack_zero_points(w, *format, zero_point, memory, parts);
+  if (!w.nested) {
+    zp::pack_scales(w, *format, scale, memory, parts);
+  } else if (!zp::pack_nested(w, scale, memory, parts)) {
+    zp_free(weight);
+    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number", zp::kMostMultiple);
+  }
   *out = weight;
   return ZP_OK;
 }
@@ -175,6 +249,10 @@ void zp_free(zp_weight* weight) {
   if (weight == nullptr) return;
   zp::release(weight->memory);
   delete weight;
+}
+
+const void* zp_weight_memory(const zp_weight* weight) {
+  return weight == nullptr ? nullptr : weight->layout.codes;
 }
 
 size_t zp_weight_bytes(const zp_weight* weight) {

@@ -17,7 +17,7 @@ extern "C" {
 #define ZP_API __attribute__((visibility("default")))
 
 /* Raised when a function or struct of this file changes; the Python loader refuses another version. */
-#define ZP_ABI_VERSION 1
+#define ZP_ABI_VERSION 2
 
 typedef enum { ZP_OK = 0, ZP_INVALID = 1, ZP_UNSUPPORTED = 2, ZP_NO_MEMORY = 3 } zp_status;
 
@@ -26,17 +26,27 @@ typedef enum { ZP_SCALAR = 0, ZP_AVX2 = 1, ZP_AVX512 = 2, ZP_AMX = 3, ZP_ISA_COU
 
 enum { ZP_ACTIVATION_FLOAT = -1, ZP_ACTIVATION_TOKEN = 0 };
 
-/* The format of a weight [rows, columns] = [out, in] and of its input. */
+/* How a scale is stored. ZP_SCALE_NESTED: the scales of a row are whole multiples, 1 to 15 times either
+ * sign, of one float per row; groups of up to 4 bits only. They are kept as one byte each. */
+enum { ZP_SCALE_FLOAT32 = 0, ZP_SCALE_BFLOAT16 = 1, ZP_SCALE_NESTED = 2 };
+
+/* What the weights are. */
+enum { ZP_INTEGER = 0, ZP_FLOAT16 = 1, ZP_BFLOAT16 = 2, ZP_FLOAT32 = 3 };
+
+/* The format of a weight [rows, columns] = [out, in] and of its input. The fields from `bits` to
+ * `scale_type` belong to ZP_INTEGER weights; they are 0 for the others, whose input stays float. */
 typedef struct {
   int64_t rows;
   int64_t columns;
-  int32_t bits;       /* 2..8; up to 4 bits are stored as nibbles, more as bytes */
-  int32_t group_size; /* input channels that share a scale; 0: the whole row */
-  int32_t per_tensor; /* 1: one scale (and zero point) in all; group_size is 0 */
-  int32_t asymmetric; /* 1: zero points are given */
-  int32_t activation; /* int8 input: channels of a token that share a scale, or ZP_ACTIVATION_TOKEN;
-                         ZP_ACTIVATION_FLOAT: the input stays float */
-  int32_t scale_bf16; /* 1: every scale is a bfloat16 value, and is kept in two bytes */
+  int32_t kind;            /* ZP_INTEGER or a float type */
+  int32_t bits;            /* 2..8; up to 4 bits are stored as nibbles, more as bytes */
+  int32_t group_size;      /* input channels that share a scale; 0: the whole row */
+  int32_t per_tensor;      /* 1: one scale (and zero point) in all; group_size is 0 */
+  int32_t asymmetric;      /* 1: zero points are given */
+  int32_t activation;      /* integer input: channels of a token that share a scale, or ZP_ACTIVATION_TOKEN;
+                              ZP_ACTIVATION_FLOAT: the input stays float */
+  int32_t activation_bits; /* 8, or 16 (two int8 digits; ZP_ACTIVATION_TOKEN only); 0 when it stays float */
+  int32_t scale_type;      /* ZP_SCALE_... */
 } zp_format;
 
 typedef struct zp_weight zp_weight;
@@ -51,8 +61,16 @@ ZP_API zp_status zp_check(const zp_format* format);
  * order. w = (code - zero_point) * scale. The result is independent of the instruction set. */
 ZP_API zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* scale,
                          const int8_t* zero_point, zp_weight** out);
+
+/* Packs float weights (format.kind is not ZP_INTEGER): values [rows, columns] of that type. */
+ZP_API zp_status zp_pack_float(const zp_format* format, const void* values, zp_weight** out);
+
 ZP_API void zp_free(zp_weight* weight);
 ZP_API size_t zp_weight_bytes(const zp_weight* weight);
+
+/* The packed bytes, and a weight over such bytes (a mapped file, say; 64-byte aligned), which must outlive it. */
+ZP_API const void* zp_weight_memory(const zp_weight* weight);
+ZP_API zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out);
 
 /* y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]; strides in elements, bias may be null.
  * The result does not depend on `threads`, nor on the number of rows in the call. */
@@ -72,6 +90,96 @@ ZP_API zp_status zp_isa_select(int32_t level);
 
 /* Streams through `bytes` of memory `repeats` times; the best rate in bytes a second. */
 ZP_API zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double* rate);
+
+/* -- the decoder: a whole forward step of a causal language model ---------------------------------
+ *
+ *   x = embedding[token] * embedding_scale (+ positions[position]) (then an embedding norm, when given)
+ *   each layer:  a = attention(norm(x));  x += post_norm(a) * residual_scale
+ *                m = mlp(norm(x));        x += post_norm(m) * residual_scale
+ *     parallel:  x += attention(norm(x)) + mlp(mlp_norm(x)), from the same x; without ZP_MLP_NORM both
+ *                read the one norm
+ *   logits = softcap(head(norm(x)) * logit_scale)
+ *
+ * A norm whose vector is not given is left out. "1 + w" norms are given with the 1 added. */
+
+typedef struct zp_decoder zp_decoder;
+typedef struct zp_cache zp_cache;
+
+enum { ZP_NORM_RMS = 0, ZP_NORM_LAYER = 1 };
+/* Which channels of a head turn together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
+enum { ZP_ROPE_NONE = 0, ZP_ROPE_HALVES = 1, ZP_ROPE_PAIRS = 2 };
+enum { ZP_SILU = 0, ZP_GELU = 1, ZP_GELU_TANH = 2, ZP_RELU = 3 };
+
+enum { ZP_MAX_ROPE_TABLES = 2 };
+
+typedef struct {
+  int32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab;
+  int32_t max_positions; /* a token at or beyond it is refused */
+  int32_t norm;          /* ZP_NORM_... */
+  float norm_eps;
+  int32_t rope;       /* ZP_ROPE_... */
+  int32_t rotary_dim; /* of each head; the rest does not turn */
+  int32_t activation; /* ZP_SILU ... */
+  int32_t gated;      /* down(activation(gate(x)) * up(x)); otherwise down(activation(up(x))) */
+  int32_t parallel;
+  float embedding_scale; /* 1 for none, like the next two */
+  float residual_scale;
+  float logit_scale;
+  float attention_scale;   /* of q . k */
+  float attention_softcap; /* c * tanh(score / c); 0: none */
+  float logit_softcap;
+} zp_decoder_config;
+
+/* Linear layers, by zp_decoder_linear. The last three belong to the model: layer is -1. */
+typedef enum {
+  ZP_Q, ZP_K, ZP_V, ZP_O, ZP_GATE, ZP_UP, ZP_DOWN,
+  ZP_EMBEDDING, ZP_POSITIONS, ZP_HEAD, /* a tied head is the same weight given twice */
+  ZP_LINEAR_COUNT
+} zp_linear_slot;
+
+/* Norm weights, by zp_decoder_norm. Those from ZP_EMBEDDING_NORM on belong to the model: layer is -1. */
+typedef enum {
+  ZP_ATTENTION_NORM, ZP_POST_ATTENTION_NORM, ZP_MLP_NORM, ZP_POST_MLP_NORM,
+  ZP_Q_NORM, ZP_K_NORM, /* before the rotation; of head_dim values, or of all heads' */
+  ZP_EMBEDDING_NORM, ZP_FINAL_NORM,
+  ZP_NORM_COUNT
+} zp_norm_slot;
+
+/* Copies `config`. The decoder is complete once zp_decoder_finish has accepted it. */
+ZP_API zp_status zp_decoder_create(const zp_decoder_config* config, zp_decoder** out);
+ZP_API void zp_decoder_free(zp_decoder* decoder);
+/* `window`: how many positions back a layer sees, itself included; 0: all. `table`: which rotation. */
+ZP_API zp_status zp_decoder_layer(zp_decoder* decoder, int32_t layer, int32_t window, int32_t table);
+/* Angles: position * inverse_frequency[i], i < rotary_dim / 2; cosine and sine are multiplied by `scale`. */
+ZP_API zp_status zp_decoder_rope(zp_decoder* decoder, int32_t table, const float* inverse_frequency, int32_t count,
+                                 float scale);
+/* The weight must outlive the decoder; the bias [rows], or null, is copied. */
+ZP_API zp_status zp_decoder_linear(zp_decoder* decoder, int32_t layer, int32_t slot, const zp_weight* weight,
+                                   const float* bias);
+/* Copies weight [count] and bias [count] (null: none). */
+ZP_API zp_status zp_decoder_norm(zp_decoder* decoder, int32_t layer, int32_t slot, const float* weight,
+                                 const float* bias, int32_t count);
+/* Checks that every part is there and fits the others. */
+ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
+
+enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1 };
+
+/* Keys and values of up to `tokens` tokens, shared in pages by up to `sequences` sequences. */
+ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
+                                 zp_cache** out);
+ZP_API void zp_cache_free(zp_cache* cache);
+ZP_API size_t zp_cache_bytes(const zp_cache* cache);
+ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence); /* -1: no such sequence */
+/* Forgets what lies at `length` and beyond. */
+ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length);
+
+/* One forward step over `count` tokens. Tokens of a sequence come in order and its positions go on from its
+ * cached length. Writes the logits [vocab] of each token that `wanted` marks (null: of all), in order, to rows of
+ * `logits`. Several threads may call it; steps of one decoder are taken one after the other. On an error the
+ * cache is as before the call. */
+ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
+                            const int32_t* sequence, const int32_t* position, const uint8_t* wanted, float* logits,
+                            int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -221,48 +221,95 @@ void by_chunks(const Product& p, const Panel& panel) {
 
 // -- one scale a row and a channel ----------------------------------------------------------------
 
+// Sums of 2 x 2 tiles over columns [begin, end), which go on from those in the tile registers.
+ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin, int64_t end,
+                             Prefetch& ahead) {
+  for (int64_t k = begin; k < end; k += 64) {
+    tile_load<4>(a0 + k * 16, 64);
+    tile_load_kept<6>(panel.codes[0] + k * 16, 64);
+    tile_dot<0, 4, 6>();
+    tile_load_kept<7>(panel.codes[1] + k * 16, 64);
+    tile_dot<1, 4, 7>();
+    tile_load<5>(a1 + k * 16, 64);
+    tile_dot<2, 5, 6>();
+    tile_dot<3, 5, 7>();
+    ahead.some();
+  }
+}
+
+void zero_tiles() {
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+}
+
+void load_tiles(const void* from) {
+  const auto* tile = static_cast<const uint8_t*>(from);
+  tile_load<0>(tile, 64);
+  tile_load<1>(tile + kTile, 64);
+  tile_load<2>(tile + 2 * kTile, 64);
+  tile_load<3>(tile + 3 * kTile, 64);
+}
+
+void store_tiles(void* to) {
+  auto* tile = static_cast<uint8_t*>(to);
+  tile_store<0>(tile);
+  tile_store<1>(tile + kTile);
+  tile_store<2>(tile + 2 * kTile);
+  tile_store<3>(tile + 3 * kTile);
+}
+
+// Row r of tile (t, n) of a finished block as float: the integer sums, zero points taken off.
+ZP_INLINE __m512 whole_sum(const Product& p, const Panel& panel, const Rows& rows, int t, int n, int r) {
+  __m512i dot = _mm512_load_si512(panel.buffer + (t * 2 + n) * kTile + r * 64);
+  if (panel.zero_point) {
+    const __m512i sum = _mm512_set1_epi32(p.input.sums[rows.tile[t] * 16 * p.weight->segments + r]);
+    dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
+  }
+  return _mm512_cvtepi32_ps(dot);
+}
+
+void finish_whole(const Product& p, const Panel& panel, const Rows& rows) {
+  const Weight& w = *p.weight;
+  for (int t = 0; t < (w.digits == 2 ? 1 : 2); ++t) {
+    const int64_t first = rows.first + t * 16;
+    const float* scale = p.input.scale + first / 16 * 16 * w.segments;
+    const int count = static_cast<int>(smaller(16, p.rows - first));
+    for (int r = 0; r < count; ++r)
+      for (int n = 0; n < 2; ++n) {
+        __m512 value = whole_sum(p, panel, rows, t, n, r);
+        if (w.digits == 2)
+          value = _mm512_fmadd_ps(whole_sum(p, panel, rows, 1, n, r), _mm512_set1_ps(128.0f), value);
+        value = _mm512_mul_ps(value, _mm512_load_ps(panel.scale + n * 16));
+        store_row(p, panel, first + r, n, _mm512_mul_ps(value, _mm512_set1_ps(scale[r])));
+      }
+  }
+}
+
+// A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows pass
+// over it; the sums wait in the second.
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  const int64_t pairs = (p.rows + 31) / 32;
+  const int64_t pairs = pairs_of(w, p.rows);
   Prefetch ahead(p, panel, pairs * (w.columns_padded / 64));
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    const Rows rows = rows_at(p, pair);
-    prefetch_output(p, panel, rows.first);
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-    const int8_t* a0 = p.input.codes + rows.tile[0] * 16 * w.columns_padded;
-    const int8_t* a1 = p.input.codes + rows.tile[1] * 16 * w.columns_padded;
-    for (int64_t k = 0; k < w.columns_padded; k += 64) {
-      tile_load<4>(a0 + k * 16, 64);
-      tile_load<6>(panel.codes[0] + k * 16, 64);
-      tile_dot<0, 4, 6>();
-      tile_load<7>(panel.codes[1] + k * 16, 64);
-      tile_dot<1, 4, 7>();
-      tile_load<5>(a1 + k * 16, 64);
-      tile_dot<2, 5, 6>();
-      tile_dot<3, 5, 7>();
-      ahead.some();
+  for (int64_t begin = 0; begin < w.columns_padded; begin += kPart) {
+    const int64_t end = smaller(begin + kPart, w.columns_padded);
+    const bool last = end == w.columns_padded;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const Rows rows = rows_at(p, pair);
+      if (last) prefetch_output(p, panel, rows.first);
+      int32_t* kept = panel.kept + pair * 4 * kTile / 4;
+      if (begin == 0)
+        zero_tiles();
+      else
+        load_tiles(kept);
+      multiply_part(p.input.codes + rows.tile[0] * 16 * w.columns_padded,
+                    p.input.codes + rows.tile[1] * 16 * w.columns_padded, panel, begin, end, ahead);
+      store_tiles(last ? static_cast<void*>(panel.buffer) : kept);
+      compiler_barrier();
+      if (last) finish_whole(p, panel, rows);
     }
-    tile_store<0>(panel.buffer);
-    tile_store<1>(panel.buffer + kTile);
-    tile_store<2>(panel.buffer + 2 * kTile);
-    tile_store<3>(panel.buffer + 3 * kTile);
-    compiler_barrier();
-    for (int t = 0; t < 2; ++t)
-      for (int r = 0; r < 16; ++r)
-        for (int n = 0; n < 2; ++n) {
-          __m512i dot = _mm512_load_si512(panel.buffer + (t * 2 + n) * kTile + r * 64);
-          if (panel.zero_point) {
-            const __m512i sum = _mm512_set1_epi32(p.input.sums[rows.tile[t] * 16 + r]);
-            dot =
-                _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
-          }
-          __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_load_ps(panel.scale + n * 16));
-          value = _mm512_mul_ps(value, _mm512_set1_ps(p.input.scale[rows.tile[t] * 16 + r]));
-          store_row(p, panel, rows.first + t * 16 + r, n, value);
-        }
   }
 }
 
@@ -282,8 +329,8 @@ constexpr int64_t kStreamBytes = 4 << 20;
 
 }  // namespace
 
-int64_t amx_scratch_bytes(const Weight& w) {
-  return (8 * kMaxChunk + 4) * kTile + w.segments * 256 + 256 + (w.nibbles ? 32 * w.columns_padded : 0);
+int64_t amx_scratch_bytes(const Weight& w, int64_t rows) {
+  return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 + (w.nibbles ? 32 * w.columns_padded : 0);
 }
 
 void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
@@ -292,8 +339,8 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   const bool streams = p.rows * w.rows * 4 >= kStreamBytes &&
                        (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.y_stride * 4)) % 64 == 0;
   for (int64_t block = begin; block < end; block += 2) {
-    const Panel panel =
-        prepare(w, block, static_cast<int>(smaller(2, end - block)), streams, static_cast<uint8_t*>(scratch));
+    const int blocks = static_cast<int>(smaller(2, end - block));
+    const Panel panel = prepare(w, p.rows, block, blocks, streams, static_cast<uint8_t*>(scratch));
     if (!w.scale_by_segment && !w.input_by_segment)
       whole_rows(p, panel);
     else if (byte_zeros(w))

@@ -24,6 +24,10 @@ ZP_INLINE void tile_load(const void* p, int64_t stride) {
   asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
 }
 template <int T>
+ZP_INLINE void tile_load_kept(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
+}
+template <int T>
 ZP_INLINE void tile_store(void* p) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}));
 }
@@ -60,6 +64,7 @@ constexpr int kMaxChunk = 4;     // segments
 // Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
 struct Panel {
   const uint8_t* codes[2];
+  int32_t* kept;        // tiles of sums between two parts of a long row
   float* scale;         // [segments or 1][2][16]
   int32_t* zero_point;  // likewise; null unless codes of 8 bits have one
   uint8_t* buffer;      // two chunks of tiles
@@ -70,6 +75,7 @@ struct Panel {
 };
 
 __m512 load_scale(const Weight& w, int64_t at) {
+  if (w.nested) return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at / w.groups);
   if (!w.scale_bf16) return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at);
   const void* p = static_cast<const uint16_t*>(w.scale) + at;
   return _mm512_castsi512_ps(
@@ -78,6 +84,18 @@ __m512 load_scale(const Weight& w, int64_t at) {
 
 __m512i load_zero(const Weight& w, int64_t at) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_point + at)));
+}
+
+// Columns of a weight that are multiplied before the next: 32 channels of them stay in the first-level cache.
+constexpr int64_t kPart = 1024;
+
+int64_t pairs_of(const Weight& w, int64_t rows) {
+  return w.digits == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
+}
+
+int64_t kept_bytes(const Weight& w, int64_t rows) {
+  const bool whole = !w.scale_by_segment && !w.input_by_segment;
+  return whole && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
 // Nibbles to bytes, the zero point taken off: within +-15.
@@ -101,17 +119,47 @@ void expand(const Weight& w, int64_t block, uint8_t* out) {
   }
 }
 
+// Nested nibbles to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15, multiplies
+// both of its nibbles, since 15 * 15 stays below 256; a negative one is complemented (-p = ~p + 1).
+void expand_nested(const Weight& w, int64_t block, uint8_t* out) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i words = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
+  const uint8_t* in = w.codes + block * w.columns_padded * 8;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const __m512i multiple = _mm512_cvtepi8_epi32(_mm_loadu_si128(
+        reinterpret_cast<const __m128i*>(w.multiplier + (block * w.groups + g) * kLanes)));
+    const __m512i size = _mm512_shuffle_epi8(_mm512_abs_epi32(multiple), words);
+    const __m512i sign = _mm512_srai_epi32(multiple, 31);
+    // Eight times the multiple is taken off; that and the 1 of the complement in one subtraction.
+    const __m512i offset = _mm512_add_epi8(
+        _mm512_shuffle_epi8(_mm512_slli_epi32(multiple, 3), _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)),
+        sign);
+    const int64_t size_of_group = w.segment * w.segments_per_group;
+    const int64_t end = g + 1 < w.groups ? (g + 1) * size_of_group : w.columns_padded;
+    for (int64_t k = g * size_of_group; k < end; k += 8, in += 64, out += 128) {
+      const __m512i both = _mm512_loadu_si512(in);
+      _mm_prefetch(reinterpret_cast<const char*>(in + 2048), _MM_HINT_T0);
+      const __m512i first = _mm512_mullo_epi16(_mm512_and_si512(both, mask), size);
+      const __m512i second = _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), size);
+      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_xor_si512(first, sign), offset));
+      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_xor_si512(second, sign), offset));
+    }
+  }
+}
+
 bool byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
-Panel prepare(const Weight& w, int64_t block, int blocks, bool streams, uint8_t* scratch) {
+Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool streams, uint8_t* scratch) {
   Panel p{};
   p.block = block;
   p.blocks = blocks;
   p.streams = streams;
   p.buffer = scratch;
   scratch += 2 * 4 * kMaxChunk * kTile;
+  p.kept = reinterpret_cast<int32_t*>(scratch);
+  scratch += kept_bytes(w, rows);
   p.total = reinterpret_cast<float*>(scratch);
   scratch += 4 * kTile;
   const int64_t parts = w.scale_by_segment ? w.segments : 1;
@@ -133,7 +181,7 @@ Panel prepare(const Weight& w, int64_t block, int blocks, bool streams, uint8_t*
     if (!w.nibbles) {
       p.codes[n] = w.codes + b * w.columns_padded * 16;
     } else if (n < blocks) {
-      expand(w, b, scratch);
+      w.nested ? expand_nested(w, b, scratch) : expand(w, b, scratch);
       p.codes[n] = scratch;
       scratch += w.columns_padded * 16;
     } else {
@@ -147,10 +195,11 @@ Panel prepare(const Weight& w, int64_t block, int blocks, bool streams, uint8_t*
 // One 32 x 32 block's place in the activations.
 struct Rows {
   int64_t first;    // row
-  int64_t tile[2];  // 16-row tiles; the second may repeat the first
+  int64_t tile[2];  // 16-row tiles; the second may repeat the first, or holds the second digits of its rows
 };
 
 Rows rows_at(const Product& p, int64_t pair) {
+  if (p.weight->digits == 2) return {pair * 16, {pair * 2, pair * 2 + 1}};
   const int64_t tiles = (p.rows + 15) / 16;
   return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
 }
@@ -193,7 +242,7 @@ class Prefetch {
 // store that misses every cache, the stores of tiles would wait.
 void prefetch_output(const Product& p, const Panel& panel, int64_t first) {
   if (panel.streams) return;
-  const int64_t stop = smaller(first + 32, p.rows);
+  const int64_t stop = smaller(first + (p.weight->digits == 2 ? 16 : 32), p.rows);
   for (int64_t row = first; row < stop; ++row) {
     const float* y = p.y + row * p.y_stride + panel.block * 16;
     for (int n = 0; n < panel.blocks; ++n) __builtin_prefetch(y + n * 16, 1);

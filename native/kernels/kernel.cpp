@@ -2,7 +2,9 @@
 // that level's flags, ZP_LEVEL (its namespace) and ZP_VEC (the header of its vector type).
 //
 // Every level rounds in the same places: y = ((fma(float(dot) * weight_scale, input_scale, y) over the
-// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit.
+// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit. Where no float
+// scale varies along the row, the segments are summed as integers. The digits of a token are rows of their own
+// until the end: y = fma(second, 128, first).
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -16,7 +18,7 @@ constexpr int64_t kPrefetchBytes = 4096;
 // -- output ---------------------------------------------------------------------------------------
 
 V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
-  const int64_t at = (block * w.groups + group) * kLanes;
+  const int64_t at = (w.nested ? block : block * w.groups + group) * kLanes;
   return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
@@ -37,7 +39,8 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 
 // -- int8 input -----------------------------------------------------------------------------------
 
-template <int ROWS, int BLOCKS, bool NIBBLES>
+// `row` and `rows` count digit rows. NESTED: the multipliers are all that varies along the row.
+template <int ROWS, int BLOCKS, bool NIBBLES, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
   constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;  // of a block, 8 columns
@@ -46,11 +49,12 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   for (int n = 0; n < BLOCKS; ++n)
     code[n] = w.codes + smaller(block + n, block + blocks - 1) * (w.columns_padded / 8 * kBytesPer8);
   const int8_t* x[ROWS];
-  int64_t scale_at[ROWS];
+  int64_t sums_at[ROWS], scale_at[ROWS];
   for (int m = 0; m < ROWS; ++m) {
     const int64_t r = row + smaller(m, rows - 1);
     x[m] = p.input.codes + r * w.columns_padded;
-    scale_at[m] = r * w.segments;
+    sums_at[m] = r * w.segments;
+    scale_at[m] = r / w.digits * w.segments;
   }
   const bool small_sums = w.segment <= 256;  // a segment's sum fits 16 bits
   V::Float total[ROWS][BLOCKS];
@@ -58,6 +62,13 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < BLOCKS; ++n) total[m][n] = V::set_float(0.0f);
+  V::Int whole[ROWS][BLOCKS];
+  if constexpr (NESTED) {
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < BLOCKS; ++n) whole[m][n] = V::set_int(0);
+  }
 
   int64_t group = 0, segments_left = w.segments_per_group;
   for (int64_t s = 0; s < w.segments; ++s) {
@@ -70,14 +81,14 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
             V::add(V::widen(w.zero_point + (b * w.groups + group) * kLanes), V::set_int(kOffset));
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
-          const int32_t sum = -p.input.sums[scale_at[m] + s];
+          const int32_t sum = -p.input.sums[sums_at[m] + s];
           dot[m][n] = small_sums ? V::mul_short(zero, sum) : V::mul(zero, sum);
         }
       }
     } else {
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
-        const V::Int init = kOffset ? V::set_int(-kOffset * p.input.sums[scale_at[m] + s]) : V::set_int(0);
+        const V::Int init = kOffset ? V::set_int(-kOffset * p.input.sums[sums_at[m] + s]) : V::set_int(0);
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
@@ -126,6 +137,19 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
+    if (NESTED || (NIBBLES && w.nested)) {
+#pragma GCC unroll 4
+      for (int n = 0; n < BLOCKS; ++n) {
+        const int64_t b = smaller(block + n, block + blocks - 1);
+        const V::Int multiplier = V::widen(w.multiplier + (b * w.groups + group) * kLanes);
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m) {
+          dot[m][n] = V::mul_lanes(dot[m][n], multiplier);
+          if constexpr (NESTED) whole[m][n] = V::add(whole[m][n], dot[m][n]);
+        }
+      }
+    }
+    if constexpr (!NESTED) {
 #pragma GCC unroll 4
     for (int n = 0; n < BLOCKS; ++n) {
       const int64_t b = smaller(block + n, block + blocks - 1);
@@ -141,6 +165,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         }
       }
     }
+    }
     if (--segments_left == 0) {
       ++group;
       segments_left = w.segments_per_group;
@@ -148,22 +173,25 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
   for (int n = 0; n < blocks; ++n) {
     const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
-    for (int m = 0; m < rows; ++m) {
-      V::Float value = total[m][n];
+    for (int m = 0; m < rows; m += w.digits) {
+      V::Float value = NESTED ? V::to_float(whole[m][n]) : total[m][n];
+      if (w.digits == 2)
+        value = V::fma(NESTED ? V::to_float(whole[m + 1][n]) : total[m + 1][n], V::set_float(128.0f), value);
       if (!w.scale_by_segment) value = V::mul(value, scale);
       if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
-      store_output(p, row + m, block + n, value);
+      store_output(p, (row + m) / w.digits, block + n, value);
     }
   }
 }
 
-template <int ROWS, int BLOCKS, bool NIBBLES>
+template <int ROWS, int BLOCKS, bool NIBBLES, bool NESTED>
 void integer_strip(const Product& p, int64_t row, int rows, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; block += BLOCKS)
-    integer_tile<ROWS, BLOCKS, NIBBLES>(p, row, rows, block, static_cast<int>(smaller(BLOCKS, end - block)));
+    integer_tile<ROWS, BLOCKS, NIBBLES, NESTED>(p, row, rows, block,
+                                                static_cast<int>(smaller(BLOCKS, end - block)));
 }
 
-template <bool NIBBLES>
+template <bool NIBBLES, bool NESTED>
 void integer_blocks(const Product& p, int64_t begin, int64_t end) {
   // One row reads the weight at the speed of memory. Short blocks of nibbles come faster as one stream,
   // where a prefetch runs on into the next block; bytes come faster as several.
@@ -171,30 +199,34 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
   // A strip of blocks stays in the first-level cache while the rows pass over it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
-    for (int64_t row = 0; row < p.rows;) {
-      const int left = static_cast<int>(smaller(p.rows - row, V::kRows));
+    const int64_t rows = p.rows * p.weight->digits;
+    for (int64_t row = 0; row < rows;) {
+      const int left = static_cast<int>(smaller(rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {
         if (left > 8)
-          integer_strip<12, 2, NIBBLES>(p, row, left, strip, stop);
+          integer_strip<12, 2, NIBBLES, NESTED>(p, row, left, strip, stop);
         else if (left > 4)
-          integer_strip<8, 2, NIBBLES>(p, row, left, strip, stop);
+          integer_strip<8, 2, NIBBLES, NESTED>(p, row, left, strip, stop);
         else if (left > 2)
-          integer_strip<4, 4, NIBBLES>(p, row, left, strip, stop);
+          integer_strip<4, 4, NIBBLES, NESTED>(p, row, left, strip, stop);
       } else if constexpr (V::kRows >= 4) {
-        if (left > 2) integer_strip<4, 1, NIBBLES>(p, row, left, strip, stop);
+        if (left > 2) integer_strip<4, 1, NIBBLES, NESTED>(p, row, left, strip, stop);
       }
-      if (left == 2) integer_strip<2, V::kWide, NIBBLES>(p, row, left, strip, stop);
-      if (left == 1) integer_strip<1, kOneRow, NIBBLES>(p, row, left, strip, stop);
+      if (left == 2) integer_strip<2, V::kWide, NIBBLES, NESTED>(p, row, left, strip, stop);
+      if (left == 1) integer_strip<1, kOneRow, NIBBLES, NESTED>(p, row, left, strip, stop);
       row += left;
     }
   }
 }
 
 void integer(const Product& p, int64_t begin, int64_t end, void*) {
-  if (p.weight->nibbles)
-    integer_blocks<true>(p, begin, end);
+  const Weight& w = *p.weight;
+  if (w.nested && !w.input_by_segment)
+    integer_blocks<true, true>(p, begin, end);
+  else if (w.nibbles)
+    integer_blocks<true, false>(p, begin, end);
   else
-    integer_blocks<false>(p, begin, end);
+    integer_blocks<false, false>(p, begin, end);
 }
 
 // -- float input ----------------------------------------------------------------------------------
@@ -230,7 +262,9 @@ void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
         for (int m = 0; m < ROWS; ++m) part[m] = V::fma(value, V::set_float(x[m][k + j]), part[m]);
       }
     }
-    const V::Float scale = load_scale(w, block, g);
+    V::Float scale = load_scale(w, block, g);
+    if (w.nested)
+      scale = V::mul(scale, V::to_float(V::widen(w.multiplier + (block * w.groups + g) * kLanes)));
     for (int m = 0; m < ROWS; ++m) total[m] = V::fma(part[m], scale, total[m]);
   }
   for (int m = 0; m < rows; ++m) store_output(p, row + m, block, total[m]);

@@ -9,7 +9,7 @@ namespace {
 using V = Vec;
 
 constexpr int32_t kInfinityBits = 0x7f800000;
-// Below 2^-112 a group counts as zero: 127 / absmax must not overflow.
+// Below 2^-112 a group counts as zero: 16319 / absmax must not overflow.
 constexpr int32_t kTinyBits = 15 << 23;
 
 int64_t smaller(int64_t a, int64_t b) {
@@ -73,21 +73,30 @@ struct Scales {
 };
 
 // A NaN or infinity makes the scale NaN, and so the token's output, with codes that are valid.
-Scales scales_of(int32_t bits) {
+Scales scales_of(int32_t bits, float most = 127.0f) {
   if (bits < kTinyBits) return {0.0f, 0.0f};
   if (bits >= kInfinityBits) return {0.0f, from_bits(0x7fc00000)};
   const float absmax = from_bits(bits);
-  return {127.0f / absmax, absmax / 127.0f};
+  return {most / absmax, absmax / most};
 }
 
-struct Place {  // where the codes of (row, k) and the scale of (row, segment) go
-  int64_t codes, unit, unit_stride, scale, scale_stride;
+struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a digit further, what is added
+  int64_t codes, unit, unit_stride, scale, scale_stride, sums, digit_codes, digit_sums;
 };
 
 Place place(const Weight& w, bool tiled, int64_t row) {
-  if (!tiled) return {row * w.columns_padded, w.columns_padded, 0, row * w.segments, 1};
-  return {(row / 16) * 16 * w.columns_padded + (row % 16) * w.k_unit, w.k_unit, 16 * w.k_unit,
-          (row / 16) * 16 * w.segments + row % 16, 16};
+  if (!tiled)
+    return {row * w.digits * w.columns_padded, w.columns_padded, 0, row * w.segments, 1,
+            row * w.digits * w.segments, w.columns_padded, w.segments};
+  const int64_t tile = row / 16 * w.digits;
+  return {tile * 16 * w.columns_padded + row % 16 * w.k_unit,
+          w.k_unit,
+          16 * w.k_unit,
+          row / 16 * 16 * w.segments + row % 16,
+          16,
+          tile * 16 * w.segments + row % 16,
+          16 * w.columns_padded,
+          16 * w.segments};
 }
 
 void quantize_group(const Product& p, const Place& at, const float* x, int64_t start, int64_t stop) {
@@ -103,7 +112,51 @@ void quantize_group(const Product& p, const Place& at, const float* x, int64_t s
     else
       sum = quantize_segment(x + k, real, padded, s.inverse, codes, at.unit, at.unit_stride);
     p.input.scale[at.scale + segment * at.scale_stride] = s.scale;
-    p.input.sums[at.scale + segment * at.scale_stride] = sum;
+    p.input.sums[at.sums + segment * at.scale_stride] = sum;
+  }
+}
+
+// One scale for the token. Of 8 bits: code = round(x * 127 / absmax). Of 16, two digits: code = round(x *
+// 16319 / absmax) = 128 * second + first, first in -64..63.
+template <int DIGITS>
+void quantize_token(const Product& p, const Place& at, const float* x) {
+  const Weight& w = *p.weight;
+  constexpr float kMost = DIGITS == 2 ? 127 * 128 + 63 : 127;
+  const Scales s = scales_of(absmax_bits(x, w.columns), kMost);
+  p.input.scale[at.scale] = s.scale;
+  const V::Float factor = V::set_float(s.inverse);
+  int8_t* codes = p.input.codes + at.codes;
+  for (int64_t segment = 0, k = 0; k < w.columns_padded; ++segment) {
+    const int64_t stop = segment + 1 < w.segments ? (segment + 1) * w.segment : w.columns_padded;
+    const int64_t real = s.inverse == 0.0f ? 0 : smaller(stop, w.columns);
+    V::Int sum[2] = {V::set_int(0), V::set_int(0)};
+    for (int64_t next; k < stop; k = next) {
+      next = smaller(k + kLanes, stop);
+      V::Int digit[2] = {V::set_int(0), V::set_int(0)};
+      if (k < real) {
+        const V::Float values = k + kLanes <= real ? V::load(x + k) : load_padded(x + k, real - k);
+        digit[0] = V::round(V::mul(values, factor));
+        if constexpr (DIGITS == 2) {
+          digit[1] = V::shift_right<7>(V::add(digit[0], V::set_int(64)));
+          digit[0] = V::sub(digit[0], V::shift_left<7>(digit[1]));
+        }
+      }
+      int8_t* to = codes + (p.input.tiled ? k / w.k_unit * at.unit_stride + k % w.k_unit : k);
+#pragma GCC unroll 2
+      for (int d = 0; d < DIGITS; ++d, to += at.digit_codes) {
+        sum[d] = V::add(sum[d], digit[d]);
+        if (next - k == kLanes) {
+          V::store_bytes(to, digit[d]);
+        } else {
+          int8_t tail[kLanes];
+          V::store_bytes(tail, digit[d]);
+          std::memcpy(to, tail, static_cast<size_t>(next - k));
+        }
+      }
+    }
+    if (p.input.want_sums)
+      for (int d = 0; d < DIGITS; ++d)
+        p.input.sums[at.sums + segment * at.scale_stride + d * at.digit_sums] = V::sum_lanes(sum[d]);
   }
 }
 
@@ -137,7 +190,7 @@ int64_t quantize_small_groups(const Product& p, const Place& at, const float* x)
       }
       if (p.input.want_sums) total = V::sum_lanes(sum);
     }
-    p.input.sums[at.scale + g * at.scale_stride] = total;
+    p.input.sums[at.sums + g * at.scale_stride] = total;
   }
   return groups * kGroup;
 }
@@ -149,6 +202,10 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* x = p.x + row * p.x_stride;
     const Place at = place(w, p.input.tiled, row);
+    if (!w.input_by_segment) {
+      w.digits == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
+      continue;
+    }
     int64_t start = 0;
     if (small && group == 64) start = quantize_small_groups<4>(p, at, x);
     if (small && group == 32) start = quantize_small_groups<2>(p, at, x);

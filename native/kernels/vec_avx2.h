@@ -69,6 +69,17 @@ struct Vec {
     const __m256i all = _mm256_set1_epi32(y & 0xffff);
     return {_mm256_madd_epi16(x.a, all), _mm256_madd_epi16(x.b, all)};
   }
+  static Int mul_lanes(Int x, Int y) {
+    return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
+  }
+  template <int BITS>
+  static Int shift_left(Int x) {
+    return {_mm256_slli_epi32(x.a, BITS), _mm256_slli_epi32(x.b, BITS)};
+  }
+  template <int BITS>
+  static Int shift_right(Int x) {  // keeps the sign
+    return {_mm256_srai_epi32(x.a, BITS), _mm256_srai_epi32(x.b, BITS)};
+  }
   static Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
   static Float mul(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
   static Float add(Float x, Float y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }

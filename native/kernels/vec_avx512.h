@@ -49,6 +49,15 @@ struct Vec {
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int mul(Int a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
   static Int mul_short(Int a, int32_t b) { return _mm512_madd_epi16(a, _mm512_set1_epi32(b & 0xffff)); }
+  static Int mul_lanes(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
+  template <int BITS>
+  static Int shift_left(Int a) {
+    return _mm512_slli_epi32(a, BITS);
+  }
+  template <int BITS>
+  static Int shift_right(Int a) {  // keeps the sign
+    return _mm512_srai_epi32(a, BITS);
+  }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }

@@ -75,6 +75,20 @@ struct Vec {
   }
   // a * b where b fits 16 bits and a is a zero point.
   static Int mul_short(Int a, int32_t b) { return mul(a, b); }
+  static Int mul_lanes(Int a, Int b) {
+    for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  template <int BITS>
+  static Int shift_left(Int a) {
+    for (int i = 0; i < 16; ++i) a.v[i] *= 1 << BITS;
+    return a;
+  }
+  template <int BITS>
+  static Int shift_right(Int a) {  // keeps the sign
+    for (int i = 0; i < 16; ++i) a.v[i] >>= BITS;
+    return a;
+  }
   static Float to_float(Int a) {
     Float r;
     for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);

@@ -4,8 +4,9 @@ A `Scheme` is a value. Its string form is canonical and parses back to the same 
 
     fp16                              plain half-precision floats
     bf16
-    int8:channel:sym:bf16:a8g64       8-bit codes, a scale per output channel, int8 activations
-    int4:g32:asym:bf16:a8g32          4-bit codes, scale and zero point per 32 weights of a row
+    int8:channel:sym:bf16:a16token    8-bit codes, a scale per output channel, int16 activations
+    int4:g32:sym:nested:a16token      4-bit codes, a scale per 32 weights of a row, nested in the row's
+    int4:g32:asym:bf16:a8g32          4-bit codes, scale and zero point per group, int8 activations
 
 Segments after the first may be left out or permuted when parsed; the missing ones take the
 defaults below (`channel`, `sym`, `bf16`, no activation quantization). `int8` and `int4` alone are
@@ -20,12 +21,15 @@ from typing import Literal
 
 from zeropoint.errors import SchemeError
 
-ScaleDtype = Literal["bf16", "fp16", "fp32"]
+ScaleDtype = Literal["bf16", "fp16", "fp32", "nested"]
 Granularity = Literal["tensor", "channel", "group"]
 
-SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "nested": 2}
 FLOAT_FORMATS: dict[str, int] = {"fp16": 16, "bf16": 16, "fp32": 32}
 MIN_BITS, MAX_BITS = 2, 8
+QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}
+#: A nested scale is one number per row times a whole number up to this, either sign: 15 * 8 still is an int8.
+MAX_MULTIPLE = 15
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -34,19 +38,28 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Dynamic symmetric int8 quantization of a layer's input, computed as the layer runs.
+    """Dynamic symmetric quantization of a layer's input, computed as the layer runs.
 
-    `group_size` channels of one token share a scale; 0 means one scale per token.
+    `group_size` channels of one token share a scale; 0 means one scale per token. 16-bit codes are two int8
+    digits, `code = 128 * second + first`: each is multiplied as int8, so that they cost two int8 products, and
+    one scale per token is fine enough for any outlier.
     """
 
     bits: int = 8
     group_size: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits != 8:
-            raise SchemeError(f"activations are quantized to 8 bits, not {self.bits}")
+        if self.bits not in QMAX:
+            raise SchemeError(f"activations are quantized to 8 or 16 bits, not {self.bits}")
+        if self.bits == 16 and self.group_size:
+            raise SchemeError("16-bit activations have one scale per token: write a16token")
         if self.group_size < 0 or self.group_size % 8:
             raise SchemeError(f"an activation group holds a multiple of 8 channels, not {self.group_size}")
+
+    @property
+    def qmax(self) -> int:
+        """The largest code; 16319 is the largest whose two digits, the first in -64..63, are int8."""
+        return QMAX[self.bits]
 
     def __str__(self) -> str:
         return f"a{self.bits}g{self.group_size}" if self.group_size else f"a{self.bits}token"
@@ -83,6 +96,9 @@ class Scheme:
             raise SchemeError("a group size goes with group granularity, and only with it")
         if self.scale_dtype not in SCALE_BYTES:
             raise SchemeError(f"unknown scale type {self.scale_dtype!r}: use {', '.join(SCALE_BYTES)}")
+        nests = self.granularity == "group" and self.symmetric and self.bits <= 4
+        if self.scale_dtype == "nested" and not nests:
+            raise SchemeError("nested scales are those of symmetric groups of at most 4 bits")
 
     def _check_float(self) -> None:
         if self.float_format not in FLOAT_FORMATS:
@@ -207,15 +223,15 @@ def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
         return "activation", {"activation": Activation(int(match.group(1)), int(match.group(2) or 0))}
     raise SchemeError(
         f"format {text!r} has an unknown part {segment!r}: use tensor, channel or g32; sym or asym; "
-        "bf16, fp16 or fp32; a8token or a8g32"
+        "bf16, fp16, fp32 or nested; a16token, a8token or a8g32"
     )
 
 
 #: int4 is symmetric because transformers 5.23 with compressed-tensors 0.20 cannot load packed zero points.
 #: What the short names on the command line mean; see docs/formats.md for the measurements behind them.
 PRESETS: dict[str, str] = {
-    "int8": "int8:channel:sym:bf16:a8g64",
-    "int4": "int4:g32:sym:bf16:a8g32",
+    "int8": "int8:channel:sym:bf16:a16token",
+    "int4": "int4:g32:sym:nested:a16token",
     "half": "fp16",
     "float16": "fp16",
     "bfloat16": "bf16",

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme
+from zeropoint.scheme import MAX_MULTIPLE, Scheme
 from zeropoint.stats import LayerStats
 
 #: Statistics of the layer's input this algorithm can use.
@@ -100,12 +100,40 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy lets go of the interpreter lock
         list(pool.map(improve, range(0, len(flat), rows)))
+    if scheme.scale_dtype == "nested":
+        found_scale = _nest(groups, found_scale.reshape(shape), plain.scale, importance, scheme)
     return rounding.quantize(
         weight,
         scheme,
         scale=found_scale.reshape(shape),
         zero_point=None if found_zero is None else found_zero.reshape(shape),
     )
+
+
+def _nest(
+    groups: Floats, wanted: Floats, plain: Floats, importance: Floats | None, scheme: Scheme
+) -> Floats:
+    """Nested scales `[rows, groups]` near the `wanted` ones: of the multiples next to each, the one of least error.
+
+    A row that does worse than with `plain` scales takes those. `groups` is `[rows, groups, size]`.
+    """
+    base = rounding.nested_base(wanted)
+    below = np.floor(np.abs(wanted) / base)
+    counts = None if importance is None else np.tile(importance, (len(groups), 1))
+    flat = groups.reshape(-1, groups.shape[2])
+
+    def error(scale: Floats) -> Floats:
+        found = _error(flat, scale.reshape(-1, 1), None, counts, scheme)
+        return found.reshape(scale.shape)
+
+    best, least = plain, np.full(plain.shape, np.inf, np.float32)
+    for step in (-1, 0, 1, 2):
+        multiple = np.clip(below + step, 1, MAX_MULTIPLE)
+        scale = np.copysign(multiple * base, wanted).astype(np.float32)
+        cost = error(scale)
+        best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
+    wins = least.sum(axis=1, keepdims=True) < error(plain).sum(axis=1, keepdims=True)
+    return np.where(wins, best, plain)
 
 
 def _stack(parts: list[QuantizedTensor]) -> QuantizedTensor:
@@ -152,7 +180,8 @@ def _search(
         if best_zero is not None:
             best_zero = np.where(better, offset, best_zero)
     best = np.where(np.isfinite(best) & (best != 0), best, scale)
-    best = rounding.round_scale(best, scheme.scale_dtype)
+    # Nested scales are rounded a row at a time, when all of its groups are known.
+    best = rounding.round_scale(best, "bf16" if scheme.scale_dtype == "nested" else scheme.scale_dtype)
     start_zero = None if zero is None else zero.astype(np.float32)
     loses = _error(groups, best, best_zero, counts, scheme) >= _error(
         groups, scale, start_zero, counts, scheme

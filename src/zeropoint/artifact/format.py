@@ -111,7 +111,8 @@ def _weights(scheme: Scheme) -> dict[str, Any]:
 
 
 def _activations(scheme: Scheme) -> dict[str, Any] | None:
-    if scheme.activation is None:
+    """int16 inputs differ from float ones by 1e-5 nats: to other loaders the format is one of weights alone."""
+    if scheme.activation is None or scheme.activation.bits == 16:
         return None
     group = scheme.activation.group_size
     return {

@@ -11,9 +11,13 @@ from pathlib import Path
 
 from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
 FILE_NAME = "libzeropoint.so"
+
+#: `ZP_INTEGER` and `ZP_SCALE_...` of the header; fp16 scales are kept as float32.
+INTEGER = 0
+SCALE_TYPES = {"fp32": 0, "bf16": 1, "nested": 2}
 
 
 class Format(ctypes.Structure):
@@ -22,12 +26,14 @@ class Format(ctypes.Structure):
     _fields_ = (
         ("rows", c_int64),
         ("columns", c_int64),
+        ("kind", c_int32),
         ("bits", c_int32),
         ("group_size", c_int32),
         ("per_tensor", c_int32),
         ("asymmetric", c_int32),
         ("activation", c_int32),
-        ("scale_bf16", c_int32),
+        ("activation_bits", c_int32),
+        ("scale_type", c_int32),
     )
 
 
@@ -38,6 +44,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_pack": (c_int32, [POINTER(Format), c_void_p, c_void_p, c_void_p, POINTER(c_void_p)]),
     "zp_free": (None, [c_void_p]),
     "zp_weight_bytes": (c_size_t, [c_void_p]),
+    "zp_weight_memory": (c_void_p, [c_void_p]),
     "zp_linear": (
         c_int32,
         [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32],

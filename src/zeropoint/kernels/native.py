@@ -38,16 +38,18 @@ class Packed:
 
 
 def _format(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
-    activation = -1 if scheme.activation is None else scheme.activation.group_size
+    activation = scheme.activation
     return library.Format(
-        shape[0],
-        shape[1],
-        scheme.bits,
-        scheme.group_size,
-        int(scheme.granularity == "tensor"),
-        int(not scheme.symmetric),
-        activation,
-        int(scheme.scale_dtype == "bf16"),
+        rows=shape[0],
+        columns=shape[1],
+        kind=library.INTEGER,
+        bits=scheme.bits,
+        group_size=scheme.group_size,
+        per_tensor=int(scheme.granularity == "tensor"),
+        asymmetric=int(not scheme.symmetric),
+        activation=-1 if activation is None else activation.group_size,
+        activation_bits=0 if activation is None else activation.bits,
+        scale_type=library.SCALE_TYPES.get(scheme.scale_dtype, library.SCALE_TYPES["fp32"]),
     )
 
 

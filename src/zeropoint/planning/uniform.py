@@ -13,7 +13,7 @@ from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
 from zeropoint.plan import Choice, Plan
-from zeropoint.scheme import Activation, Scheme, parse
+from zeropoint.scheme import Activation, ScaleDtype, Scheme, parse
 from zeropoint.views import Kept, LayerView
 
 #: A layer narrower than this in either direction (a gate, a scoring head) is kept: nothing to gain.
@@ -153,12 +153,19 @@ class _Picker:
 
 
 def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
-    return Scheme(8, "channel", 0, True, scheme.scale_dtype, activation)
+    return Scheme(8, "channel", 0, True, _plain_scale(scheme.scale_dtype), activation)
+
+
+def _plain_scale(scale_dtype: ScaleDtype) -> ScaleDtype:
+    """Without groups there is nothing to nest."""
+    return "bf16" if scale_dtype == "nested" else scale_dtype
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
     """The head sees the same kind of input as the layers; wider groups do for its 8-bit weights."""
-    return None if scheme.activation is None else Activation(8, max(64, scheme.activation.group_size))
+    if scheme.activation is None or scheme.activation.bits == 16:
+        return scheme.activation
+    return Activation(8, max(64, scheme.activation.group_size))
 
 
 def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
@@ -179,7 +186,8 @@ def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
             f"{f'groups of {size}' if size else 'one scale per token'}"
         )
         activation = Activation(8, size)
-    fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scheme.scale_dtype, activation)
+    scale_dtype = scheme.scale_dtype if group else _plain_scale(scheme.scale_dtype)
+    fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scale_dtype, activation)
     return fitted, "; ".join(notes)
 
 

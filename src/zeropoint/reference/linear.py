@@ -1,7 +1,8 @@
 """The numbers' truth for a quantized linear layer: numpy, slow and plain.
 
-Activations are quantized dynamically and symmetrically: `scale = absmax / 127` over one token, or over
-`group_size` channels of it, and `code = rint(x * (127 / absmax))` in float32, half to even. A group whose
+Activations are quantized dynamically and symmetrically: `scale = absmax / qmax` over one token, or over
+`group_size` channels of it, and `code = rint(x * (qmax / absmax))` in float32, half to even; `qmax` is 127 for
+int8 codes, 16319 for int16. A group whose
 absmax is below `TINY` has scale 0 and codes 0. A group that holds a NaN or an infinity has scale NaN and
 codes 0, so that its token's outputs are NaN.
 
@@ -20,14 +21,15 @@ from zeropoint.errors import SchemeError
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import Activation, ceil_div
 
-TINY = np.float32(2.0**-112)  # below it 127 / absmax could overflow
+TINY = np.float32(2.0**-112)  # below it qmax / absmax could overflow
 
 
 def quantize_activations(
     x: NDArray[np.float32], activation: Activation
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes int8 `[m, k]` and scales float32 `[m, groups]` of a float32 input `[m, k]`."""
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Codes int16 `[m, k]` and scales float32 `[m, groups]` of a float32 input `[m, k]`."""
     rows, columns = x.shape
+    qmax = np.float32(activation.qmax)
     size = activation.group_size or max(columns, 1)
     groups = ceil_div(columns, size)
     padded = np.zeros((rows, groups * size), np.float32)
@@ -36,10 +38,10 @@ def quantize_activations(
     absmax = np.abs(grouped).max(axis=2, initial=0.0)
     finite = np.isfinite(absmax)
     used = finite & (absmax >= TINY)
-    inverse = np.divide(np.float32(127), absmax, out=np.zeros_like(absmax), where=used)
+    inverse = np.divide(qmax, absmax, out=np.zeros_like(absmax), where=used)
     scaled = np.where(used[..., None], grouped, np.float32(0)) * inverse[..., None]
-    codes = np.rint(scaled).astype(np.int8)
-    scale = np.where(used, absmax / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))
+    codes = np.rint(scaled).astype(np.int16)
+    scale = np.where(used, absmax / qmax, np.where(finite, np.float32(0), np.float32(np.nan)))
     return codes.reshape(rows, -1)[:, :columns], scale.astype(np.float32)
 
 

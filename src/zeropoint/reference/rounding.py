@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.qtensor import Codes, Floats, QuantizedTensor, expand_groups
-from zeropoint.scheme import Scheme
+from zeropoint.scheme import MAX_MULTIPLE, Scheme
 
-STORAGE: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
+STORAGE: dict[str, Any] = {
+    "bf16": ml_dtypes.bfloat16,
+    "fp16": np.float16,
+    "fp32": np.float32,
+    "nested": ml_dtypes.bfloat16,  # a base of 4 significant bits times a multiple of 4 bits: exact
+}
 
 #: The smallest scale a type stores. Normal numbers for bf16 and fp32, because kernels may flush
 #: denormals to zero; fp16's denormals become normal when widened to fp32, so they are fine.
@@ -26,6 +31,9 @@ SMALLEST_SCALE: dict[str, float] = {"bf16": 2.0**-126, "fp16": 2.0**-24, "fp32":
 
 #: The scale of a group that holds nothing but zeros: any value will do, this one is exact everywhere.
 EMPTY_SCALE = 1.0
+
+#: Keeps the multiples of a nested scale's base normal numbers.
+NESTED_FLOOR = 2.0**-120
 
 
 def check_finite(weight: NDArray[Any], name: str) -> None:
@@ -65,8 +73,12 @@ def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str 
 
     With `up`, the nearest not smaller in magnitude. Zero becomes `EMPTY_SCALE`, and a magnitude below
     `SMALLEST_SCALE` is raised to it. Raises `SchemeError` when a scale overflows the type (fp16 ends at 65504).
+
+    The scales of one row, the last axis, become `nested` together: whole multiples of `nested_base`.
     """
     scale = np.asarray(scale, dtype=np.float64)
+    if dtype == "nested":
+        return _round_nested(scale, up=up)
     storage = STORAGE[dtype]
     with np.errstate(over="ignore"):
         rounded = scale.astype(np.float32).astype(storage)
@@ -85,6 +97,26 @@ def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str 
     return np.where(scale == 0, np.float32(EMPTY_SCALE), result).astype(np.float32)
 
 
+def nested_base(scale: NDArray[Any]) -> NDArray[np.float64]:
+    """The number per row, `[..., 1]`, whose multiples stand for the row's scales `[..., groups]`.
+
+    The smallest of 4 significant bits that reaches the row's largest scale in `MAX_MULTIPLE` steps; times a
+    multiple, again of 4 bits, it is a bfloat16. Two-level scales with an integer second level, so that 4-bit codes
+    widen exactly to int8, are QServe's (arXiv:2405.04532).
+    """
+    most = np.abs(np.asarray(scale, dtype=np.float64)).max(axis=-1, keepdims=True)
+    mantissa, exponent = np.frexp(np.maximum(most / MAX_MULTIPLE, NESTED_FLOOR))
+    base: NDArray[np.float64] = np.ldexp(np.ceil(mantissa * 16) / 16, exponent)
+    return np.where(most == 0, EMPTY_SCALE, base)
+
+
+def _round_nested(scale: NDArray[np.float64], *, up: bool) -> Floats:
+    base = nested_base(scale)
+    steps = np.abs(scale) / base
+    multiple = np.clip(np.ceil(steps) if up else np.rint(steps), 1, MAX_MULTIPLE)
+    return np.copysign(multiple * base, scale).astype(np.float32)
+
+
 def affine_parameters(
     low: NDArray[Any], high: NDArray[Any], scheme: Scheme, *, name: str = "the tensor"
 ) -> tuple[Floats, Codes | None]:
@@ -95,7 +127,9 @@ def affine_parameters(
     """
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     if scheme.symmetric:
-        return round_scale(np.maximum(-low, high) / scheme.qmax, scheme.scale_dtype, name=name), None
+        coarse = scheme.scale_dtype == "nested"  # to the nearest, a range could lose a third
+        scale = np.maximum(-low, high) / scheme.qmax
+        return round_scale(scale, scheme.scale_dtype, up=coarse, name=name), None
     scale = round_scale((high - low) / (scheme.qmax - scheme.qmin), scheme.scale_dtype, up=True, name=name)
     zero_point = np.clip(np.rint(scheme.qmin - low / scale), scheme.qmin, scheme.qmax)
     return scale, zero_point.astype(np.int8)
