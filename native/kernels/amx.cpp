@@ -221,22 +221,6 @@ void by_chunks(const Product& p, const Panel& panel) {
 
 // -- one scale a row and a channel ----------------------------------------------------------------
 
-// Sums of 2 x 2 tiles over columns [begin, end), which go on from those in the tile registers.
-ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin, int64_t end,
-                             Prefetch& ahead) {
-  for (int64_t k = begin; k < end; k += 64) {
-    tile_load<4>(a0 + k * 16, 64);
-    tile_load_kept<6>(panel.codes[0] + k * 16, 64);
-    tile_dot<0, 4, 6>();
-    tile_load_kept<7>(panel.codes[1] + k * 16, 64);
-    tile_dot<1, 4, 7>();
-    tile_load<5>(a1 + k * 16, 64);
-    tile_dot<2, 5, 6>();
-    tile_dot<3, 5, 7>();
-    ahead.some();
-  }
-}
-
 void zero_tiles() {
   tile_zero<0>();
   tile_zero<1>();
@@ -260,57 +244,117 @@ void store_tiles(void* to) {
   tile_store<3>(tile + 3 * kTile);
 }
 
-// Row r of tile (t, n) of a finished block as float: the integer sums, zero points taken off.
-ZP_INLINE __m512 whole_sum(const Product& p, const Panel& panel, const Rows& rows, int t, int n, int r) {
-  __m512i dot = _mm512_load_si512(panel.buffer + (t * 2 + n) * kTile + r * 64);
-  if (panel.zero_point) {
-    const __m512i sum = _mm512_set1_epi32(p.input.sums[rows.tile[t] * 16 * p.weight->segments + r]);
-    dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_load_si512(panel.zero_point + n * 16), sum));
-  }
-  return _mm512_cvtepi32_ps(dot);
-}
+// A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. The
+// matrix unit would wait for it, so it goes a few rows at a time between the tile products of the block after.
+template <int DIGITS, bool ZERO>
+class Finish {
+ public:
+  static constexpr int kRows = DIGITS == 2 ? 16 : 32;
 
-void finish_whole(const Product& p, const Panel& panel, const Rows& rows) {
-  const Weight& w = *p.weight;
-  for (int t = 0; t < (w.digits == 2 ? 1 : 2); ++t) {
-    const int64_t first = rows.first + t * 16;
-    const float* scale = p.input.scale + first / 16 * 16 * w.segments;
-    const int count = static_cast<int>(smaller(16, p.rows - first));
-    for (int r = 0; r < count; ++r)
-      for (int n = 0; n < 2; ++n) {
-        __m512 value = whole_sum(p, panel, rows, t, n, r);
-        if (w.digits == 2)
-          value = _mm512_fmadd_ps(whole_sum(p, panel, rows, 1, n, r), _mm512_set1_ps(128.0f), value);
-        value = _mm512_mul_ps(value, _mm512_load_ps(panel.scale + n * 16));
-        store_row(p, panel, first + r, n, _mm512_mul_ps(value, _mm512_set1_ps(scale[r])));
-      }
+  Finish(const Product& p, const Panel& panel)
+      : p_(p), panel_(panel), columns_{output_columns(p, panel, 0), output_columns(p, panel, panel.blocks - 1)} {
+    for (int n = 0; n < 2; ++n) {
+      scale_[n] = _mm512_load_ps(panel.scale + n * 16);
+      if constexpr (ZERO) zero_[n] = _mm512_load_si512(panel.zero_point + n * 16);
+    }
+  }
+
+  void start(const Rows& rows, const uint8_t* tiles) {
+    rows_ = rows;
+    tiles_ = tiles;
+    row_ = 0;
+    end_ = static_cast<int>(smaller(kRows, p_.rows - rows.first));
+  }
+  // The next `count` rows, if there are any left.
+  ZP_INLINE void some(int count) {
+    const int stop = row_ + count < end_ ? row_ + count : end_;
+    for (; row_ < stop; ++row_)
+#pragma GCC unroll 2
+      for (int n = 0; n < 2; ++n)
+        if (n < panel_.blocks) columns_[n].store(rows_.first + row_, value(row_ / 16, row_ % 16, n));
+  }
+  void rest() { some(kRows); }
+
+ private:
+  ZP_INLINE __m512 sum(int tile, int r, int n) const {
+    __m512i dot = _mm512_load_si512(tiles_ + (tile * 2 + n) * kTile + r * 64);
+    if constexpr (ZERO) {
+      const int32_t codes = p_.input.sums[rows_.tile[tile] * 16 * p_.weight->segments + r];
+      dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero_[n], _mm512_set1_epi32(codes)));
+    }
+    return _mm512_cvtepi32_ps(dot);
+  }
+  ZP_INLINE __m512 value(int tile, int r, int n) const {
+    __m512 found = sum(tile, r, n);
+    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, r, n), _mm512_set1_ps(128.0f), found);
+    const float* scale = p_.input.scale + (rows_.first / 16 + tile) * 16 * p_.weight->segments;
+    return _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(scale[r]));
+  }
+
+  const Product& p_;
+  const Panel& panel_;
+  OutputColumns columns_[2];
+  __m512 scale_[2];
+  __m512i zero_[2];
+  Rows rows_{};
+  const uint8_t* tiles_ = nullptr;
+  int row_ = 0, end_ = 0;
+};
+
+// Sums of 2 x 2 tiles over columns [begin, end), which go on from those in the tile registers.
+template <class Other>
+ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin, int64_t end,
+                             Prefetch& ahead, Other&& other) {
+  for (int64_t k = begin; k < end; k += 64) {
+    tile_load<4>(a0 + k * 16, 64);
+    tile_load_kept<6>(panel.codes[0] + k * 16, 64);
+    tile_dot<0, 4, 6>();
+    tile_load_kept<7>(panel.codes[1] + k * 16, 64);
+    tile_dot<1, 4, 7>();
+    tile_load<5>(a1 + k * 16, 64);
+    tile_dot<2, 5, 6>();
+    tile_dot<3, 5, 7>();
+    ahead.some();
+    other();
   }
 }
 
 // A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows pass
 // over it; the sums wait in the second.
+template <int DIGITS, bool ZERO>
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  const int64_t pairs = pairs_of(w, p.rows);
-  Prefetch ahead(p, panel, pairs * (w.columns_padded / 64));
-  for (int64_t begin = 0; begin < w.columns_padded; begin += kPart) {
-    const int64_t end = smaller(begin + kPart, w.columns_padded);
-    const bool last = end == w.columns_padded;
+  const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded;
+  Prefetch ahead(p, panel, pairs * (columns / 64));
+  Finish<DIGITS, ZERO> finish(p, panel);
+  for (int64_t begin = 0; begin < columns; begin += kPart) {
+    const int64_t end = smaller(begin + kPart, columns);
+    const bool last = end == columns;
+    const int steps = static_cast<int>((end - begin) / 64), at_once = (finish.kRows + steps - 1) / steps;
     for (int64_t pair = 0; pair < pairs; ++pair) {
       const Rows rows = rows_at(p, pair);
       if (last) prefetch_output(p, panel, rows.first);
-      int32_t* kept = panel.kept + pair * 4 * kTile / 4;
+      uint8_t* kept = panel.kept + pair * 4 * kTile;
       if (begin == 0)
         zero_tiles();
       else
         load_tiles(kept);
-      multiply_part(p.input.codes + rows.tile[0] * 16 * w.columns_padded,
-                    p.input.codes + rows.tile[1] * 16 * w.columns_padded, panel, begin, end, ahead);
-      store_tiles(last ? static_cast<void*>(panel.buffer) : kept);
+      multiply_part(p.input.codes + rows.tile[0] * 16 * columns, p.input.codes + rows.tile[1] * 16 * columns, panel,
+                    begin, end, ahead, [&] { finish.some(at_once); });
+      if (last) kept = panel.buffer + pair % 2 * 4 * kTile;
+      store_tiles(kept);
       compiler_barrier();
-      if (last) finish_whole(p, panel, rows);
+      if (last) finish.start(rows, kept);
     }
   }
+  finish.rest();
+}
+
+void whole_rows(const Product& p, const Panel& panel) {
+  if (p.weight->digits == 2)
+    panel.zero_point ? whole_rows<2, true>(p, panel) : whole_rows<2, false>(p, panel);
+  else
+    panel.zero_point ? whole_rows<1, true>(p, panel) : whole_rows<1, false>(p, panel);
 }
 
 template <bool ZERO>
@@ -325,7 +369,7 @@ void any(const Product& p, const Panel& panel) {
 }
 
 // A larger output is not kept in any cache of a core; writing past them saves reading it first.
-constexpr int64_t kStreamBytes = 4 << 20;
+constexpr int64_t kStreamBytes = 16 << 20;
 
 }  // namespace
 

@@ -64,7 +64,7 @@ constexpr int kMaxChunk = 4;     // segments
 // Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
 struct Panel {
   const uint8_t* codes[2];
-  int32_t* kept;        // tiles of sums between two parts of a long row
+  uint8_t* kept;        // tiles of sums between two parts of a long row
   float* scale;         // [segments or 1][2][16]
   int32_t* zero_point;  // likewise; null unless codes of 8 bits have one
   uint8_t* buffer;      // two chunks of tiles
@@ -158,7 +158,7 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
   p.streams = streams;
   p.buffer = scratch;
   scratch += 2 * 4 * kMaxChunk * kTile;
-  p.kept = reinterpret_cast<int32_t*>(scratch);
+  p.kept = scratch;
   scratch += kept_bytes(w, rows);
   p.total = reinterpret_cast<float*>(scratch);
   scratch += 4 * kTile;
@@ -204,17 +204,34 @@ Rows rows_at(const Product& p, int64_t pair) {
   return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
 }
 
-void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 value) {
-  if (row >= p.rows || n >= panel.blocks) return;
+// Sixteen columns of the output, fewer at its end.
+struct OutputColumns {
+  float* y;
+  int64_t stride;
+  __m512 bias;
+  __mmask16 mask;
+  bool streams;
+
+  ZP_INLINE void store(int64_t row, __m512 value) const {
+    value = _mm512_add_ps(value, bias);
+    if (streams)
+      _mm512_stream_ps(y + row * stride, value);
+    else
+      _mm512_mask_storeu_ps(y + row * stride, mask, value);
+  }
+};
+
+ZP_INLINE OutputColumns output_columns(const Product& p, const Panel& panel, int n) {
   const int64_t column = (panel.block + n) * 16;
   const int64_t count = smaller(16, p.weight->rows - column);
-  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-  if (p.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + column));
-  float* y = p.y + row * p.y_stride + column;
-  if (panel.streams && count == 16)
-    _mm512_stream_ps(y, value);
-  else
-    _mm512_mask_storeu_ps(y, mask, value);
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  // Without a bias -0 is added, which changes nothing.
+  const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + column) : _mm512_set1_ps(-0.0f);
+  return {p.y + column, p.y_stride, bias, mask, panel.streams && count == 16};
+}
+
+ZP_INLINE void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 value) {
+  if (row < p.rows && n < panel.blocks) output_columns(p, panel, n).store(row, value);
 }
 
 // Asks for the next panel's codes, which may lie in memory, a little with every step of this one.
