@@ -16,6 +16,8 @@ struct zp_weight {
 
 namespace zp {
 
+struct DecoderKernels;
+
 constexpr size_t kAlignment = 64;
 constexpr int64_t kMaxSegment = 65536;  // 255 * 127 * 65536 still fits 32 bits
 
@@ -26,9 +28,19 @@ __attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const cha
 void* allocate(size_t bytes);
 void release(void* memory);
 
-// The kernels of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
+// The tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
 const Kernels* active_kernels();
+const DecoderKernels* active_decoder_kernels();
 int active_level();
+
+// Float weights: their check, layout and bytes, and one row as float.
+zp_status check_floats(const zp_format* format);
+Weight layout_of_floats(const zp_format& format);
+size_t bytes_of_floats(const Weight& weight);
+void row_of_floats(const Weight& weight, int64_t row, float* out);
+
+// One row of any weight as float.
+void read_row(const Weight& weight, int64_t row, float* out);
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "core/internal.h"
+#include "kernels/decoder_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -31,7 +32,7 @@ uint32_t detect() {
   uint32_t levels = 1u << ZP_SCALAR;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels |= 1u << ZP_AVX2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) levels |= 1u << ZP_AVX2;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni"))
@@ -95,6 +96,22 @@ const Kernels* active_kernels() {
     case ZP_AVX512:
     case ZP_AMX:
       return avx512::kernels();
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+const DecoderKernels* active_decoder_kernels() {
+  switch (active_level()) {
+    case ZP_SCALAR:
+      return scalar::decoder_kernels();
+#if defined(__x86_64__)
+    case ZP_AVX2:
+      return avx2::decoder_kernels();
+    case ZP_AVX512:
+    case ZP_AMX:
+      return avx512::decoder_kernels();
 #endif
     default:
       return nullptr;

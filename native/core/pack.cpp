@@ -175,6 +175,19 @@ void pack_zero_points(const Weight& w, const zp_format& format, const int8_t* ze
 }
 
 }  // namespace
+
+void read_row(const Weight& w, int64_t row, float* out) {
+  if (w.kind != ZP_INTEGER) return row_of_floats(w, row, out);
+  const int64_t group = w.segment * w.segments_per_group;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t at = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+    const float scale = scale_at(w, at);
+    const int zero = w.asymmetric ? w.zero_point[at] : 0;
+    const int64_t end = (g + 1) * group < w.columns ? (g + 1) * group : w.columns;
+    for (int64_t k = g * group; k < end; ++k) out[k] = static_cast<float>(code_at(w, row, k) - zero) * scale;
+  }
+}
+
 }  // namespace zp
 
 using zp::fail;
@@ -251,6 +264,29 @@ void zp_free(zp_weight* weight) {
   delete weight;
 }
 
+zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out) {
+  if (out == nullptr || memory == nullptr || format == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  *out = nullptr;
+  const bool floats = format->kind != ZP_INTEGER;
+  if (const zp_status status = floats ? zp::check_floats(format) : zp_check(format); status != ZP_OK) return status;
+  zp::Weight w = floats ? zp::layout_of_floats(*format) : zp::layout_of(*format);
+  const size_t needed = floats ? zp::bytes_of_floats(w) : zp::parts_of(w).end;
+  if (bytes != needed) return fail(ZP_INVALID, "a packed weight of this format has %zu bytes, not %zu", needed, bytes);
+  if (reinterpret_cast<uintptr_t>(memory) % zp::kAlignment != 0)
+    return fail(ZP_INVALID, "packed bytes must start at a multiple of %zu", zp::kAlignment);
+  auto* weight = new (std::nothrow) zp_weight;
+  if (weight == nullptr) return fail(ZP_NO_MEMORY, "no memory for a weight's description");
+  const auto* packed = static_cast<const uint8_t*>(memory);
+  if (floats)
+    w.codes = packed;
+  else
+    zp::point_into(w, packed);
+  weight->layout = w;
+  weight->bytes = bytes;
+  *out = weight;
+  return ZP_OK;
+}
+
 const void* zp_weight_memory(const zp_weight* weight) {
   return weight == nullptr ? nullptr : weight->layout.codes;
 }
@@ -268,17 +304,6 @@ zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, fl
     if (ids[i] < 0 || ids[i] >= w.rows)
       return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
                   static_cast<long>(w.rows));
-  const int64_t group = w.segment * w.segments_per_group;
-  for (int64_t i = 0; i < count; ++i) {
-    float* row = out + i * out_stride;
-    for (int64_t g = 0; g < w.groups; ++g) {
-      const int64_t at = (ids[i] / zp::kLanes * w.groups + g) * zp::kLanes + ids[i] % zp::kLanes;
-      const float scale = zp::scale_at(w, at);
-      const int zero = w.asymmetric ? w.zero_point[at] : 0;
-      const int64_t end = (g + 1) * group < w.columns ? (g + 1) * group : w.columns;
-      for (int64_t k = g * group; k < end; ++k)
-        row[k] = static_cast<float>(zp::code_at(w, ids[i], k) - zero) * scale;
-    }
-  }
+  for (int64_t i = 0; i < count; ++i) zp::read_row(w, ids[i], out + i * out_stride);
   return ZP_OK;
 }

@@ -2,6 +2,7 @@
 #include "core/product.h"
 
 #include "core/internal.h"
+#include "kernels/decoder_kernels.h"
 
 namespace zp {
 namespace {
@@ -57,6 +58,7 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
 #endif
+  if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
   return {is_integer(w) ? kernels->integer : kernels->floating, 0};
 }
 

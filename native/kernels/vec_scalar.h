@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/half.h"
+
 namespace zp::ZP_LEVEL {
 namespace {
 
@@ -149,6 +151,56 @@ struct Vec {
   }
   static void store_bytes(int8_t* p, Int a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+  }
+
+  static Float sub(Float a, Float b) {
+    for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static Float div(Float a, Float b) {
+    for (int i = 0; i < 16; ++i) a.v[i] /= b.v[i];
+    return a;
+  }
+  // With a NaN on either side the result is b.
+  static Float max(Float a, Float b) {
+    for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+  }
+  static Float min(Float a, Float b) {
+    for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+  }
+  static Float magnitude(Float a) {
+    for (auto& v : a.v) v = __builtin_fabsf(v);
+    return a;
+  }
+  // 2 to the power of n in -127..127; 0 for -127.
+  static Float power_of_two(Int n) {
+    Float r;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(n.v[i] + 127) << 23;
+      std::memcpy(&r.v[i], &bits, 4);
+    }
+    return r;
+  }
+  // Lanes i and i + 8, then i and i + 4, ...: every level adds in this order.
+  static float sum_lanes(Float a) {
+    for (int half = 8; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+    return a.v[0];
+  }
+  static float max_lane(Float a) {
+    float r = a.v[0];
+    for (int i = 1; i < 16; ++i) r = a.v[i] > r ? a.v[i] : r;
+    return r;
+  }
+  static Float load_half(const uint16_t* p) {
+    Float r;
+    for (int i = 0; i < 16; ++i) r.v[i] = half_to_float(p[i]);
+    return r;
+  }
+  static void store_half(uint16_t* p, Float a) {
+    for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 };

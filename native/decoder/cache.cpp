@@ -1,0 +1,122 @@
+#include "decoder/cache.h"
+
+#include <cmath>
+#include <memory>
+
+#include "decoder/model.h"
+
+namespace zp {
+namespace {
+
+constexpr int64_t kMostTokens = int64_t{1} << 31;
+constexpr int32_t kMostSequences = 1 << 20;
+
+PageLayout page_layout(int64_t head_dim, bool bytes) {
+  PageLayout p{};
+  p.head_dim = head_dim;
+  p.padded = round_up(head_dim, kLanes);
+  p.bytes = bytes;
+  const int64_t element = bytes ? 1 : 2;
+  p.values = kPage * head_dim * element;
+  p.key_scale = p.values + kPage * p.padded * element;
+  p.value_scale = p.key_scale + (bytes ? kPage * 4 : 0);
+  p.end = p.value_scale + (bytes ? kPage * 4 : 0);
+  return p;
+}
+
+zp_status check_sequence(const zp_cache* cache, int32_t sequence) {
+  if (cache == nullptr) return fail(ZP_INVALID, "the cache is null");
+  if (sequence < 0 || sequence >= static_cast<int64_t>(cache->sequences.size()))
+    return fail(ZP_INVALID, "there is no sequence %d in a cache of %zu", sequence, cache->sequences.size());
+  return ZP_OK;
+}
+
+}  // namespace
+}  // namespace zp
+
+int64_t zp_cache::used_tokens() const {
+  int64_t used = 0;
+  for (const Sequence& s : sequences) used += s.length;
+  return used;
+}
+
+void zp_cache::reserve(Sequence& sequence, int64_t length) {
+  const auto wanted = static_cast<size_t>(zp::ceil_div(length, zp::kPage));
+  if (wanted > sequence.pages.size()) sequence.pages.reserve(wanted);
+  while (sequence.pages.size() < wanted) {
+    sequence.pages.push_back(free_pages.back());
+    free_pages.pop_back();
+  }
+}
+
+void zp_cache::trim(Sequence& sequence) {
+  const auto wanted = static_cast<size_t>(zp::ceil_div(sequence.length, zp::kPage));
+  while (sequence.pages.size() > wanted) {
+    free_pages.push_back(sequence.pages.back());  // has room for all pages: does not throw
+    sequence.pages.pop_back();
+  }
+}
+
+using zp::fail;
+
+zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
+                          zp_cache** out) {
+  if (decoder == nullptr || out == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  *out = nullptr;
+  if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
+  if (sequences < 1 || sequences > zp::kMostSequences)
+    return fail(ZP_INVALID, "a cache has 1 to %d sequences, not %d", zp::kMostSequences, sequences);
+  if (tokens < 1 || tokens > zp::kMostTokens)
+    return fail(ZP_INVALID, "a cache has room for 1 to %ld tokens, not %ld", static_cast<long>(zp::kMostTokens),
+                static_cast<long>(tokens));
+  if (type != ZP_CACHE_FLOAT16 && type != ZP_CACHE_INT8) return fail(ZP_INVALID, "there is no cache type %d", type);
+  return zp::guarded([&] {
+    auto cache = std::make_unique<zp_cache>();
+    cache->decoder = decoder;
+    cache->layers = decoder->config.layers;
+    cache->kv_heads = decoder->config.kv_heads;
+    cache->tokens = tokens;
+    // Every sequence may end within a page.
+    const int64_t open = sequences < tokens ? sequences : tokens;
+    cache->pages = (tokens - open) / zp::kPage + open;
+    cache->layout = zp::page_layout(decoder->config.head_dim, type == ZP_CACHE_INT8);
+    const double size = static_cast<double>(cache->layers) * static_cast<double>(cache->pages) *
+                        static_cast<double>(cache->page_bytes());
+    if (size > 0x1p60) return fail(ZP_NO_MEMORY, "no memory for a cache of %g bytes", size);
+    cache->bytes = static_cast<size_t>(cache->layers * cache->pages * cache->page_bytes());
+    cache->memory = static_cast<uint8_t*>(zp::allocate(cache->bytes));
+    if (cache->memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", cache->bytes);
+    cache->sequences.resize(static_cast<size_t>(sequences));
+    cache->free_pages.reserve(static_cast<size_t>(cache->pages));
+    for (int64_t page = cache->pages - 1; page >= 0; --page)
+      cache->free_pages.push_back(static_cast<int32_t>(page));
+    *out = cache.release();
+    return ZP_OK;
+  });
+}
+
+void zp_cache_free(zp_cache* cache) {
+  delete cache;
+}
+
+size_t zp_cache_bytes(const zp_cache* cache) {
+  return cache == nullptr ? 0 : cache->bytes;
+}
+
+int64_t zp_cache_length(const zp_cache* cache, int32_t sequence) {
+  if (zp::check_sequence(cache, sequence) != ZP_OK) return -1;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  return cache->sequences[static_cast<size_t>(sequence)].length;
+}
+
+zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length) {
+  if (const zp_status status = zp::check_sequence(cache, sequence); status != ZP_OK) return status;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  zp_cache::Sequence& s = cache->sequences[static_cast<size_t>(sequence)];
+  if (length < 0 || length > s.length)
+    return fail(ZP_INVALID, "sequence %d has %ld tokens and cannot be cut to %ld", sequence,
+                static_cast<long>(s.length), static_cast<long>(length));
+  s.length = length;
+  cache->trim(s);
+  return ZP_OK;
+}

@@ -1,0 +1,92 @@
+// The decoder's parts as given, and the memory of its steps.
+#pragma once
+
+#include <exception>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "core/internal.h"
+#include "zeropoint.h"
+
+namespace zp {
+
+struct Linear {
+  const Weight* weight = nullptr;
+  std::vector<float> bias;
+
+  const float* bias_data() const { return bias.empty() ? nullptr : bias.data(); }
+};
+
+struct Norm {
+  std::vector<float> weight, bias;
+
+  bool given() const { return !weight.empty(); }
+};
+
+struct Layer {
+  int32_t window = 0;
+  int32_t table = 0;
+  Linear linear[ZP_DOWN + 1];
+  Norm norm[ZP_K_NORM + 1];
+};
+
+struct RopeTable {
+  std::vector<float> inverse_frequency;
+  float scale = 1;
+};
+
+// Memory that grows and is kept.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { release(memory_); }
+  // Null when there is none.
+  void* get(size_t bytes) {
+    if (bytes > bytes_) {
+      release(memory_);
+      memory_ = allocate(bytes);
+      bytes_ = memory_ == nullptr ? 0 : bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace zp
+
+struct zp_decoder {
+  zp_decoder_config config{};
+  bool finished = false;
+  std::vector<zp::Layer> layers;
+  zp::RopeTable tables[ZP_MAX_ROPE_TABLES];
+  zp::Linear embedding, positions, head;
+  zp::Norm embedding_norm, final_norm;
+
+  std::mutex step;  // held by the forward step that uses the workspace
+  zp::Buffer workspace;
+
+  int64_t query_size() const { return int64_t{config.heads} * config.head_dim; }
+  int64_t key_size() const { return int64_t{config.kv_heads} * config.head_dim; }
+};
+
+namespace zp {
+
+// Runs the body of an ABI function: what it throws becomes a status.
+template <class F>
+zp_status guarded(F&& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return fail(ZP_NO_MEMORY, "no memory");
+  } catch (const std::exception& error) {
+    return fail(ZP_NO_MEMORY, "the system refused: %s", error.what());
+  }
+}
+
+}  // namespace zp

@@ -1,0 +1,118 @@
+// zp_forward: checks the step, takes pages for it, runs it in passes, and keeps it or puts the cache back.
+#include <algorithm>
+
+#include "core/pool.h"
+#include "decoder/forward.h"
+
+namespace zp {
+namespace {
+
+// Rows of a pass: enough that the weights' way from memory does not count, few enough for the workspace.
+constexpr int64_t kRowsOfPass = 512;
+
+zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens& t) {
+  const auto sequences = static_cast<int64_t>(cache.sequences.size());
+  for (int64_t i = 0; i < t.count; ++i) {
+    if (t.token[i] < 0 || t.token[i] >= d.config.vocab)
+      return fail(ZP_INVALID, "token %d is outside the vocabulary of %d", t.token[i], d.config.vocab);
+    if (t.sequence[i] < 0 || t.sequence[i] >= sequences)
+      return fail(ZP_INVALID, "there is no sequence %d in a cache of %ld", t.sequence[i],
+                  static_cast<long>(sequences));
+    if (t.position[i] < 0 || t.position[i] >= d.config.max_positions)
+      return fail(ZP_INVALID, "position %d is beyond the %d that the model takes", t.position[i],
+                  d.config.max_positions);
+  }
+  if (const int64_t used = cache.used_tokens(); t.count > cache.tokens - used)
+    return fail(ZP_INVALID, "the cache is full: %ld tokens and room for %ld in all, %ld more do not fit",
+                static_cast<long>(used), static_cast<long>(cache.tokens), static_cast<long>(t.count));
+  return ZP_OK;
+}
+
+// Lengthens the sequences token by token.
+zp_status lengthen(zp_cache& cache, const Tokens& t) {
+  for (int64_t i = 0; i < t.count; ++i) {
+    zp_cache::Sequence& s = cache.sequences[static_cast<size_t>(t.sequence[i])];
+    if (t.position[i] != s.length)
+      return fail(ZP_INVALID, "sequence %d goes on at position %ld, not at %d", t.sequence[i],
+                  static_cast<long>(s.length), t.position[i]);
+    cache.reserve(s, s.length + 1);
+    ++s.length;
+  }
+  return ZP_OK;
+}
+
+zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, int threads) {
+  Forward forward(d, cache, threads);
+  const int64_t most = std::min(all.count, kRowsOfPass);
+  void* workspace = d.workspace.get(forward.workspace_bytes(most));
+  if (workspace == nullptr) return fail(ZP_NO_MEMORY, "no memory for a step of %ld tokens", static_cast<long>(most));
+  float* logits = all.logits;
+  for (int64_t begin = 0; begin < all.count; begin += most) {
+    const Tokens pass{std::min(most, all.count - begin),
+                      all.token + begin,
+                      all.sequence + begin,
+                      all.position + begin,
+                      all.wanted == nullptr ? nullptr : all.wanted + begin,
+                      logits};
+    const int64_t written = forward.run(pass, workspace);
+    if (written < 0) return fail(ZP_NO_MEMORY, "no memory for the threads of a step");
+    logits += written * d.config.vocab;
+  }
+  return ZP_OK;
+}
+
+// The cache as it was, unless the step is kept.
+class Undo {
+ public:
+  explicit Undo(zp_cache& cache) : cache_(cache) {
+    lengths_.reserve(cache.sequences.size());
+    for (const auto& s : cache.sequences) lengths_.push_back(s.length);
+  }
+  Undo(const Undo&) = delete;
+  Undo& operator=(const Undo&) = delete;
+  ~Undo() {
+    for (size_t i = 0; i < lengths_.size(); ++i) {
+      cache_.sequences[i].length = lengths_[i];
+      cache_.trim(cache_.sequences[i]);
+    }
+  }
+  void keep() { lengths_.clear(); }
+
+ private:
+  zp_cache& cache_;
+  std::vector<int64_t> lengths_;
+};
+
+zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int threads) {
+  const std::lock_guard<std::mutex> step(d.step);
+  const std::lock_guard<std::mutex> lock(cache.lock);
+  if (const zp_status status = check_tokens(d, cache, tokens); status != ZP_OK) return status;
+  Undo undo(cache);
+  zp_status status = lengthen(cache, tokens);
+  if (status == ZP_OK) status = run_passes(d, cache, tokens, threads);
+  if (status == ZP_OK) undo.keep();
+  return status;
+}
+
+}  // namespace
+}  // namespace zp
+
+zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
+                     const int32_t* sequence, const int32_t* position, const uint8_t* wanted, float* logits,
+                     int32_t threads) {
+  using namespace zp;
+  if (decoder == nullptr || cache == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
+  if (cache->decoder != decoder) return fail(ZP_INVALID, "the cache was made for another decoder");
+  if (count < 0) return fail(ZP_INVALID, "a step of %ld tokens", static_cast<long>(count));
+  if (threads < 1 || threads > Pool::kMaxThreads)
+    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
+  if (count == 0) return ZP_OK;
+  if (token == nullptr || sequence == nullptr || position == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  if (logits == nullptr && (wanted == nullptr || std::any_of(wanted, wanted + count, [](uint8_t w) { return w != 0; })))
+    return fail(ZP_INVALID, "logits are wanted, but their pointer is null");
+  if (active_kernels() == nullptr) return ZP_UNSUPPORTED;  // the error is recorded
+  return guarded([&] {
+    return forward_step(*decoder, *cache, {count, token, sequence, position, wanted, logits}, threads);
+  });
+}

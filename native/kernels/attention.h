@@ -1,0 +1,266 @@
+// Attention over cache pages: part of decoder_kernels.cpp.
+//
+// Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums are
+// scaled down when a page brings a larger score. What a row does not see gets the weight 0, and adding 0 times a
+// value changes no bit: rows may share a tile whatever each of them sees.
+#pragma once
+
+#include "core/layout.h"
+#include "float_weights.h"
+#include "kernels/decoder_kernels.h"
+#include "vector_math.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+constexpr float kNothing = -1e30f;  // the largest score of none; finite, so that differences are
+constexpr int kTileRows = V::kRows >= 12 ? 6 : 2;
+constexpr int kTileVectors = V::kRows >= 12 ? 4 : 2;
+constexpr int64_t kConvertRows = 12;  // from here on a page is converted to float once for all rows
+
+struct Byte {
+  using Type = int8_t;
+  static V::Float load(const Type* p) { return V::to_float(V::widen(p)); }
+};
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+template <int N, class F>
+void last_tile(int64_t rows, int64_t row, F& f) {
+  if constexpr (N > 0) {
+    if (rows == N)
+      f(Count<N>(), row);
+    else
+      last_tile<N - 1>(rows, row, f);
+  }
+}
+
+// f(Count<rows>, row) for tiles of rows.
+template <class F>
+void by_tiles(int64_t rows, F&& f) {
+  int64_t row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows) f(Count<kTileRows>(), row);
+  last_tile<kTileRows - 1>(rows - row, row, f);
+}
+
+// scores [rows][64] = query . keys.
+template <class Source, int ROWS>
+void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, float* scores) {
+  for (int64_t j = 0; j < kPage; j += kTileVectors * kLanes) {
+    V::Float total[ROWS][kTileVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < kTileVectors; ++n) total[m][n] = V::set_float(0.0f);
+    for (int64_t d = 0; d < head_dim; ++d) {
+      V::Float key[kTileVectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < kTileVectors; ++n) key[n] = Source::load(keys + d * kPage + j + n * kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; ++m) {
+        const V::Float q = V::set_float(query[m][d]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kTileVectors; ++n) total[m][n] = V::fma(q, key[n], total[m][n]);
+      }
+    }
+    for (int m = 0; m < ROWS; ++m)
+      for (int n = 0; n < kTileVectors; ++n) V::store(scores + m * kPage + j + n * kLanes, total[m][n]);
+  }
+}
+
+// out = out * correction + weights . values, positions [begin, end), channels from `channel` on.
+template <class Source, int ROWS, int VECTORS>
+void value_tile(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
+                int64_t begin, int64_t end, int64_t channel, float* out) {
+  V::Float total[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < VECTORS; ++n)
+      total[m][n] = V::mul(V::load(out + m * padded + channel + n * kLanes), V::set_float(correction[m]));
+  for (int64_t i = begin; i < end; ++i) {
+    V::Float value[VECTORS];
+#pragma GCC unroll 4
+    for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+      const V::Float weight = V::set_float(weights[m * kPage + i]);
+#pragma GCC unroll 4
+      for (int n = 0; n < VECTORS; ++n) total[m][n] = V::fma(weight, value[n], total[m][n]);
+    }
+  }
+  for (int m = 0; m < ROWS; ++m)
+    for (int n = 0; n < VECTORS; ++n) V::store(out + m * padded + channel + n * kLanes, total[m][n]);
+}
+
+template <class Source, int ROWS>
+void value_tiles(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
+                 int64_t begin, int64_t end, float* out) {
+  int64_t c = 0;
+  for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
+    value_tile<Source, ROWS, kTileVectors>(weights, correction, values, padded, begin, end, c, out);
+  for (; c < padded; c += kLanes)
+    value_tile<Source, ROWS, 1>(weights, correction, values, padded, begin, end, c, out);
+}
+
+struct PageParts {
+  const float* key_scale;  // null in half precision
+  const float* value_scale;
+  int64_t start;  // its first position
+};
+
+// One row's scores of a page become weights. Returns what its sums so far are to be multiplied by.
+float weigh(const Attention& a, int64_t row, const PageParts& page, const AttentionState& part, float* scores) {
+  const int64_t begin = larger(0, a.first[row] - page.start), end = smaller(kPage, a.last[row] + 1 - page.start);
+  if (begin >= end) {
+    for (int64_t i = 0; i < kPage; ++i) scores[i] = 0.0f;
+    return 1.0f;
+  }
+  if (page.key_scale != nullptr)
+    for (int64_t i = 0; i < kPage; i += kLanes)
+      V::store(scores + i, V::mul(V::load(scores + i), V::load(page.key_scale + i)));
+  if (a.softcap > 0) {
+    const V::Float cap = V::set_float(a.softcap), inverse = V::set_float(1.0f / a.softcap);
+    for (int64_t i = 0; i < kPage; i += kLanes)
+      V::store(scores + i, V::mul(cap, hyperbolic_tangent(V::mul(V::load(scores + i), inverse))));
+  }
+  for (int64_t i = 0; i < begin; ++i) scores[i] = -__builtin_inff();
+  for (int64_t i = end; i < kPage; ++i) scores[i] = -__builtin_inff();
+  V::Float most = V::set_float(part.most[row]);
+  for (int64_t i = 0; i < kPage; i += kLanes) most = V::max(most, V::load(scores + i));
+  const float before = part.most[row], now = V::max_lane(most);
+  V::Float sum = V::set_float(0.0f);
+  for (int64_t i = 0; i < kPage; i += kLanes) {
+    V::Float weight = exponential(V::sub(V::load(scores + i), V::set_float(now)));
+    sum = V::add(sum, weight);
+    if (page.value_scale != nullptr) weight = V::mul(weight, V::load(page.value_scale + i));
+    V::store(scores + i, weight);
+  }
+  const float correction = before == now ? 1.0f : exponential(before - now);
+  part.most[row] = now;
+  part.sum[row] = part.sum[row] * correction + V::sum_lanes(sum);
+  return correction;
+}
+
+template <class Source>
+void attend_page(const Attention& a, const typename Source::Type* keys, const typename Source::Type* values,
+                 const PageParts& page, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
+  float* scores = scratch;
+  float* correction = scratch + a.rows * kPage;
+  by_tiles(a.rows, [&](auto count, int64_t row) {
+    constexpr int kRows = decltype(count)::value;
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, scores + row * kPage);
+    for (int64_t m = row; m < row + kRows; ++m)
+      correction[m] = weigh(a, m, page, part, scores + m * kPage);
+    value_tiles<Source, kRows>(scores + row * kPage, correction + row, values, a.layout.padded, begin, end,
+                               part.out + row * a.layout.padded);
+  });
+}
+
+template <class Source>
+void convert(const typename Source::Type* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kLanes) V::store(to + i, Source::load(from + i));
+}
+
+template <class Source>
+void attend_pages(const Attention& a, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
+  const PageLayout& layout = a.layout;
+  int64_t first = a.first[0], last = a.last[0];
+  for (int64_t m = 0; m < a.rows; ++m) {
+    part.most[m] = kNothing;
+    part.sum[m] = 0.0f;
+    first = smaller(first, a.first[m]);
+    last = larger(last, a.last[m]);
+  }
+  for (int64_t i = 0; i < a.rows * layout.padded; i += kLanes) V::store(part.out + i, V::set_float(0.0f));
+  float* keys_float = scratch + a.rows * kPage + (a.rows + 15) / 16 * 16;
+  float* values_float = keys_float + kPage * layout.padded;
+  for (int64_t p = larger(begin, first / kPage); p < smaller(end, last / kPage + 1); ++p) {
+    const uint8_t* memory = a.base + a.table[p] * a.stride;
+    const auto* keys = reinterpret_cast<const typename Source::Type*>(memory);
+    const auto* values = reinterpret_cast<const typename Source::Type*>(memory + layout.values);
+    PageParts page{nullptr, nullptr, p * kPage};
+    if (layout.bytes) {
+      page.key_scale = reinterpret_cast<const float*>(memory + layout.key_scale);
+      page.value_scale = reinterpret_cast<const float*>(memory + layout.value_scale);
+    }
+    // Positions that no row sees are not read: they may never have been written.
+    const int64_t from = larger(0, first - page.start), to = smaller(kPage, last + 1 - page.start);
+    if (a.rows < kConvertRows) {
+      attend_page<Source>(a, keys, values, page, from, to, part, scratch);
+    } else {
+      convert<Source>(keys, layout.head_dim * kPage, keys_float);
+      convert<Source>(values, to * layout.padded, values_float);
+      attend_page<Single>(a, keys_float, values_float, page, from, to, part, scratch);
+    }
+  }
+}
+
+void attend(const Attention& a, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
+  a.layout.bytes ? attend_pages<Byte>(a, begin, end, part, scratch)
+                 : attend_pages<Half>(a, begin, end, part, scratch);
+}
+
+void merge(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const float most = part.most[m] > total.most[m] ? part.most[m] : total.most[m];
+    const float old = exponential(total.most[m] - most), fresh = exponential(part.most[m] - most);
+    total.most[m] = most;
+    total.sum[m] = total.sum[m] * old + part.sum[m] * fresh;
+    for (int64_t i = m * padded; i < (m + 1) * padded; i += kLanes)
+      V::store(total.out + i, V::fma(V::load(part.out + i), V::set_float(fresh),
+                                     V::mul(V::load(total.out + i), V::set_float(old))));
+  }
+}
+
+// -- writing --------------------------------------------------------------------------------------
+
+void store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
+  auto* keys = reinterpret_cast<uint16_t*>(page);
+  auto* values = reinterpret_cast<uint16_t*>(page + layout.values) + position * layout.padded;
+  for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
+    const int64_t left = layout.head_dim - i;
+    uint16_t lanes[kLanes];
+    V::store_half(lanes, load(key + i, left));
+    for (int64_t j = 0; j < smaller(left, kLanes); ++j) keys[(i + j) * kPage + position] = lanes[j];
+    V::store_half(values + i, load(value + i, left));
+  }
+}
+
+// Codes of 8 bits [round_up(count, 16)] and their scale; NaN when a value is not finite.
+float to_bytes(const float* x, int64_t count, int8_t* codes) {
+  V::Int most = V::set_int(0);
+  for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
+  const int32_t bits = V::max_lane(most);
+  float absmax;
+  std::memcpy(&absmax, &bits, 4);
+  constexpr int32_t kInfinity = 0x7f800000, kTiny = 15 << 23;
+  const float inverse = bits < kTiny || bits >= kInfinity ? 0.0f : 127.0f / absmax;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const V::Int code = inverse == 0.0f ? V::set_int(0) : V::round(V::mul(load(x + i, count - i), V::set_float(inverse)));
+    V::store_bytes(codes + i, code);
+  }
+  if (bits >= kInfinity) return __builtin_nanf("");
+  return inverse == 0.0f ? 0.0f : absmax / 127.0f;
+}
+
+void store_bytes(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
+  auto* keys = reinterpret_cast<int8_t*>(page);
+  auto* values = reinterpret_cast<int8_t*>(page + layout.values) + position * layout.padded;
+  auto* key_scale = reinterpret_cast<float*>(page + layout.key_scale);
+  auto* value_scale = reinterpret_cast<float*>(page + layout.value_scale);
+  value_scale[position] = to_bytes(value, layout.head_dim, values);
+  int8_t codes[kMaxHeadDim];
+  key_scale[position] = to_bytes(key, layout.head_dim, codes);
+  for (int64_t i = 0; i < layout.head_dim; ++i) keys[i * kPage + position] = codes[i];
+}
+
+void store_position(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
+  layout.bytes ? store_bytes(layout, key, value, position, page) : store_halves(layout, key, value, position, page);
+}
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL

@@ -1,0 +1,80 @@
+// Loads of less than a vector, and functions of vectors: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
+#pragma once
+
+#include "core/layout.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+using V = Vec;
+
+int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+// The first `count` lanes (all, if there are more) of p; the others are `fill`.
+V::Float load(const float* p, int64_t count, float fill = 0.0f) {
+  if (count >= kLanes) return V::load(p);
+  float lanes[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : fill;
+  return V::load(lanes);
+}
+
+void store(float* p, int64_t count, V::Float value) {
+  if (count >= kLanes) {
+    V::store(p, value);
+    return;
+  }
+  float lanes[kLanes];
+  V::store(lanes, value);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+// e^x within an ulp or two; 0 below -88, and no more than e^88. x = n log 2 + r, and a Taylor polynomial of r.
+V::Float exponential(V::Float x) {
+  x = V::min(V::set_float(88.0f), V::max(V::set_float(-88.0f), x));
+  const V::Int n = V::round(V::mul(x, V::set_float(1.44269504f)));
+  const V::Float whole = V::to_float(n);
+  V::Float r = V::fma(whole, V::set_float(-0.693359375f), x);
+  r = V::fma(whole, V::set_float(2.12194440e-4f), r);
+  V::Float p = V::set_float(1.0f / 5040);
+  p = V::fma(p, r, V::set_float(1.0f / 720));
+  p = V::fma(p, r, V::set_float(1.0f / 120));
+  p = V::fma(p, r, V::set_float(1.0f / 24));
+  p = V::fma(p, r, V::set_float(1.0f / 6));
+  p = V::fma(p, r, V::set_float(0.5f));
+  p = V::fma(p, r, V::set_float(1.0f));
+  p = V::fma(p, r, V::set_float(1.0f));
+  return V::mul(p, V::power_of_two(n));
+}
+
+float exponential(float x) {
+  float lanes[kLanes];
+  V::store(lanes, exponential(V::set_float(x)));
+  return lanes[0];
+}
+
+V::Float hyperbolic_tangent(V::Float x) {  // 1 - 2 / (e^2x + 1), to 1e-7
+  const V::Float one = V::set_float(1.0f);
+  const V::Float e = exponential(V::add(x, x));
+  return V::sub(one, V::div(V::set_float(2.0f), V::add(e, one)));
+}
+
+// Of x >= 0, to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+V::Float error_function(V::Float x) {
+  const V::Float one = V::set_float(1.0f);
+  const V::Float t = V::div(one, V::fma(V::set_float(0.3275911f), x, one));
+  V::Float p = V::set_float(1.061405429f);
+  p = V::fma(p, t, V::set_float(-1.453152027f));
+  p = V::fma(p, t, V::set_float(1.421413741f));
+  p = V::fma(p, t, V::set_float(-0.284496736f));
+  p = V::fma(p, t, V::set_float(0.254829592f));
+  const V::Float e = exponential(V::mul(V::mul(x, x), V::set_float(-1.0f)));
+  return V::sub(one, V::mul(V::mul(p, t), e));
+}
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL
