@@ -37,7 +37,8 @@ class Packed:
         )
 
 
-def _format(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
+def format_of(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
+    """`zp_format` of an integer weight `[out, in]`."""
     activation = scheme.activation
     return library.Format(
         rows=shape[0],
@@ -63,7 +64,7 @@ def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str 
     if reason is not None:
         return reason
     try:
-        library.check(library.load().zp_check(ctypes.byref(_format(scheme, shape))))
+        library.check(library.load().zp_check(ctypes.byref(format_of(scheme, shape))))
     except (SchemeError, UnsupportedError) as error:
         return str(error)
     return None
@@ -80,7 +81,7 @@ def pack(weight: QuantizedTensor) -> Packed:
     address = ctypes.c_void_p()
     native = library.load()
     status = native.zp_pack(
-        ctypes.byref(_format(weight.scheme, weight.shape)),
+        ctypes.byref(format_of(weight.scheme, weight.shape)),
         codes.ctypes.data,
         scale.ctypes.data,
         None if zero_point is None else zero_point.ctypes.data,

@@ -10,18 +10,19 @@ from zeropoint.errors import UnsupportedError
 
 #: Fields that do not change what an inference step computes. A name that ends in one of `HARMLESS_ENDINGS`
 #: is another.
-HARMLESS = frozenset(
-    """
-    model_type architectures dtype torch_dtype transformers_version _name_or_path _attn_implementation auto_map
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
-    initializer_range init_std initializer_factor use_cache gradient_checkpointing quantization_config pretraining_tp
-    output_attentions output_hidden_states return_dict problem_type id2label label2id num_labels torchscript
-    task_specific_params finetuning_task cache_implementation reorder_and_upcast_attn transformers.js_config
-    is_llama_config keys_to_ignore_at_inference tokenizer_class classifier_dropout layerdrop use_flash_attn
-    rms_norm use_bfloat16 tf_legacy_loss is_decoder n_ctx max_length min_length do_sample temperature top_k top_p
-    num_beams repetition_penalty unsloth_version unsloth_fixed
-    """.split()
-)
+HARMLESS = frozenset({
+    "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
+    "_attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
+    "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id", "initializer_range",
+    "init_std", "initializer_factor", "use_cache", "gradient_checkpointing", "quantization_config",
+    "pretraining_tp", "output_attentions", "output_hidden_states", "return_dict", "problem_type",
+    "id2label", "label2id", "num_labels", "torchscript", "task_specific_params", "finetuning_task",
+    "cache_implementation", "reorder_and_upcast_attn", "transformers.js_config", "is_llama_config",
+    "keys_to_ignore_at_inference", "tokenizer_class", "classifier_dropout", "layerdrop", "use_flash_attn",
+    "rms_norm", "use_bfloat16", "tf_legacy_loss", "is_decoder", "n_ctx", "max_length", "min_length",
+    "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "unsloth_version",
+    "unsloth_fixed",
+})  # fmt: skip
 HARMLESS_PREFIXES = ("summary_",)
 HARMLESS_ENDINGS = ("dropout", "_pdrop")
 

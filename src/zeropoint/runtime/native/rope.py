@@ -129,7 +129,7 @@ def _dictionary(config: Config, name: str) -> dict[str, Any]:
 
 def _inverse_frequency(theta: float, dim: int) -> Floats:
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return (np.float32(1) / np.power(np.float32(theta), exponent)).astype(np.float32)
+    return np.asarray(1 / np.power(np.float32(theta), exponent), np.float32)
 
 
 def _llama3(plain: Floats, numbers: Mapping[str, float]) -> Floats:
