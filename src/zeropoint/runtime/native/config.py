@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -28,6 +27,9 @@ HARMLESS_ENDINGS = ("dropout", "_pdrop")
 
 #: No dimension of a model is larger; a config that says so is damaged.
 MAX_SIZE = 1 << 30
+
+#: No number of a config is larger, nor a positive one smaller than its inverse.
+MAX_NUMBER = 1e30
 
 
 class Config:
@@ -56,15 +58,15 @@ class Config:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
+        """A finite number that float32 holds."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
             self.refuse(name, value)
         return float(value)
 
     def positive(self, name: str, default: float | None = None) -> float:
         value = self.number(name, default)
-        if value <= 0:
+        if value < 1 / MAX_NUMBER:
             self.refuse(name, value)
         return value
 

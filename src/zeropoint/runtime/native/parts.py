@@ -64,6 +64,7 @@ class Shape:
 
 #: More blocks than any model has: a damaged config must not make a record of millions of parts.
 MAX_LAYERS = 4096
+MAX_HEAD_DIM = 4096
 
 
 def read_shape(
@@ -92,6 +93,8 @@ def read_shape(
 def check_shape(config: Config, shape: Shape) -> Shape:
     if shape.layers > MAX_LAYERS:
         config.refuse("num_hidden_layers", shape.layers)
+    if shape.head_dim > MAX_HEAD_DIM:
+        config.refuse("head_dim", shape.head_dim)
     if shape.heads % shape.kv_heads:
         config.refuse("num_key_value_heads", shape.kv_heads)
     return shape
