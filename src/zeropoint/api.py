@@ -133,7 +133,12 @@ def quantize(
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, engine: str = "auto", cache_type: str = "float16"
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    engine: str = "auto",
+    cache_type: str = "float16",
+    draft_tokens: int = 0,
 ) -> Model:
     """An artifact or checkpoint folder, ready to run: `generate`, `stream`, `chat`, `logits`.
 
@@ -144,7 +149,10 @@ def load(
     from zeropoint.runtime.model import Model
 
     threads = threads or Machine.detect().cores
-    return Model(open_runner(path, threads=threads, engine=engine, cache_type=cache_type))
+    runner = open_runner(
+        path, threads=threads, engine=engine, cache_type=cache_type, draft_tokens=draft_tokens
+    )
+    return Model(runner)
 
 
 def compare(

@@ -14,6 +14,7 @@ from zeropoint.errors import UsageError
 if TYPE_CHECKING:
     from zeropoint.machine import Machine
     from zeropoint.report import Report
+    from zeropoint.runtime.protocol import Runner
     from zeropoint.runtime.sampling import Sampling
 
 Progress = Callable[[str, float, float], None]
@@ -79,7 +80,27 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache", choices=CACHE_TYPES, default="float16", help="type of the native key-value cache"
     )
+    parser.add_argument(
+        "--speculate",
+        type=positive_int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens a step from the text so far: the same greedy text, faster where it repeats",
+    )
     add_engine_option(parser)
+
+
+def open_for_generation(args: argparse.Namespace) -> Runner:
+    """The runner that `add_generation_options` asked for."""
+    from zeropoint.runtime import open_runner
+
+    return open_runner(
+        args.artifact,
+        threads=default_threads(args.threads),
+        engine=args.engine,
+        cache_type=args.kv_cache,
+        draft_tokens=args.speculate,
+    )
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:

@@ -34,12 +34,14 @@ def open_runner(
     dtype: str = "auto",
     engine: str = "auto",
     cache_type: str = "float16",
+    draft_tokens: int = 0,
 ) -> Runner:
     """Load an artifact or a Hugging Face checkpoint folder for running on this CPU.
 
     `dtype` applies to checkpoints only: `float32` is the reference, `auto` the checkpoint's own; another than
     `auto` is torch's to compute. With `engine="auto"`, a model that the native engine does not cover runs on the
-    universal one, and a logged sentence says why. Raises `UsageError` for an unknown engine or dtype,
+    universal one, and a logged sentence says why. `cache_type` and `draft_tokens` (speculation by prompt lookup, the
+    same greedy text in fewer steps) are the native engine's. Raises `UsageError` for an unknown engine or dtype,
     `UnsupportedError` when the native engine is asked for by name and does not cover the model, and the
     checkpoint's or artifact's own errors.
     """
@@ -53,7 +55,7 @@ def open_runner(
         from zeropoint.runtime.native.runner import NativeRunner
 
         try:
-            return NativeRunner.open(path, threads=threads, cache_type=cache_type)
+            return NativeRunner.open(path, threads=threads, cache_type=cache_type, draft_tokens=draft_tokens)
         except UnsupportedError as reason:
             if engine == "native":
                 raise

@@ -120,6 +120,26 @@ def count_tokens(runner: NativeRunner, monkeypatch: pytest.MonkeyPatch) -> list[
     return counts
 
 
+@pytest.mark.parametrize("format", ["fp16", "int8", "int4"])
+def test_speculation_gives_the_same_text_in_fewer_steps(
+    format: str, artifact_of: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = artifact_of("gemma3_text", format)
+    plain = NativeRunner.open(path, threads=1)
+    runner = NativeRunner.open(path, threads=1, draft_tokens=6)
+    steps = count_tokens(runner, monkeypatch)
+    for prompt in ([5, 6, 7, 8] * 6, TOKENS[:30].tolist(), [1]):
+        for stop in ((), {9, 30, 31}):
+            want = plain.generate(prompt, max_new_tokens=60, stop=stop)
+            assert runner.generate(prompt, max_new_tokens=60, stop=stop) == want
+            ended = iter(range(60))
+            cut = runner.generate(prompt, max_new_tokens=60, stop=stop, on_token=lambda _: next(ended) == 4)  # noqa: B023
+            assert cut == want[:5]
+    assert max(steps) > 1
+    following = [*prompt, *want, 3]
+    assert runner.generate(following, max_new_tokens=9) == plain.generate(following, max_new_tokens=9)
+
+
 def test_the_context_ends_with_a_sentence(artifact_of: Artifacts, caplog: pytest.LogCaptureFixture) -> None:
     runner = open_runner(artifact_of("llama_tied", "int8"), engine="native")
     limit = 128

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zeropoint.cli.common import (
     add_generation_options,
     add_threads_option,
-    default_threads,
+    open_for_generation,
     positive_int,
     sampling_of,
 )
@@ -41,12 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
-    from zeropoint.runtime import open_runner
 
     sampling = sampling_of(args)
-    runner = open_runner(
-        args.artifact, threads=default_threads(args.threads), engine=args.engine, cache_type=args.kv_cache
-    )
+    runner = open_for_generation(args)
     start: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(start)
     for line in _lines():

@@ -11,7 +11,7 @@ from zeropoint.cli.common import (
     add_json_option,
     add_threads_option,
     check_writable,
-    default_threads,
+    open_for_generation,
     positive_int,
     sampling_of,
     write_json,
@@ -34,14 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
-    from zeropoint.runtime import open_runner
     from zeropoint.runtime.model import generate_text
 
     check_writable(args.json)
     sampling = sampling_of(args)
-    runner = open_runner(
-        args.artifact, threads=default_threads(args.threads), engine=args.engine, cache_type=args.kv_cache
-    )
+    runner = open_for_generation(args)
     tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode(args.prompt)
     if not tokens:
         raise UsageError("the prompt is empty")

@@ -14,6 +14,7 @@ from zeropoint.errors import UsageError
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
 from zeropoint.runtime.native.loading import Loaded, load
+from zeropoint.runtime.native.lookup import generate_with_lookup
 from zeropoint.runtime.native.session import Session, read, token_array
 from zeropoint.runtime.native.tokenizer import Tokenizer, load_tokenizer
 from zeropoint.runtime.protocol import Logits, Message, Tokens
@@ -29,7 +30,14 @@ class NativeRunner:
     engine = "native"
 
     def __init__(
-        self, loaded: Loaded, tokenizer: Tokenizer, *, name: str, threads: int, cache_type: str = "float16"
+        self,
+        loaded: Loaded,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        threads: int,
+        cache_type: str = "float16",
+        draft_tokens: int = 0,
     ) -> None:
         self.name = name
         self.decoder: Decoder = loaded.decoder
@@ -40,13 +48,18 @@ class NativeRunner:
         self.weights_bytes = loaded.weights_bytes
         self.artifact_bytes = loaded.stored_bytes
         self.stop_tokens = tokenizer.stop_tokens()
+        self.draft_tokens = draft_tokens
         self._cache_type = cache_type
         self._session = Session(self.decoder, threads=threads, cache_type=cache_type)
         self._session_lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int, cache_type: str = "float16") -> NativeRunner:
-        """Raises `UnsupportedError` for what the engine does not cover, and the folder's own errors."""
+    def open(
+        cls, path: str | Path, *, threads: int, cache_type: str = "float16", draft_tokens: int = 0
+    ) -> NativeRunner:
+        """`draft_tokens` above 0: greedy text is generated with prompt lookup, so many tokens a step at most.
+
+        Raises `UnsupportedError` for what the engine does not cover, and the folder's own errors."""
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         if cache_type not in CACHE_TYPES:
@@ -54,7 +67,14 @@ class NativeRunner:
         folder = Path(path).expanduser()
         loaded = load(folder)
         name = folder.resolve().name
-        return cls(loaded, load_tokenizer(folder), name=name, threads=threads, cache_type=cache_type)
+        return cls(
+            loaded,
+            load_tokenizer(folder),
+            name=name,
+            threads=threads,
+            cache_type=cache_type,
+            draft_tokens=draft_tokens,
+        )
 
     def logits(self, tokens: Tokens) -> Logits:
         given = np.atleast_2d(np.asarray(tokens))
@@ -102,6 +122,18 @@ class NativeRunner:
         kept = session.restart(tokens)
         session.reserve(len(tokens) + max_new_tokens)
 
+        sampling = sampling or Sampling()
+        if self.draft_tokens and sampling.greedy and sampling.repetition_penalty == 1 and max_new_tokens:
+            return generate_with_lookup(
+                session,
+                tokens,
+                tokens[kept:],
+                max_new_tokens=max_new_tokens,
+                draft_tokens=self.draft_tokens,
+                stop=stop,
+                on_token=on_token,
+            )
+
         def step(fed: Sequence[int]) -> Logits:
             return session.feed(fed[kept:] if fed is tokens else fed)
 
@@ -109,7 +141,7 @@ class NativeRunner:
             step,
             tokens,
             max_new_tokens=max_new_tokens,
-            sampling=sampling or Sampling(),
+            sampling=sampling,
             stop=stop,
             on_token=on_token,
         )

@@ -67,13 +67,22 @@ class Session:
 
     def feed(self, tokens: Sequence[int]) -> Floats:
         """Read more tokens, in chunks; the logits `[vocab]` after the last, valid until the next call."""
+        self._read(tokens, self._logits)
+        logits: Floats = self._logits[0]
+        return logits
+
+    def feed_all(self, tokens: Sequence[int]) -> Floats:
+        """The same, with the logits `[T, vocab]` after each token."""
+        out = np.empty((len(tokens), self.decoder.record.config.vocab), np.float32)
+        self._read(tokens, out)
+        return out
+
+    def _read(self, tokens: Sequence[int], out: Floats) -> None:
         self.reserve(len(self.tokens) + len(tokens))
         assert self._cache is not None
         ids = token_array(tokens, self.decoder.record.config.vocab)
-        read(self.decoder, self._cache, ids, first=len(self.tokens), threads=self.threads, out=self._logits)
+        read(self.decoder, self._cache, ids, first=len(self.tokens), threads=self.threads, out=out)
         self.tokens += ids.tolist()
-        logits: Floats = self._logits[0]
-        return logits
 
 
 def read(

@@ -32,6 +32,8 @@ def derive(config: Config) -> DecoderRecord:
         max_positions=config.size("n_positions", 1024),
     )
     check_shape(config, shape)
+    if hidden % heads:
+        config.refuse("n_head", heads)
     config.only("scale_attn_weights", True)
     config.only("scale_attn_by_inverse_layer_idx", False)
 
