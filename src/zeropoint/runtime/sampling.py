@@ -63,7 +63,8 @@ class Sampler:
     def __init__(self, sampling: Sampling, seen: Sequence[int] = ()) -> None:
         self.sampling = sampling
         self._seen = set(seen)
-        self._generator = np.random.default_rng(sampling.seed)
+        # greedy choices draw nothing, and numpy's generators cost two megabytes and their import
+        self._generator = None if sampling.greedy else np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Logits) -> int:
         """The next token from logits `[vocab]`."""
@@ -72,7 +73,7 @@ class Sampler:
         return token
 
     def _choose(self, logits: Logits) -> int:
-        if self.sampling.greedy:
+        if self._generator is None:
             return int(logits.argmax())
         ids, probabilities = candidates(logits, self.sampling)
         cumulative = np.cumsum(probabilities)

@@ -1,27 +1,32 @@
-"""From a folder to a filled decoder: an artifact through its packed file, a checkpoint by packing what it holds."""
+"""From a folder to a filled decoder: an artifact through its packed file, a checkpoint by packing what it holds.
+
+Readers of tensors are imported when there is something to pack: starting from a packed file needs neither their time
+nor their memory.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zeropoint import artifact
 from zeropoint.allocator import trim
-from zeropoint.artifact.card import CARD_NAME, MAX_CARD_BYTES, MAX_CONFIG_BYTES, load_json
 from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, MAX_CONFIG_BYTES, load_json
 from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
 from zeropoint.runtime.native.record import DecoderRecord
-from zeropoint.tensorfile import TensorFile
+
+if TYPE_CHECKING:
+    from zeropoint.tensorfile import TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +54,7 @@ def load(folder: Path) -> Loaded:
     Raises `UnsupportedError` for a model that the native engine does not cover, and the artifact's or checkpoint's
     own errors.
     """
-    if artifact.is_artifact(folder):
+    if (folder / CARD_NAME).is_file():
         config = load_json(folder / "config.json", MAX_CONFIG_BYTES)
         record = derive(config)
         parcel = open_artifact(folder, record)
@@ -91,6 +96,8 @@ def open_artifact(folder: Path, record: DecoderRecord) -> Parcel:
 
 
 def _packed(folder: Path, record: DecoderRecord) -> Iterator[Packed]:
+    from zeropoint import artifact
+
     return pack_stream(record, artifact.open(folder).stream())
 
 
@@ -98,19 +105,18 @@ def artifact_key(folder: Path) -> str:
     """What decides an artifact's packed bytes: its config, plan and layout, and its files' headers, sizes and
     times. The tensors themselves are not read. Raises `ArtifactError` for an unreadable card."""
     card = load_json(folder / CARD_NAME, MAX_CARD_BYTES)
-    total = hashlib.sha256((folder / "config.json").read_bytes())
-    total.update(json.dumps([card.get("plan"), card.get("layout")], sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        status = path.stat()
-        total.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-        total.update(_header(path))
-    return total.hexdigest()
+    plan = json.dumps([card.get("plan"), card.get("layout")], sort_keys=True)
+    parts = [zlib.crc32((folder / "config.json").read_bytes()), zlib.crc32(plan.encode())]
+    files = [[path.name, *_state(path)] for path in sorted(folder.glob("*.safetensors"))]
+    return json.dumps([parts, files])
 
 
-def _header(path: Path) -> bytes:
+def _state(path: Path) -> tuple[int, int, int]:
+    """A file's size, time of change, and its header's CRC."""
+    status = path.stat()
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return file.read(min(length, MAX_CARD_BYTES))
+        return status.st_size, status.st_mtime_ns, zlib.crc32(file.read(min(length, MAX_CARD_BYTES)))
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -140,6 +146,8 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], DecoderRecord, Parcel
     if config.get("quantization_config"):
         raise UnsupportedError(f"{folder} is quantized by another program's format")
     record = derive(config)
+    from zeropoint.tensorfile import TensorFile
+
     files = [TensorFile(path) for path in checkpoint_files(folder)]
     parcel = _collect(pack_stream(record, _checkpoint_stream(record, files)))
     trim()

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zeropoint.artifact.card import MAX_CONFIG_BYTES, load_json
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
+from zeropoint.jsonfile import MAX_CONFIG_BYTES, load_json
 from zeropoint.runtime.protocol import Message
 
 if TYPE_CHECKING:
