@@ -9,11 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.runtime.native.conftest import Artifacts
-from zeropoint.errors import ZeropointError
+from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.runtime.native import session
+from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import Cache, Decoder
 from zeropoint.runtime.native.runner import NativeRunner
-from zeropoint.runtime.native.session import Session, read
+from zeropoint.runtime.native.session import Session
+from zeropoint.runtime.sampling import Sampling
 
 FORMATS = ("int8", "int4", "fp16")
 TOKENS = np.random.default_rng(2).integers(0, 256, 90).astype(np.int32)
@@ -56,18 +58,29 @@ def test_threads_do_not_matter(decoder: Decoder) -> None:
 def test_eight_mixed_sequences_decode_as_alone(decoder: Decoder) -> None:
     lengths = [1, 3, 5, 8, 13, 21, 30, 34]
     prompts = [TOKENS[i : i + length] for i, length in enumerate(lengths)]
-    cache = decoder.cache(sum(lengths) + 8 * 12 + 8 * 64, sequences=8)
-    logits = np.empty((8, decoder.record.config.vocab), np.float32)
-    for number, prompt in enumerate(prompts):
-        read(decoder, cache, prompt, sequence=number, threads=1, out=logits[number : number + 1])
-    together = [list[int]() for _ in prompts]
-    for step in range(12):
-        tokens = logits.argmax(-1).astype(np.int32)
-        for answer, token in zip(together, tokens.tolist(), strict=True):
-            answer.append(token)
-        positions = np.array(lengths, np.int32) + step
-        logits = decoder.forward(cache, tokens, np.arange(8, dtype=np.int32), positions, threads=1)
+    together = generate_batch(
+        decoder, [prompt.tolist() for prompt in prompts], max_new_tokens=12, sampling=Sampling(), threads=1
+    )
     assert together == [alone(decoder, prompt, 12) for prompt in prompts]
+    stop = {together[2][3], together[5][7]}
+    stopped = generate_batch(
+        decoder,
+        [prompt.tolist() for prompt in prompts],
+        max_new_tokens=12,
+        sampling=Sampling(),
+        stop=stop,
+        threads=1,
+    )
+    for short, long in zip(stopped, together, strict=True):
+        ends = [i for i, token in enumerate(long) if token in stop]
+        assert short == long[: ends[0] + 1 if ends else 12]
+
+
+def test_a_batch_refuses_what_does_not_fit(decoder: Decoder) -> None:
+    for prompts in ([[1], []], [[1] * 120], [[999]]):
+        with pytest.raises(UsageError):
+            generate_batch(decoder, prompts, max_new_tokens=20, sampling=Sampling(), threads=1)
+    assert generate_batch(decoder, [], max_new_tokens=20, sampling=Sampling(), threads=1) == []
 
 
 def alone(decoder: Decoder, prompt: NDArray[np.int32], count: int) -> list[int]:

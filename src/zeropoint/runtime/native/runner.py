@@ -12,6 +12,7 @@ import numpy as np
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.generation import OnToken, generate
+from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
 from zeropoint.runtime.native.loading import Loaded, load
 from zeropoint.runtime.native.lookup import generate_with_lookup
@@ -144,6 +145,25 @@ class NativeRunner:
             sampling=sampling,
             stop=stop,
             on_token=on_token,
+        )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Container[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[list[int]]:
+        """`generate` for many prompts, with one step for all of them after each has been read."""
+        return generate_batch(
+            self.decoder,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            sampling=sampling or Sampling(),
+            cache_type=self._cache_type,
+            threads=self.threads,
         )
 
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
