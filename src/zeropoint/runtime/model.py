@@ -83,7 +83,7 @@ class Model:
         return self.runner.decode(ids)
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        tokens = self.runner.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = self.runner.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise UsageError("the prompt is empty")
         return tokens

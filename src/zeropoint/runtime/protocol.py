@@ -56,6 +56,10 @@ class Runner(Protocol):
         """Token ids of plain text, without special tokens added."""
         ...
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to go on from: with the beginning-of-text token, where the model was trained with one."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens kept."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from tests.tiny import write_tokenizer
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
 from zeropoint.runtime.native.tokenizer import Tokenizer
+from zeropoint.runtime.universal.runner import TorchRunner
 
 TEXTS = ["Hello, world!", "  two  spaces\n\n", "日本語 🐱", "<s>literal</s>", ""]
 CONVERSATION = [
@@ -40,6 +42,31 @@ def test_encodes_and_decodes_like_transformers(text: str, folder: Path) -> None:
     ids = ours.encode(text)
     assert ids == theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_a_prompt_begins_as_in_training_and_does_not_end(folder: Path) -> None:
+    def prompts() -> list[list[int]]:
+        theirs = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder))
+        return [Tokenizer(folder).encode_prompt("ab"), TorchRunner.encode_prompt(theirs, "ab")]  # type: ignore[arg-type]
+
+    plain = Tokenizer(folder).encode("ab")
+    assert prompts() == [plain, plain]
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [number], "tokens": [token]}
+            for token, number in (("<s>", 256), ("</s>", 257))
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    assert prompts() == [[256, *plain], [256, *plain]]
 
 
 @pytest.mark.parametrize("where", ["file", "settings", "list"])

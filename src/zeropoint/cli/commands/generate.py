@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     sampling = sampling_of(args)
     runner = open_for_generation(args)
-    tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode(args.prompt)
+    tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode_prompt(args.prompt)
     if not tokens:
         raise UsageError("the prompt is empty")
     shown: list[str] = []

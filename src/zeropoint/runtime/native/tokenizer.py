@@ -55,6 +55,15 @@ class Tokenizer:
         """Ids of plain text, without special tokens added."""
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to go on from, with the special tokens that the tokenizer puts before a text; those it puts
+        after one would end it, and are left out."""
+        encoding = self._fast.encode(text, add_special_tokens=True)
+        ids = list(encoding.ids)
+        while ids and encoding.special_tokens_mask[len(ids) - 1]:
+            ids.pop()
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens kept."""
         return str(self._fast.decode(list(ids), skip_special_tokens=False))

@@ -187,6 +187,13 @@ class TorchRunner:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def encode_prompt(self, text: str) -> list[int]:
+        found = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids, special = list(found["input_ids"]), found["special_tokens_mask"]
+        while ids and special[len(ids) - 1]:  # an end-of-text token would end the text
+            ids.pop()
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(
             self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
