@@ -72,6 +72,13 @@ def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str 
 
 def pack(weight: QuantizedTensor) -> Packed:
     """The weight in the kernels' layout. Raises `UnsupportedError` with the reason of `refusal`."""
+    address = pack_at(weight)
+    nbytes: int = library.load().zp_weight_bytes(address)
+    return Packed(address, nbytes, weight.scheme, weight.shape)
+
+
+def pack_at(weight: QuantizedTensor) -> int:
+    """The same as the address of a `zp_weight`, which the caller frees."""
     reason = refusal(weight.scheme, weight.shape)
     if reason is not None:
         raise UnsupportedError(f"the native kernels do not take {weight.scheme} {weight.shape}: {reason}")
@@ -79,8 +86,7 @@ def pack(weight: QuantizedTensor) -> Packed:
     scale = np.ascontiguousarray(weight.scale)
     zero_point = None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point)
     address = ctypes.c_void_p()
-    native = library.load()
-    status = native.zp_pack(
+    status = library.load().zp_pack(
         ctypes.byref(format_of(weight.scheme, weight.shape)),
         codes.ctypes.data,
         scale.ctypes.data,
@@ -89,7 +95,7 @@ def pack(weight: QuantizedTensor) -> Packed:
     )
     library.check(status)
     assert address.value is not None
-    return Packed(address.value, native.zp_weight_bytes(address), weight.scheme, weight.shape)
+    return address.value
 
 
 def default_threads() -> int:

@@ -115,31 +115,16 @@ def pack(weight: QuantizedTensor | NDArray[Any]) -> Weight:
 
     Raises `UnsupportedError` for a format that the kernels do not take, `SchemeError` for no matrix of floats.
     """
-    address = c_void_p()
     if isinstance(weight, QuantizedTensor):
-        return _pack_integers(weight)
+        return Weight(native.pack_at(weight), native.format_of(weight.scheme, weight.shape))
     if weight.dtype == np.float64:
         weight = weight.astype(np.float32)
     if weight.ndim != 2 or weight.dtype.name not in FLOAT_KINDS:
         raise SchemeError(f"a weight must be a matrix of floats, not {weight.dtype} {weight.shape}")
-    values = np.ascontiguousarray(weight)
+    values, address = np.ascontiguousarray(weight), c_void_p()
     rows, columns = values.shape
     format = library.Format(rows=rows, columns=columns, kind=FLOAT_KINDS[weight.dtype.name])
     library.check(load().zp_pack_float(byref(format), values.ctypes.data, byref(address)))
-    assert address.value is not None
-    return Weight(address.value, format)
-
-
-def _pack_integers(weight: QuantizedTensor) -> Weight:
-    reason = native.refusal(weight.scheme, weight.shape)
-    if reason is not None:
-        raise UnsupportedError(f"the native kernels do not take {weight.scheme} {weight.shape}: {reason}")
-    format, address = native.format_of(weight.scheme, weight.shape), c_void_p()
-    codes, scale = np.ascontiguousarray(weight.codes), np.ascontiguousarray(weight.scale)
-    zero = None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point)
-    zero_data = None if zero is None else zero.ctypes.data
-    status = load().zp_pack(byref(format), codes.ctypes.data, scale.ctypes.data, zero_data, byref(address))
-    library.check(status)
     assert address.value is not None
     return Weight(address.value, format)
 
