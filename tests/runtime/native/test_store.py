@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from tests.runtime.native.conftest import Artifacts
 from zeropoint.runtime.native import loading, store
+from zeropoint.runtime.native.record import DecoderRecord, LinearSlot, Rows
 from zeropoint.runtime.native.runner import NativeRunner
 
 TOKENS = np.arange(20)
@@ -103,6 +105,37 @@ def test_a_changed_time_alone_packs_again(artifact: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(logits(artifact), want)
     assert "another state" in caplog.text
+
+
+def test_a_record_that_cuts_weights_otherwise_packs_again(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a later release may."""
+    want = logits(artifact)
+    derive = loading.derive
+
+    def other(config: dict[str, object]) -> DecoderRecord:
+        record = derive(config)
+        source = record.model.linears[LinearSlot.HEAD]
+        head = replace(source, rows=Rows(0, source.shape[0]))
+        return replace(
+            record, model=replace(record.model, linears={**record.model.linears, LinearSlot.HEAD: head})
+        )
+
+    monkeypatch.setattr(loading, "derive", other)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(logits(artifact), want)
+    assert "another state" in caplog.text
+
+
+def test_leftovers_are_swept(artifact: Path) -> None:
+    old, new = artifact / f"{store.PREFIX}0.1", artifact / f"{store.NAME}.young"
+    for file in (old, new):
+        file.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    logits(artifact)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_a_quality_verdict_in_the_card_does_not(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:

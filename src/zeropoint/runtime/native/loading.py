@@ -76,7 +76,7 @@ def check(folder: Path) -> None:
 def open_artifact(folder: Path, record: DecoderRecord) -> Parcel:
     """An artifact's weights, from the packed file beside it, which is made when it is missing, stale or damaged.
     Where it cannot be written the weights are packed in memory."""
-    path, key = folder / store.NAME, artifact_key(folder)
+    path, key = folder / store.NAME, artifact_key(folder, record)
     try:
         return store.read(path, key)
     except FileNotFoundError:
@@ -101,14 +101,14 @@ def _packed(folder: Path, record: DecoderRecord) -> Iterator[Packed]:
     return pack_stream(record, artifact.open(folder).stream())
 
 
-def artifact_key(folder: Path) -> str:
-    """What decides an artifact's packed bytes: its config, plan and layout, and its files' headers, sizes and
-    times. The tensors themselves are not read. Raises `ArtifactError` for an unreadable card."""
+def artifact_key(folder: Path, record: DecoderRecord) -> str:
+    """What decides an artifact's packed bytes: its plan and layout, how the record cuts its weights, and its files'
+    headers, sizes and times. The tensors themselves are not read. Raises `ArtifactError` for an unreadable card."""
     card = load_json(folder / CARD_NAME, MAX_CARD_BYTES)
     plan = json.dumps([card.get("plan"), card.get("layout")], sort_keys=True)
-    parts = [zlib.crc32((folder / "config.json").read_bytes()), zlib.crc32(plan.encode())]
+    parts = repr([source for _, _, source in record.linears()])
     files = [[path.name, *_state(path)] for path in sorted(folder.glob("*.safetensors"))]
-    return json.dumps([parts, files])
+    return json.dumps([zlib.crc32(plan.encode()), zlib.crc32(parts.encode()), files])
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import fields
@@ -28,7 +29,8 @@ from zeropoint.runtime.native.parcel import Packed, Parcel
 from zeropoint.runtime.native.record import Rows
 
 VERSION = 1
-NAME = f".zeropoint-packed-{library.ABI_VERSION}.{VERSION}"
+PREFIX = ".zeropoint-packed-"
+NAME = f"{PREFIX}{library.ABI_VERSION}.{VERSION}"
 
 MAGIC = b"zeropoint packed"
 ALIGNMENT = 64
@@ -57,9 +59,19 @@ def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
             _write(file, key, packed)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sweep(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _sweep(path: Path) -> None:
+    """Remove files of other releases and of writers that were killed. A file of the last hour may still be in the
+    making."""
+    for other in path.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if other != path and time.time() - other.stat().st_mtime > 3600:
+                other.unlink()
 
 
 def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
