@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.runtime.generation import generate
 from zeropoint.runtime.sampling import Sampler, Sampling, candidates, penalize
 
@@ -53,7 +53,7 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     got = np.zeros(LOGITS.size)
     ids, probabilities = candidates(penalize(LOGITS, set(seen), sampling.repetition_penalty), sampling)
     got[ids] = probabilities
-    np.testing.assert_allclose(got, transformers_probabilities(LOGITS, sampling, seen), atol=1e-9)
+    np.testing.assert_allclose(got, transformers_probabilities(LOGITS, sampling, seen), atol=1e-6)
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -109,3 +109,10 @@ def test_generation_ends_at_a_stop_token_or_when_told() -> None:
     found = generate(step, [1], max_new_tokens=4, sampling=Sampling(), on_token=lambda token: next(told))
     assert found == [best] * 2
     assert generate(step, [1], max_new_tokens=0, sampling=Sampling()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=5)], ids=str)
+def test_logits_that_are_not_finite_are_an_error(value: float, sampling: Sampling) -> None:
+    with pytest.raises(ArtifactError, match="not finite"):
+        Sampler(sampling)(np.array([0.0, value, 1.0], np.float32))
