@@ -78,6 +78,63 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 #: Every tiny model, for tests that walk them all.
 ARCHITECTURES = tuple(CONFIGS)
 
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+_GEMMA = {**_GROUPED, "head_dim": 16}
+
+#: Further families of the native engine, which the slow tests of every architecture leave out.
+NATIVE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3_rope": (
+        "LlamaConfig",
+        {**_GROUPED, "attention_bias": True, "mlp_bias": True, "head_dim": 24, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "yarn_rope": (
+        "Qwen2Config",
+        {**_GROUPED, "tie_word_embeddings": True, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "linear_rope": (
+        "LlamaConfig",
+        {**_GROUPED, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}},
+    ),
+    "qwen2_windows": (
+        "Qwen2Config",
+        {**_GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "mistral_short": ("MistralConfig", {**_GROUPED, "sliding_window": 5}),
+    "gemma": ("GemmaConfig", {**_GEMMA, "num_key_value_heads": 1}),
+    "gemma2_short": ("Gemma2Config", {**_GEMMA, "sliding_window": 5, "query_pre_attn_scalar": 24}),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        {**_GEMMA, "sliding_window": 5, "num_hidden_layers": 3, "sliding_window_pattern": 2,
+         "query_pre_attn_scalar": 24},
+    ),
+    "phi3": ("Phi3Config", {**_GROUPED, "sliding_window": 7}),
+    "phi3_partial": (
+        "Phi3Config",
+        {**_GROUPED, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}},
+    ),
+    "olmo": ("OlmoConfig", _GROUPED),
+    "olmo2": ("Olmo2Config", _GROUPED),
+    "olmo3": ("Olmo3Config", {**_GROUPED, "sliding_window": 5, "num_hidden_layers": 4}),
+    "starcoder2": ("Starcoder2Config", _GROUPED),
+    "gpt_neox_serial": ("GPTNeoXConfig", {**_COMMON, "use_parallel_residual": False, "attention_bias": False}),
+    "smollm3": ("SmolLM3Config", {**_GROUPED, "num_hidden_layers": 4}),
+    "granite": (
+        "GraniteConfig",
+        {**_GROUPED, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2,
+         "logits_scaling": 2.0},
+    ),
+    "stablelm": ("StableLmConfig", {**_GROUPED, "use_qkv_bias": True}),
+    "stablelm_parallel": ("StableLmConfig", {**_GROUPED, "use_parallel_residual": True}),
+    "cohere": ("CohereConfig", _GROUPED),
+}  # fmt: skip
+
+#: What the native engine runs.
+NATIVE = tuple(name for name in (*CONFIGS, *NATIVE_CONFIGS) if name not in ("bloom", "mixtral", "qwen2_moe"))
+
 
 def make_checkpoint(
     name: str,
@@ -90,12 +147,12 @@ def make_checkpoint(
     max_shard_size: str = "50GB",
     outliers: bool | None = None,
 ) -> Path:
-    """Write the checkpoint of one of `ARCHITECTURES` to `folder` and return the folder.
+    """Write the checkpoint of one of `ARCHITECTURES` or `NATIVE` to `folder` and return the folder.
 
     `outliers` gives weights a trained-like shape (heavier tails, a few channels ten times the rest); the
     default is to do so for GPT-2, whose trained weights are known for it.
     """
-    class_name, fields = CONFIGS[name]
+    class_name, fields = {**CONFIGS, **NATIVE_CONFIGS}[name]
     sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers}
     wanted = {key: value for key, value in sizes.items() if value is not None}
     config = getattr(transformers, class_name)(**{**fields, **wanted})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zeropoint.plan import Plan
     from zeropoint.quantization import Progress, Summary
     from zeropoint.report import Report
-    from zeropoint.runtime import Runner
+    from zeropoint.runtime.model import Model
 
 
 class AutoModelForCausalLM:
@@ -132,12 +132,27 @@ def quantize(
     )
 
 
-def load(path: str | Path, *, threads: int | None = None, engine: str = "universal") -> Runner:
-    """An artifact or checkpoint folder, ready to run: `logits`, `generate`, `encode`, `decode`."""
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    engine: str = "auto",
+    cache_type: str = "float16",
+    draft_tokens: int = 0,
+) -> Model:
+    """An artifact or checkpoint folder, ready to run: `generate`, `stream`, `chat`, `logits`.
+
+    `engine="auto"` takes the native engine where it covers the model; see `zeropoint.runtime.open_runner`.
+    """
     from zeropoint.machine import Machine
     from zeropoint.runtime import open_runner
+    from zeropoint.runtime.model import Model
 
-    return open_runner(path, threads=threads or Machine.detect().cores, engine=engine)
+    threads = threads or Machine.detect().cores
+    runner = open_runner(
+        path, threads=threads, engine=engine, cache_type=cache_type, draft_tokens=draft_tokens
+    )
+    return Model(runner)
 
 
 def compare(

@@ -21,6 +21,7 @@ from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import stream
 from zeropoint.runtime import open_runner
+from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.universal.modules import QuantEmbedding, QuantLinear
 
 TOKENS = torch.tensor([[1, 5, 9, 2, 33, 7, 7, 11, 60, 3, 21, 14]])
@@ -134,7 +135,9 @@ def test_runner_generates_like_transformers(checkpoints: dict[str, Path], tmp_pa
     assert runner.generate(ids, max_new_tokens=6) == expected[0, len(ids) :].tolist()
     seconds = runner.prefill_decode(TOKENS.numpy(), 3)
     assert all(s > 0 for s in seconds)
-    sampled = [runner.generate(ids, max_new_tokens=6, temperature=2.0, seed=s) for s in (1, 1, 2)]
+    sampled = [
+        runner.generate(ids, max_new_tokens=6, sampling=Sampling(temperature=2.0, seed=s)) for s in (1, 1, 2)
+    ]
     assert sampled[0] == sampled[1] != sampled[2]
 
 

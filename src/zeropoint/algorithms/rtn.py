@@ -110,9 +110,7 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     )
 
 
-def _nest(
-    groups: Floats, wanted: Floats, plain: Floats, importance: Floats | None, scheme: Scheme
-) -> Floats:
+def _nest(groups: Floats, wanted: Floats, plain: Floats, importance: Floats | None, scheme: Scheme) -> Floats:
     """Nested scales `[rows, groups]` near the `wanted` ones: of the multiples next to each, the one of least error.
 
     A row that does worse than with `plain` scales takes those. `groups` is `[rows, groups, size]`.

@@ -1,9 +1,10 @@
 """Artifacts on disk: a compressed-tensors model folder and the quality card beside it. No torch."""
 
-from zeropoint.artifact.card import CARD_NAME, Card, update_card
+from zeropoint.artifact.card import Card, update_card
 from zeropoint.artifact.layout import Layout
 from zeropoint.artifact.reader import Artifact, is_artifact, open
 from zeropoint.artifact.writer import refuse_existing, write
+from zeropoint.jsonfile import CARD_NAME
 
 __all__ = [
     "CARD_NAME",

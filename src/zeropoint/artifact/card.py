@@ -17,14 +17,12 @@ from typing import Any
 
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-CARD_NAME = "zeropoint.json"
 FORMAT_VERSION = 1
-MAX_CARD_BYTES = 64 << 20
-MAX_CONFIG_BYTES = 16 << 20
 
 #: field -> the types its value may have.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -108,25 +106,6 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     if not all(isinstance(note, str) for note in data["notes"]):
         raise ArtifactError("notes must be sentences")
     return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
-
-
-def load_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of bounded size. Raises `ArtifactError`."""
-    try:
-        if path.stat().st_size > limit:
-            raise ArtifactError(f"{path} is larger than {limit >> 20} MB: it is not a file of ours")
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: this is not a complete Zeropoint artifact") from None
-    except (OSError, ValueError, RecursionError) as cause:
-        raise ArtifactError(f"{path} is not valid JSON ({cause}): make the artifact again") from cause
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object: make the artifact again")
-    return data
-
-
-def _no_constants(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def update_card(

@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 from zeropoint.artifact import layout as layouts
-from zeropoint.artifact.card import (
-    CARD_NAME,
-    MAX_CARD_BYTES,
-    MAX_CONFIG_BYTES,
-    check_card,
-    load_json,
-    read_card,
-)
+from zeropoint.artifact.card import check_card, read_card
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, MAX_CONFIG_BYTES, load_json
 from zeropoint.plan import Plan
 from zeropoint.qtensor import Weight
 from zeropoint.tensorfile import TensorFile

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from zeropoint import tensorfile
 from zeropoint.artifact import layout as layouts
-from zeropoint.artifact.card import CARD_NAME, Card, dumps
+from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight
 

@@ -14,6 +14,8 @@ from zeropoint.errors import UsageError
 if TYPE_CHECKING:
     from zeropoint.machine import Machine
     from zeropoint.report import Report
+    from zeropoint.runtime.protocol import Runner
+    from zeropoint.runtime.sampling import Sampling
 
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`."""
@@ -43,6 +45,69 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=positive_int, default=8192, metavar="N", help="tokens to evaluate (default: 8192)"
     )
+
+
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    from zeropoint.runtime import ENGINES
+
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="native (no torch), universal (torch), or auto (default): native where it covers the model",
+    )
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    from zeropoint.runtime import CACHE_TYPES
+
+    group = parser.add_argument_group("choosing tokens")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="only the likely tokens that reach P together"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="only tokens P times as likely as the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: avoid repeating"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the draws, above temperature 0")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    parser.add_argument(
+        "--kv-cache", choices=CACHE_TYPES, default="float16", help="type of the native key-value cache"
+    )
+    parser.add_argument(
+        "--speculate",
+        type=positive_int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens a step from the text so far: the same greedy text, faster where it repeats",
+    )
+    add_engine_option(parser)
+
+
+def open_for_generation(args: argparse.Namespace) -> Runner:
+    """The runner that `add_generation_options` asked for."""
+    from zeropoint.runtime import open_runner
+
+    return open_runner(
+        args.artifact,
+        threads=default_threads(args.threads),
+        engine=args.engine,
+        cache_type=args.kv_cache,
+        draft_tokens=args.speculate,
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The sampling that `add_generation_options` asked for. Raises `UsageError` for a value out of range."""
+    from zeropoint.runtime.sampling import Sampling
+
+    return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
 def positive_int(text: str) -> int:

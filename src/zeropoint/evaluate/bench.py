@@ -25,7 +25,7 @@ def bench(
     batch: int = 1,
     repeats: int = 5,
     dtype: str = "auto",
-    engine: str = "universal",
+    engine: str = "auto",
     text: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,

@@ -21,6 +21,7 @@ from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
 from zeropoint.machine import Machine
 from zeropoint.report import Measurement, Report
+from zeropoint.runtime import ENGINES
 
 _QUALITY_UNITS = {
     "perplexity": "perplexity",
@@ -47,7 +48,7 @@ def compare(
     new_tokens: int = 128,
     batch: int = 1,
     repeats: int = 3,
-    engine: str = "universal",
+    engine: str = "auto",
     seed: int = 0,
     command: str | None = None,
     progress: Progress | None = None,
@@ -70,7 +71,7 @@ def compare(
             each,
             settings,
             dtype=running_dtype(each),
-            engine=engine,
+            engine=running_engine(each, engine),
             text=text,
             progress=_part(progress, index / steps, 1 / steps, each.name),
         )
@@ -96,6 +97,12 @@ def running_dtype(model: Model) -> str:
     return "float32" if not model.card and model.dtype == "float16" else "auto"
 
 
+def running_engine(model: Model, engine: str) -> str:
+    """The engine a model is run by. A checkpoint is what its artifacts are compared with, as people run it today:
+    by transformers, whatever engine the artifacts run on."""
+    return "universal" if engine in ENGINES and not model.card else engine
+
+
 def quality_request(
     models: Sequence[Model],
     *,
@@ -111,12 +118,20 @@ def quality_request(
     A checkpoint that runs in float32 anyway gets one more candidate, a bfloat16 run for the noise floor.
     """
     first = models[0]
-    candidates = {m.name: {"path": m.path, "dtype": running_dtype(m), "engine": engine} for m in models}
+    reference_engine = running_engine(first, engine)
+    candidates = {
+        m.name: {"path": m.path, "dtype": running_dtype(m), "engine": running_engine(m, engine)}
+        for m in models
+    }
     if first.dtype != "bfloat16":
-        candidates[f"{first.name} {_FLOOR}"] = {"path": first.path, "dtype": "bfloat16", "engine": engine}
+        candidates[f"{first.name} {_FLOOR}"] = {
+            "path": first.path,
+            "dtype": "bfloat16",
+            "engine": reference_engine,
+        }
     return {
         "task": "quality",
-        "reference": {"path": first.path, "dtype": "float32", "engine": engine},
+        "reference": {"path": first.path, "dtype": "float32", "engine": reference_engine},
         "candidates": candidates,
         "threads": threads,
         "text": text,

@@ -117,7 +117,7 @@ def check(
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
     threads: int = 2,
-    engine: str = "universal",
+    engine: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Verdict:

@@ -28,7 +28,8 @@ from zeropoint.evaluate.models import stop_tokens
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.speed import measure_speed
 from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
-from zeropoint.runtime import Runner, open_runner, prepare
+from zeropoint.runtime import open_runner, prepare
+from zeropoint.runtime.protocol import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,13 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
 
     Request: `model`, `threads`, `text`, `prompt_tokens`, `new_tokens`, `batch`, `repeats`.
     """
-    prepare(request["model"]["path"], engine=request["model"]["engine"])
+    model = request["model"]
+    prepare(model["path"], engine=model["engine"], dtype=model["dtype"])
     baseline = memory.measure()
     memory.reset_peak()
     tell("load", 0.0)
     start = time.perf_counter()
-    runner = _open(request["model"], request["threads"], opener)
+    runner = _open(model, request["threads"], opener)
     load_seconds = time.perf_counter() - start
     mapped = memory.measure()
     # A loader that maps files has read nothing yet: one short step touches every weight.

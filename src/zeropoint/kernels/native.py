@@ -37,7 +37,8 @@ class Packed:
         )
 
 
-def _format(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
+def format_of(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
+    """`zp_format` of an integer weight `[out, in]`."""
     activation = scheme.activation
     return library.Format(
         rows=shape[0],
@@ -63,7 +64,7 @@ def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str 
     if reason is not None:
         return reason
     try:
-        library.check(library.load().zp_check(ctypes.byref(_format(scheme, shape))))
+        library.check(library.load().zp_check(ctypes.byref(format_of(scheme, shape))))
     except (SchemeError, UnsupportedError) as error:
         return str(error)
     return None
@@ -71,6 +72,13 @@ def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str 
 
 def pack(weight: QuantizedTensor) -> Packed:
     """The weight in the kernels' layout. Raises `UnsupportedError` with the reason of `refusal`."""
+    address = pack_at(weight)
+    nbytes: int = library.load().zp_weight_bytes(address)
+    return Packed(address, nbytes, weight.scheme, weight.shape)
+
+
+def pack_at(weight: QuantizedTensor) -> int:
+    """The same as the address of a `zp_weight`, which the caller frees."""
     reason = refusal(weight.scheme, weight.shape)
     if reason is not None:
         raise UnsupportedError(f"the native kernels do not take {weight.scheme} {weight.shape}: {reason}")
@@ -78,9 +86,8 @@ def pack(weight: QuantizedTensor) -> Packed:
     scale = np.ascontiguousarray(weight.scale)
     zero_point = None if weight.zero_point is None else np.ascontiguousarray(weight.zero_point)
     address = ctypes.c_void_p()
-    native = library.load()
-    status = native.zp_pack(
-        ctypes.byref(_format(weight.scheme, weight.shape)),
+    status = library.load().zp_pack(
+        ctypes.byref(format_of(weight.scheme, weight.shape)),
         codes.ctypes.data,
         scale.ctypes.data,
         None if zero_point is None else zero_point.ctypes.data,
@@ -88,7 +95,7 @@ def pack(weight: QuantizedTensor) -> Packed:
     )
     library.check(status)
     assert address.value is not None
-    return Packed(address.value, native.zp_weight_bytes(address), weight.scheme, weight.shape)
+    return address.value
 
 
 def default_threads() -> int:

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from zeropoint.cli.common import (
+    add_engine_option,
     add_json_option,
     add_threads_option,
     check_writable,
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N")
     parser.add_argument("--batch", type=positive_int, default=1, metavar="N")
     parser.add_argument("--repeats", type=positive_int, default=5, metavar="N")
+    add_engine_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,
             threads=default_threads(args.threads),
+            engine=args.engine,
             batch=args.batch,
             repeats=args.repeats,
             command=shlex.join(["zeropoint", *sys.argv[1:]]),

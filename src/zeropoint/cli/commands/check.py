@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from zeropoint.cli.common import (
+    add_engine_option,
     add_json_option,
     add_text_options,
     add_threads_option,
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-top1", type=_percentage, metavar="X", help="top-1 agreement, 0.95 or 95%%")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
     add_text_options(parser)
+    add_engine_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         max_kl=args.max_kl,
         max_perplexity_increase=args.max_perplexity_increase,
         min_top1=args.min_top1,
+        engine=args.engine,
     )
 
 
@@ -67,6 +70,7 @@ def run_gate(
     max_kl: float | None = None,
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
+    engine: str = "auto",
 ) -> int:
     """Measure, print the verdict, write it into the card; the exit code."""
     from zeropoint.artifact import update_card
@@ -83,6 +87,7 @@ def run_gate(
             text=text_file(args.text),
             tokens=args.tokens,
             threads=default_threads(args.threads),
+            engine=engine,
             seed=args.seed,
             progress=progress,
         )

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from zeropoint.cli.common import (
+    add_engine_option,
     add_json_option,
     add_text_options,
     add_threads_option,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=positive_int, default=3, metavar="N", help="timings (median, spread)"
     )
     add_text_options(parser)
+    add_engine_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             text=text_file(args.text),
             tokens=args.tokens,
             threads=default_threads(args.threads),
+            engine=args.engine,
             prompts=args.prompt or DEFAULT_PROMPTS,
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,

@@ -7,11 +7,13 @@ import sys
 import time
 
 from zeropoint.cli.common import (
+    add_generation_options,
     add_json_option,
     add_threads_option,
     check_writable,
-    default_threads,
+    open_for_generation,
     positive_int,
+    sampling_of,
     write_json,
 )
 
@@ -25,49 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the sampling, when the temperature is above 0"
-    )
-    parser.add_argument("--engine", choices=("universal",), default="universal")
+    add_generation_options(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
-    from zeropoint.runtime import open_runner
+    from zeropoint.runtime.model import generate_text
 
     check_writable(args.json)
-    if args.temperature < 0:
-        raise UsageError(f"the temperature is 0 (greedy) or above, not {args.temperature}")
-    runner = open_runner(args.artifact, threads=default_threads(args.threads), engine=args.engine)
-    tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode(args.prompt)
+    sampling = sampling_of(args)
+    runner = open_for_generation(args)
+    tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode_prompt(args.prompt)
     if not tokens:
         raise UsageError("the prompt is empty")
-    printed = ""
-    generated: list[int] = []
+    shown: list[str] = []
 
-    def show(token: int) -> None:
-        nonlocal printed
-        generated.append(token)
-        if token in runner.stop_tokens:
-            return
-        text = runner.decode(generated)
-        if text.endswith("\ufffd"):  # half of a multi-byte character: wait for the rest
-            return
-        sys.stdout.write(text[len(printed) :])
+    def show(text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
-        printed = text
+        shown.append(text)
 
     start = time.perf_counter()
-    runner.generate(
-        tokens,
-        max_new_tokens=args.max_new_tokens,
-        on_token=show,
-        stop=runner.stop_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
+    generated = generate_text(
+        runner, tokens, show, max_new_tokens=args.max_new_tokens, stop=args.stop, sampling=sampling
     )
     seconds = time.perf_counter() - start
     sys.stdout.write("\n")
@@ -78,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             "engine": runner.engine,
             "prompt": args.prompt,
             "prompt_tokens": tokens,
-            "text": printed,
+            "text": "".join(shown),
             "tokens": generated,
             "seconds": seconds,
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from transformers import (
 
 from zeropoint import artifact
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.runtime import Logits, Tokens
+from zeropoint.runtime.generation import OnToken, generate
+from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
 
@@ -96,25 +98,6 @@ def tensor_bytes(path: str | Path) -> int:
     return total
 
 
-Picker = Callable[[torch.Tensor], torch.Tensor]
-"""Next tokens `[B, 1]` from logits `[B, vocab]`."""
-
-
-def _greedy(logits: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(-1, keepdim=True)
-
-
-def _sampler(temperature: float, seed: int) -> Picker:
-    if temperature == 0:
-        return _greedy
-    generator = torch.Generator().manual_seed(seed)
-
-    def sample(logits: torch.Tensor) -> torch.Tensor:
-        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)
-
-    return sample
-
-
 def _stop_tokens(*sources: Any) -> frozenset[int]:
     """End-of-sequence ids of a generation config and a tokenizer."""
     ids: set[int] = set()
@@ -164,41 +147,52 @@ class TorchRunner:
         tokens: Sequence[int],
         *,
         max_new_tokens: int,
-        on_token: Callable[[int], None] | None = None,
+        on_token: OnToken | None = None,
         stop: Container[int] = (),
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling | None = None,
     ) -> list[int]:
-        pick = _sampler(temperature, seed)
-        step = torch.tensor([list(tokens)], dtype=torch.int64)
-        cache, out = None, []
-        for _ in range(max_new_tokens):
-            step, cache = self._step(step, cache, pick)
-            token = int(step[0, 0])
-            out.append(token)
-            if on_token is not None:
-                on_token(token)
-            if token in stop:
-                break
-        return out
+        if not tokens:
+            raise UsageError("there are no tokens to read: the prompt is empty")
+        cache: Any = None
+
+        def step(fed: Sequence[int]) -> Logits:
+            nonlocal cache
+            logits, cache = self._step(torch.tensor([list(fed)], dtype=torch.int64), cache)
+            return logits[0].float().numpy()
+
+        return generate(
+            step,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            stop=stop,
+            on_token=on_token,
+        )
 
     @torch.inference_mode()
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
         step = torch.from_numpy(np.atleast_2d(tokens))
         start = time.perf_counter()
-        step, cache = self._step(step, None, _greedy)
+        logits, cache = self._step(step, None)
         prefilled = time.perf_counter()
         for _ in range(new_tokens):
-            step, cache = self._step(step, cache, _greedy)
+            logits, cache = self._step(logits.argmax(-1, keepdim=True), cache)
         return prefilled - start, time.perf_counter() - prefilled
 
-    def _step(self, step: torch.Tensor, cache: Any, pick: Picker) -> tuple[torch.Tensor, Any]:
-        """Feed `step [B, T]`; the next token of each sequence `[B, 1]` and the grown cache."""
+    def _step(self, step: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Feed `step [B, T]`; the logits `[B, vocab]` after each sequence and the grown cache."""
         out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return pick(out.logits[:, -1]), out.past_key_values
+        return out.logits[:, -1], out.past_key_values
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_prompt(self, text: str) -> list[int]:
+        found = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids, special = list(found["input_ids"]), found["special_tokens_mask"]
+        while ids and special[len(ids) - 1]:  # an end-of-text token would end the text
+            ids.pop()
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(
@@ -206,8 +200,11 @@ class TorchRunner:
         )
 
     def chat_prompt(self, user_text: str) -> list[int]:
+        return self.chat_tokens([{"role": "user", "content": user_text}])
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            return self.encode(user_text)
-        messages = [{"role": "user", "content": user_text}]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return self.encode(str(messages[-1]["content"]))
+        turns = [dict(message) for message in messages]
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return self.encode(str(text))

@@ -1,0 +1,43 @@
+"""Cohere (Command R): layer norms without bias, both halves side by side, neighbouring channels turn together,
+scaled logits from a tied head."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    gated_mlp,
+    model_parts,
+    norm,
+    read_activation,
+    read_shape,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot, Rope
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias = config.flag("attention_bias", False)
+    config.only("use_qk_norm", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        return LayerRecord(linears, {NormSlot.ATTENTION: norm(f"{at}.input_layernorm", shape.hidden)})
+
+    tied = config.flag("tie_word_embeddings", True)
+    final_norm = norm("model.norm", shape.hidden)
+    return decoder(
+        shape,
+        blocks(shape, block),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied),
+        norm_kind=NormKind.LAYER,
+        eps=config.positive("layer_norm_eps", 1e-5),
+        activation=read_activation(config),
+        rope=read_rope(config, max_positions=shape.max_positions, theta=500_000.0),
+        turning=Rope.PAIRS,
+        parallel=True,
+        logit_scale=config.positive("logit_scale", 0.0625),
+    )

@@ -1,0 +1,32 @@
+"""Gemma 1: norms of `1 + w`, an embedding scaled by the root of its width, GELU, a tied head."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
+from zeropoint.runtime.native.record import Activation, DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, kv_heads=16, head_dim=256)
+    bias = config.flag("attention_bias", False)
+    config.only("use_bidirectional_attention", False)
+    config.get("hidden_activation")  # older files have both; transformers reads hidden_act alone
+    if config.get("hidden_act") not in (None, "gelu", "gelu_pytorch_tanh"):  # "gelu" means tanh here
+        config.refuse("hidden_act", config.get("hidden_act"))
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        return LayerRecord(linears, pre_norms(at, shape, one_plus=True))
+
+    return rms_model(
+        config,
+        shape,
+        blocks(shape, block),
+        tied=True,
+        activation=Activation.GELU_TANH,
+        one_plus=True,
+        rope=read_rope(config, max_positions=shape.max_positions),
+        embedding_scale=shape.hidden**0.5,
+    )

@@ -1,0 +1,46 @@
+"""Gemma 2: Gemma with norms on both sides of each half, soft caps, and attention that slides in every other
+layer (arXiv:2408.00118)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    read_activation,
+    read_layer_types,
+    read_shape,
+    read_window,
+    rms_model,
+    sandwich_norms,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, kv_heads=4, head_dim=256)
+    bias = config.flag("attention_bias", False)
+    config.only("use_bidirectional_attention", False)
+    config.get("hidden_act")  # older files have both; transformers reads hidden_activation alone
+    window = read_window(config, default=4096)
+    slides = read_layer_types(config, shape, lambda layer: layer % 2 == 0)
+
+    def block(layer: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        return LayerRecord(linears, sandwich_norms(at, shape), window if slides[layer] else 0)
+
+    return rms_model(
+        config,
+        shape,
+        blocks(shape, block),
+        tied=True,
+        activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        one_plus=True,
+        rope=read_rope(config, max_positions=shape.max_positions),
+        embedding_scale=shape.hidden**0.5,
+        attention_scale=config.positive("query_pre_attn_scalar", 256) ** -0.5,
+        attention_softcap=config.softcap("attn_logit_softcapping", 50.0),
+        logit_softcap=config.softcap("final_logit_softcapping", 30.0),
+    )

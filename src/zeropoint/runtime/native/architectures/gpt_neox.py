@@ -1,0 +1,69 @@
+"""GPT-NeoX and Pythia: attention and MLP side by side, each with its norm; query, key and value of a head stored
+together; a quarter of each head turns (arXiv:2204.06745)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    Linears,
+    Shape,
+    blocks,
+    decoder,
+    linear,
+    model_parts,
+    norm,
+    plain_mlp,
+    pre_norms,
+    read_activation,
+    read_shape,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, Rows
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    config.only("num_key_value_heads", shape.heads)
+    bias, parallel = config.flag("attention_bias", True), config.flag("use_parallel_residual", True)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = _attention(f"{at}.attention", shape, bias=bias)
+        linears |= plain_mlp(f"{at}.mlp", shape, "dense_h_to_4h", "dense_4h_to_h")
+        return LayerRecord(linears, pre_norms(at, shape, bias=True))
+
+    final_norm = norm("gpt_neox.final_layer_norm", shape.hidden, bias=True)
+    tied = config.flag("tie_word_embeddings", False)
+    rope = read_rope(
+        config,
+        max_positions=shape.max_positions,
+        theta=config.positive("rotary_emb_base", 10_000.0),
+        partial=config.positive("rotary_pct", 0.25),
+    )
+    return decoder(
+        shape,
+        blocks(shape, block, "gpt_neox.layers"),
+        model_parts(shape, embedding="gpt_neox.embed_in", final_norm=final_norm, tied=tied),
+        norm_kind=NormKind.LAYER,
+        eps=config.positive("layer_norm_eps", 1e-5),
+        activation=read_activation(config, default="gelu"),
+        rope=rope,
+        gated=False,
+        parallel=parallel,
+        prefix="gpt_neox.",
+        aliases={"lm_head.weight": "embed_out.weight"},
+    )
+
+
+def _attention(at: str, shape: Shape, *, bias: bool) -> Linears:
+    """Rows of the fused weight are `[heads, 3, head_dim]`."""
+    slots = (LinearSlot.Q, LinearSlot.K, LinearSlot.V)
+    found = {
+        slot: linear(
+            f"{at}.query_key_value",
+            (shape.queries, shape.hidden),
+            bias=bias,
+            rows=Rows(part * shape.head_dim, shape.head_dim, 3 * shape.head_dim, shape.heads),
+        )
+        for part, slot in enumerate(slots)
+    }
+    return {**found, LinearSlot.O: linear(f"{at}.dense", (shape.hidden, shape.queries), bias=bias)}

@@ -1,0 +1,31 @@
+"""Granite: Llama whose embedding, attention, residuals and logits are scaled by numbers of the config."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(
+            f"{at}.mlp", shape, bias=mlp_bias
+        )
+        return LayerRecord(linears, pre_norms(at, shape))
+
+    return rms_model(
+        config,
+        shape,
+        blocks(shape, block),
+        tied=False,
+        rope=read_rope(config, max_positions=shape.max_positions),
+        embedding_scale=config.positive("embedding_multiplier", 1.0),
+        residual_scale=config.positive("residual_multiplier", 1.0),
+        attention_scale=config.positive("attention_multiplier", 1.0),
+        logit_scale=1 / config.positive("logits_scaling", 1.0),
+    )

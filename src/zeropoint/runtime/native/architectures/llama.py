@@ -1,0 +1,23 @@
+"""Llama 1 to 3, SmolLM 1 and 2, TinyLlama: RMS norms before each half, rotary halves, a gated MLP."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    config.only("rope_interleaved", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(
+            f"{at}.mlp", shape, bias=mlp_bias
+        )
+        return LayerRecord(linears, pre_norms(at, shape))
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)

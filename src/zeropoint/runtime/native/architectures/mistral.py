@@ -1,0 +1,29 @@
+"""Mistral: Llama with attention that slides in every layer, and fewer key heads."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    pre_norms,
+    read_shape,
+    read_window,
+    rms_model,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, kv_heads=8)
+    window = read_window(config, default=4096)
+    config.only("attention_bias", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape) | gated_mlp(f"{at}.mlp", shape)
+        return LayerRecord(linears, pre_norms(at, shape), window)
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)

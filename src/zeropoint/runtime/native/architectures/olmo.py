@@ -1,0 +1,38 @@
+"""OLMo 1: Llama with layer norms that have no weights (arXiv:2402.00838)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    gated_mlp,
+    model_parts,
+    read_activation,
+    read_shape,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot, NormSource
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias = config.flag("attention_bias", False)
+    config.absent("clip_qkv")
+    ones = NormSource(shape.hidden)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        return LayerRecord(linears, {NormSlot.ATTENTION: ones, NormSlot.MLP: ones})
+
+    tied = config.flag("tie_word_embeddings", False)
+    return decoder(
+        shape,
+        blocks(shape, block),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=ones, tied=tied),
+        norm_kind=NormKind.LAYER,
+        eps=1e-5,
+        activation=read_activation(config),
+        rope=read_rope(config, max_positions=shape.max_positions),
+    )

@@ -1,0 +1,30 @@
+"""OLMo 2: norms after each half instead of before, and one over all heads of the query and of the key
+(arXiv:2501.00656)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    head_norms,
+    post_norms,
+    read_shape,
+    rms_model,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias = config.flag("attention_bias", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        norms = post_norms(at, shape) | head_norms(f"{at}.self_attn", shape.queries, shape.keys)
+        return LayerRecord(linears, norms)
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    return rms_model(config, shape, blocks(shape, block), tied=False, eps=1e-5, rope=rope)

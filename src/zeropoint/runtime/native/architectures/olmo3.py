@@ -1,0 +1,39 @@
+"""OLMo 3: OLMo 2 with three sliding layers to each full one, whose rotation alone may be stretched."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    head_norms,
+    post_norms,
+    read_layer_types,
+    read_shape,
+    read_window,
+    rms_model,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope_by_layer_type
+
+FULL, SLIDING = 0, 1
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias = config.flag("attention_bias", False)
+    window = read_window(config, default=4096)
+    slides = read_layer_types(config, shape, lambda layer: (layer + 1) % 4 != 0)
+
+    def block(layer: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        norms = post_norms(at, shape) | head_norms(f"{at}.self_attn", shape.queries, shape.keys)
+        sliding = slides[layer]
+        return LayerRecord(linears, norms, window if sliding else 0, SLIDING if sliding else FULL)
+
+    full, sliding = read_rope_by_layer_type(
+        config, max_positions=shape.max_positions, full_theta=500_000.0, sliding_theta=500_000.0
+    )
+    ropes = (full.table(shape.head_dim), sliding.table(shape.head_dim))
+    return rms_model(config, shape, blocks(shape, block), tied=False, eps=1e-5, ropes=ropes)

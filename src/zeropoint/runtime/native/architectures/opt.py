@@ -1,0 +1,57 @@
+"""OPT: learned positions that begin at the table's third row, layer norms, ReLU (arXiv:2205.01068)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    linear,
+    model_parts,
+    norm,
+    plain_mlp,
+    read_activation,
+    read_shape,
+    with_positions,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot, Rows
+
+#: The first two rows stood for padding in the original code.
+POSITION_OFFSET = 2
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, intermediate="ffn_dim")
+    bias = config.flag("enable_bias", True)
+    affine = config.flag("layer_norm_elementwise_affine", True)
+    config.only("do_layer_norm_before", True)
+    config.only("_remove_final_layer_norm", False)
+    config.only("word_embed_proj_dim", shape.hidden)
+    if not affine:
+        config.refuse("layer_norm_elementwise_affine", affine)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias, out="out_proj")
+        linears |= plain_mlp(at, shape, "fc1", "fc2", bias=bias)
+        norms = {
+            NormSlot.ATTENTION: norm(f"{at}.self_attn_layer_norm", shape.hidden, bias=True),
+            NormSlot.MLP: norm(f"{at}.final_layer_norm", shape.hidden, bias=True),
+        }
+        return LayerRecord(linears, norms)
+
+    at = "model.decoder"
+    final_norm = norm(f"{at}.final_layer_norm", shape.hidden, bias=True)
+    tied = config.flag("tie_word_embeddings", True)
+    model = model_parts(shape, embedding=f"{at}.embed_tokens", final_norm=final_norm, tied=tied)
+    rows = Rows(POSITION_OFFSET, shape.max_positions)
+    positions = linear(f"{at}.embed_positions", (shape.max_positions, shape.hidden), rows=rows)
+    return decoder(
+        shape,
+        blocks(shape, block, f"{at}.layers"),
+        with_positions(model, positions),
+        norm_kind=NormKind.LAYER,
+        eps=1e-5,
+        activation=read_activation(config, "activation_function", "relu"),
+        gated=False,
+    )

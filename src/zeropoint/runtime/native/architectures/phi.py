@@ -1,0 +1,44 @@
+"""Phi 1, 1.5 and 2: attention and MLP side by side behind one layer norm, biases everywhere, half of each head
+turns (arXiv:2309.05463)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    model_parts,
+    norm,
+    plain_mlp,
+    read_activation,
+    read_shape,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    config.only("qk_layernorm", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=True, out="dense")
+        linears |= plain_mlp(f"{at}.mlp", shape, "fc1", "fc2")
+        return LayerRecord(
+            linears, {NormSlot.ATTENTION: norm(f"{at}.input_layernorm", shape.hidden, bias=True)}
+        )
+
+    final_norm = norm("model.final_layernorm", shape.hidden, bias=True)
+    tied = config.flag("tie_word_embeddings", False)
+    return decoder(
+        shape,
+        blocks(shape, block),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied, head_bias=True),
+        norm_kind=NormKind.LAYER,
+        eps=config.positive("layer_norm_eps", 1e-5),
+        activation=read_activation(config, default="gelu_new"),
+        rope=read_rope(config, max_positions=shape.max_positions, partial=0.5),
+        gated=False,
+        parallel=True,
+    )

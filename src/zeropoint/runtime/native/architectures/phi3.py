@@ -1,0 +1,39 @@
+"""Phi 3 and 4 (mini): Llama whose query, key and value, and whose gate and up projections, are stored as one."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    blocks,
+    linear,
+    pre_norms,
+    read_shape,
+    read_window,
+    rms_model,
+    stacked,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, LinearSlot
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    window = read_window(config, default=None)
+    config.only("attention_bias", False)
+    config.get("original_max_position_embeddings")  # belongs to longrope, which the rotation refuses
+
+    def block(_: int, at: str) -> LayerRecord:
+        qkv = {LinearSlot.Q: shape.queries, LinearSlot.K: shape.keys, LinearSlot.V: shape.keys}
+        gate_up = {LinearSlot.GATE: shape.intermediate, LinearSlot.UP: shape.intermediate}
+        linears = {
+            **stacked(f"{at}.self_attn.qkv_proj", shape.hidden, qkv),
+            LinearSlot.O: linear(f"{at}.self_attn.o_proj", (shape.hidden, shape.queries)),
+            **stacked(f"{at}.mlp.gate_up_proj", shape.hidden, gate_up),
+            LinearSlot.DOWN: linear(f"{at}.mlp.down_proj", (shape.hidden, shape.intermediate)),
+        }
+        return LayerRecord(linears, pre_norms(at, shape), window)
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    if rope.kind == "yarn":  # transformers reads it as longrope in this family
+        config.refuse("rope_parameters.rope_type", "yarn")
+    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)

@@ -1,0 +1,28 @@
+"""Qwen 1.5, 2 and 2.5: Llama with biases on the query, key and value projections."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    pre_norms,
+    read_qwen_windows,
+    read_shape,
+    rms_model,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    windows = read_qwen_windows(config, shape)
+
+    def block(layer: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=True, out_bias=False)
+        return LayerRecord(linears | gated_mlp(f"{at}.mlp", shape), pre_norms(at, shape), windows[layer])
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)

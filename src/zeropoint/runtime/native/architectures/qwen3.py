@@ -1,0 +1,31 @@
+"""Qwen 3: Qwen 2 without biases, and an RMS norm on each head's query and key."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    gated_mlp,
+    head_norms,
+    pre_norms,
+    read_qwen_windows,
+    read_shape,
+    rms_model,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, head_dim=128)
+    bias = config.flag("attention_bias", False)
+    windows = read_qwen_windows(config, shape)
+
+    def block(layer: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(f"{at}.mlp", shape)
+        norms = pre_norms(at, shape) | head_norms(f"{at}.self_attn", shape.head_dim, shape.head_dim)
+        return LayerRecord(linears, norms, windows[layer])
+
+    rope = read_rope(config, max_positions=shape.max_positions)
+    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)

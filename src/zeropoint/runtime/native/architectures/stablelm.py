@@ -1,0 +1,46 @@
+"""StableLM: layer norms around a gated MLP, a quarter of each head turns; some have both halves side by side."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    gated_mlp,
+    model_parts,
+    norm,
+    pre_norms,
+    read_activation,
+    read_shape,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config)
+    bias, parallel = config.flag("use_qkv_bias", False), config.flag("use_parallel_residual", False)
+    config.only("qk_layernorm", False)
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias, out_bias=False) | gated_mlp(
+            f"{at}.mlp", shape
+        )
+        norms = pre_norms(at, shape, bias=True)
+        if parallel:  # both halves read the one norm
+            del norms[NormSlot.MLP]
+        return LayerRecord(linears, norms)
+
+    tied = config.flag("tie_word_embeddings", False)
+    final_norm = norm("model.norm", shape.hidden, bias=True)
+    return decoder(
+        shape,
+        blocks(shape, block),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied),
+        norm_kind=NormKind.LAYER,
+        eps=config.positive("layer_norm_eps", 1e-5),
+        activation=read_activation(config),
+        rope=read_rope(config, max_positions=shape.max_positions, partial=0.25),
+        parallel=parallel,
+    )

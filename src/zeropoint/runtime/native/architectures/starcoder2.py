@@ -1,0 +1,44 @@
+"""StarCoder 2: layer norms, biases everywhere, a plain GELU MLP, rotary halves (arXiv:2402.19173)."""
+
+from __future__ import annotations
+
+from zeropoint.runtime.native.config import Config
+from zeropoint.runtime.native.parts import (
+    attention,
+    blocks,
+    decoder,
+    model_parts,
+    norm,
+    plain_mlp,
+    pre_norms,
+    read_activation,
+    read_shape,
+    read_window,
+)
+from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind
+from zeropoint.runtime.native.rope import read_rope
+
+
+def derive(config: Config) -> DecoderRecord:
+    shape = read_shape(config, kv_heads=2)
+    bias, window = config.flag("use_bias", True), read_window(config, default=None)
+    config.only("norm_type", "layer_norm")
+    config.only("mlp_type", "default")
+
+    def block(_: int, at: str) -> LayerRecord:
+        linears = attention(f"{at}.self_attn", shape, bias=bias)
+        linears |= plain_mlp(f"{at}.mlp", shape, "c_fc", "c_proj", bias=bias)
+        return LayerRecord(linears, pre_norms(at, shape, bias=True), window)
+
+    final_norm = norm("model.norm", shape.hidden, bias=True)
+    tied = config.flag("tie_word_embeddings", True)
+    return decoder(
+        shape,
+        blocks(shape, block),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied),
+        norm_kind=NormKind.LAYER,
+        eps=config.positive("norm_epsilon", 1e-5),
+        activation=read_activation(config, default="gelu_pytorch_tanh"),
+        rope=read_rope(config, max_positions=shape.max_positions),
+        gated=False,
+    )

@@ -1,0 +1,261 @@
+"""The decoder's part of the C interface (native/include/zeropoint.h), typed: weights, caches, forward steps.
+
+Every object frees its memory when it goes; none may be used after its decoder. Calls release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.kernels import library, native
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.runtime.native.record import DecoderConfig, DecoderRecord, LinearSlot, NormSource
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Int32s = NDArray[np.int32]
+
+#: `ZP_FLOAT16` ... of the header by numpy's names.
+FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}
+CACHE_TYPES = {"float16": 0, "int8": 1}
+_FLOAT_FIELDS = frozenset(
+    {"norm_eps", "embedding_scale", "residual_scale", "logit_scale"}
+    | {"attention_scale", "attention_softcap", "logit_softcap"}
+)
+
+
+class _Config(ctypes.Structure):
+    """`zp_decoder_config`: the fields of `DecoderConfig`."""
+
+    _fields_ = tuple(
+        (field.name, c_float if field.name in _FLOAT_FIELDS else c_int32) for field in fields(DecoderConfig)
+    )
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "zp_pack_float": (c_int32, [POINTER(library.Format), c_void_p, POINTER(c_void_p)]),
+    "zp_weight_memory": (c_void_p, [c_void_p]),
+    "zp_view": (c_int32, [POINTER(library.Format), c_void_p, c_size_t, POINTER(c_void_p)]),
+    "zp_decoder_create": (c_int32, [POINTER(_Config), POINTER(c_void_p)]),
+    "zp_decoder_free": (None, [c_void_p]),
+    "zp_decoder_layer": (c_int32, [c_void_p, c_int32, c_int32, c_int32]),
+    "zp_decoder_rope": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_float]),
+    "zp_decoder_linear": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_void_p]),
+    "zp_decoder_norm": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_int32]),
+    "zp_decoder_finish": (c_int32, [c_void_p]),
+    "zp_cache_create": (c_int32, [c_void_p, c_int64, c_int32, c_int32, POINTER(c_void_p)]),
+    "zp_cache_free": (None, [c_void_p]),
+    "zp_cache_bytes": (c_size_t, [c_void_p]),
+    "zp_cache_length": (c_int64, [c_void_p, c_int32]),
+    "zp_cache_truncate": (c_int32, [c_void_p, c_int32, c_int64]),
+    "zp_forward": (
+        c_int32,
+        [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32],
+    ),
+}
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library with the decoder's functions typed. Raises `UnsupportedError` when there is none here."""
+    reason = library.missing()
+    if reason is not None:
+        raise UnsupportedError(reason)
+    loaded = library.load()
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name, None)
+        if function is None:
+            raise UnsupportedError(f"the native library lacks {name}: rebuild with `pip install .`")
+        function.restype = result
+        function.argtypes = arguments
+    return loaded
+
+
+class _Owner:
+    """Something of the library's, freed with this object."""
+
+    __slots__ = ("__weakref__", "_finalizer", "address")
+
+    def __init__(self, address: int, free: str) -> None:
+        self.address = address
+        self._finalizer = weakref.finalize(self, getattr(load(), free), c_void_p(address))
+        self._finalizer.atexit = False
+
+
+class Weight(_Owner):
+    """A weight in the kernels' layout. `format` is its `zp_format`; `keeps` what its bytes lie in, if not its own."""
+
+    __slots__ = ("format", "keeps", "nbytes")
+
+    def __init__(self, address: int, format: library.Format, keeps: object = None) -> None:
+        super().__init__(address, "zp_free")
+        self.format = format
+        self.keeps = keeps
+        self.nbytes: int = load().zp_weight_bytes(address)
+
+    @property
+    def memory(self) -> Bytes:
+        """The packed bytes; valid as long as this object."""
+        start = load().zp_weight_memory(self.address)
+        return np.ctypeslib.as_array(ctypes.cast(start, POINTER(c_uint8)), (self.nbytes,))
+
+
+def pack(weight: QuantizedTensor | NDArray[Any]) -> Weight:
+    """Codes, or floats `[out, in]`, in the kernels' layout.
+
+    Raises `UnsupportedError` for a format that the kernels do not take, `SchemeError` for no matrix of floats.
+    """
+    if isinstance(weight, QuantizedTensor):
+        return Weight(native.pack_at(weight), native.format_of(weight.scheme, weight.shape))
+    if weight.dtype == np.float64:
+        weight = weight.astype(np.float32)
+    if weight.ndim != 2 or weight.dtype.name not in FLOAT_KINDS:
+        raise SchemeError(f"a weight must be a matrix of floats, not {weight.dtype} {weight.shape}")
+    values, address = np.ascontiguousarray(weight), c_void_p()
+    rows, columns = values.shape
+    format = library.Format(rows=rows, columns=columns, kind=FLOAT_KINDS[weight.dtype.name])
+    library.check(load().zp_pack_float(byref(format), values.ctypes.data, byref(address)))
+    assert address.value is not None
+    return Weight(address.value, format)
+
+
+def view(format: library.Format, memory: Bytes) -> Weight:
+    """A weight over packed bytes that lie elsewhere (64-byte aligned), which are kept alive with it."""
+    address = c_void_p()
+    library.check(load().zp_view(byref(format), memory.ctypes.data, memory.nbytes, byref(address)))
+    assert address.value is not None
+    return Weight(address.value, format, memory)
+
+
+class Decoder(_Owner):
+    """A complete model. `weights` by (layer, slot); `vectors` are biases and norm weights by stored name.
+
+    Raises `UnsupportedError` or `SchemeError` with the part that does not fit.
+    """
+
+    __slots__ = ("record", "weights")
+
+    def __init__(
+        self,
+        record: DecoderRecord,
+        weights: Mapping[tuple[int, LinearSlot], Weight],
+        vectors: Mapping[str, Floats],
+    ) -> None:
+        c, address = load(), c_void_p()
+        values = {field.name: getattr(record.config, field.name) for field in fields(DecoderConfig)}
+        library.check(c.zp_decoder_create(byref(_Config(**values)), byref(address)))
+        assert address.value is not None
+        super().__init__(address.value, "zp_decoder_free")
+        self.record = record
+        self.weights = dict(weights)  # the decoder points into them
+        for table, rope in enumerate(record.ropes):
+            frequency = np.ascontiguousarray(rope.inverse_frequency, np.float32)
+            status = c.zp_decoder_rope(address, table, frequency.ctypes.data, len(frequency), rope.scale)
+            library.check(status)
+        for number, layer in enumerate(record.layers):
+            library.check(c.zp_decoder_layer(address, number, layer.window, layer.table))
+        for number, slot, linear in record.linears():
+            bias = None if linear.bias is None else vectors[linear.bias]
+            if bias is not None and linear.rows is not None:
+                bias = bias[linear.rows.index()]
+            weight = self.weights[number, slot]
+            library.check(c.zp_decoder_linear(address, number, slot, weight.address, _data(bias)))
+        for number, norm_slot, norm in record.norms():
+            scale, shift = norm_vectors(norm, vectors)
+            status = c.zp_decoder_norm(address, number, norm_slot, _data(scale), _data(shift), norm.size)
+            library.check(status)
+        library.check(c.zp_decoder_finish(address))
+
+    def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
+        """Room for the keys and values of `tokens` tokens, shared by `sequences` sequences."""
+        return Cache(self, tokens, sequences, type)
+
+    def forward(
+        self,
+        cache: Cache,
+        tokens: Int32s,
+        sequences: Int32s,
+        positions: Int32s,
+        *,
+        wanted: Bytes | None = None,
+        threads: int,
+        out: Floats | None = None,
+    ) -> Floats:
+        """One step over tokens `[n]` of the given sequences at the given positions.
+
+        Returns (in `out`, when given) the logits `[marked, vocab]` of the tokens that `wanted` `[n]` marks, or of
+        all. Raises `SchemeError` for what the cache or the model cannot take; the cache is then as before.
+        """
+        rows = len(tokens) if wanted is None else int(np.count_nonzero(wanted))
+        shape = (rows, self.record.config.vocab)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        if out.shape != shape or not out.flags.c_contiguous or out.dtype != np.float32:
+            raise SchemeError(f"the logits need contiguous float32 of the shape {shape}, not {out.shape}")
+        status = load().zp_forward(
+            self.address,
+            cache.address,
+            len(tokens),
+            tokens.ctypes.data,
+            sequences.ctypes.data,
+            positions.ctypes.data,
+            None if wanted is None else wanted.ctypes.data,
+            out.ctypes.data,
+            threads,
+        )
+        library.check(status)
+        return out
+
+
+class Cache(_Owner):
+    """Keys and values of a decoder's sequences."""
+
+    __slots__ = ("_decoder", "sequences", "tokens")
+
+    def __init__(self, decoder: Decoder, tokens: int, sequences: int, type: str) -> None:
+        address = c_void_p()
+        status = load().zp_cache_create(decoder.address, tokens, sequences, CACHE_TYPES[type], byref(address))
+        library.check(status)
+        assert address.value is not None
+        super().__init__(address.value, "zp_cache_free")
+        self._decoder = decoder
+        self.tokens, self.sequences = tokens, sequences
+
+    @property
+    def nbytes(self) -> int:
+        return int(load().zp_cache_bytes(self.address))
+
+    def length(self, sequence: int = 0) -> int:
+        return int(load().zp_cache_length(self.address, sequence))
+
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forget what lies at `length` and beyond."""
+        library.check(load().zp_cache_truncate(self.address, sequence, length))
+
+
+def norm_vectors(source: NormSource, vectors: Mapping[str, Floats]) -> tuple[Floats, Floats | None]:
+    """A norm's weight `[size]`, its 1 added where the stored one lacks it, and its bias."""
+    if source.weight is None:
+        weight = np.ones(source.size, np.float32)
+    else:
+        weight = vectors[source.weight] + np.float32(source.one_plus)
+    return weight, None if source.bias is None else vectors[source.bias]
+
+
+def _data(vector: Floats | None) -> int | None:
+    """The address of a vector; the caller keeps it alive for the call, and the library copies it."""
+    if vector is None:
+        return None
+    assert vector.dtype == np.float32
+    assert vector.flags.c_contiguous
+    return int(vector.ctypes.data)

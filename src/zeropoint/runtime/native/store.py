@@ -1,0 +1,155 @@
+"""The packed file beside an artifact: its weights in the kernels' layout, mapped in one piece, checked by content.
+
+The artifact stays the truth. The file carries a key of the artifact it was made from and a checksum of every blob;
+when one does not fit, the file is made again. Layout: `MAGIC` and where the index lies (offset, length and CRC-32,
+little-endian uint64), blobs at multiples of 64 bytes, the index in JSON. No instruction set changes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.kernels import library
+from zeropoint.runtime.native.library import Bytes, Weight, view
+from zeropoint.runtime.native.parcel import Packed, Parcel
+from zeropoint.runtime.native.record import Rows
+
+VERSION = 1
+PREFIX = ".zeropoint-packed-"
+NAME = f"{PREFIX}{library.ABI_VERSION}.{VERSION}"
+
+MAGIC = b"zeropoint packed"
+ALIGNMENT = 64
+MAX_INDEX_BYTES = 64 << 20
+_HEAD = struct.Struct("<16sQQQ")
+
+_FORMAT_FIELDS = tuple(name for name, _ in library.Format._fields_)
+_ROWS_FIELDS = tuple(field.name for field in fields(Rows))
+
+
+class StoreError(Exception):
+    """The file is stale or damaged; the message ends "the packed file ...". Never reaches a user as an error."""
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
+    """Write the file as the weights arrive, holding one at a time; it gets its name when it is whole.
+
+    Raises `OSError` when the folder does not take it, and what the stream raises.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _write(file, key, packed)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _sweep(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _sweep(path: Path) -> None:
+    """Remove files of other releases and of writers that were killed. A file of the last hour may still be in the
+    making."""
+    for other in path.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if other != path and time.time() - other.stat().st_mtime > 3600:
+                other.unlink()
+
+
+def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
+    file.write(bytes(ALIGNMENT))
+    entries: list[dict[str, Any]] = []
+    for part in packed:
+        memory = part.value.memory if isinstance(part.value, Weight) else part.value.view(np.uint8)
+        entry = {"name": part.name, "at": file.tell(), "bytes": memory.nbytes, "sum": checksum(memory)}
+        if isinstance(part.value, Weight):
+            entry["rows"] = part.rows and [getattr(part.rows, field) for field in _ROWS_FIELDS]
+            entry["format"] = [getattr(part.value.format, field) for field in _FORMAT_FIELDS]
+        entries.append(entry)
+        file.write(memory.data)
+        file.write(bytes(-memory.nbytes % ALIGNMENT))
+    at, index = file.tell(), json.dumps({"key": key, "entries": entries}).encode()
+    file.write(index)
+    file.seek(0)
+    file.write(_HEAD.pack(MAGIC, at, len(index), zlib.crc32(index)))
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read(path: Path, key: str) -> Parcel:
+    """The file's weights and vectors over its mapped memory. Raises `StoreError`, and `OSError` without a file."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < ALIGNMENT:
+            raise StoreError("is cut off")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    memory: Bytes = np.frombuffer(mapped, np.uint8)
+    index = _index(memory)
+    if index.get("key") != key:
+        raise StoreError("belongs to another state of the artifact")
+    try:
+        return _parcel(memory, index["entries"])
+    except (KeyError, TypeError, ValueError, SchemeError, UnsupportedError) as cause:
+        raise StoreError(f"is damaged ({' '.join(str(cause).split())[:100]})") from cause
+
+
+def _index(memory: Bytes) -> dict[str, Any]:
+    magic, at, length, crc = _HEAD.unpack_from(memory.data)
+    if magic != MAGIC:
+        raise StoreError("does not begin like one")
+    index = memory[at : at + length].tobytes() if length <= MAX_INDEX_BYTES else b""
+    if len(index) != length or zlib.crc32(index) != crc:
+        raise StoreError("is cut off or damaged")
+    found: dict[str, Any] = json.loads(index)
+    return found
+
+
+def _parcel(memory: Bytes, entries: Iterable[dict[str, Any]]) -> Parcel:
+    parcel = Parcel()
+    for entry in entries:
+        at, size, name = entry["at"], entry["bytes"], entry["name"]
+        blob = memory[at : at + size]
+        if blob.nbytes != size or checksum(blob) != entry["sum"]:
+            raise StoreError(f"is damaged at {name}")
+        if "format" not in entry:
+            parcel.add(Packed(name, None, blob.view(np.float32)))
+            continue
+        format = library.Format(**dict(zip(_FORMAT_FIELDS, entry["format"], strict=True)))
+        rows = None if entry["rows"] is None else Rows(*entry["rows"])
+        parcel.add(Packed(name, rows, view(format, blob)))
+    return parcel
+
+
+#: Words of 8 bytes that are summed before they are weighted: a page.
+_BLOCK = 512
+
+
+def checksum(memory: Bytes) -> int:
+    """A 64-bit sum in which every page counts with another odd factor, as fast as memory is read.
+
+    It finds changed, zeroed, missing and exchanged pages and flipped bits. It is no defence against somebody who
+    means to deceive, who could as well replace the artifact.
+    """
+    whole = memory.nbytes // (8 * _BLOCK) * (8 * _BLOCK)
+    sums = memory[:whole].view(np.uint64).reshape(-1, _BLOCK).sum(axis=1, dtype=np.uint64)
+    factors = np.arange(1, 2 * len(sums), 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    total = int((sums * factors).sum(dtype=np.uint64)) + zlib.crc32(memory[whole:].data)
+    return (total + memory.nbytes) & 0xFFFF_FFFF_FFFF_FFFF

@@ -1,0 +1,74 @@
+"""The `Runner` that every engine offers. No engine is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.runtime.generation import OnToken
+from zeropoint.runtime.sampling import Sampling
+
+Tokens = NDArray[np.int64]
+Logits = NDArray[np.float32]
+Message = Mapping[str, Any]
+"""One turn of a conversation: `{"role": "user", "content": "..."}`."""
+
+
+class Runner(Protocol):
+    """A loaded model that can be measured: logits, generated text, and timed prefill and decode."""
+
+    name: str
+    engine: str
+    vocab_size: int
+    weights_bytes: int
+    """Bytes the weights hold in memory now, packed for the kernels."""
+    artifact_bytes: int
+    """Bytes of the tensors on disk."""
+
+    stop_tokens: frozenset[int]
+    """End-of-sequence ids of the model."""
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """float32 `[T, vocab]` for `[T]` tokens, `[B, T, vocab]` for `[B, T]`."""
+        ...
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_new_tokens: int,
+        on_token: OnToken | None = None,
+        stop: Container[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        """Continuation with a key-value cache: the new tokens only, a stop token included; greedy without
+        `sampling`. A true result of `on_token` ends it."""
+        ...
+
+    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
+        """Seconds to prefill `[B, T]` tokens, and seconds of `new_tokens` greedy decode steps after it."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, without special tokens added."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to go on from: with the beginning-of-text token, where the model was trained with one."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens kept."""
+        ...
+
+    def chat_prompt(self, user_text: str) -> list[int]:
+        """Token ids of one user turn in the model's chat template, or of the bare text without one."""
+        ...
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the answer; without a template,
+        of the last turn's bare text."""
+        ...

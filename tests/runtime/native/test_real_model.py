@@ -1,0 +1,85 @@
+"""The native engine on the real model: logits, greedy text, memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.runtime.native.test_engine import divergence, relative_error
+from zeropoint import quantize
+from zeropoint.runtime import open_runner
+
+pytestmark = pytest.mark.reference_model
+
+TEXT = (
+    "The old lighthouse stood at the end of the pier, and every evening its keeper climbed the stairs to light the "
+    "lamp. Ships far out at sea could see it through the fog. One winter night the lamp went out, and"
+)
+#: What running may take beside packed weights and the key-value cache: Python, numpy, the tokenizer, activations.
+OVERHEAD_BYTES = 60e6
+
+
+@pytest.fixture(scope="module")
+def artifact(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, built = tmp_path_factory.mktemp("real"), dict[str, Path]()
+
+    def get(format: str) -> Path:
+        if format not in built:
+            quantize(reference_model, root / format, format=format)
+            built[format] = root / format
+        return built[format]
+
+    return get
+
+
+def test_fp16_says_what_transformers_says(reference_model: Path, artifact: Callable[[str], Path]) -> None:
+    native = open_runner(artifact("fp16"), engine="native")
+    model = AutoModelForCausalLM.from_pretrained(reference_model, dtype=torch.float32).eval()
+    tokens = native.encode(TEXT)
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        want = model(input_ids=ids).logits[0].numpy()
+        text = model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
+    assert relative_error(native.logits(np.array(tokens)), want) < 2e-2
+    assert native.generate(tokens, max_new_tokens=64) == text[0, len(tokens) :].tolist()
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_quantized_is_the_universal_runtime(format: str, artifact: Callable[[str], Path]) -> None:
+    path = artifact(format)
+    native = open_runner(path, engine="native")
+    tokens = np.array(native.encode(TEXT))
+    want = open_runner(path, engine="universal").logits(tokens)
+    assert divergence(want, native.logits(tokens)).mean() < 1e-3
+
+
+MEASURE = """
+import json, re, sys
+from pathlib import Path
+from zeropoint.allocator import trim
+from zeropoint.runtime import open_runner
+runner = open_runner(sys.argv[1], threads=2, engine="native")
+runner.generate(runner.encode("Once upon a time " * 60), max_new_tokens=200)
+trim()
+resident = int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+print(json.dumps([resident, runner.weights_bytes, runner._session.cache_bytes]))
+"""
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_memory_is_weights_and_cache_and_little_else(format: str, artifact: Callable[[str], Path]) -> None:
+    path = artifact(format)
+    open_runner(path, engine="native")  # packs
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
+    resident, weights, cache = json.loads(done.stdout)
+    assert resident <= weights + cache + OVERHEAD_BYTES

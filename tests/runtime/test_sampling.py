@@ -1,0 +1,118 @@
+"""Sampling against naive numpy and transformers' own filters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.runtime.generation import generate
+from zeropoint.runtime.sampling import Sampler, Sampling, candidates, penalize
+
+LOGITS = np.random.default_rng(0).normal(0, 3, 5000).astype(np.float32)
+
+
+def transformers_probabilities(logits: np.ndarray, sampling: Sampling, seen: list[int]) -> np.ndarray:
+    filters = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        filters.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    filters.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        filters.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        filters.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        filters.append(MinPLogitsWarper(sampling.min_p))
+    scores = filters(torch.tensor([seen or [0]]), torch.from_numpy(logits.astype(np.float64))[None])
+    return scores[0].softmax(-1).numpy()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_k=50),
+        Sampling(temperature=1.3, top_p=0.9),
+        Sampling(temperature=4.0, top_p=0.99),  # a nucleus of thousands of tokens
+        Sampling(temperature=0.8, min_p=0.05),
+        Sampling(temperature=0.9, top_k=40, top_p=0.8, min_p=0.02, repetition_penalty=1.4),
+    ],
+    ids=str,
+)
+def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
+    seen = [3, 17, int(LOGITS.argmax()), 17] if sampling.repetition_penalty != 1 else []
+    got = np.zeros(LOGITS.size)
+    ids, probabilities = candidates(penalize(LOGITS, set(seen), sampling.repetition_penalty), sampling)
+    got[ids] = probabilities
+    np.testing.assert_allclose(got, transformers_probabilities(LOGITS, sampling, seen), atol=1e-6)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampler = Sampler(Sampling(temperature=1.0, seed=1))
+    drawn = np.bincount([sampler(logits) for _ in range(20_000)], minlength=4) / 20_000
+    np.testing.assert_allclose(drawn, [0.5, 0.3, 0.15, 0.05], atol=0.012)
+
+
+def test_a_seed_repeats_its_draws() -> None:
+    draws = {}
+    for seed in (1, 2):
+        for run in range(2):
+            sampler = Sampler(Sampling(temperature=1.0, seed=seed))
+            draws[seed, run] = [sampler(LOGITS) for _ in range(20)]
+    assert draws[1, 0] == draws[1, 1] != draws[2, 0] == draws[2, 1]
+
+
+def test_greedy_with_a_penalty_avoids_what_was_seen() -> None:
+    logits = np.array([2.0, 1.9, -1.0], np.float32)
+    assert Sampler(Sampling())(logits) == 0
+    assert Sampler(Sampling(repetition_penalty=1.2), seen=[0])(logits) == 1
+    np.testing.assert_allclose(penalize(logits, {0, 2, 99}, 2.0), [1.0, 1.9, -2.0])
+    assert logits[0] == 2.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_generation_ends_at_a_stop_token_or_when_told() -> None:
+    def step(fed: object) -> np.ndarray:
+        return LOGITS
+
+    best = int(LOGITS.argmax())
+    assert generate(step, [1], max_new_tokens=4, sampling=Sampling()) == [best] * 4
+    assert generate(step, [1], max_new_tokens=4, sampling=Sampling(), stop={best}) == [best]
+    told = iter([False, True])
+    found = generate(step, [1], max_new_tokens=4, sampling=Sampling(), on_token=lambda token: next(told))
+    assert found == [best] * 2
+    assert generate(step, [1], max_new_tokens=0, sampling=Sampling()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=5)], ids=str)
+def test_logits_that_are_not_finite_are_an_error(value: float, sampling: Sampling) -> None:
+    with pytest.raises(ArtifactError, match="not finite"):
+        Sampler(sampling)(np.array([0.0, value, 1.0], np.float32))
