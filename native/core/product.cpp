@@ -8,7 +8,7 @@ namespace zp {
 namespace {
 
 // Few rows fill a tile badly; vectors are as fast then.
-constexpr int64_t kAmxMinRows = 12;
+constexpr int64_t kAmxMinRows = 4;
 constexpr int64_t kPassBytes = 1 << 20;
 
 // Memory a thread keeps between calls, as large as its largest call needed.

@@ -39,12 +39,12 @@ def test_every_parameter_is_listed(name: str, format: str, tiny_checkpoint: Tiny
 
 def test_embedding_and_head(tiny_checkpoint: Tiny) -> None:
     tied = uniform_plan(open_checkpoint(tiny_checkpoint("llama_tied")), "int4").choices
-    assert str(tied["model.embed_tokens.weight"].scheme) == "int8:channel:sym:bf16:a8g64"
+    assert str(tied["model.embed_tokens.weight"].scheme) == "int8:channel:sym:bf16:a16token"
     assert "lm_head.weight" not in tied
     checkpoint = open_checkpoint(tiny_checkpoint("llama_untied"))
     untied = uniform_plan(checkpoint, "int4").choices
     assert str(untied["model.embed_tokens.weight"].scheme) == "int8:channel:sym:bf16"
-    assert str(untied["lm_head.weight"].scheme) == "int8:channel:sym:bf16:a8g64"
+    assert str(untied["lm_head.weight"].scheme) == "int8:channel:sym:bf16:a16token"
     asked = uniform_plan(checkpoint, "int4", embedding="int4:g32", lm_head="keep").choices
     assert str(asked["model.embed_tokens.weight"].scheme) == "int4:g32:sym:bf16"
     assert asked["lm_head.weight"].scheme is None

@@ -14,13 +14,13 @@ from zeropoint.scheme import Activation
 
 
 def round_activations(x: Tensor, activation: Activation | None) -> Tensor:
-    """Dynamic symmetric int8 rounding of the last axis, one scale per token or group of channels."""
+    """Dynamic symmetric rounding of the last axis, one scale per token or group of channels."""
     if activation is None:
         return x
     width = x.shape[-1]
     size = activation.group_size or width
     padded = nn.functional.pad(x, (0, -width % size)).unflatten(-1, (-1, size))
-    scale = padded.abs().amax(-1, keepdim=True) / 127
+    scale = padded.abs().amax(-1, keepdim=True) / activation.qmax
     safe = torch.where(scale == 0, torch.ones_like(scale), scale)
     return ((padded / safe).round() * scale).flatten(-2)[..., :width]
 
