@@ -3,8 +3,9 @@
     python benchmarks/linear.py --threads 2 --markdown benchmarks/results/linear.md --json linear.json
 
 All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
-slow second on a shared machine hurts all alike. Ours include the quantization of the input, from float32;
-torch's take an input that is already in their type. At few rows (`--rotate-rows`) each call uses the next of
+slow second on a shared machine hurts all alike. Torch's products take an input that is already in their type, so
+ours are timed twice: the product alone, of an input that is quantized already, as a layer gets it whose norm or
+neighbour has quantized it; and with the quantization, from float32. At few rows (`--rotate-rows`) each call uses the next of
 many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
 """
 
@@ -53,20 +54,28 @@ def our_weight(text: str, shape: tuple[int, int]) -> QuantizedTensor:
     return QuantizedTensor(scheme, codes, np.full(grid, 2.0**-7, np.float32), zero_point)
 
 
-def ours(text: str, shape: tuple[int, int], x: torch.Tensor, threads: int) -> Contestant:
+def ours(text: str, shape: tuple[int, int], x: torch.Tensor, threads: int, *, quantizes: bool) -> Contestant:
     weight = our_weight(text, shape)
     out = torch.empty(len(x), shape[0])
+    zp = library.load()
 
     def prepare(copies: int) -> tuple[Callable[[int], object], int]:
         packed = [native.pack(weight) for _ in range(copies)]
         x_ptr, out_ptr, rows = x.data_ptr(), out.data_ptr(), len(x)
+        codes = torch.empty(zp.zp_input_bytes(packed[0].address, rows) + 64, dtype=torch.uint8)
+        codes_ptr = -(-codes.data_ptr() // 64) * 64
+        library.check(zp.zp_quantize(packed[0].address, x_ptr, rows, shape[1], codes_ptr, threads))
 
-        def call(i: int) -> None:
+        def whole(i: int) -> None:
             native.linear_ptr(x_ptr, rows, packed[i % copies], 0, out_ptr, threads)
 
-        return call, packed[0].nbytes
+        def product(i: int, keep: torch.Tensor = codes) -> None:
+            address = packed[i % copies].address
+            library.check(zp.zp_multiply(address, codes_ptr, rows, None, out_ptr, shape[0], threads))
 
-    return Contestant(f"zeropoint {text}", prepare)
+        return whole if quantizes else product, packed[0].nbytes
+
+    return Contestant(f"zeropoint {text}{', from float32' if quantizes else ''}", prepare)
 
 
 def theirs(shape: tuple[int, int], x: torch.Tensor) -> list[Contestant]:
@@ -207,7 +216,10 @@ def main() -> None:
         for m in options.rows:
             x = torch.randn(m, features_in)
             shape = (features_out, features_in)
-            contestants = [*(ours(t, shape, x, options.threads) for t in OURS), *theirs(shape, x)]
+            contestants = [
+                *(ours(t, shape, x, options.threads, quantizes=q) for t in OURS for q in (False, True)),
+                *theirs(shape, x),
+            ]
             contestants = [c for c in contestants if not any(word in c.name for word in options.skip)]
             rotated = m <= options.rotate_rows
             rows = measure(

@@ -15,13 +15,15 @@ from zeropoint.scheme import PRESETS, Activation, Scheme, parse
 @st.composite
 def schemes(draw: st.DrawFn) -> Scheme:
     granularity = draw(st.sampled_from(["tensor", "channel", "group"]))
+    bits, symmetric = draw(st.integers(2, 8)), draw(st.booleans())
+    nests = granularity == "group" and symmetric and bits <= 4
     return Scheme(
-        bits=draw(st.integers(2, 8)),
+        bits=bits,
         granularity=granularity,  # type: ignore[arg-type]
         group_size=draw(st.integers(1, 256)) if granularity == "group" else 0,
-        symmetric=draw(st.booleans()),
-        scale_dtype=draw(st.sampled_from(["bf16", "fp16", "fp32"])),  # type: ignore[arg-type]
-        activation=draw(st.sampled_from([None, Activation(8, 0), Activation(8, 32)])),
+        symmetric=symmetric,
+        scale_dtype=draw(st.sampled_from(["bf16", "fp16", "fp32", *(["nested"] if nests else [])])),  # type: ignore[arg-type]
+        activation=draw(st.sampled_from([None, Activation(8, 0), Activation(8, 32), Activation(16)])),
     )
 
 
@@ -43,6 +45,7 @@ def test_segments_may_be_left_out_or_permuted() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "int", "int9", "int1", "int44", "float8", "int4:g0", "int4:g", "int4:g32:g64", "int8:a8g12", "int8:a4token",
+     "int8:a16g32", "int8:g32:nested", "int4:nested", "int4:g32:asym:nested",
      "int8:symmetric", "int8::", "fp16:g32", "int4:g32:bf16:fp16", "x" * 500],
 )  # fmt: skip
 def test_bad_strings_are_refused(text: str) -> None:

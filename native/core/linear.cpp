@@ -47,23 +47,27 @@ void product_work(void* context, int) {
   for (int64_t begin, end; take(job, begin, end);) job.multiply.run(job.product, begin, end, scratch);
 }
 
-// Rows [begin, end) by one thread alone, which quantizes them too: they stay in its own cache.
+// Rows [begin, end) by one thread alone. When it quantizes them too, they stay in its own cache.
 void rows_work(void* context, int) {
   Job& job = *static_cast<Job*>(context);
   const Weight& w = *job.product.weight;
   for (int64_t begin, end; take(job, begin, end);) {
     Product part = job.product;
-    part.x += begin * part.x_stride;
     part.y += begin * part.y_stride;
     part.rows = end - begin;
-    uint8_t* memory = call_scratch(input_bytes(w, part.rows));
     uint8_t* scratch = thread_scratch(static_cast<size_t>(job.multiply.scratch_bytes));
-    if (memory == nullptr || scratch == nullptr) {
+    uint8_t* memory = part.x == nullptr ? nullptr : call_scratch(input_bytes(w, part.rows));
+    if (scratch == nullptr || (memory == nullptr && part.x != nullptr)) {
       job.out_of_memory.store(true);
       return;
     }
-    part.input = lay_out_input(w, part.rows, memory);
-    job.kernels->quantize(part, 0, part.rows);
+    if (part.x == nullptr) {
+      part.input = rows_from(w, part.input, begin);
+    } else {
+      part.x += begin * part.x_stride;
+      part.input = lay_out_input(w, part.rows, memory);
+      job.kernels->quantize(part, 0, part.rows);
+    }
     job.multiply.run(part, 0, w.blocks, scratch);
   }
 }
@@ -71,49 +75,64 @@ void rows_work(void* context, int) {
 // Below this, starting another thread takes longer than the work.
 constexpr int64_t kSerialQuantize = 1 << 15;
 constexpr int64_t kSerialProduct = 1 << 15;
-
-zp_status run_pass(const Weight& w, Product& product, int threads) {
-  Job job;
-  job.kernels = active_kernels();
-  Pool& pool = Pool::shared();
-  if (const size_t bytes = input_bytes(w, product.rows); bytes > 0) {
-    uint8_t* memory = call_scratch(bytes);
-    if (memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for the quantized input");
-    product.input = lay_out_input(w, product.rows, memory);
-    const int64_t size = product.rows * w.columns;
-    job.product = product;
-    job.count = product.rows;
-    job.step = size < kSerialQuantize ? product.rows : ceil_div(product.rows, int64_t{threads} * 4);
-    pool.run(size < kSerialQuantize ? 1 : threads, quantize_work, &job);
-  }
-  job.product = product;
-  job.multiply = multiply_for(w, product.rows);
-  if (w.rows * w.columns * product.rows < kSerialProduct) threads = 1;
-  job.count = w.blocks;
-  job.step = blocks_in_step(w, threads);
-  job.next.store(0);
-  pool.run(threads, product_work, &job);
-  return job.out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's tiles") : ZP_OK;
-}
-
 // With fewer rows a thread would wait for the weights, which each reads whole: these come from a cache that all
 // cores share, or from memory.
 constexpr int64_t kRowsAlone = 160;
 
+// Rows that each thread takes for itself; 0 when threads share all rows and take columns.
 int64_t rows_alone(const Weight& w, int64_t rows, int threads) {
   const int64_t each = round_up(ceil_div(rows, threads), 32);
-  return multiply_for(w, rows).scratch_bytes > 0 && each >= kRowsAlone ? std::min(each, rows_in_pass(w)) : 0;
+  return each >= kRowsAlone && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_in_pass(w)) : 0;
 }
 
-zp_status run_by_rows(const Weight& w, const Product& product, int64_t step, int threads) {
+void quantize_rows(const Product& product, int threads) {
   Job job;
   job.kernels = active_kernels();
   job.product = product;
-  job.multiply = multiply_for(w, step);
   job.count = product.rows;
-  job.step = step;
-  Pool::shared().run(threads, rows_work, &job);
+  const bool alone = product.rows * product.weight->columns < kSerialQuantize;
+  job.step = alone ? product.rows : ceil_div(product.rows, int64_t{threads} * 4);
+  Pool::shared().run(alone ? 1 : threads, quantize_work, &job);
+}
+
+// By rows of their own, or by columns of all rows. Quantizes the rows first where `x` is given.
+zp_status multiply_rows(const Product& product, int threads) {
+  const Weight& w = *product.weight;
+  Job job;
+  job.kernels = active_kernels();
+  job.multiply = multiply_for(w, product.rows);
+  job.product = product;
+  if (const int64_t step = rows_alone(w, product.rows, threads); step > 0) {
+    job.count = product.rows;
+    job.step = step;
+    Pool::shared().run(threads, rows_work, &job);
+  } else {
+    if (product.x != nullptr && input_bytes(w, product.rows) > 0) quantize_rows(product, threads);
+    if (w.rows * w.columns * product.rows < kSerialProduct) threads = 1;
+    job.count = w.blocks;
+    job.step = blocks_in_step(w, threads);
+    Pool::shared().run(threads, product_work, &job);
+  }
   return job.out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's rows") : ZP_OK;
+}
+
+// What every call has in common. `x` is left out.
+zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, const float* y, int64_t y_stride,
+                     int32_t threads) {
+  if (weight == nullptr || input == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  const Weight& w = weight->layout;
+  if (rows < 0 || y_stride < w.rows)
+    return fail(ZP_INVALID, "rows overlap: %ld rows, stride %ld, weight [%ld, %ld]", static_cast<long>(rows),
+                static_cast<long>(y_stride), static_cast<long>(w.rows), static_cast<long>(w.columns));
+  if (threads < 1 || threads > Pool::kMaxThreads)
+    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
+  return active_kernels() == nullptr ? ZP_UNSUPPORTED : ZP_OK;  // the error is recorded
+}
+
+zp_status check_input(const Weight& w, int64_t x_stride) {
+  if (x_stride >= w.columns) return ZP_OK;
+  return fail(ZP_INVALID, "input rows overlap: stride %ld, weight [%ld, %ld]", static_cast<long>(x_stride),
+              static_cast<long>(w.rows), static_cast<long>(w.columns));
 }
 
 }  // namespace
@@ -139,31 +158,66 @@ const char* zp_last_error(void) {
 zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                     const float* bias, float* y, int64_t y_stride, int32_t threads) {
   using namespace zp;
-  if (weight == nullptr || x == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  if (const zp_status status = check_call(weight, rows, x, y, y_stride, threads); status != ZP_OK) return status;
   const Weight& w = weight->layout;
-  if (rows < 0 || x_stride < w.columns || y_stride < w.rows)
-    return fail(ZP_INVALID, "rows overlap: %ld rows, strides %ld and %ld, weight [%ld, %ld]",
-                static_cast<long>(rows), static_cast<long>(x_stride), static_cast<long>(y_stride),
-                static_cast<long>(w.rows), static_cast<long>(w.columns));
-  if (threads < 1 || threads > Pool::kMaxThreads)
-    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
-  if (active_kernels() == nullptr) return ZP_UNSUPPORTED;  // the error is recorded
-  Product all{};
-  all.weight = &w;
-  all.x = x;
-  all.x_stride = x_stride;
-  all.rows = rows;
-  all.bias = bias;
-  all.y = y;
-  all.y_stride = y_stride;
-  if (const int64_t step = rows_alone(w, rows, threads); step > 0) return run_by_rows(w, all, step, threads);
-  const int64_t pass = rows_in_pass(w);
+  if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
+  const bool alone = rows_alone(w, rows, threads) > 0;  // a thread then lays out its own part of the input
+  const int64_t pass = alone ? rows : rows_in_pass(w);
   for (int64_t begin = 0; begin < rows; begin += pass) {
-    Product product = all;
-    product.x += begin * x_stride;
-    product.y += begin * y_stride;
+    Product product{};
+    product.weight = &w;
+    product.x = x + begin * x_stride;
+    product.x_stride = x_stride;
     product.rows = std::min(pass, rows - begin);
-    if (const zp_status status = run_pass(w, product, threads); status != ZP_OK) return status;
+    product.bias = bias;
+    product.y = y + begin * y_stride;
+    product.y_stride = y_stride;
+    if (const size_t bytes = alone ? 0 : input_bytes(w, product.rows); bytes > 0) {
+      uint8_t* memory = call_scratch(bytes);
+      if (memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for the quantized input");
+      product.input = lay_out_input(w, product.rows, memory);
+    }
+    if (const zp_status status = multiply_rows(product, threads); status != ZP_OK) return status;
   }
   return ZP_OK;
+}
+
+size_t zp_input_bytes(const zp_weight* weight, int64_t rows) {
+  return weight == nullptr || rows < 0 ? 0 : zp::input_bytes(weight->layout, rows);
+}
+
+zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, void* input,
+                      int32_t threads) {
+  using namespace zp;
+  if (input == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  const int64_t y_stride = weight == nullptr ? 0 : weight->layout.rows;
+  if (const zp_status status = check_call(weight, rows, x, x, y_stride, threads); status != ZP_OK) return status;
+  const Weight& w = weight->layout;
+  if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
+  if (input_bytes(w, rows) == 0) return rows == 0 ? ZP_OK : fail(ZP_UNSUPPORTED, "the weight reads float input");
+  Product product{};
+  product.weight = &w;
+  product.x = x;
+  product.x_stride = x_stride;
+  product.rows = rows;
+  product.input = lay_out_input(w, rows, input);
+  quantize_rows(product, threads);
+  return ZP_OK;
+}
+
+zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
+                      int64_t y_stride, int32_t threads) {
+  using namespace zp;
+  if (const zp_status status = check_call(weight, rows, input, y, y_stride, threads); status != ZP_OK) return status;
+  const Weight& w = weight->layout;
+  if (rows == 0) return ZP_OK;
+  if (input_bytes(w, rows) == 0) return fail(ZP_UNSUPPORTED, "the weight reads float input");
+  Product product{};
+  product.weight = &w;
+  product.input = lay_out_input(w, rows, input);
+  product.rows = rows;
+  product.bias = bias;
+  product.y = y;
+  product.y_stride = y_stride;
+  return multiply_rows(product, threads);
 }

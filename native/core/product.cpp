@@ -81,6 +81,14 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
           reinterpret_cast<int32_t*>(bytes + parts.sums), tiled, !tiled || (w.asymmetric && !w.nibbles)};
 }
 
+Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
+  Activations rest = input;
+  rest.codes += row * w.digits * w.columns_padded;
+  rest.scale += row * w.segments;
+  rest.sums += row * w.digits * w.segments;
+  return rest;
+}
+
 int64_t rows_in_pass(const Weight& w) {
   return round_up(ceil_div(kPassBytes, w.columns_padded * w.digits), 32);
 }

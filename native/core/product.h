@@ -25,6 +25,9 @@ size_t input_bytes(const Weight& weight, int64_t rows);
 // Where its parts lie in `memory`. active_kernels()->quantize fills it, rows in any order.
 Activations lay_out_input(const Weight& weight, int64_t rows, void* memory);
 
+// The input from `row`, a multiple of 16, on.
+Activations rows_from(const Weight& weight, const Activations& input, int64_t row);
+
 // Rows of one pass, so that a quantized input stays in the second-level cache.
 int64_t rows_in_pass(const Weight& weight);
 

@@ -77,6 +77,14 @@ ZP_API zp_status zp_view(const zp_format* format, const void* memory, size_t byt
 ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                            const float* bias, float* y, int64_t y_stride, int32_t threads);
 
+/* zp_linear in two halves, for weights of integer input: its rows quantized into `input`, 64-byte aligned memory of
+ * zp_input_bytes, and their product. An input serves every weight of the same columns and activation format. */
+ZP_API size_t zp_input_bytes(const zp_weight* weight, int64_t rows);
+ZP_API zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, void* input,
+                             int32_t threads);
+ZP_API zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
+                             int64_t y_stride, int32_t threads);
+
 /* out[i, :] = w[ids[i], :] as float. */
 ZP_API zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
                          int64_t out_stride);

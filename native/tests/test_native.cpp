@@ -43,6 +43,10 @@ Case make(const zp_format& format, std::mt19937& random) {
   const int64_t scales = format.per_tensor != 0 ? 1 : format.rows * c.groups();
   c.scale.resize(static_cast<size_t>(scales));
   for (auto& v : c.scale) v = std::ldexp(1.0f, power(random));
+  if (format.scale_type == ZP_SCALE_NESTED) {
+    std::uniform_int_distribution<int> multiple(1, 15);
+    for (auto& v : c.scale) v = 0.0625f * static_cast<float>(multiple(random) * (random() % 2 == 0 ? 1 : -1));
+  }
   if (format.asymmetric != 0) {
     c.zero_point.resize(static_cast<size_t>(scales));
     for (auto& v : c.zero_point) v = static_cast<int8_t>(code(random));
@@ -50,11 +54,12 @@ Case make(const zp_format& format, std::mt19937& random) {
   return c;
 }
 
-// The input as the kernels see it: int8 codes times a scale, or as it is.
+// The input as the kernels see it: integer codes times a scale, or as it is.
 std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_t rows) {
   const int64_t k = c.format.columns, size = c.format.activation > 0 ? c.format.activation : k;
   std::vector<double> out(x.begin(), x.end());
   if (c.format.activation == ZP_ACTIVATION_FLOAT) return out;
+  const float most = c.format.activation_bits == 16 ? 127 * 128 + 63 : 127;
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t start = 0; start < k; start += size) {
       const int64_t stop = std::min(start + size, k);
@@ -65,7 +70,7 @@ std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_
         const auto at = static_cast<size_t>(m * k + i);
         out[at] = absmax == 0
                       ? 0
-                      : std::nearbyint(x[at] * (127.0f / absmax)) * static_cast<double>(absmax / 127.0f);
+                      : std::nearbyint(x[at] * (most / absmax)) * static_cast<double>(absmax / most);
       }
     }
   return out;
@@ -106,17 +111,23 @@ bool agrees(const Case& c, int64_t rows, int threads, std::mt19937& random) {
 
 void test_shapes(int level, std::mt19937& random) {
   struct Format {
-    int bits, group, tensor, asymmetric, activation;
+    int bits, group, tensor, asymmetric, activation, activation_bits, scale_type;
   };
-  const Format formats[] = {{8, 0, 0, 0, 64},   {8, 0, 0, 0, 0},   {8, 0, 1, 1, 0},    {8, 32, 0, 1, 32},
-                            {8, 40, 0, 1, 8},   {4, 32, 0, 1, 32}, {4, 0, 0, 0, 32},   {4, 32, 0, 0, 0},
-                            {4, 128, 0, 1, 64}, {4, 24, 0, 1, -1}, {5, 64, 0, 0, 128}, {8, 0, 0, 0, -1}};
+  constexpr int kHalf = ZP_SCALE_BFLOAT16, kNested = ZP_SCALE_NESTED;
+  const Format formats[] = {
+      {8, 0, 0, 0, 64, 8, kHalf},  {8, 0, 0, 0, 0, 8, kHalf},    {8, 0, 1, 1, 0, 8, kHalf},
+      {8, 32, 0, 1, 32, 8, kHalf}, {8, 40, 0, 1, 8, 8, kHalf},   {4, 32, 0, 1, 32, 8, kHalf},
+      {4, 0, 0, 0, 32, 8, kHalf},  {4, 32, 0, 0, 0, 8, kHalf},   {4, 128, 0, 1, 64, 8, kHalf},
+      {4, 24, 0, 1, -1, 0, kHalf}, {5, 64, 0, 0, 128, 8, kHalf}, {8, 0, 0, 0, -1, 0, kHalf},
+      {8, 0, 0, 0, 0, 16, kHalf},  {8, 0, 0, 1, 0, 16, kHalf},   {4, 64, 0, 1, 0, 16, kHalf},
+      {4, 32, 0, 0, 0, 16, kNested}, {4, 24, 0, 0, 0, 16, kNested}, {3, 64, 0, 0, 0, 8, kNested},
+      {4, 32, 0, 0, 32, 8, kNested}, {4, 32, 0, 0, -1, 0, kNested}};
   const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
   for (const auto& f : formats)
     for (const auto& shape : shapes)
       for (const int64_t rows : {1, 2, 7, 13, 37}) {
-        const zp_format format = {shape[0], shape[1],     f.bits,       f.group,
-                                  f.tensor, f.asymmetric, f.activation, 1};
+        const zp_format format = {shape[0], shape[1],     ZP_INTEGER,   f.bits,           f.group,
+                                  f.tensor, f.asymmetric, f.activation, f.activation_bits, f.scale_type};
         char what[160];
         std::snprintf(what, sizeof what, "level %d, %ld x %ld, %ld rows, %d bits, groups %d and %d", level,
                       static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(rows),
@@ -126,7 +137,7 @@ void test_shapes(int level, std::mt19937& random) {
 }
 
 void test_errors() {
-  zp_format format = {16, 64, 8, 24, 0, 0, 32, 1};
+  zp_format format = {16, 64, ZP_INTEGER, 8, 24, 0, 0, 32, 8, ZP_SCALE_BFLOAT16};
   expect(zp_check(&format) == ZP_UNSUPPORTED && std::strstr(zp_last_error(), "nest") != nullptr,
          "groups that do not nest");
   format.bits = 9;
@@ -140,7 +151,7 @@ void test_errors() {
 }
 
 void test_threads(std::mt19937& random) {
-  const Case c = make({200, 256, 8, 0, 0, 0, 64, 1}, random);
+  const Case c = make({200, 256, ZP_INTEGER, 8, 0, 0, 0, 64, 8, ZP_SCALE_BFLOAT16}, random);
   zp_weight* weight = nullptr;
   expect(zp_pack(&c.format, c.codes.data(), c.scale.data(), nullptr, &weight) == ZP_OK, "pack");
   std::vector<float> x(40 * 256, 0.5f), expected(40 * 200);

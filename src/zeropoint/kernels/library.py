@@ -49,6 +49,12 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         c_int32,
         [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32],
     ),
+    "zp_input_bytes": (c_size_t, [c_void_p, c_int64]),
+    "zp_quantize": (c_int32, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32]),
+    "zp_multiply": (
+        c_int32,
+        [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32],
+    ),
     "zp_rows": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64]),
     "zp_isa_levels": (c_uint32, []),
     "zp_isa_active": (c_int32, []),
