@@ -52,6 +52,13 @@ class Buffer {
     }
     return memory_;
   }
+  // Gives the memory back if it is larger.
+  void shrink(size_t bytes) {
+    if (bytes_ <= bytes) return;
+    release(memory_);
+    memory_ = nullptr;
+    bytes_ = 0;
+  }
 
  private:
   void* memory_ = nullptr;

@@ -9,6 +9,8 @@ namespace {
 
 // Rows of a pass: enough that the weights' way from memory does not count, few enough for the workspace.
 constexpr int64_t kRowsOfPass = 512;
+// The workspace of a long prompt is given back after its step, that of decoding is kept.
+constexpr size_t kKeptWorkspace = size_t{2} << 20;
 
 zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens& t) {
   const auto sequences = static_cast<int64_t>(cache.sequences.size());
@@ -90,6 +92,7 @@ zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int
   Undo undo(cache);
   zp_status status = lengthen(cache, tokens);
   if (status == ZP_OK) status = run_passes(d, cache, tokens, threads);
+  d.workspace.shrink(kKeptWorkspace);
   if (status == ZP_OK) undo.keep();
   return status;
 }

@@ -18,7 +18,7 @@ from zeropoint.errors import ZeropointError
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.runner import NativeRunner
 
-ROUNDS = 700
+ROUNDS = 700  # of each of three artifacts
 
 
 @pytest.mark.parametrize(("name", "format"), [("llama_tied", "int8"), ("gpt2", "int4"), ("phi3", "fp16")])

@@ -67,7 +67,7 @@ from pathlib import Path
 from zeropoint.allocator import trim
 from zeropoint.runtime import open_runner
 runner = open_runner(sys.argv[1], threads=2, engine="native")
-runner.generate(runner.encode("Once upon a time " * 60), max_new_tokens=200)
+runner.generate(runner.encode("Once upon a time " * 150), max_new_tokens=200)
 trim()
 resident = int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(json.dumps([resident, runner.weights_bytes, runner._session.cache_bytes]))
