@@ -35,7 +35,7 @@ bool is_integer(const Weight& w) {
 
 bool uses_amx(const Weight& w, int64_t rows) {
   const bool summed_by_tile = !w.scale_by_segment || w.digits == 1;
-  return is_integer(w) && active_level() == ZP_AMX && rows * w.digits >= kAmxMinRows && w.k_unit >= 32 && summed_by_tile;
+  return is_integer(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && summed_by_tile;
 }
 
 struct InputParts {  // offsets into its memory
