@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kRowsOfItem = 96;    // query rows that share the conversion of a page
 constexpr int64_t kPart = kPage * kPagesInPart;
-constexpr double kSerialNanoseconds = 3000;
+constexpr int64_t kItemsOfThread = 4;  // fewer are shared unevenly
+constexpr int64_t kSerialProducts = 1 << 16;  // fewer take less than starting a thread
 
 // A piece of work: rows [begin, end) of a run, for the query heads of one key-value head.
 struct Item {
@@ -121,17 +122,67 @@ void write_out(const AttentionStep& step, const Item& item, int64_t group, int64
     }
 }
 
+// The parts of the positions that an item's rows see.
+struct Parts {
+  int64_t first, last;
+};
+
+Parts parts_of(const AttentionStep& step, const Item& item) {
+  const int64_t first = item.run->position + (item.begin - item.run->begin), last = first + (item.end - item.begin) - 1;
+  return {step.window > 0 ? std::max<int64_t>(0, first - step.window + 1) / kPart : 0, last / kPart};
+}
+
+void attend_part(const DecoderKernels& kernels, const Attention& a, int64_t part, const AttentionState& sums,
+                 const Scratch& s) {
+  kernels.attend(a, part * kPagesInPart, (part + 1) * kPagesInPart, sums, s.kernel);
+}
+
 // All parts of an item, one after the other.
 void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const Item& item, int64_t group,
                  const Scratch& s) {
   const Attention a = describe(step, item, group, s);
-  const int64_t padded = a.layout.padded, first = a.first[0] / kPart, last = a.last[a.rows - 1] / kPart;
-  for (int64_t part = first; part <= last; ++part) {
-    const AttentionState& sums = part == first ? s.total : s.part;
-    kernels.attend(a, part * kPagesInPart, (part + 1) * kPagesInPart, sums, s.kernel);
-    if (part != first) kernels.merge(a.rows, padded, s.part, s.total);
+  const Parts parts = parts_of(step, item);
+  attend_part(kernels, a, parts.first, s.total, s);
+  for (int64_t part = parts.first + 1; part <= parts.last; ++part) {
+    attend_part(kernels, a, part, s.part, s);
+    kernels.merge(a.rows, a.layout.padded, s.part, s.total);
   }
-  write_out(step, item, group, padded, s.total);
+  write_out(step, item, group, a.layout.padded, s.total);
+}
+
+// Few items of many parts, as when one long text goes on: threads share the parts, which are then merged in order.
+bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, const Items& items, int64_t most_parts,
+                     int threads) {
+  const int64_t padded = step.cache->layout.padded, rows = items.most_rows();
+  const size_t state = state_floats(rows, padded);
+  auto* memory = reinterpret_cast<float*>(
+      call_scratch(state * sizeof(float) * static_cast<size_t>(items.count() * most_parts)));
+  if (memory == nullptr) return false;
+  const auto state_at = [&](int64_t piece) {
+    return state_in(memory + static_cast<int64_t>(state) * piece, rows, padded);
+  };
+  std::atomic<bool> out_of_memory{false};
+  parallel(threads, items.count() * most_parts, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch{};
+    if (!scratch_for(rows, padded, scratch)) return out_of_memory.store(true);
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const Item item = items.at(piece / most_parts);
+      const Parts parts = parts_of(step, item);
+      const int64_t part = parts.first + piece % most_parts;
+      if (part > parts.last) continue;
+      attend_part(kernels, describe(step, item, items.group(), scratch), part, state_at(piece), scratch);
+    }
+  });
+  if (out_of_memory.load()) return false;
+  for (int64_t i = 0; i < items.count(); ++i) {
+    const Item item = items.at(i);
+    const Parts parts = parts_of(step, item);
+    const AttentionState total = state_at(i * most_parts);
+    for (int64_t part = 1; part <= parts.last - parts.first; ++part)
+      kernels.merge((item.end - item.begin) * items.group(), padded, state_at(i * most_parts + part), total);
+    write_out(step, item, items.group(), padded, total);
+  }
+  return true;
 }
 
 }  // namespace
@@ -139,14 +190,21 @@ void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const
 bool attend(const AttentionStep& step, int threads) {
   const DecoderKernels& kernels = *active_decoder_kernels();
   const Items items(step);
+  int64_t most_parts = 1, scores = 0;
+  for (int64_t i = 0; i < items.count(); ++i) {
+    const Item item = items.at(i);
+    const Parts parts = parts_of(step, item);
+    most_parts = std::max(most_parts, parts.last - parts.first + 1);
+    scores += (item.end - item.begin) * items.group() * (item.run->position + (item.end - item.run->begin) - parts.first * kPart);
+  }
   const int64_t padded = step.cache->layout.padded, rows = items.most_rows();
+  if (scores * padded < kSerialProducts) threads = 1;
+  if (threads > 1 && most_parts > 1 && items.count() < kItemsOfThread * threads)
+    return attend_by_parts(kernels, step, items, most_parts, threads);
   std::atomic<bool> out_of_memory{false};
   parallel(threads, items.count(), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch{};
-    if (!scratch_for(rows, padded, scratch)) {
-      out_of_memory.store(true);
-      return;
-    }
+    if (!scratch_for(rows, padded, scratch)) return out_of_memory.store(true);
     for (int64_t i = begin; i < end; ++i) attend_item(kernels, step, items.at(i), items.group(), scratch);
   });
   return !out_of_memory.load();

@@ -26,7 +26,8 @@ size_t Forward::workspace_bytes(int64_t rows) const {
   const int64_t hidden = round_up(config_.hidden, kLanes), queries = round_up(decoder_.query_size(), kLanes),
                 keys = round_up(decoder_.key_size(), kLanes), wide = round_up(config_.intermediate, kLanes);
   const int64_t angles = round_up(int64_t{ZP_MAX_ROPE_TABLES} * config_.rotary_dim, kLanes);
-  return static_cast<size_t>(rows * (5 * hidden + 2 * queries + 2 * keys + 2 * wide + angles)) * sizeof(float);
+  const int64_t of_hidden = config_.parallel != 0 ? 5 : 3;
+  return static_cast<size_t>(rows * (of_hidden * hidden + 2 * queries + 2 * keys + 2 * wide + angles)) * sizeof(float);
 }
 
 void Forward::lay_out(int64_t rows, float* memory) {
@@ -37,9 +38,11 @@ void Forward::lay_out(int64_t rows, float* memory) {
   };
   x_ = take(config_.hidden);
   normed_ = take(config_.hidden);
-  normed_mlp_ = take(config_.hidden);
   out_ = take(config_.hidden);
-  out_mlp_ = take(config_.hidden);
+  if (config_.parallel != 0) {
+    normed_mlp_ = take(config_.hidden);
+    out_mlp_ = take(config_.hidden);
+  }
   q_ = take(decoder_.query_size());
   mixed_ = take(decoder_.query_size());
   k_ = take(decoder_.key_size());
