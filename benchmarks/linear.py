@@ -5,8 +5,8 @@
 All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
 slow second on a shared machine hurts all alike. Torch's products take an input that is already in their type, so
 ours are timed twice: the product alone, of an input that is quantized already, as a layer gets it whose norm or
-neighbour has quantized it; and with the quantization, from float32. At few rows (`--rotate-rows`) each call uses the next of
-many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
+neighbour has quantized it; and with the quantization, from float32. At few rows (`--rotate-rows`) each call uses
+the next of many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
 """
 
 from __future__ import annotations
