@@ -19,7 +19,8 @@ from zeropoint.errors import UsageError
 from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
-from zeropoint.quantization.streaming import LayerError, Progress, stream
+from zeropoint.quantization.layers import LayerError
+from zeropoint.quantization.streaming import Progress, stream
 
 logger = logging.getLogger(__name__)
 
