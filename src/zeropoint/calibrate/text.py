@@ -72,7 +72,7 @@ def calibration(
     if seed:
         np.random.default_rng(seed).shuffle(documents)
     stream = _stream(documents, lambda text: list(tokenizer.encode(text)), tokens)
-    length = min(length, len(stream))
+    length = min(length, tokens, len(stream))
     if length < 2:
         raise UsageError(f"the calibration text {source} has fewer than two tokens")
     count = max(1, min(tokens, len(stream)) // length)
