@@ -5,17 +5,15 @@ quantized at once, on statistics gathered over all calibration tokens, and repla
 the next ones are observed. Then the whole quantized block runs, and its outputs are the next block's inputs.
 Where an algorithm asks for the `drift`, the float model runs beside the quantized one.
 
-Memory: the hidden states of all tokens (twice with drift) and one block's weights (likewise), whatever the model.
+Memory: the hidden states of all tokens and one block's weights, whatever the model; with drift also the float
+model's hidden states and the inputs of one block's layers.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -25,10 +23,8 @@ from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.layers import Quantized, needs, quantize_view
-from zeropoint.quantization.taps import Seen, gather, stages, tapped
+from zeropoint.quantization.taps import Seen, gather, record, stages, tapped
 from zeropoint.views import LayerView
-
-logger = logging.getLogger(__name__)
 
 
 class CalibratedBlocks:
@@ -89,46 +85,46 @@ class CalibratedBlocks:
         names = self._model.names(f"{path}.")
         self._model.fill(names)
         block = self._model.module.get_submodule(path)
-        exact = copy.deepcopy(block) if self._drifts else None
         views = {view.name: view for view in self._views[path]}
         run = partial(self._run, index, block, list(views.values()))
-        for stage in stages(list(views.values()), lambda seen: run(self._hidden[0], seen)):
+        found = stages(list(views.values()), lambda seen: run(self._hidden[0], seen))
+        drifting = [s.names[0] for s in found if s.shared and any("drift" in self._needs[n] for n in s.names)]
+        exact = self._run_exact(run, drifting)
+        for stage in found:
             wanted = frozenset().union(*(self._needs[name] for name in stage.names))
-            exact_runs: list[Callable[[Seen], Any]] = []
-            if exact is not None and "drift" in wanted:
-                exact_runs = [
-                    partial(self._run, index, exact, list(views.values()), hidden) for hidden in self._exact
-                ]
-            found = gather(stage, wanted, [partial(run, hidden) for hidden in self._hidden], exact_runs)
+            stats = gather(stage, wanted, [partial(run, hidden) for hidden in self._hidden], exact)
             for name in stage.names:
-                made = quantize_view(views[name], self._plan.choices[name], found.get(name))
+                made = quantize_view(views[name], self._plan.choices[name], stats.get(name))
                 self._ready[name] = made
                 _put(block, views[name], path, made.weight)
+        exact.clear()
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
                 self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
         if index + 1 < len(self._model.blocks):
-            self._advance(index, block, self._hidden)
-            if exact is not None:
-                self._advance(index, exact, self._exact)
+            for number, batch in enumerate(self._hidden):
+                self._hidden[number] = self._runner.run(index, block, batch)
         self._model.drop(names)
         release()
 
-    def _run(
-        self,
-        index: int,
-        block: torch.nn.Module,
-        views: list[LayerView],
-        hidden: torch.Tensor,
-        seen: Seen,
-    ) -> None:
-        with tapped(block, views, self._model.blocks[index], seen):
-            self._runner.run(index, block, hidden)
+    def _run_exact(
+        self, run: Callable[[torch.Tensor, Seen], torch.Tensor], names: list[str]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Run the block while it still is the float model's; keep the inputs of `names`, batch by batch."""
+        kept: list[dict[str, torch.Tensor]] = []
+        for number, batch in enumerate(self._exact):
 
-    def _advance(self, index: int, block: torch.nn.Module, hidden: list[torch.Tensor]) -> None:
-        """The block's outputs in the place of its inputs, batch by batch."""
-        for number, batch in enumerate(hidden):
-            hidden[number] = self._runner.run(index, block, batch)
+            def step(seen: Seen, number: int = number, batch: torch.Tensor = batch) -> None:
+                self._exact[number] = run(batch, seen)
+
+            kept.append(record(names, step))
+        return kept
+
+    def _run(
+        self, index: int, block: torch.nn.Module, views: list[LayerView], hidden: torch.Tensor, seen: Seen
+    ) -> torch.Tensor:
+        with tapped(block, views, self._model.blocks[index], seen):
+            return self._runner.run(index, block, hidden)
 
 
 def _put(block: torch.nn.Module, view: LayerView, path: str, weight: QuantizedTensor) -> None:

@@ -137,9 +137,9 @@ def gather(
     stage: Stage,
     needs: Collection[str],
     runs: Sequence[Callable[[Seen], Any]],
-    exact_runs: Sequence[Callable[[Seen], Any]] = (),
+    exact: Sequence[Mapping[str, torch.Tensor]],
 ) -> dict[str, LayerStats]:
-    """Statistics of a stage's views from one run per batch; `exact_runs` are the same batches in the float model.
+    """Statistics of a stage's views from one run per batch, with what `record` kept of the same batches, if anything.
 
     A view that no token reached is left out.
     """
@@ -151,8 +151,8 @@ def gather(
 
     for index, run in enumerate(runs):
         if stage.shared:
-            exact = _first(exact_runs[index], stage.names[0]) if exact_runs else None
-            sums[stage.names[0]].add(_first(run, stage.names[0]), exact)
+            kept = exact[index].get(stage.names[0]) if exact else None
+            sums[stage.names[0]].add(_first(run, stage.names[0]), None if kept is None else kept.float())
         else:
             run(seen)
     found = {name: total.stats() for name, total in sums.items()}
@@ -161,6 +161,18 @@ def gather(
         for name in stage.names
         if (stats := found[stage.names[0] if stage.shared else name]) is not None
     }
+
+
+def record(names: Collection[str], run: Callable[[Seen], Any]) -> dict[str, torch.Tensor]:
+    """The inputs of the views `names` in one run, in bfloat16: only sums over thousands of them are asked for."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def seen(name: str, given: torch.Tensor) -> None:
+        if name in names:
+            kept[name] = given.bfloat16()
+
+    run(seen)
+    return kept
 
 
 def _first(run: Callable[[Seen], Any], name: str) -> torch.Tensor:
