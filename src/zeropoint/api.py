@@ -110,17 +110,29 @@ def quantize(
     seed: int = 0,
     min_coverage: float = 0.0,
     overwrite: bool = False,
+    calibration: str | Path | None = None,
+    calibration_tokens: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`."""
+    """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
+
+    `calibration` is a text or chat `.jsonl` file for the algorithms that observe the model; without it they take the
+    built-in sample. `calibration_tokens` is how much of it is read.
+    """
+    from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import quantize_checkpoint
+    from zeropoint.quantization import quantize_checkpoint, read_calibration
 
     checkpoint = open_checkpoint(str(model))
     if plan is None:
         plan = uniform_plan(checkpoint, format, keep=keep, algorithm=algorithm, options=options, seed=seed)
+    observed = None
+    if calibration is not None or calibration_tokens is not None:
+        observed = read_calibration(
+            checkpoint, calibration, tokens=calibration_tokens or DEFAULT_TOKENS, seed=plan.seed
+        )
     return quantize_checkpoint(
         checkpoint,
         out,
@@ -128,6 +140,7 @@ def quantize(
         min_coverage=min_coverage,
         overwrite=overwrite,
         machine=Machine.detect().to_json(),
+        calibration=observed,
         progress=progress,
     )
 

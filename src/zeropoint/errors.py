@@ -7,6 +7,7 @@
     ├── CheckpointError            the source model cannot be read or is not sound           exit 2
     ├── ArtifactError              an artifact is malformed, truncated or cannot be written  exit 2
     ├── SchemeError                a number format that does not exist or does not fit       exit 2
+    ├── StatisticsError            calibration does not tell an algorithm what it needs      exit 2
     ├── UnsupportedError           sound input that this machine or version cannot handle    exit 2
     └── GateError                  the quality gate or the budget was not met                exit 1
 """
@@ -34,6 +35,10 @@ class ArtifactError(ZeropointError):
 
 class SchemeError(ZeropointError):
     """A scheme string does not parse, or a scheme does not fit the tensor it was given."""
+
+
+class StatisticsError(ZeropointError):
+    """An algorithm was not told enough of a layer's input; the layer falls back to `rtn`, and the report says so."""
 
 
 class UnsupportedError(ZeropointError):

@@ -45,14 +45,17 @@ def test_contract(name: str, text: str) -> None:
         setattr(options, dataclasses.fields(options)[0].name, None)
     scheme, values = parse(text), weights()
     before = values.copy()
-    stats = LayerStats(np.arange(72, dtype=np.float32) ** 2, 100)
+    inputs = np.random.default_rng(1).standard_normal((100, 72)).astype(np.float32) * np.arange(72)
+    hessian = (inputs.T @ inputs).astype(np.float32)
+    stats = LayerStats(hessian.diagonal().copy(), 100, hessian, hessian * np.float32(0.01))
+    assert module.needs(scheme, options) <= module.NEEDS
     first, second = (module.quantize(values, stats, scheme, options) for _ in range(2))
     assert isinstance(first, QuantizedTensor)
     assert (first.scheme, first.shape) == (scheme, values.shape)
     np.testing.assert_array_equal(values, before)  # pure
     np.testing.assert_array_equal(first.codes, second.codes)  # and deterministic
     np.testing.assert_array_equal(first.scale, second.scale)
-    assert np.linalg.norm(first.dequantize() - values) < np.linalg.norm(values)
+    assert np.linalg.norm((first.dequantize() - values) @ inputs.T) < np.linalg.norm(values @ inputs.T)
 
 
 @pytest.mark.parametrize("name", algorithms.names())

@@ -55,9 +55,9 @@ class Options:
     shrink: float = 0.7
 
 
-def needs(scheme: Scheme, options: Options) -> bool:
-    """Whether `quantize` would use statistics for such a weight."""
-    return options.search and options.weighted and scheme.granularity != "tensor"
+def needs(scheme: Scheme, options: Options) -> frozenset[str]:
+    """The statistics that `quantize` uses for such a weight."""
+    return NEEDS if options.search and options.weighted and scheme.granularity != "tensor" else frozenset()
 
 
 def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Options) -> QuantizedTensor:

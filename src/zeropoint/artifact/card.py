@@ -36,7 +36,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "notes": (list,),
     "quality": (dict, type(None)),
     "verdict": (dict, type(None)),
+    "calibration": (dict, type(None)),
 }
+#: Artifacts made before text could be observed say nothing of it.
+LATER_FIELDS = {"calibration"}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
 
@@ -52,6 +55,7 @@ class Card:
     machine: Mapping[str, Any] | None = None
     layer_errors: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
+    calibration: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,6 +66,7 @@ class Card:
             "quality": None,
             "verdict": None,
             "notes": list(self.notes),
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "layout": self.layout.to_json(),
             "plan": self.plan.to_json(),
             "layer_errors": [dict(error) for error in self.layer_errors],
@@ -88,11 +93,11 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(f"format version {version!r} is not {FORMAT_VERSION}, the one this release reads")
-    missing, unknown = sorted(set(FIELDS) - set(data)), sorted(set(data) - set(FIELDS))
+    missing, unknown = sorted(set(FIELDS) - LATER_FIELDS - set(data)), sorted(set(data) - set(FIELDS))
     if missing or unknown:
         raise ArtifactError(f"it lacks {missing}" if missing else f"it has unknown fields {unknown}")
     for key, kinds in FIELDS.items():
-        if not isinstance(data[key], kinds):
+        if not isinstance(data.get(key), kinds):
             raise ArtifactError(f"{key} must not be a {type(data[key]).__name__}")
     for key, kind in SOURCE_FIELDS.items():
         if not isinstance(data["source"].get(key), kind):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zeropoint.algorithms import make_options
+from zeropoint.algorithms import load, make_options
 from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
@@ -116,6 +116,8 @@ class _Picker:
         self.tied = set(layout.tied.values())
         self.algorithm = algorithm
         self.options = options
+        # The embedding is looked up, not multiplied, and no block holds the head: neither has a Hessian.
+        self.in_blocks_only = "hessian" in load(algorithm).NEEDS
 
     def choose(self, view: LayerView) -> Choice:
         wanted, why = self._wanted(view)
@@ -128,9 +130,10 @@ class _Picker:
             )
         fitting, note = fit(wanted, view.shape[1])
         reason = "; ".join(part for part in (why, note) if part)
-        return Choice(
-            fitting, self.algorithm, dict(self.options), reason or f"{view.kind}: the plan's format"
-        )
+        reason = reason or f"{view.kind}: the plan's format"
+        if self.in_blocks_only and view.kind in ("embedding", "lm_head"):
+            return Choice(fitting, "rtn", {}, reason)
+        return Choice(fitting, self.algorithm, dict(self.options), reason)
 
     def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
         is_tied = view.name in self.tied

@@ -1,7 +1,16 @@
 """Checkpoint + plan -> a stream of weights, and the artifact written from it."""
 
 from zeropoint.artifact import refuse_existing
-from zeropoint.quantization.pipeline import Summary, quantize_checkpoint
-from zeropoint.quantization.streaming import LayerError, Progress, stream
+from zeropoint.quantization.layers import LayerError
+from zeropoint.quantization.pipeline import Summary, quantize_checkpoint, read_calibration
+from zeropoint.quantization.streaming import Progress, stream
 
-__all__ = ["LayerError", "Progress", "Summary", "quantize_checkpoint", "refuse_existing", "stream"]
+__all__ = [
+    "LayerError",
+    "Progress",
+    "Summary",
+    "quantize_checkpoint",
+    "read_calibration",
+    "refuse_existing",
+    "stream",
+]

@@ -10,19 +10,16 @@ The model runs once, block by block: a block's float32 weights are read before i
 
 from __future__ import annotations
 
-import copy
 import logging
-import warnings
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import torch
 
-from zeropoint.allocator import release, trim
+from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.checkpoint.architecture import empty_model
 from zeropoint.errors import ZeropointError
+from zeropoint.quantization.blocks import FilledModel
 from zeropoint.stats import LayerStats
 
 logger = logging.getLogger(__name__)
@@ -61,35 +58,29 @@ class _Run:
     """One forward pass of a model whose blocks hold weights only while they run."""
 
     def __init__(self, checkpoint: Checkpoint, modules: dict[str, str]) -> None:
-        self._checkpoint = checkpoint
-        self._model = empty_model(copy.deepcopy(checkpoint.config))
-        self._blocks = checkpoint.blocks()
-        self._names = [info.name for info in checkpoint.parameters()]
+        self._config = checkpoint.config.get_text_config()
+        self._model = FilledModel(checkpoint)
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens = 0
-        for path in self._blocks:
-            block = self._model.get_submodule(path)
-            block.register_forward_pre_hook(lambda _module, _inputs, path=path: self._fill(f"{path}."))
-            block.register_forward_hook(lambda _module, _inputs, _output, path=path: self._drop(f"{path}."))
+        for path in self._model.blocks:
+            block = self._model.module.get_submodule(path)
+            names = self._model.names(f"{path}.")
+            block.register_forward_pre_hook(lambda _module, _inputs, names=names: self._model.fill(names))
+            block.register_forward_hook(
+                lambda _module, _inputs, _output, names=names: self._model.drop(names)
+            )
         for path, name in modules.items():
-            self._model.get_submodule(path).register_forward_pre_hook(
+            self._model.module.get_submodule(path).register_forward_pre_hook(
                 lambda _module, inputs, name=name: self._measure(name, inputs)
             )
 
     def moments(self, seed: int) -> dict[str, LayerStats]:
-        config = self._checkpoint.config.get_text_config()
-        length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+        length = min(LENGTH, getattr(self._config, "max_position_embeddings", None) or LENGTH)
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, config.vocab_size, (SEQUENCES, length), generator=generator)
+        ids = torch.randint(0, self._config.vocab_size, (SEQUENCES, length), generator=generator)
         self._tokens = ids.numel()
-        base: Any = getattr(self._model, str(self._model.base_model_prefix), self._model)
-        inside = str(self._model.base_model_prefix) + "."
-        for name in self._names:  # everything the decoder needs around its blocks; the output head is not run
-            if name.startswith(inside) and not any(name.startswith(f"{path}.") for path in self._blocks):
-                self._fill(name)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            base(input_ids=ids, use_cache=False)
+        self._model.fill(self._model.outside())
+        self._model.decoder(ids)
         found = {name: LayerStats(total.numpy(), self._tokens) for name, total in self._sums.items()}
         # A NaN here comes from a NaN weight, which the stream names when it reaches it.
         return {name: stats for name, stats in found.items() if np.isfinite(stats.second_moment).all()}
@@ -98,25 +89,3 @@ class _Run:
         flat = inputs[0].detach().float().reshape(-1, inputs[0].shape[-1])
         total = flat.square().sum(0)
         self._sums[name] = self._sums[name] + total if name in self._sums else total
-
-    def _fill(self, prefix: str) -> None:
-        for name in self._names:
-            if name.startswith(prefix):
-                self._set(name, self._checkpoint.read(name))
-
-    def _drop(self, prefix: str) -> None:
-        for name in self._names:
-            if name.startswith(prefix):
-                self._set(name, None)
-        trim()
-
-    def _set(self, name: str, value: torch.Tensor | None) -> None:
-        path, _, leaf = name.rpartition(".")
-        owner = self._model.get_submodule(path)
-        old = getattr(owner, leaf)
-        if leaf in owner._buffers:
-            if value is not None:
-                owner._buffers[leaf] = value.to(old.dtype)
-            return
-        new = old.detach().to("meta") if value is None else value.float()
-        owner._parameters[leaf] = torch.nn.Parameter(new, requires_grad=False)

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.artifact import Card, refuse_existing, write
+from zeropoint.calibrate import Calibration
+from zeropoint.calibrate import calibration as read_text
+from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.checkpoint.folder import read_json
 from zeropoint.errors import UsageError
 from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
-from zeropoint.quantization.streaming import LayerError, Progress, stream
+from zeropoint.quantization.layers import LayerError
+from zeropoint.quantization.streaming import Progress, needs_calibration, stream
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ PACKAGES = ("zeropoint", "torch", "transformers", "numpy", "safetensors", "ml_dt
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written. `folder_bytes` counts every file of the artifact, tokenizer included."""
+    """What was written. `folder_bytes` counts every file of the artifact, tokenizer included; `warnings` names each
+    weight that was not made as the plan says; `calibration` is the digest of the text that was observed."""
 
     path: Path
     plan: Plan
@@ -55,6 +60,8 @@ class Summary:
     folder_bytes: int
     seconds: float
     layer_errors: Sequence[LayerError]
+    warnings: Sequence[str] = ()
+    calibration: Mapping[str, Any] | None = None
 
 
 def quantize_checkpoint(
@@ -69,9 +76,13 @@ def quantize_checkpoint(
     min_coverage: float = 0.0,
     overwrite: bool = False,
     machine: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm` and `options`.
+
+    `calibration` (`read_calibration`) is what the model is observed on; None is the built-in sample for algorithms
+    that need text, and no text for `rtn`.
 
     Everything that can be refused is refused before the first weight is read: an existing output, a plan of another
     model, low coverage, a disk without room. Raises the `ZeropointError`s of `open_checkpoint`, `uniform_plan`,
@@ -89,22 +100,29 @@ def quantize_checkpoint(
         raise UsageError(
             f"the plan says {plan.nbytes} bytes but makes {promised}: make it again for this model"
         )
+    if calibration is None and needs_calibration(plan):
+        calibration = read_calibration(checkpoint, seed=plan.seed)
     errors: list[LayerError] = []
+    warnings: list[str] = []
 
     def watch(step: Progress) -> None:
         if step.error is not None:
             errors.append(step.error)
+        if step.warning:
+            warnings.append(step.warning)
         if progress is not None:
             progress(step)
 
     with ExitStack() as stack:
         written = write(
             out,
-            stream(checkpoint, plan, progress=watch),
+            stream(
+                checkpoint, plan, tokens=None if calibration is None else calibration.tokens, progress=watch
+            ),
             plan=plan,
             layout=layout_of(checkpoint),
             config=_config(checkpoint),
-            finish=lambda: _card(checkpoint, plan, errors, machine),
+            finish=lambda: _card(checkpoint, plan, errors, warnings, calibration, machine),
             files=_companions(checkpoint, stack),
             overwrite=overwrite,
         )
@@ -112,14 +130,52 @@ def quantize_checkpoint(
     folder_bytes = sum(file.stat().st_size for file in path.iterdir())
     seconds = time.perf_counter() - started
     logger.info("wrote %s: %d bytes of tensors in %.1f s", path, written, seconds)
-    return Summary(path, plan, written, checkpoint.source_nbytes(), folder_bytes, seconds, tuple(errors))
+    return Summary(
+        path,
+        plan,
+        written,
+        checkpoint.source_nbytes(),
+        folder_bytes,
+        seconds,
+        tuple(errors),
+        tuple(warnings),
+        None if calibration is None else calibration.to_json(),
+    )
+
+
+def read_calibration(
+    checkpoint: Checkpoint, path: str | Path | None = None, *, tokens: int = DEFAULT_TOKENS, seed: int = 0
+) -> Calibration:
+    """Calibration windows of a text (None: the built-in sample) for a model, no longer than it can read.
+
+    Raises `UsageError` when the text or the model's tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.path}
+    if not checkpoint.path.is_dir():
+        where = {"pretrained_model_name_or_path": checkpoint.path.parent, "gguf_file": checkpoint.path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except Exception as cause:  # missing and damaged tokenizers fail in many ways
+        raise UsageError(
+            f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
+            "use --algorithm rtn without --calibration"
+        ) from cause
+    most = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
 
 
 def _card(
-    checkpoint: Checkpoint, plan: Plan, errors: Sequence[LayerError], machine: Mapping[str, Any] | None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    errors: Sequence[LayerError],
+    warnings: Sequence[str],
+    calibration: Calibration | None,
+    machine: Mapping[str, Any] | None,
 ) -> Card:
     layout = layout_of(checkpoint)
-    notes = []
+    notes = list(warnings)
     if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
         notes.append(
             "Weights that this model's code holds as [in, out] (Conv1D, some experts) are stored as [out, in], so "
@@ -137,6 +193,7 @@ def _card(
         machine=machine,
         layer_errors=[error.to_json() for error in errors],
         notes=notes,
+        calibration=None if calibration is None else calibration.to_json(),
     )
 
 

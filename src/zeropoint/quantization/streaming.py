@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -13,117 +11,88 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeropoint.algorithms import load, make_options
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import CheckpointError, SchemeError
-from zeropoint.plan import Choice, Plan
+from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.plan import Plan
 from zeropoint.planning.coverage import check_complete
-from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.qtensor import Weight
+from zeropoint.quantization.calibrated import CalibratedBlocks
+from zeropoint.quantization.layers import LayerError, Quantized, needs, quantize_view
 from zeropoint.quantization.moments import input_moments
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
-from zeropoint.views import LayerView
-
-logger = logging.getLogger(__name__)
 
 NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class LayerError:
-    """`relative` = ||W - W'|| / ||W||; `sqnr_db` = -20 log10 of it (999 when the weight is exact)."""
-
-    name: str
-    scheme: str
-    relative: float
-    sqnr_db: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Told after each weight: how many numbers of the model are done, of `total`.
 
-    `error` is None for a kept weight.
+    `error` is None for a kept weight; `warning` is what must be said of how the weight was made, "" when nothing.
     """
 
     name: str
     done: int
     total: int
     error: LayerError | None
+    warning: str = ""
+
+
+def needs_calibration(plan: Plan) -> bool:
+    """Whether the plan asks for more of the layers' inputs than random tokens can tell."""
+    return any(needs(choice) - {"second_moment"} for choice in plan.choices.values())
 
 
 def stream(
-    checkpoint: Checkpoint, plan: Plan, *, progress: Callable[[Progress], None] | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    tokens: NDArray[np.int64] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan once, in plan order: `(view or parameter name, Weight)`.
 
-    Tied names are not repeated. One weight is held at a time (while an algorithm's statistics are gathered, before
-    the first weight, one block). Raises `CheckpointError` naming the weight that
-    holds NaN or inf, `UsageError` when the plan is not this model's, `SchemeError` when a scale overflows.
+    `tokens` `[windows, length]` are what the blocks are observed on; without, round-to-nearest looks at random ones.
+    Tied names are not repeated. One weight is held at a time; one block, and the hidden states of all `tokens`, while
+    statistics are gathered. Raises `CheckpointError` naming the weight that holds NaN or inf, `UsageError` when the
+    plan is not this model's or needs tokens and has none, `SchemeError` when a scale overflows.
     """
     check_complete(checkpoint, plan)
+    if tokens is None and needs_calibration(plan):
+        raise UsageError("this plan's algorithms observe the model on text: give calibration tokens")
     views = {view.name: view for view in checkpoint.views()[0]}
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
     sizes.update({name: view.shape[0] * view.shape[1] for name, view in views.items()})
     total, done = sum(sizes[name] for name in plan.choices), 0
-    stats = _stats(checkpoint, plan)
+    blocks = None if tokens is None else CalibratedBlocks(checkpoint, plan, torch.from_numpy(tokens))
+    stats = _moments(checkpoint, plan) if blocks is None else {}
     for name, choice in plan.choices.items():
-        error: LayerError | None = None
+        made: Quantized | None = None
         weight: Weight
         if choice.scheme is None or choice.scheme.is_float:
             weight = _kept(checkpoint, name, choice.scheme)
+        elif blocks is not None and blocks.covers(name):
+            made = blocks.take(name)
+            weight = made.weight
         else:
-            weight, error = _quantize(views[name], choice, choice.scheme, stats.get(name))
+            made = quantize_view(views[name], choice, stats.get(name))
+            weight = made.weight
+            if blocks is not None:
+                blocks.replace(name, made.weight)
         done += sizes[name]
         if progress is not None:
-            progress(Progress(name, done, total, error))
+            error, warning = (made.error, made.warning) if made is not None else (None, "")
+            progress(Progress(name, done, total, error, warning))
+        del made
         yield name, weight
 
 
-def _stats(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
-    """What the plan's algorithms ask to know of their layers' inputs; nothing runs when none asks."""
-    names = set()
-    for name, choice in plan.choices.items():
-        if choice.scheme is not None and not choice.scheme.is_float:
-            options = make_options(choice.algorithm, choice.options)
-            if load(choice.algorithm).needs(choice.scheme, options):
-                names.add(name)
+def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
+    """What round-to-nearest asks to know of its layers' inputs; nothing runs when no weight asks."""
+    names = {name for name, choice in plan.choices.items() if "second_moment" in needs(choice)}
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
-
-
-def _quantize(
-    view: LayerView, choice: Choice, scheme: Scheme, stats: LayerStats | None
-) -> tuple[QuantizedTensor, LayerError]:
-    algorithm = load(choice.algorithm)
-    values = view.read().numpy()
-    check_finite(values, view.name)
-    options = make_options(choice.algorithm, choice.options)
-    try:
-        quantized: QuantizedTensor = algorithm.quantize(values, stats, scheme, options)
-    except SchemeError as cause:  # an algorithm does not know whose weight it was given
-        raise SchemeError(f"{view.name} as {scheme}: {cause}") from cause
-    return quantized, measure(view.name, values, quantized)
-
-
-def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:
-    """The error that rounding left in one weight."""
-    lost = size = 0.0
-    for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
-        exact = values[start : start + ROWS].astype(np.float64)
-        rounded = quantized.rows(start, start + ROWS).dequantize()
-        lost += float(np.square(rounded - exact).sum())
-        size += float(np.square(exact).sum())
-    relative = math.sqrt(lost / size) if size else math.sqrt(lost)
-    sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
-    return LayerError(name, str(quantized.scheme), float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
-
-
-#: Rows of a weight whose error is summed at once.
-ROWS = 1024
 
 
 def _kept(checkpoint: Checkpoint, name: str, scheme: Scheme | None) -> NDArray[Any]:

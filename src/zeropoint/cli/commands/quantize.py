@@ -2,9 +2,11 @@
 
   zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 8-bit activations
   zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, embeddings at 8 bits
+  zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
 
-MODEL is a local Hugging Face folder, a .gguf file, or a hub name. Nothing is trained and no data is needed.
+MODEL is a local Hugging Face folder, a .gguf file, or a hub name. Nothing is trained. No data is needed by
+rtn, the default algorithm; gptq observes the model on a text, which halves what 4 bits lose.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     human_bytes,
+    positive_int,
     progress_bar,
     write_json,
 )
@@ -41,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", default="int8", metavar="F", help="fp16, bf16, int8 (default), int4 or a scheme string"
     )
     parser.add_argument("--algorithm", default="rtn", metavar="A", help="how codes are chosen (default: rtn)")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text or chat .jsonl to observe the model on (default: a built-in sample where the algorithm needs one)",
+    )
+    parser.add_argument(
+        "--calibration-tokens", type=positive_int, metavar="N", help="tokens of it to read (default: 65536)"
+    )
     parser.add_argument(
         "--plan", type=Path, metavar="FILE", help="carry out this plan (JSON) instead of --format"
     )
@@ -90,15 +102,21 @@ def _fraction(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
+    from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import coverage, quantized_fraction
-    from zeropoint.quantization import quantize_checkpoint, refuse_existing
+    from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_existing
 
     check_writable(args.json, args.save_plan)
     refuse_existing(args.out, overwrite=args.overwrite)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
     plan = _plan(checkpoint, args)
+    observed = None
+    if args.calibration is not None or args.calibration_tokens is not None:
+        observed = read_calibration(
+            checkpoint, args.calibration, tokens=args.calibration_tokens or DEFAULT_TOKENS, seed=plan.seed
+        )
     with progress_bar() as bar:
         summary = quantize_checkpoint(
             checkpoint,
@@ -107,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
             min_coverage=args.min_coverage,
             overwrite=args.overwrite,
             machine=Machine.detect().to_json(),
+            calibration=observed,
             progress=lambda p: bar(_shorten(p.name), p.done, p.total),
         )
     if args.save_plan is not None:
@@ -119,9 +138,14 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {human_bytes(summary.tensor_bytes)} from {human_bytes(summary.source_tensor_bytes)} "
         f"({ratio:.3f}x), {quantized_fraction(rows):.2%} of the parameters quantized, {summary.seconds:.1f} s"
     )
-    for line in _surprises(rows):
+    if summary.calibration is not None:
+        text = summary.calibration
+        print(f"observed on {text['windows'] * text['length']} tokens of {text['source']}")
+    for line in [*(f"warning: {text}" for text in summary.warnings), *_surprises(rows)]:
         print(line)
-    write_json(args.json, _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows))
+    result = _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows)
+    result |= {"calibration": summary.calibration, "warnings": list(summary.warnings)}
+    write_json(args.json, result)
     if args.check:
         from zeropoint.cli.commands.check import run_gate
 

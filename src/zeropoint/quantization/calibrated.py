@@ -1,0 +1,151 @@
+"""Quantize the blocks of a model in order, each on the inputs that the quantized blocks before it give.
+
+For each block: its layers are found in the order in which they are given their inputs; those that share an input are
+quantized at once, on statistics gathered over all calibration tokens, and replaced by what was made of them before
+the next ones are observed. Then the whole quantized block runs, and its outputs are the next block's inputs.
+Where an algorithm asks for the `drift`, the float model runs beside the quantized one.
+
+Memory: the hidden states of all tokens and one block's weights, whatever the model; with drift also the float
+model's hidden states and the inputs of one block's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from zeropoint.allocator import release
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.plan import Plan
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.quantization.blocks import BlockRunner, FilledModel
+from zeropoint.quantization.layers import Quantized, needs, quantize_view
+from zeropoint.quantization.taps import Seen, gather, record, stages, tapped
+from zeropoint.views import LayerView
+
+
+class CalibratedBlocks:
+    """Quantizes the weights of the blocks, block by block, as they are asked for in plan order."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, tokens: torch.Tensor) -> None:
+        self._plan = plan
+        self._model = FilledModel(checkpoint)
+        self._runner = BlockRunner(self._model, tokens)
+        self._views: dict[str, list[LayerView]] = {path: [] for path in self._model.blocks}
+        self._embeddings = {view.name: view for view in checkpoint.views()[0] if view.kind == "embedding"}
+        self._replaced: dict[str, QuantizedTensor] = {}
+        for view in checkpoint.views()[0]:
+            choice = plan.choices.get(view.name)
+            if choice is not None and choice.scheme is not None and not choice.scheme.is_float:
+                for path in self._views:
+                    if view.module.startswith(f"{path}."):
+                        self._views[path].append(view)
+        self._owner = {view.name: i for i, path in enumerate(self._views) for view in self._views[path]}
+        self._needs = {name: needs(plan.choices[name]) for name in self._owner}
+        self._drifts = any("drift" in wanted for wanted in self._needs.values())
+        self._done = 0
+        self._hidden: list[torch.Tensor] = []
+        self._exact: list[torch.Tensor] = []
+        self._ready: dict[str, Quantized] = {}
+
+    def covers(self, name: str) -> bool:
+        return name in self._owner
+
+    def replace(self, name: str, weight: QuantizedTensor) -> None:
+        """What was made of an embedding before the first block: its errors are part of the blocks' inputs."""
+        if name in self._embeddings and not self._done:
+            self._replaced[name] = weight
+
+    def take(self, name: str) -> Quantized:
+        """The weight `name` of a block; runs the blocks up to its own. Each is given once."""
+        with reduced_precision():
+            if not self._hidden:
+                self._start()
+            while self._done <= self._owner[name]:
+                self._quantize_block(self._done)
+                self._done += 1
+        return self._ready.pop(name)
+
+    def _start(self) -> None:
+        outside = self._model.outside()
+        self._model.fill(outside)
+        if self._drifts:
+            self._exact = self._runner.start()
+        for name, weight in self._replaced.items():
+            self._model.set(name, torch.from_numpy(weight.dequantize()))
+        self._hidden = self._runner.start()
+        self._replaced.clear()
+        self._model.drop(outside)
+
+    def _quantize_block(self, index: int) -> None:
+        path = self._model.blocks[index]
+        names = self._model.names(f"{path}.")
+        self._model.fill(names)
+        block = self._model.module.get_submodule(path)
+        views = {view.name: view for view in self._views[path]}
+        run = partial(self._run, index, block, list(views.values()))
+        found = stages(list(views.values()), lambda seen: run(self._hidden[0], seen))
+        drifting = [s.names[0] for s in found if s.shared and any("drift" in self._needs[n] for n in s.names)]
+        exact = self._run_exact(run, drifting)
+        for stage in found:
+            wanted = frozenset().union(*(self._needs[name] for name in stage.names))
+            stats = gather(stage, wanted, [partial(run, hidden) for hidden in self._hidden], exact)
+            for name in stage.names:
+                made = quantize_view(views[name], self._plan.choices[name], stats.get(name))
+                self._ready[name] = made
+                _put(block, views[name], path, made.weight)
+        exact.clear()
+        for view in views.values():
+            if view.name not in self._ready:  # the model's code never multiplies by it
+                self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
+        if index + 1 < len(self._model.blocks):
+            for number, batch in enumerate(self._hidden):
+                self._hidden[number] = self._runner.run(index, block, batch)
+        self._model.drop(names)
+        release()
+
+    def _run_exact(
+        self, run: Callable[[torch.Tensor, Seen], torch.Tensor], names: list[str]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Run the block while it still is the float model's; keep the inputs of `names`, batch by batch."""
+        kept: list[dict[str, torch.Tensor]] = []
+        for number, batch in enumerate(self._exact):
+
+            def step(seen: Seen, number: int = number, batch: torch.Tensor = batch) -> None:
+                self._exact[number] = run(batch, seen)
+
+            kept.append(record(names, step))
+        return kept
+
+    def _run(
+        self, index: int, block: torch.nn.Module, views: list[LayerView], hidden: torch.Tensor, seen: Seen
+    ) -> torch.Tensor:
+        with tapped(block, views, self._model.blocks[index], seen):
+            return self._runner.run(index, block, hidden)
+
+
+def _put(block: torch.nn.Module, view: LayerView, path: str, weight: QuantizedTensor) -> None:
+    """Replace a view of a running block's weight by what its codes stand for."""
+    owner = block.get_submodule(view.module.removeprefix(path).removeprefix("."))
+    parameter = getattr(owner, view.parameter.rpartition(".")[2])
+    target = parameter if view.expert is None else parameter[view.expert]
+    values = torch.from_numpy(weight.dequantize())
+    with torch.no_grad():
+        target.copy_(values.t() if view.transposed else values)
+
+
+@contextmanager
+def reduced_precision() -> Iterator[None]:
+    """Matrix products of float32 by the processor's bfloat16 units where it has them, summed in float32.
+
+    Four times faster on AMX. A statistic over thousands of tokens does not notice a relative error of 1/500 in each.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

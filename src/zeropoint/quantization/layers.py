@@ -1,0 +1,95 @@
+"""Quantize one weight by the algorithm its plan names, and say what that did to it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.algorithms import load, make_options
+from zeropoint.errors import SchemeError, StatisticsError
+from zeropoint.plan import Choice
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.reference.rounding import check_finite
+from zeropoint.stats import LayerStats
+from zeropoint.views import LayerView
+
+logger = logging.getLogger(__name__)
+
+#: What a layer falls back to when its own algorithm cannot be applied.
+FALLBACK = "rtn"
+
+#: Rows of a weight whose error is summed at once.
+ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """`relative` = ||W - W'|| / ||W||; `sqnr_db` = -20 log10 of it (999 when the weight is exact)."""
+
+    name: str
+    scheme: str
+    relative: float
+    sqnr_db: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """One weight, what rounding left of it, and what must be said of how it was made ("" when all is well)."""
+
+    weight: QuantizedTensor
+    error: LayerError
+    warning: str = ""
+
+
+def needs(choice: Choice) -> frozenset[str]:
+    """The statistics that quantizing a weight in this way takes."""
+    if choice.scheme is None or choice.scheme.is_float:
+        return frozenset()
+    found: frozenset[str] = load(choice.algorithm).needs(
+        choice.scheme, make_options(choice.algorithm, choice.options)
+    )
+    return found
+
+
+def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
+    """Carry out an integer choice. An algorithm that is not told enough gives way to `rtn`, with a warning.
+
+    Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
+    """
+    scheme = choice.scheme
+    assert scheme is not None
+    values = view.read().numpy()
+    check_finite(values, view.name)
+    algorithm, options = load(choice.algorithm), make_options(choice.algorithm, choice.options)
+    warning = ""
+    try:
+        try:
+            made: QuantizedTensor = algorithm.quantize(values, stats, scheme, options)
+        except StatisticsError as cause:
+            warning = f"{view.name} was rounded by {FALLBACK} instead: {cause}"
+            logger.warning("%s", warning)
+            made = load(FALLBACK).quantize(values, stats, scheme, make_options(FALLBACK, {}))
+    except SchemeError as cause:  # an algorithm does not know whose weight it was given
+        raise SchemeError(f"{view.name} as {scheme}: {cause}") from cause
+    return Quantized(made, measure(view.name, values, made), warning)
+
+
+def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:
+    """The error that rounding left in one weight."""
+    lost = size = 0.0
+    for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
+        exact = values[start : start + ROWS].astype(np.float64)
+        rounded = quantized.rows(start, start + ROWS).dequantize()
+        lost += float(np.square(rounded - exact).sum())
+        size += float(np.square(exact).sum())
+    relative = math.sqrt(lost / size) if size else math.sqrt(lost)
+    sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
+    return LayerError(name, str(quantized.scheme), float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))

@@ -1,0 +1,148 @@
+"""GPTQ equals the paper's procedure, written down naively in float64: one column after the other, with the inverse
+of the Hessian of the columns that are left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zeropoint.algorithms import gptq, rtn
+from zeropoint.errors import StatisticsError
+from zeropoint.qtensor import QuantizedTensor, expand_groups
+from zeropoint.scheme import Scheme, parse
+from zeropoint.stats import LayerStats
+
+
+def correlated(tokens: int = 400, columns: int = 200, *, seed: int = 0) -> np.ndarray:
+    """Inputs `[tokens, in]` of which each channel goes with others, a few of them loud."""
+    generator = np.random.default_rng(seed)
+    mix = generator.standard_normal((columns, columns)) * generator.random((columns, 1)) ** 3
+    inputs = generator.standard_normal((tokens, columns)) @ (mix + np.eye(columns))
+    inputs[:, :: columns // 5] *= 12
+    return inputs
+
+
+def statistics(inputs: np.ndarray, other: np.ndarray | None = None) -> LayerStats:
+    hessian = (inputs.T @ inputs).astype(np.float32)
+    drift = None if other is None else ((other - inputs).T @ inputs).astype(np.float32)
+    return LayerStats(hessian.diagonal().copy(), len(inputs), hessian, drift)
+
+
+def naive(
+    weight: np.ndarray, grid: QuantizedTensor, hessian: np.ndarray, order: np.ndarray, damping: float
+) -> np.ndarray:
+    """Optimal brain quantization in a fixed order (arXiv:2210.17323, equations 2 and 3)."""
+    scheme, columns = grid.scheme, weight.shape[1]
+    scale = np.broadcast_to(expand_groups(grid.scale, scheme, columns), weight.shape).astype(np.float64)
+    zero = np.zeros(weight.shape)
+    if grid.zero_point is not None:
+        zero += expand_groups(grid.zero_point, scheme, columns)
+    hessian = hessian.astype(np.float64) + damping * hessian.diagonal().mean(dtype=np.float64) * np.eye(
+        columns
+    )
+    left = weight.astype(np.float64).copy()
+    codes = np.empty(weight.shape, np.int8)
+    remaining = list(order)
+    while remaining:
+        inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
+        j = remaining[0]
+        code = np.clip(np.rint(left[:, j] / scale[:, j]) + zero[:, j], scheme.qmin, scheme.qmax)
+        error = left[:, j] - (code - zero[:, j]) * scale[:, j]
+        left[:, remaining] -= np.outer(error / inverse[0, 0], inverse[0])
+        codes[:, j] = code
+        remaining = remaining[1:]
+    return codes
+
+
+def output_error(weight: np.ndarray, made: QuantizedTensor, inputs: np.ndarray) -> float:
+    return float(np.linalg.norm(inputs @ (made.dequantize().astype(np.float64) - weight).T))
+
+
+@pytest.mark.parametrize("order", [True, False])
+@pytest.mark.parametrize(
+    "text", ["int4:g32", "int4:g24:asym", "int3:g64", "int4:channel", "int8", "int4:g32:nested"]
+)
+def test_it_equals_the_naive_procedure(text: str, order: bool) -> None:
+    scheme = parse(text)
+    weight = np.random.default_rng(3).standard_normal((24, 200)).astype(np.float32)
+    stats = statistics(correlated())
+    assert stats.hessian is not None
+    made = gptq.quantize(weight, stats, scheme, gptq.Options(order=order))
+    grid = rtn.quantize(weight, stats, scheme, rtn.Options())
+    np.testing.assert_array_equal(made.scale, grid.scale)
+    sequence = np.argsort(-stats.hessian.diagonal(), kind="stable") if order else np.arange(200)
+    np.testing.assert_array_equal(made.codes, naive(weight, grid, stats.hessian, sequence, 0.01))
+
+
+@pytest.mark.parametrize(("text", "ratio"), [("int4:g32", 0.8), ("int3:g32", 0.8), ("int8", 0.8)])
+def test_it_gains(text: str, ratio: float) -> None:
+    weight = np.random.default_rng(3).standard_normal((64, 200)).astype(np.float32)
+    inputs = correlated()
+    scheme, stats = parse(text), statistics(inputs)
+    made = gptq.quantize(weight, stats, scheme, gptq.Options())
+    plain = rtn.quantize(weight, stats, scheme, rtn.Options())
+    assert output_error(weight, made, inputs) < ratio * output_error(weight, plain, inputs)
+
+
+def test_propagation_aims_at_the_float_output() -> None:
+    """With 8 bits next to nothing is rounded: the weights are those of least squares from the quantized inputs."""
+    weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    exact = correlated(columns=64)
+    inputs = exact + np.random.default_rng(5).standard_normal(exact.shape) + 0.3 * exact[:, ::-1]
+    best = np.linalg.lstsq(inputs, exact @ weight.T, rcond=None)[0].T
+    made = gptq.quantize(
+        weight,
+        statistics(inputs, exact),
+        parse("int8:channel:fp32"),
+        gptq.Options(damping=1e-9, propagate=1.0),
+    )
+    assert np.linalg.norm(made.dequantize() - best) < 0.2 * np.linalg.norm(weight - best)
+
+
+def test_silent_channels_are_rounded_plainly() -> None:
+    weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    inputs = correlated(columns=64)
+    inputs[:, 10:20] = 0
+    stats, scheme = statistics(inputs), parse("int4:g16")
+    made, plain = (a.quantize(weight, stats, scheme, a.Options()) for a in (gptq, rtn))
+    np.testing.assert_array_equal(made.codes[:, 10:20], plain.codes[:, 10:20])
+
+
+def test_damping_grows_until_the_hessian_can_be_factored() -> None:
+    weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    inputs = correlated(tokens=5, columns=64)  # rank 5 of 64, and then a little less than that
+    stats = statistics(inputs)
+    assert stats.hessian is not None
+    worse = LayerStats(
+        stats.second_moment,
+        5,
+        stats.hessian - 0.05 * np.float32(stats.second_moment.mean()) * np.eye(64, dtype=np.float32),
+    )
+    made = gptq.quantize(weight, worse, parse("int4:g16"), gptq.Options())
+    assert np.abs(made.dequantize() - weight).max() < 4
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [
+        None,
+        LayerStats(np.ones(8, np.float32), 4),
+        LayerStats(np.ones(8, np.float32), 4, np.zeros((8, 8), np.float32)),
+        LayerStats(np.ones(8, np.float32), 4, np.full((8, 8), np.nan, np.float32)),
+        LayerStats(
+            np.ones(8, np.float32),
+            4,
+            np.eye(8, dtype=np.float32) - np.full((8, 8), 2, np.float32) + 2 * np.eye(8, dtype=np.float32),
+        ),
+    ],
+)
+def test_statistics_that_do_not_do(stats: LayerStats | None) -> None:
+    with pytest.raises(StatisticsError):
+        gptq.quantize(np.ones((4, 8), np.float32), stats, parse("int4:g8"), gptq.Options())
+
+
+def test_schemes_without_groups() -> None:
+    scheme = Scheme(4, "tensor", 0, False)
+    weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    made = gptq.quantize(weight, statistics(correlated(columns=64)), scheme, gptq.Options())
+    assert made.scale.shape == (1, 1)
