@@ -1,0 +1,275 @@
+"""The native engine against its peers: one model, one prompt, as many threads, in turns in one run.
+
+    python benchmarks/peers/install.py                       # once: each peer into build/peers/<name>
+    python benchmarks/engine.py build/reference-model --markdown benchmarks/results/engine.md --json engine.json
+
+Each contestant is a `peer:format` in its own environment and long-lived process (`contestant.py`). A round asks each
+once, one after the other, and rounds repeat, so that a slow second on a shared machine hurts all alike; who is not
+asked sleeps, and one that kept the processor busy meanwhile is named. Models are converted once and kept under
+`build/bench`. A peer that is not installed or does not load is reported as skipped, with the reason.
+
+- load: from starting the process to the first token after a prompt of 16, files in the page cache
+- prefill 512: tokens/s of the prompt; decode: greedy tokens/s after a prompt of 16, and after one of 512
+- batch-8: tokens/s of eight sequences decoded together, prompts of 16
+- of limit: bytes of the weights that a decode step reads x tokens/s / measured read bandwidth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zeropoint.kernels import active_isa, library
+from zeropoint.machine import Machine
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+OURS = "zeropoint"
+METRICS = ("load s", "prefill 512", "decode", "decode after 512", "batch-8 decode")
+LOWER_IS_BETTER = ("load s",)
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Skipped(Exception):
+    """Why a contestant does not take part."""
+
+
+@dataclass
+class Contestant:
+    peer: str
+    fmt: str
+    python: Path
+    path: Path
+    threads: int
+    process: subprocess.Popen[str] | None = None
+    values: dict[str, list[float]] = field(default_factory=lambda: {metric: [] for metric in METRICS})
+    rss_bytes: int = 0
+    read_bytes: int = 0
+    idle_cpu_seconds: float = 0.0
+    _cpu_at_rest: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.peer}:{self.fmt}"
+
+    def command(self, *arguments: str | Path) -> list[str | Path]:
+        driver = HERE / "peers" / f"{self.peer}.py"
+        return [self.python, "-P", HERE / "contestant.py", driver, *arguments]
+
+    def prepare(self, model: Path) -> None:
+        """Convert, unless an earlier run did, and learn the size."""
+        log = self.path.with_name(self.path.name + ".log")
+        if not self.path.exists():
+            partial = self.path.with_name(self.path.name + ".partial")
+            self.run_logged(self.command("convert", model, partial, self.fmt), log, "convert")
+            partial.rename(self.path)
+        self.read_bytes = int(self.run_logged(self.command("size", self.path), log, "measure"))
+
+    def run_logged(self, command: list[str | Path], log: Path, verb: str) -> str:
+        with log.open("a") as errors:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        if done.returncode:
+            raise Skipped(f"did not {verb} (status {done.returncode}): {last_line(log)}")
+        return done.stdout.strip().rsplit("\n", 1)[-1]
+
+    def start(self) -> None:
+        """A fresh process; its time to the first token is the load metric."""
+        self.stop()
+        log = self.path.with_name(self.path.name + ".log")
+        begin = time.perf_counter()
+        with log.open("a") as errors:
+            self.process = subprocess.Popen(
+                self.command("serve", self.path, self.fmt, str(self.threads)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        try:
+            self.ask(1, 16, 0)
+        except (BrokenPipeError, json.JSONDecodeError):
+            raise Skipped(f"stopped while loading: {last_line(log)}") from None
+        self.values["load s"].append(time.perf_counter() - begin)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.communicate()
+        self.process = self._cpu_at_rest = None
+
+    def ask(self, batch: int, length: int, new_tokens: int) -> tuple[float, float]:
+        assert self.process and self.process.stdin and self.process.stdout
+        if self._cpu_at_rest is not None:
+            self.idle_cpu_seconds += self.cpu_seconds() - self._cpu_at_rest
+        request = {"batch": batch, "prompt": length, "new": new_tokens}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        self.rss_bytes = answer["rss_bytes"]
+        time.sleep(0.1)  # until its threads have stopped spinning
+        self._cpu_at_rest = self.cpu_seconds()
+        return answer["prefill_seconds"], answer["decode_seconds"]
+
+    def cpu_seconds(self) -> float:
+        assert self.process
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def play_round(self, new_tokens: int) -> None:
+        prefill, decode = self.ask(1, 512, new_tokens)
+        self.values["prefill 512"].append(512 / prefill)
+        self.values["decode after 512"].append(new_tokens / decode)
+        _, decode = self.ask(1, 16, new_tokens)
+        self.values["decode"].append(new_tokens / decode)
+        steps = max(1, new_tokens // 4)
+        _, decode = self.ask(8, 16, steps)
+        self.values["batch-8 decode"].append(8 * steps / decode)
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it printed nothing"
+
+
+def formats(driver: Path) -> tuple[str, ...]:
+    """`FORMATS` of a driver, read without importing the peer."""
+    sys.path.insert(0, str(HERE))
+    from contestant import import_driver
+
+    found: tuple[str, ...] = import_driver(driver).FORMATS
+    return found
+
+
+def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
+    """The contestants that load, converted and started once, and why the others do not."""
+    drivers = [p for p in sorted((HERE / "peers").glob("*.py")) if p.stem != "install"]
+    wanted = [f"{driver.stem}:{fmt}" for driver in drivers for fmt in formats(driver)]
+    chosen = [n for n in wanted if not options.only or any(n.startswith(word) for word in options.only)]
+    contestants, skipped = [], {}
+    store = ROOT / "build" / "bench"
+    store.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        peer, fmt = name.split(":")
+        python = Path(sys.executable) if peer == OURS else ROOT / "build" / "peers" / peer / "bin" / "python"
+        if not python.exists():
+            skipped[name] = f"not installed: python benchmarks/peers/install.py {peer}"
+            continue
+        # what follows a dash is a way to run, not another file
+        path = store / f"{options.model.resolve().name}-{peer}-{fmt.split('-')[0]}"
+        contestant = Contestant(peer, fmt, python, path, options.threads)
+        try:
+            contestant.prepare(options.model)
+            contestant.start()
+        except Skipped as why:
+            skipped[name] = str(why)
+            continue
+        contestants.append(contestant)
+        print(f"{name} loaded", file=sys.stderr, flush=True)
+    return contestants, skipped
+
+
+def measure(contestants: list[Contestant], rounds: int, new_tokens: int) -> None:
+    for _ in range(rounds - 1):  # `enter` has started each once
+        for contestant in contestants:
+            contestant.start()
+    for contestant in contestants:  # wakes pages and threads; not counted
+        contestant.ask(8, 16, 2)
+    for turn in range(rounds):
+        for contestant in contestants:
+            contestant.play_round(new_tokens)
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+
+
+def cell(values: list[float]) -> str:
+    digits = 2 if max(values) < 10 else 0 if min(values) >= 300 else 1
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
+
+
+def speeds_table(contestants: list[Contestant], limit: float) -> list[str]:
+    lines = [f"| contestant | {' | '.join(METRICS)} | of limit, decode | peak RSS MB |"]
+    lines.append("|---" * (len(METRICS) + 3) + "|")
+    for c in contestants:
+        share = c.read_bytes * statistics.median(c.values["decode"]) / limit
+        cells = [cell(c.values[metric]) for metric in METRICS]
+        lines.append(f"| {c.name} | {' | '.join(cells)} | {share:.0%} | {c.rss_bytes / 1e6:.0f} |")
+    return lines
+
+
+def ratio(ours: Contestant, peer: Contestant, metric: str) -> float:
+    """How many times faster ours is."""
+    value = statistics.median(ours.values[metric]) / statistics.median(peer.values[metric])
+    return 1 / value if metric in LOWER_IS_BETTER else value
+
+
+def ratio_tables(contestants: list[Contestant]) -> list[str]:
+    lines: list[str] = []
+    for ours in (c for c in contestants if c.peer == OURS):
+        lines += ["", f"### {ours.name}: times faster than", ""]
+        lines += [f"| peer | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+        for peer in (c for c in contestants if c is not ours):
+            ratios = [f"{ratio(ours, peer, metric):.2f}" for metric in METRICS]
+            lines.append(f"| {peer.name} | {' | '.join(ratios)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="Hugging Face checkpoint folder of a Llama-shape model")
+    parser.add_argument("--only", nargs="+", help="contestants whose name starts with one of these")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--convert-only", action="store_true", help="prepare every contestant's files and stop")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    contestants, skipped = enter(options)
+    if not options.convert_only and contestants:
+        limit = library.read_bandwidth(1 << 30, options.threads, 5)
+        measure(contestants, options.rounds, options.new_tokens)
+        report(options, contestants, skipped, limit)
+    for contestant in contestants:
+        contestant.stop()
+    for name, why in skipped.items():
+        print(f"skipped {name}: {why}")
+
+
+def report(
+    options: argparse.Namespace, contestants: list[Contestant], skipped: dict[str, str], limit: float
+) -> None:
+    machine = Machine.detect()
+    header = [
+        f"- command: `python benchmarks/engine.py {options.model.name} ...`, {options.threads} threads, "
+        f"{options.rounds} interleaved rounds of {options.new_tokens} new tokens; median (lowest - highest)",
+        f"- machine: {machine.processor}, {machine.cores} cores, kernels {active_isa()}, "
+        f"Python {platform.python_version()}; memory read {limit / 1e9:.1f} GB/s (1 GB, best of 5)",
+    ]
+    header += [f"- skipped {name}: {why}" for name, why in skipped.items()]
+    for c in contestants:
+        if c.idle_cpu_seconds > 0.5:
+            header.append(f"- {c.name} used {c.idle_cpu_seconds:.1f} s of processor time while others were measured")
+    text = "\n".join([*header, "", *speeds_table(contestants, limit), *ratio_tables(contestants)])
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(f"# {options.model.name}: the engine against its peers\n\n{text}\n")
+    if options.json:
+        cells = [
+            {"name": c.name, "values": c.values, "rss_bytes": c.rss_bytes, "read_bytes": c.read_bytes}
+            for c in contestants
+        ]
+        result = {"header": header, "bandwidth_bytes_s": limit, "skipped": skipped, "contestants": cells}
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""llama.cpp through llama-cpp-python's C API: F16, Q8_0, Q4_0 and Q4_K_M files written here from safetensors."""
+
+from __future__ import annotations
+
+import json
+import time
+from ctypes import c_void_p
+from pathlib import Path
+
+import numpy as np
+
+FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+MAX_SEQUENCES = 8
+
+
+def gguf_name(name: str) -> str:
+    stem = name.removesuffix(".weight")
+    if not stem.startswith("model.layers."):
+        return NAMES[stem] + ".weight"
+    index, rest = stem.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{index}.{NAMES[rest]}.weight"
+
+
+def interleave_rope_pairs(weight, heads: int):
+    """Rows of each head from Hugging Face's order (i, i + half) to llama.cpp's (2i, 2i + 1)."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_f16(model: Path, out: Path) -> None:
+    import gguf
+    import ml_dtypes  # noqa: F401  (numpy's bfloat16, for safetensors)
+    from safetensors import safe_open
+
+    config = json.loads((model / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(out, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("none")  # it is fed token ids
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    with safe_open(model / "model.safetensors", "np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (not a dict)
+            weight = tensors.get_tensor(name).astype(np.float32)
+            if "q_proj" in name or "k_proj" in name:
+                weight = interleave_rope_pairs(weight, heads if "q_proj" in name else kv_heads)
+            writer.add_tensor(gguf_name(name), weight if weight.ndim == 1 else weight.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def convert(model: Path, out: Path, fmt: str) -> None:
+    import llama_cpp
+
+    out.mkdir(parents=True)
+    if fmt == "F16":
+        write_f16(model, out / "model.gguf")
+        return
+    f16 = out.with_name(out.name.replace(fmt, "F16")) / "model.gguf"  # FORMATS is in order: F16 is there
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
+    params.nthread = 2
+    if llama_cpp.llama_model_quantize(str(f16).encode(), str(out / "model.gguf").encode(), params):
+        raise SystemExit(f"llama.cpp could not quantize {f16} to {fmt}")
+
+
+def load(path: str, fmt: str, threads: int):
+    import llama_cpp as lc
+
+    silence = lc.llama_log_callback(lambda *_: None)
+    lc.llama_log_set(silence, c_void_p(0))
+    lc.llama_backend_init()
+    model = lc.llama_model_load_from_file(f"{path}/model.gguf".encode(), lc.llama_model_default_params())
+    params = lc.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = 1024 * MAX_SEQUENCES, 512, 512
+    params.n_seq_max, params.kv_unified = MAX_SEQUENCES, False
+    params.n_threads = params.n_threads_batch = threads
+    context = lc.llama_init_from_model(model, params)
+    vocab_size = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
+    batch = lc.llama_batch_init(512, 0, 1)
+
+    def forward(tokens, past: int):
+        """Greedy next tokens `[B, 1]` after tokens `[B, T]` at positions from `past`."""
+        count, length = tokens.shape
+        batch.n_tokens = tokens.size
+        for i, token in enumerate(tokens.ravel().tolist()):
+            sequence, position = divmod(i, length)
+            batch.token[i], batch.pos[i] = token, past + position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = position == length - 1
+        if lc.llama_decode(context, batch):
+            raise SystemExit("llama.cpp could not decode")
+        logits = np.ctypeslib.as_array(lc.llama_get_logits(context), (count, vocab_size))
+        return logits.argmax(-1)[:, None]
+
+    def run(tokens, new_tokens: int) -> tuple[float, float]:
+        lc.llama_memory_clear(lc.llama_get_memory(context), True)
+        start = time.perf_counter()
+        token = forward(tokens, 0)
+        middle = time.perf_counter()
+        for i in range(new_tokens):
+            token = forward(token, tokens.shape[1] + i)
+        return middle - start, time.perf_counter() - middle
+
+    run.keep = silence  # type: ignore[attr-defined]  (ctypes does not hold it)
+    return run
+
+
+def read_bytes(path: Path) -> int:
+    from gguf import GGUFReader
+
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path / "model.gguf").tensors}
+    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
