@@ -31,7 +31,8 @@ import numpy as np
 
 def import_driver(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"driver_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -38,7 +38,7 @@ LOWER_IS_BETTER = ("load s",)
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """Why a contestant does not take part."""
 
 
@@ -77,7 +77,7 @@ class Contestant:
         with log.open("a") as errors:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         if done.returncode:
-            raise Skipped(f"did not {verb} (status {done.returncode}): {last_line(log)}")
+            raise SkippedError(f"did not {verb} (status {done.returncode}): {last_line(log)}")
         return done.stdout.strip().rsplit("\n", 1)[-1]
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Contestant:
         try:
             self.ask(1, 16, 0)
         except (BrokenPipeError, json.JSONDecodeError):
-            raise Skipped(f"stopped while loading: {last_line(log)}") from None
+            raise SkippedError(f"stopped while loading: {last_line(log)}") from None
         self.values["load s"].append(time.perf_counter() - begin)
 
     def stop(self) -> None:
@@ -105,7 +105,9 @@ class Contestant:
         self.process = self._cpu_at_rest = None
 
     def ask(self, batch: int, length: int, new_tokens: int) -> tuple[float, float]:
-        assert self.process and self.process.stdin and self.process.stdout
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         if self._cpu_at_rest is not None:
             self.idle_cpu_seconds += self.cpu_seconds() - self._cpu_at_rest
         request = {"batch": batch, "prompt": length, "new": new_tokens}
@@ -167,7 +169,7 @@ def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
         try:
             contestant.prepare(options.model)
             contestant.start()
-        except Skipped as why:
+        except SkippedError as why:
             skipped[name] = str(why)
             continue
         contestants.append(contestant)
@@ -229,7 +231,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--convert-only", action="store_true", help="prepare every contestant's files and stop")
+    parser.add_argument(
+        "--convert-only", action="store_true", help="prepare every contestant's files and stop"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -257,7 +261,9 @@ def report(
     header += [f"- skipped {name}: {why}" for name, why in skipped.items()]
     for c in contestants:
         if c.idle_cpu_seconds > 0.5:
-            header.append(f"- {c.name} used {c.idle_cpu_seconds:.1f} s of processor time while others were measured")
+            header.append(
+                f"- {c.name} used {c.idle_cpu_seconds:.1f} s of processor time while others were measured"
+            )
     text = "\n".join([*header, "", *speeds_table(contestants, limit), *ratio_tables(contestants)])
     print(text)
     if options.markdown:

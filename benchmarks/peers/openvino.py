@@ -24,8 +24,10 @@ def convert(model: Path, out: Path, fmt: str) -> None:
     group = "128" if config["hidden_size"] % 128 == 0 else "64"
     int4 = ["--ratio", "1.0", "--sym", "--group-size", group] if fmt.startswith("int4") else []
     subprocess.run(
-        [Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", model]
-        + ["--task", "text-generation-with-past", "--weight-format", fmt[:4], *int4, out],
+        [
+            *(Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", model),
+            *("--task", "text-generation-with-past", "--weight-format", fmt[:4], *int4, out),
+        ],
         check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
