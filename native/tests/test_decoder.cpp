@@ -1,6 +1,7 @@
 // The decoder without Python, for sanitizers: tiny random models at every level against plain loops, and what must
 // not change a result: threads, how a prompt is cut, and who else is in the batch.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -16,7 +17,7 @@ namespace {
 
 using Floats = std::vector<float>;
 
-int passed = 0, failed = 0;
+std::atomic<int> passed{0}, failed{0};  // several threads expect
 
 void expect(bool good, const char* what) {
   (good ? passed : failed) += 1;
@@ -580,6 +581,6 @@ int main() {
       test_batch(random);
       test_callers(random);
     }
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("%d passed, %d failed\n", passed.load(), failed.load());
   return failed == 0 ? 0 : 1;
 }
