@@ -20,6 +20,7 @@ constexpr int64_t kConvertRows = 12;  // from here on a page is converted to flo
 
 struct Byte {
   using Type = int8_t;
+  static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::to_float(V::widen(p)); }
 };
 
@@ -46,9 +47,19 @@ void by_tiles(int64_t rows, F&& f) {
   last_tile<kTileRows - 1>(rows - row, row, f);
 }
 
+// Asks for what is read next, as many bytes as a tile reads of a row: a page is short for the CPU's own prefetching.
+template <class Source>
+void prefetch_row(const void* ahead, int64_t element) {
+  constexpr int64_t kBytes = kTileVectors * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
+  const auto* at = static_cast<const uint8_t*>(ahead) + element * static_cast<int64_t>(sizeof(typename Source::Type));
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < kBytes; i += 64) V::prefetch(at + i);
+}
+
 // scores [rows][64] = query . keys.
 template <class Source, int ROWS>
-void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, float* scores) {
+void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, const void* ahead,
+                float* scores) {
   for (int64_t j = 0; j < kPage; j += kTileVectors * kLanes) {
     V::Float total[ROWS][kTileVectors];
 #pragma GCC unroll 8
@@ -59,6 +70,7 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
       V::Float key[kTileVectors];
 #pragma GCC unroll 4
       for (int n = 0; n < kTileVectors; ++n) key[n] = Source::load(keys + d * kPage + j + n * kLanes);
+      if constexpr (Source::kInCache) prefetch_row<Source>(ahead, d * kPage + j);
 #pragma GCC unroll 8
       for (int m = 0; m < ROWS; ++m) {
         const V::Float q = V::set_float(query[m][d]);
@@ -74,7 +86,7 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
 // out = out * correction + weights . values, positions [begin, end), channels from `channel` on.
 template <class Source, int ROWS, int VECTORS>
 void value_tile(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
-                int64_t begin, int64_t end, int64_t channel, float* out) {
+                int64_t begin, int64_t end, int64_t channel, const void* ahead, float* out) {
   V::Float total[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m)
@@ -85,6 +97,7 @@ void value_tile(const float* weights, const float* correction, const typename So
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
+    if constexpr (Source::kInCache && VECTORS == kTileVectors) prefetch_row<Source>(ahead, i * padded + channel);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const V::Float weight = V::set_float(weights[m * kPage + i]);
@@ -98,15 +111,16 @@ void value_tile(const float* weights, const float* correction, const typename So
 
 template <class Source, int ROWS>
 void value_tiles(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
-                 int64_t begin, int64_t end, float* out) {
+                 int64_t begin, int64_t end, const void* ahead, float* out) {
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
-    value_tile<Source, ROWS, kTileVectors>(weights, correction, values, padded, begin, end, c, out);
+    value_tile<Source, ROWS, kTileVectors>(weights, correction, values, padded, begin, end, c, ahead, out);
   for (; c < padded; c += kLanes)
-    value_tile<Source, ROWS, 1>(weights, correction, values, padded, begin, end, c, out);
+    value_tile<Source, ROWS, 1>(weights, correction, values, padded, begin, end, c, ahead, out);
 }
 
 struct PageParts {
+  const uint8_t* next;  // the page after it, or itself
   const float* key_scale;  // null in half precision
   const float* value_scale;
   int64_t start;  // its first position
@@ -152,11 +166,11 @@ void attend_page(const Attention& a, const typename Source::Type* keys, const ty
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
-    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, scores + row * kPage);
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, values, scores + row * kPage);
     for (int64_t m = row; m < row + kRows; ++m)
       correction[m] = weigh(a, m, page, part, scores + m * kPage);
     value_tiles<Source, kRows>(scores + row * kPage, correction + row, values, a.layout.padded, begin, end,
-                               part.out + row * a.layout.padded);
+                               page.next, part.out + row * a.layout.padded);
   });
 }
 
@@ -178,11 +192,12 @@ void attend_pages(const Attention& a, int64_t begin, int64_t end, const Attentio
   for (int64_t i = 0; i < a.rows * layout.padded; i += kLanes) V::store(part.out + i, V::set_float(0.0f));
   float* keys_float = scratch + a.rows * kPage + (a.rows + 15) / 16 * 16;
   float* values_float = keys_float + kPage * layout.padded;
-  for (int64_t p = larger(begin, first / kPage); p < smaller(end, last / kPage + 1); ++p) {
+  const int64_t stop = smaller(end, last / kPage + 1);
+  for (int64_t p = larger(begin, first / kPage); p < stop; ++p) {
     const uint8_t* memory = a.base + a.table[p] * a.stride;
     const auto* keys = reinterpret_cast<const typename Source::Type*>(memory);
     const auto* values = reinterpret_cast<const typename Source::Type*>(memory + layout.values);
-    PageParts page{nullptr, nullptr, p * kPage};
+    PageParts page{a.base + a.table[p + 1 < stop ? p + 1 : p] * a.stride, nullptr, nullptr, p * kPage};
     if (layout.bytes) {
       page.key_scale = reinterpret_cast<const float*>(memory + layout.key_scale);
       page.value_scale = reinterpret_cast<const float*>(memory + layout.value_scale);

@@ -10,16 +10,20 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
+// Where a tile's operand comes from. kInCache: in attention, from cache pages rather than from a copy of them.
 struct Half {
   using Type = uint16_t;
+  static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::load_half(p); }
 };
 struct Brain {
   using Type = uint16_t;
+  static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::load_bf16(p); }
 };
 struct Single {
   using Type = float;
+  static constexpr bool kInCache = false;  // of keys and values, not of a copy of them
   static V::Float load(const Type* p) { return V::load(p); }
 };
 

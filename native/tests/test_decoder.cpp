@@ -459,10 +459,12 @@ void test_callers(std::mt19937& random) {
   const Cache cache(*m, 80, 1);
   const Floats expected = feed(*m, cache, tokens, 80, 1);
   std::vector<std::thread> callers;
+  std::vector<std::unique_ptr<Cache>> caches;
   bool good[4] = {};
+  for (int t = 0; t < 4; ++t) caches.push_back(std::make_unique<Cache>(*m, 80, 1));
   for (int t = 0; t < 4; ++t)
     callers.emplace_back([&, t] {
-      Cache own(*m, 80, 1);
+      const Cache& own = *caches[static_cast<size_t>(t)];
       const std::vector<int32_t> sequences(80, 0);
       std::vector<int32_t> positions(80);
       for (int32_t i = 0; i < 80; ++i) positions[static_cast<size_t>(i)] = i;
