@@ -42,7 +42,8 @@ demo: $(STAMP) $(MODEL)/model.safetensors
 	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/fp16 --format fp16 --overwrite
 	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/int8 --format int8 --overwrite
 	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/int4 --format int4 --overwrite
-	$(BIN)/zeropoint compare $(MODEL) $(OUT)/fp16 $(OUT)/int8 $(OUT)/int4 --text $(TEXT) \
+	$(BIN)/zeropoint quantize $(MODEL) -o $(OUT)/int4-gptq --format int4 --algorithm gptq --calibration-tokens 16384 --overwrite
+	$(BIN)/zeropoint compare $(MODEL) $(OUT)/fp16 $(OUT)/int8 $(OUT)/int4 $(OUT)/int4-gptq --text $(TEXT) \
 		--html $(OUT)/report.html --json $(OUT)/report.json
 	@echo
 	@echo "Open me: file://$(abspath $(OUT))/report.html"

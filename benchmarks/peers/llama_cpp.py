@@ -1,4 +1,8 @@
-"""llama.cpp through llama-cpp-python's C API: F16, Q8_0, Q4_0 and Q4_K_M files written here from safetensors."""
+"""llama.cpp through llama-cpp-python's C API: GGUF files written here from safetensors.
+
+Flash attention is llama.cpp's own choice (on); `-nofa` formats turn it off, which on the CPU slows the prefill and
+speeds up decoding behind a long context.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
+FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "Q8_0-nofa", "Q4_0-nofa")
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -77,15 +81,17 @@ def convert(model: Path, out: Path, fmt: str) -> None:
     import llama_cpp
 
     out.mkdir(parents=True)
+    f16, file = out / "f16.gguf", out / "model.gguf"
+    write_f16(model, f16)
     if fmt == "F16":
-        write_f16(model, out / "model.gguf")
+        f16.rename(file)
         return
-    f16 = out.with_name(out.name.replace(fmt, "F16")) / "model.gguf"  # FORMATS is in order: F16 is there
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt.split('-')[0]}")
     params.nthread = 2
-    if llama_cpp.llama_model_quantize(str(f16).encode(), str(out / "model.gguf").encode(), params):
+    if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params):
         raise SystemExit(f"llama.cpp could not quantize {f16} to {fmt}")
+    f16.unlink()
 
 
 def load(path: str, fmt: str, threads: int):
@@ -99,6 +105,8 @@ def load(path: str, fmt: str, threads: int):
     params.n_ctx, params.n_batch, params.n_ubatch = 1024 * MAX_SEQUENCES, 512, 512
     params.n_seq_max, params.kv_unified = MAX_SEQUENCES, False
     params.n_threads = params.n_threads_batch = threads
+    if fmt.endswith("-nofa"):
+        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = lc.llama_init_from_model(model, params)
     vocab_size = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
     batch = lc.llama_batch_init(512, 0, 1)

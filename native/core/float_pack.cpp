@@ -26,11 +26,13 @@ void pack_values(const Weight& w, const void* values, uint8_t* memory) {
 
 zp_status check_floats(const zp_format* f) {
   if (f == nullptr) return fail(ZP_INVALID, "the format is null");
-  if (f->kind < ZP_FLOAT16 || f->kind > ZP_FLOAT32) return fail(ZP_INVALID, "%d is no kind of float weight", f->kind);
+  if (f->kind < ZP_FLOAT16 || f->kind > ZP_FLOAT32)
+    return fail(ZP_INVALID, "%d is no kind of float weight", f->kind);
   if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
   constexpr int64_t kMost = int64_t{1} << 40;
   if (f->rows > kMost / f->columns) return fail(ZP_INVALID, "a weight of more than 2^40 values");
-  if ((f->bits | f->group_size | f->per_tensor | f->asymmetric | f->activation | f->activation_bits | f->scale_type) != 0)
+  if ((f->bits | f->group_size | f->per_tensor | f->asymmetric | f->activation | f->activation_bits |
+       f->scale_type) != 0)
     return fail(ZP_INVALID, "a float weight has neither codes nor scales: its other fields are 0");
   return ZP_OK;
 }

@@ -75,8 +75,8 @@ void rows_work(void* context, int) {
 // Below this, starting another thread takes longer than the work.
 constexpr int64_t kSerialQuantize = 1 << 15;
 constexpr int64_t kSerialProduct = 1 << 15;
-// With fewer rows a thread would wait for the weights, which each reads whole: these come from a cache that all
-// cores share, or from memory.
+// With fewer rows a thread would wait for the weights, which each reads whole: these come from a cache that
+// all cores share, or from memory.
 constexpr int64_t kRowsAlone = 160;
 
 // Rows that each thread takes for itself; 0 when threads share all rows and take columns.
@@ -117,8 +117,8 @@ zp_status multiply_rows(const Product& product, int threads) {
 }
 
 // What every call has in common. `x` is left out.
-zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, const float* y, int64_t y_stride,
-                     int32_t threads) {
+zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, const float* y,
+                     int64_t y_stride, int32_t threads) {
   if (weight == nullptr || input == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
   const Weight& w = weight->layout;
   if (rows < 0 || y_stride < w.rows)
@@ -158,7 +158,8 @@ const char* zp_last_error(void) {
 zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                     const float* bias, float* y, int64_t y_stride, int32_t threads) {
   using namespace zp;
-  if (const zp_status status = check_call(weight, rows, x, y, y_stride, threads); status != ZP_OK) return status;
+  if (const zp_status status = check_call(weight, rows, x, y, y_stride, threads); status != ZP_OK)
+    return status;
   const Weight& w = weight->layout;
   if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
   const bool alone = rows_alone(w, rows, threads) > 0;  // a thread then lays out its own part of the input
@@ -191,10 +192,12 @@ zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int
   using namespace zp;
   if (input == nullptr) return fail(ZP_INVALID, "a pointer is null");
   const int64_t y_stride = weight == nullptr ? 0 : weight->layout.rows;
-  if (const zp_status status = check_call(weight, rows, x, x, y_stride, threads); status != ZP_OK) return status;
+  if (const zp_status status = check_call(weight, rows, x, x, y_stride, threads); status != ZP_OK)
+    return status;
   const Weight& w = weight->layout;
   if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
-  if (input_bytes(w, rows) == 0) return rows == 0 ? ZP_OK : fail(ZP_UNSUPPORTED, "the weight reads float input");
+  if (input_bytes(w, rows) == 0)
+    return rows == 0 ? ZP_OK : fail(ZP_UNSUPPORTED, "the weight reads float input");
   Product product{};
   product.weight = &w;
   product.x = x;
@@ -208,7 +211,8 @@ zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int
 zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
                       int64_t y_stride, int32_t threads) {
   using namespace zp;
-  if (const zp_status status = check_call(weight, rows, input, y, y_stride, threads); status != ZP_OK) return status;
+  if (const zp_status status = check_call(weight, rows, input, y, y_stride, threads); status != ZP_OK)
+    return status;
   const Weight& w = weight->layout;
   if (rows == 0) return ZP_OK;
   if (input_bytes(w, rows) == 0) return fail(ZP_UNSUPPORTED, "the weight reads float input");

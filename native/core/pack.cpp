@@ -73,7 +73,8 @@ Parts parts_of(const Weight& w) {
   Parts parts{};
   parts.scale = aligned(w.blocks * kLanes * w.columns_padded / (w.nibbles ? 2 : 1));
   const int64_t groups = w.blocks * kLanes * w.groups;
-  parts.multiplier = parts.scale + aligned(w.nested ? w.blocks * kLanes * 4 : groups * (w.scale_bf16 ? 2 : 4));
+  parts.multiplier =
+      parts.scale + aligned(w.nested ? w.blocks * kLanes * 4 : groups * (w.scale_bf16 ? 2 : 4));
   parts.zero_point = parts.multiplier + (w.nested ? aligned(groups) : 0);
   parts.end = parts.zero_point + (w.asymmetric ? aligned(groups) : 0);
   return parts;
@@ -125,7 +126,8 @@ float scale_at(const Weight& w, int64_t at) {
   return value;
 }
 
-// The float that the scales of a row are whole multiples of: the largest divided by 1 to 15. 0: there is none.
+// The float that the scales of a row are whole multiples of: the largest divided by 1 to 15. 0: there is
+// none.
 float nested_base(const float* scale, int64_t groups) {
   float most = 0;
   for (int64_t g = 0; g < groups; ++g) most = std::fabs(scale[g]) > most ? std::fabs(scale[g]) : most;
@@ -153,7 +155,8 @@ bool pack_nested(const Weight& w, const float* scale, uint8_t* memory, const Par
   return true;
 }
 
-void pack_scales(const Weight& w, const zp_format& format, const float* scale, uint8_t* memory, const Parts& parts) {
+void pack_scales(const Weight& w, const zp_format& format, const float* scale, uint8_t* memory,
+                 const Parts& parts) {
   for (int64_t row = 0; row < w.rows; ++row)
     for (int64_t g = 0; g < w.groups; ++g) {
       const int64_t from = format.per_tensor != 0 ? 0 : row * w.groups + g;
@@ -205,7 +208,8 @@ zp_status zp_check(const zp_format* f) {
     return fail(ZP_INVALID, "one scale for the tensor and groups of %ld", group);
   if (input < ZP_ACTIVATION_FLOAT || (input > 0 && input % 8 != 0))
     return fail(ZP_UNSUPPORTED, "activation groups of %ld: the kernels take multiples of 8", input);
-  if (f->activation_bits != (input == ZP_ACTIVATION_FLOAT ? 0 : 8) && (f->activation_bits != 16 || input != 0))
+  if (f->activation_bits != (input == ZP_ACTIVATION_FLOAT ? 0 : 8) &&
+      (f->activation_bits != 16 || input != 0))
     return fail(ZP_UNSUPPORTED, "activations of %d bits: the kernels take 8, or 16 with one scale per token",
                 f->activation_bits);
   if (f->scale_type < ZP_SCALE_FLOAT32 || f->scale_type > ZP_SCALE_NESTED)
@@ -252,7 +256,8 @@ zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* sca
     zp::pack_scales(w, *format, scale, memory, parts);
   } else if (!zp::pack_nested(w, scale, memory, parts)) {
     zp_free(weight);
-    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number", zp::kMostMultiple);
+    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number",
+                zp::kMostMultiple);
   }
   *out = weight;
   return ZP_OK;
@@ -268,10 +273,12 @@ zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_
   if (out == nullptr || memory == nullptr || format == nullptr) return fail(ZP_INVALID, "a pointer is null");
   *out = nullptr;
   const bool floats = format->kind != ZP_INTEGER;
-  if (const zp_status status = floats ? zp::check_floats(format) : zp_check(format); status != ZP_OK) return status;
+  if (const zp_status status = floats ? zp::check_floats(format) : zp_check(format); status != ZP_OK)
+    return status;
   zp::Weight w = floats ? zp::layout_of_floats(*format) : zp::layout_of(*format);
   const size_t needed = floats ? zp::bytes_of_floats(w) : zp::parts_of(w).end;
-  if (bytes != needed) return fail(ZP_INVALID, "a packed weight of this format has %zu bytes, not %zu", needed, bytes);
+  if (bytes != needed)
+    return fail(ZP_INVALID, "a packed weight of this format has %zu bytes, not %zu", needed, bytes);
   if (reinterpret_cast<uintptr_t>(memory) % zp::kAlignment != 0)
     return fail(ZP_INVALID, "packed bytes must start at a multiple of %zu", zp::kAlignment);
   auto* weight = new (std::nothrow) zp_weight;

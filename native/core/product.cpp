@@ -65,7 +65,8 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 bool same_input(const Weight& a, const Weight& b) {
   return is_integer(a) == is_integer(b) && a.columns == b.columns && a.activation == b.activation &&
          a.digits == b.digits && a.k_unit == b.k_unit && a.segment == b.segment &&
-         a.scale_by_segment == b.scale_by_segment && (a.asymmetric && !a.nibbles) == (b.asymmetric && !b.nibbles);
+         a.scale_by_segment == b.scale_by_segment &&
+         (a.asymmetric && !a.nibbles) == (b.asymmetric && !b.nibbles);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {

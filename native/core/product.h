@@ -34,8 +34,8 @@ int64_t rows_in_pass(const Weight& weight);
 // Output blocks a thread takes at a time: several steps a thread, and as many for each.
 int64_t blocks_in_step(const Weight& weight, int threads);
 
-// Memory a thread keeps between calls, as large as its largest call needed; null when there is none. One piece
-// for a kernel's own use, the other for whoever arranges the products.
+// Memory a thread keeps between calls, as large as its largest call needed; null when there is none. One
+// piece for a kernel's own use, the other for whoever arranges the products.
 uint8_t* thread_scratch(size_t bytes);
 uint8_t* call_scratch(size_t bytes);
 

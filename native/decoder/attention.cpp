@@ -9,9 +9,9 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;    // query rows that share the conversion of a page
+constexpr int64_t kRowsOfItem = 96;  // query rows that share the conversion of a page
 constexpr int64_t kPart = kPage * kPagesInPart;
-constexpr int64_t kItemsOfThread = 4;  // fewer are shared unevenly
+constexpr int64_t kItemsOfThread = 4;         // fewer are shared unevenly
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer take less than starting a thread
 
 // A piece of work: rows [begin, end) of a run, for the query heads of one key-value head.
@@ -33,7 +33,8 @@ class Items {
   int64_t group() const { return group_; }
   int64_t most_rows() const {
     int64_t most = 0;
-    for (int64_t i = 0; i < step_.run_count; ++i) most = std::max(most, step_.runs[i].end - step_.runs[i].begin);
+    for (int64_t i = 0; i < step_.run_count; ++i)
+      most = std::max(most, step_.runs[i].end - step_.runs[i].begin);
     return std::min(most, tokens_) * group_;
   }
   // The last rows of a run, which see the most, come first.
@@ -128,7 +129,8 @@ struct Parts {
 };
 
 Parts parts_of(const AttentionStep& step, const Item& item) {
-  const int64_t first = item.run->position + (item.begin - item.run->begin), last = first + (item.end - item.begin) - 1;
+  const int64_t first = item.run->position + (item.begin - item.run->begin),
+                last = first + (item.end - item.begin) - 1;
   return {step.window > 0 ? std::max<int64_t>(0, first - step.window + 1) / kPart : 0, last / kPart};
 }
 
@@ -150,9 +152,10 @@ void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const
   write_out(step, item, group, a.layout.padded, s.total);
 }
 
-// Few items of many parts, as when one long text goes on: threads share the parts, which are then merged in order.
-bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, const Items& items, int64_t most_parts,
-                     int threads) {
+// Few items of many parts, as when one long text goes on: threads share the parts, which are then merged in
+// order.
+bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, const Items& items,
+                     int64_t most_parts, int threads) {
   const int64_t padded = step.cache->layout.padded, rows = items.most_rows();
   const size_t state = state_floats(rows, padded);
   auto* memory = reinterpret_cast<float*>(
@@ -195,7 +198,8 @@ bool attend(const AttentionStep& step, int threads) {
     const Item item = items.at(i);
     const Parts parts = parts_of(step, item);
     most_parts = std::max(most_parts, parts.last - parts.first + 1);
-    scores += (item.end - item.begin) * items.group() * (item.run->position + (item.end - item.run->begin) - parts.first * kPart);
+    scores += (item.end - item.begin) * items.group() *
+              (item.run->position + (item.end - item.run->begin) - parts.first * kPart);
   }
   const int64_t padded = step.cache->layout.padded, rows = items.most_rows();
   if (scores * padded < kSerialProducts) threads = 1;

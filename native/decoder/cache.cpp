@@ -67,9 +67,10 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
   if (sequences < 1 || sequences > zp::kMostSequences)
     return fail(ZP_INVALID, "a cache has 1 to %d sequences, not %d", zp::kMostSequences, sequences);
   if (tokens < 1 || tokens > zp::kMostTokens)
-    return fail(ZP_INVALID, "a cache has room for 1 to %ld tokens, not %ld", static_cast<long>(zp::kMostTokens),
-                static_cast<long>(tokens));
-  if (type != ZP_CACHE_FLOAT16 && type != ZP_CACHE_INT8) return fail(ZP_INVALID, "there is no cache type %d", type);
+    return fail(ZP_INVALID, "a cache has room for 1 to %ld tokens, not %ld",
+                static_cast<long>(zp::kMostTokens), static_cast<long>(tokens));
+  if (type != ZP_CACHE_FLOAT16 && type != ZP_CACHE_INT8)
+    return fail(ZP_INVALID, "there is no cache type %d", type);
   return zp::guarded([&] {
     auto cache = std::make_unique<zp_cache>();
     cache->decoder = decoder;
@@ -85,7 +86,8 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
     if (size > 0x1p60) return fail(ZP_NO_MEMORY, "no memory for a cache of %g bytes", size);
     cache->bytes = static_cast<size_t>(cache->layers * cache->pages * cache->page_bytes());
     cache->memory = static_cast<uint8_t*>(zp::allocate(cache->bytes));
-    if (cache->memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", cache->bytes);
+    if (cache->memory == nullptr)
+      return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", cache->bytes);
     cache->sequences.resize(static_cast<size_t>(sequences));
     cache->free_pages.reserve(static_cast<size_t>(cache->pages));
     for (int64_t page = cache->pages - 1; page >= 0; --page)

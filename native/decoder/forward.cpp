@@ -17,7 +17,10 @@ constexpr int64_t kRowsAlone = 160;
 }  // namespace
 
 Forward::Forward(const zp_decoder& decoder, const zp_cache& cache, int threads)
-    : decoder_(decoder), config_(decoder.config), cache_(cache), kernels_(*active_decoder_kernels()),
+    : decoder_(decoder),
+      config_(decoder.config),
+      cache_(cache),
+      kernels_(*active_decoder_kernels()),
       threads_(threads) {}
 
 // -- memory ---------------------------------------------------------------------------------------
@@ -27,7 +30,8 @@ size_t Forward::workspace_bytes(int64_t rows) const {
                 keys = round_up(decoder_.key_size(), kLanes), wide = round_up(config_.intermediate, kLanes);
   const int64_t angles = round_up(int64_t{ZP_MAX_ROPE_TABLES} * config_.rotary_dim, kLanes);
   const int64_t of_hidden = config_.parallel != 0 ? 5 : 3;
-  return static_cast<size_t>(rows * (of_hidden * hidden + 2 * queries + 2 * keys + 2 * wide + angles)) * sizeof(float);
+  return static_cast<size_t>(rows * (of_hidden * hidden + 2 * queries + 2 * keys + 2 * wide + angles)) *
+         sizeof(float);
 }
 
 void Forward::lay_out(int64_t rows, float* memory) {
@@ -114,14 +118,15 @@ const Forward::Matrix& Forward::normalized(const Norm& norm, const Matrix& x, co
 void Forward::multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads) {
   Products products{x.row(rows.begin), x.stride, rows.end - rows.begin, {}, 0};
   for (const Output& output : outputs)
-    products.terms[products.count++] = {output.linear.weight, output.linear.bias_data(), output.y.row(rows.begin),
-                                        output.y.stride};
+    products.terms[products.count++] = {output.linear.weight, output.linear.bias_data(),
+                                        output.y.row(rows.begin), output.y.stride};
   if (!zp::multiply(products, threads)) out_of_memory_.store(true);
 }
 
 void Forward::normalize_heads(const Norm& norm, int64_t heads, float* x) const {
   const auto count = static_cast<int64_t>(norm.weight.size());
-  for (int64_t i = 0; i < heads * config_.head_dim && count > 0; i += count) normalize(norm, x + i, count, x + i);
+  for (int64_t i = 0; i < heads * config_.head_dim && count > 0; i += count)
+    normalize(norm, x + i, count, x + i);
 }
 
 // Queries are normed, turned and scaled; keys are normed, turned and put into the cache, with the values.
@@ -147,7 +152,8 @@ void Forward::place(const Layer& layer, int64_t number, int64_t row) {
 
 void Forward::project(const Layer& layer, int64_t number, Rows rows, int threads) {
   const Matrix& input = normalized(layer.norm[ZP_ATTENTION_NORM], x_, normed_, rows, threads);
-  multiply(input, rows, {{layer.linear[ZP_Q], q_}, {layer.linear[ZP_K], k_}, {layer.linear[ZP_V], v_}}, threads);
+  multiply(input, rows, {{layer.linear[ZP_Q], q_}, {layer.linear[ZP_K], k_}, {layer.linear[ZP_V], v_}},
+           threads);
   const double cost = kPlaceCost * static_cast<double>(decoder_.query_size() + 4 * decoder_.key_size());
   each_row(threads, rows.end - rows.begin, cost, [&](int64_t i) { place(layer, number, rows.begin + i); });
 }
@@ -176,7 +182,8 @@ void Forward::feed_forward(const Layer& layer, const Matrix& x, const Matrix& y,
     multiply(x, rows, {{layer.linear[ZP_UP], gate_}}, threads);
   each_row(threads, rows.end - rows.begin, kActivationCost * config_.intermediate, [&](int64_t i) {
     float* gate = gate_.row(rows.begin + i);
-    kernels_.activate(config_.activation, gate, gated ? up_.row(rows.begin + i) : nullptr, config_.intermediate, gate);
+    kernels_.activate(config_.activation, gate, gated ? up_.row(rows.begin + i) : nullptr,
+                      config_.intermediate, gate);
   });
   multiply(gate_, rows, {{layer.linear[ZP_DOWN], y}}, threads);
 }

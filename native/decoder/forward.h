@@ -59,7 +59,8 @@ class Forward {
   void feed_forward(const Layer& layer, const Matrix& x, const Matrix& y, Rows rows, int threads);
   int64_t predict();
 
-  const Matrix& normalized(const Norm& norm, const Matrix& x, const Matrix& out, Rows rows, int threads) const;
+  const Matrix& normalized(const Norm& norm, const Matrix& x, const Matrix& out, Rows rows,
+                           int threads) const;
   void normalize(const Norm& norm, const float* x, int64_t count, float* out) const;
   void multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads);
   void add(const Norm& post_norm, const Matrix& y, Rows rows, int threads);

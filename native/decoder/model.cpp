@@ -13,9 +13,9 @@ namespace {
 
 constexpr const char* kLinearNames[ZP_LINEAR_COUNT] = {"q",  "k",    "v",         "o",         "gate",
                                                        "up", "down", "embedding", "positions", "head"};
-constexpr const char* kNormNames[ZP_NORM_COUNT] = {"attention norm", "post-attention norm", "mlp norm",
-                                                   "post-mlp norm",  "q norm",              "k norm",
-                                                   "embedding norm", "final norm"};
+constexpr const char* kNormNames[ZP_NORM_COUNT] = {
+    "attention norm", "post-attention norm", "mlp norm",  "post-mlp norm", "q norm",
+    "k norm",         "embedding norm",      "final norm"};
 constexpr int32_t kMostLayers = 1 << 16, kMostSize = 1 << 28;
 
 zp_status in_range(const char* name, int32_t value, int32_t least, int32_t most) {
@@ -135,8 +135,10 @@ zp_status check_complete(const zp_decoder& d) {
   for (int32_t i = 0; i < d.config.layers; ++i) {
     const Layer& layer = d.layers[static_cast<size_t>(i)];
     for (int32_t slot = 0; slot <= ZP_DOWN; ++slot) {
-      const bool given = layer.linear[slot].weight != nullptr, wanted = slot != ZP_GATE || d.config.gated != 0;
-      if (wanted && !given) return fail(ZP_INVALID, "the %s weight of layer %d is missing", kLinearNames[slot], i);
+      const bool given = layer.linear[slot].weight != nullptr,
+                 wanted = slot != ZP_GATE || d.config.gated != 0;
+      if (wanted && !given)
+        return fail(ZP_INVALID, "the %s weight of layer %d is missing", kLinearNames[slot], i);
       if (given && !wanted) return fail(ZP_INVALID, "a gate in layer %d of a decoder that is not gated", i);
     }
     if (d.config.rope != ZP_ROPE_NONE && d.tables[layer.table].inverse_frequency.empty())
@@ -170,8 +172,10 @@ void zp_decoder_free(zp_decoder* decoder) {
 
 zp_status zp_decoder_layer(zp_decoder* decoder, int32_t layer, int32_t window, int32_t table) {
   if (const zp_status status = zp::check_open(decoder); status != ZP_OK) return status;
-  if (const zp_status status = zp::check_layer(*decoder, layer, false, "window"); status != ZP_OK) return status;
-  if (window < 0) return fail(ZP_INVALID, "layer %d sees a window of %d positions: use 0 for all", layer, window);
+  if (const zp_status status = zp::check_layer(*decoder, layer, false, "window"); status != ZP_OK)
+    return status;
+  if (window < 0)
+    return fail(ZP_INVALID, "layer %d sees a window of %d positions: use 0 for all", layer, window);
   if (table < 0 || table >= ZP_MAX_ROPE_TABLES)
     return fail(ZP_INVALID, "there is no rotation table %d: use 0 to %d", table, ZP_MAX_ROPE_TABLES - 1);
   decoder->layers[static_cast<size_t>(layer)].window = window;
@@ -185,7 +189,8 @@ zp_status zp_decoder_rope(zp_decoder* decoder, int32_t table, const float* inver
   if (inverse_frequency == nullptr) return fail(ZP_INVALID, "a pointer is null");
   if (table < 0 || table >= ZP_MAX_ROPE_TABLES)
     return fail(ZP_INVALID, "there is no rotation table %d: use 0 to %d", table, ZP_MAX_ROPE_TABLES - 1);
-  if (decoder->config.rope == ZP_ROPE_NONE) return fail(ZP_INVALID, "a rotation table, but the decoder has no rope");
+  if (decoder->config.rope == ZP_ROPE_NONE)
+    return fail(ZP_INVALID, "a rotation table, but the decoder has no rope");
   if (count != decoder->config.rotary_dim / 2)
     return fail(ZP_INVALID, "%d frequencies for %d rotary channels: give one for two", count,
                 decoder->config.rotary_dim);
@@ -224,12 +229,13 @@ zp_status zp_decoder_linear(zp_decoder* decoder, int32_t layer, int32_t slot, co
   });
 }
 
-zp_status zp_decoder_norm(zp_decoder* decoder, int32_t layer, int32_t slot, const float* weight, const float* bias,
-                          int32_t count) {
+zp_status zp_decoder_norm(zp_decoder* decoder, int32_t layer, int32_t slot, const float* weight,
+                          const float* bias, int32_t count) {
   if (const zp_status status = zp::check_open(decoder); status != ZP_OK) return status;
   if (slot < 0 || slot >= ZP_NORM_COUNT) return fail(ZP_INVALID, "there is no norm %d", slot);
   const char* name = zp::kNormNames[slot];
-  if (const zp_status status = zp::check_layer(*decoder, layer, slot >= ZP_EMBEDDING_NORM, name); status != ZP_OK)
+  if (const zp_status status = zp::check_layer(*decoder, layer, slot >= ZP_EMBEDDING_NORM, name);
+      status != ZP_OK)
     return status;
   if (weight == nullptr) return fail(ZP_INVALID, "the weight of the %s is null", name);
   if (!zp::norm_fits(*decoder, slot, count))

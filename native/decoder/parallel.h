@@ -7,8 +7,8 @@
 
 namespace zp {
 
-// body(begin, end) over pieces of [0, count), which threads take when they are done with one. On one thread, which
-// may be a thread of the pool, there is one piece.
+// body(begin, end) over pieces of [0, count), which threads take when they are done with one. On one thread,
+// which may be a thread of the pool, there is one piece.
 template <class F>
 void parallel(int threads, int64_t count, int64_t step, F&& body) {
   if (threads <= 1 || count <= step) {

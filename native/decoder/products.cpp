@@ -78,7 +78,8 @@ bool multiply_pass(Pass& pass, int threads) {
       int i = 0;
       int64_t at = piece;
       for (; at >= pass.pieces[i]; ++i) at -= pass.pieces[i];
-      const int64_t block = at * pass.step[i], stop = std::min(block + pass.step[i], pass.product[i].weight->blocks);
+      const int64_t block = at * pass.step[i],
+                    stop = std::min(block + pass.step[i], pass.product[i].weight->blocks);
       pass.multiply[i].run(pass.product[i], block, stop, scratch);
     }
   });

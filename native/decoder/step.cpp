@@ -47,7 +47,8 @@ zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, in
   Forward forward(d, cache, threads);
   const int64_t most = std::min(all.count, kRowsOfPass);
   void* workspace = d.workspace.get(forward.workspace_bytes(most));
-  if (workspace == nullptr) return fail(ZP_NO_MEMORY, "no memory for a step of %ld tokens", static_cast<long>(most));
+  if (workspace == nullptr)
+    return fail(ZP_NO_MEMORY, "no memory for a step of %ld tokens", static_cast<long>(most));
   float* logits = all.logits;
   for (int64_t begin = 0; begin < all.count; begin += most) {
     const Tokens pass{std::min(most, all.count - begin),
@@ -111,8 +112,10 @@ zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const 
   if (threads < 1 || threads > Pool::kMaxThreads)
     return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
   if (count == 0) return ZP_OK;
-  if (token == nullptr || sequence == nullptr || position == nullptr) return fail(ZP_INVALID, "a pointer is null");
-  if (logits == nullptr && (wanted == nullptr || std::any_of(wanted, wanted + count, [](uint8_t w) { return w != 0; })))
+  if (token == nullptr || sequence == nullptr || position == nullptr)
+    return fail(ZP_INVALID, "a pointer is null");
+  if (logits == nullptr &&
+      (wanted == nullptr || std::any_of(wanted, wanted + count, [](uint8_t w) { return w != 0; })))
     return fail(ZP_INVALID, "logits are wanted, but their pointer is null");
   if (active_kernels() == nullptr) return ZP_UNSUPPORTED;  // the error is recorded
   return guarded([&] {

@@ -68,7 +68,8 @@ ZP_API zp_status zp_pack_float(const zp_format* format, const void* values, zp_w
 ZP_API void zp_free(zp_weight* weight);
 ZP_API size_t zp_weight_bytes(const zp_weight* weight);
 
-/* The packed bytes, and a weight over such bytes (a mapped file, say; 64-byte aligned), which must outlive it. */
+/* The packed bytes, and a weight over such bytes (a mapped file, say; 64-byte aligned), which must outlive
+ * it. */
 ZP_API const void* zp_weight_memory(const zp_weight* weight);
 ZP_API zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out);
 
@@ -77,11 +78,12 @@ ZP_API zp_status zp_view(const zp_format* format, const void* memory, size_t byt
 ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                            const float* bias, float* y, int64_t y_stride, int32_t threads);
 
-/* zp_linear in two halves, for weights of integer input: its rows quantized into `input`, 64-byte aligned memory of
- * zp_input_bytes, and their product. An input serves every weight of the same columns and activation format. */
+/* zp_linear in two halves, for weights of integer input: its rows quantized into `input`, 64-byte aligned
+ * memory of zp_input_bytes, and their product. An input serves every weight of the same columns and
+ * activation format. */
 ZP_API size_t zp_input_bytes(const zp_weight* weight, int64_t rows);
-ZP_API zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, void* input,
-                             int32_t threads);
+ZP_API zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
+                             void* input, int32_t threads);
 ZP_API zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
                              int64_t y_stride, int32_t threads);
 
@@ -140,16 +142,29 @@ typedef struct {
 
 /* Linear layers, by zp_decoder_linear. The last three belong to the model: layer is -1. */
 typedef enum {
-  ZP_Q, ZP_K, ZP_V, ZP_O, ZP_GATE, ZP_UP, ZP_DOWN,
-  ZP_EMBEDDING, ZP_POSITIONS, ZP_HEAD, /* a tied head is the same weight given twice */
+  ZP_Q,
+  ZP_K,
+  ZP_V,
+  ZP_O,
+  ZP_GATE,
+  ZP_UP,
+  ZP_DOWN,
+  ZP_EMBEDDING,
+  ZP_POSITIONS,
+  ZP_HEAD, /* a tied head is the same weight given twice */
   ZP_LINEAR_COUNT
 } zp_linear_slot;
 
 /* Norm weights, by zp_decoder_norm. Those from ZP_EMBEDDING_NORM on belong to the model: layer is -1. */
 typedef enum {
-  ZP_ATTENTION_NORM, ZP_POST_ATTENTION_NORM, ZP_MLP_NORM, ZP_POST_MLP_NORM,
-  ZP_Q_NORM, ZP_K_NORM, /* before the rotation; of head_dim values, or of all heads' */
-  ZP_EMBEDDING_NORM, ZP_FINAL_NORM,
+  ZP_ATTENTION_NORM,
+  ZP_POST_ATTENTION_NORM,
+  ZP_MLP_NORM,
+  ZP_POST_MLP_NORM,
+  ZP_Q_NORM,
+  ZP_K_NORM, /* before the rotation; of head_dim values, or of all heads' */
+  ZP_EMBEDDING_NORM,
+  ZP_FINAL_NORM,
   ZP_NORM_COUNT
 } zp_norm_slot;
 
@@ -159,8 +174,8 @@ ZP_API void zp_decoder_free(zp_decoder* decoder);
 /* `window`: how many positions back a layer sees, itself included; 0: all. `table`: which rotation. */
 ZP_API zp_status zp_decoder_layer(zp_decoder* decoder, int32_t layer, int32_t window, int32_t table);
 /* Angles: position * inverse_frequency[i], i < rotary_dim / 2; cosine and sine are multiplied by `scale`. */
-ZP_API zp_status zp_decoder_rope(zp_decoder* decoder, int32_t table, const float* inverse_frequency, int32_t count,
-                                 float scale);
+ZP_API zp_status zp_decoder_rope(zp_decoder* decoder, int32_t table, const float* inverse_frequency,
+                                 int32_t count, float scale);
 /* The weight must outlive the decoder; the bias [rows], or null, is copied. */
 ZP_API zp_status zp_decoder_linear(zp_decoder* decoder, int32_t layer, int32_t slot, const zp_weight* weight,
                                    const float* bias);
@@ -182,12 +197,12 @@ ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence); /* -1: 
 ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length);
 
 /* One forward step over `count` tokens. Tokens of a sequence come in order and its positions go on from its
- * cached length. Writes the logits [vocab] of each token that `wanted` marks (null: of all), in order, to rows of
- * `logits`. Several threads may call it; steps of one decoder are taken one after the other. On an error the
- * cache is as before the call. */
+ * cached length. Writes the logits [vocab] of each token that `wanted` marks (null: of all), in order, to
+ * rows of `logits`. Several threads may call it; steps of one decoder are taken one after the other. On an
+ * error the cache is as before the call. */
 ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
-                            const int32_t* sequence, const int32_t* position, const uint8_t* wanted, float* logits,
-                            int32_t threads);
+                            const int32_t* sequence, const int32_t* position, const uint8_t* wanted,
+                            float* logits, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -245,14 +245,17 @@ void store_tiles(void* to) {
 }
 
 // A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. The
-// matrix unit would wait for it, so it goes a few rows at a time between the tile products of the block after.
+// matrix unit would wait for it, so it goes a few rows at a time between the tile products of the block
+// after.
 template <int DIGITS, bool ZERO>
 class Finish {
  public:
   static constexpr int kRows = DIGITS == 2 ? 16 : 32;
 
   Finish(const Product& p, const Panel& panel)
-      : p_(p), panel_(panel), columns_{output_columns(p, panel, 0), output_columns(p, panel, panel.blocks - 1)} {
+      : p_(p),
+        panel_(panel),
+        columns_{output_columns(p, panel, 0), output_columns(p, panel, panel.blocks - 1)} {
     for (int n = 0; n < 2; ++n) {
       scale_[n] = _mm512_load_ps(panel.scale + n * 16);
       if constexpr (ZERO) zero_[n] = _mm512_load_si512(panel.zero_point + n * 16);
@@ -303,8 +306,8 @@ class Finish {
 
 // Sums of 2 x 2 tiles over columns [begin, end), which go on from those in the tile registers.
 template <class Other>
-ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin, int64_t end,
-                             Prefetch& ahead, Other&& other) {
+ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin,
+                             int64_t end, Prefetch& ahead, Other&& other) {
   for (int64_t k = begin; k < end; k += 64) {
     tile_load<4>(a0 + k * 16, 64);
     tile_load_kept<6>(panel.codes[0] + k * 16, 64);
@@ -319,8 +322,8 @@ ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& pa
   }
 }
 
-// A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows pass
-// over it; the sums wait in the second.
+// A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows
+// pass over it; the sums wait in the second.
 template <int DIGITS, bool ZERO>
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -339,8 +342,8 @@ void whole_rows(const Product& p, const Panel& panel) {
         zero_tiles();
       else
         load_tiles(kept);
-      multiply_part(p.input.codes + rows.tile[0] * 16 * columns, p.input.codes + rows.tile[1] * 16 * columns, panel,
-                    begin, end, ahead, [&] { finish.some(at_once); });
+      multiply_part(p.input.codes + rows.tile[0] * 16 * columns, p.input.codes + rows.tile[1] * 16 * columns,
+                    panel, begin, end, ahead, [&] { finish.some(at_once); });
       if (last) kept = panel.buffer + pair % 2 * 4 * kTile;
       store_tiles(kept);
       compiler_barrier();
@@ -374,7 +377,8 @@ constexpr int64_t kStreamBytes = 16 << 20;
 }  // namespace
 
 int64_t amx_scratch_bytes(const Weight& w, int64_t rows) {
-  return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 + (w.nibbles ? 32 * w.columns_padded : 0);
+  return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 +
+         (w.nibbles ? 32 * w.columns_padded : 0);
 }
 
 void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {

@@ -119,21 +119,23 @@ void expand(const Weight& w, int64_t block, uint8_t* out) {
   }
 }
 
-// Nested nibbles to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15, multiplies
-// both of its nibbles, since 15 * 15 stays below 256; a negative one is complemented (-p = ~p + 1).
+// Nested nibbles to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15,
+// multiplies both of its nibbles, since 15 * 15 stays below 256; a negative one is complemented (-p = ~p +
+// 1).
 void expand_nested(const Weight& w, int64_t block, uint8_t* out) {
   const __m512i mask = _mm512_set1_epi8(15);
   const __m512i words = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
   const uint8_t* in = w.codes + block * w.columns_padded * 8;
   for (int64_t g = 0; g < w.groups; ++g) {
-    const __m512i multiple = _mm512_cvtepi8_epi32(_mm_loadu_si128(
-        reinterpret_cast<const __m128i*>(w.multiplier + (block * w.groups + g) * kLanes)));
+    const __m512i multiple = _mm512_cvtepi8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.multiplier + (block * w.groups + g) * kLanes)));
     const __m512i size = _mm512_shuffle_epi8(_mm512_abs_epi32(multiple), words);
     const __m512i sign = _mm512_srai_epi32(multiple, 31);
     // Eight times the multiple is taken off; that and the 1 of the complement in one subtraction.
-    const __m512i offset = _mm512_add_epi8(
-        _mm512_shuffle_epi8(_mm512_slli_epi32(multiple, 3), _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)),
-        sign);
+    const __m512i offset =
+        _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_slli_epi32(multiple, 3),
+                                            _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)),
+                        sign);
     const int64_t size_of_group = w.segment * w.segments_per_group;
     const int64_t end = g + 1 < w.groups ? (g + 1) * size_of_group : w.columns_padded;
     for (int64_t k = g * size_of_group; k < end; k += 8, in += 64, out += 128) {

@@ -1,8 +1,8 @@
 // Attention over cache pages: part of decoder_kernels.cpp.
 //
-// Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums are
-// scaled down when a page brings a larger score. What a row does not see gets the weight 0, and adding 0 times a
-// value changes no bit: rows may share a tile whatever each of them sees.
+// Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums
+// are scaled down when a page brings a larger score. What a row does not see gets the weight 0, and adding 0
+// times a value changes no bit: rows may share a tile whatever each of them sees.
 #pragma once
 
 #include "core/layout.h"
@@ -47,19 +47,21 @@ void by_tiles(int64_t rows, F&& f) {
   last_tile<kTileRows - 1>(rows - row, row, f);
 }
 
-// Asks for what is read next, as many bytes as a tile reads of a row: a page is short for the CPU's own prefetching.
+// Asks for what is read next, as many bytes as a tile reads of a row: a page is short for the CPU's own
+// prefetching.
 template <class Source>
 void prefetch_row(const void* ahead, int64_t element) {
   constexpr int64_t kBytes = kTileVectors * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
-  const auto* at = static_cast<const uint8_t*>(ahead) + element * static_cast<int64_t>(sizeof(typename Source::Type));
+  const auto* at =
+      static_cast<const uint8_t*>(ahead) + element * static_cast<int64_t>(sizeof(typename Source::Type));
 #pragma GCC unroll 2
   for (int64_t i = 0; i < kBytes; i += 64) V::prefetch(at + i);
 }
 
 // scores [rows][64] = query . keys.
 template <class Source, int ROWS>
-void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, const void* ahead,
-                float* scores) {
+void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim,
+                const void* ahead, float* scores) {
   for (int64_t j = 0; j < kPage; j += kTileVectors * kLanes) {
     V::Float total[ROWS][kTileVectors];
 #pragma GCC unroll 8
@@ -85,8 +87,8 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
 
 // out = out * correction + weights . values, positions [begin, end), channels from `channel` on.
 template <class Source, int ROWS, int VECTORS>
-void value_tile(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
-                int64_t begin, int64_t end, int64_t channel, const void* ahead, float* out) {
+void value_tile(const float* weights, const float* correction, const typename Source::Type* values,
+                int64_t padded, int64_t begin, int64_t end, int64_t channel, const void* ahead, float* out) {
   V::Float total[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m)
@@ -97,7 +99,8 @@ void value_tile(const float* weights, const float* correction, const typename So
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
-    if constexpr (Source::kInCache && VECTORS == kTileVectors) prefetch_row<Source>(ahead, i * padded + channel);
+    if constexpr (Source::kInCache && VECTORS == kTileVectors)
+      prefetch_row<Source>(ahead, i * padded + channel);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const V::Float weight = V::set_float(weights[m * kPage + i]);
@@ -110,8 +113,8 @@ void value_tile(const float* weights, const float* correction, const typename So
 }
 
 template <class Source, int ROWS>
-void value_tiles(const float* weights, const float* correction, const typename Source::Type* values, int64_t padded,
-                 int64_t begin, int64_t end, const void* ahead, float* out) {
+void value_tiles(const float* weights, const float* correction, const typename Source::Type* values,
+                 int64_t padded, int64_t begin, int64_t end, const void* ahead, float* out) {
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
     value_tile<Source, ROWS, kTileVectors>(weights, correction, values, padded, begin, end, c, ahead, out);
@@ -120,15 +123,17 @@ void value_tiles(const float* weights, const float* correction, const typename S
 }
 
 struct PageParts {
-  const uint8_t* next;  // the page after it, or itself
+  const uint8_t* next;     // the page after it, or itself
   const float* key_scale;  // null in half precision
   const float* value_scale;
   int64_t start;  // its first position
 };
 
 // One row's scores of a page become weights. Returns what its sums so far are to be multiplied by.
-float weigh(const Attention& a, int64_t row, const PageParts& page, const AttentionState& part, float* scores) {
-  const int64_t begin = larger(0, a.first[row] - page.start), end = smaller(kPage, a.last[row] + 1 - page.start);
+float weigh(const Attention& a, int64_t row, const PageParts& page, const AttentionState& part,
+            float* scores) {
+  const int64_t begin = larger(0, a.first[row] - page.start),
+                end = smaller(kPage, a.last[row] + 1 - page.start);
   if (begin >= end) {
     for (int64_t i = 0; i < kPage; ++i) scores[i] = 0.0f;
     return 1.0f;
@@ -161,14 +166,14 @@ float weigh(const Attention& a, int64_t row, const PageParts& page, const Attent
 
 template <class Source>
 void attend_page(const Attention& a, const typename Source::Type* keys, const typename Source::Type* values,
-                 const PageParts& page, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
+                 const PageParts& page, int64_t begin, int64_t end, const AttentionState& part,
+                 float* scratch) {
   float* scores = scratch;
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
     score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, values, scores + row * kPage);
-    for (int64_t m = row; m < row + kRows; ++m)
-      correction[m] = weigh(a, m, page, part, scores + m * kPage);
+    for (int64_t m = row; m < row + kRows; ++m) correction[m] = weigh(a, m, page, part, scores + m * kPage);
     value_tiles<Source, kRows>(scores + row * kPage, correction + row, values, a.layout.padded, begin, end,
                                page.next, part.out + row * a.layout.padded);
   });
@@ -180,7 +185,8 @@ void convert(const typename Source::Type* from, int64_t count, float* to) {
 }
 
 template <class Source>
-void attend_pages(const Attention& a, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
+void attend_pages(const Attention& a, int64_t begin, int64_t end, const AttentionState& part,
+                  float* scratch) {
   const PageLayout& layout = a.layout;
   int64_t first = a.first[0], last = a.last[0];
   for (int64_t m = 0; m < a.rows; ++m) {
@@ -233,7 +239,8 @@ void merge(int64_t rows, int64_t padded, const AttentionState& part, const Atten
 
 // -- writing --------------------------------------------------------------------------------------
 
-void store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
+void store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
+                  uint8_t* page) {
   auto* keys = reinterpret_cast<uint16_t*>(page);
   auto* values = reinterpret_cast<uint16_t*>(page + layout.values) + position * layout.padded;
   for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
@@ -255,14 +262,16 @@ float to_bytes(const float* x, int64_t count, int8_t* codes) {
   constexpr int32_t kInfinity = 0x7f800000, kTiny = 15 << 23;
   const float inverse = bits < kTiny || bits >= kInfinity ? 0.0f : 127.0f / absmax;
   for (int64_t i = 0; i < count; i += kLanes) {
-    const V::Int code = inverse == 0.0f ? V::set_int(0) : V::round(V::mul(load(x + i, count - i), V::set_float(inverse)));
+    const V::Int code =
+        inverse == 0.0f ? V::set_int(0) : V::round(V::mul(load(x + i, count - i), V::set_float(inverse)));
     V::store_bytes(codes + i, code);
   }
   if (bits >= kInfinity) return __builtin_nanf("");
   return inverse == 0.0f ? 0.0f : absmax / 127.0f;
 }
 
-void store_bytes(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
+void store_bytes(const PageLayout& layout, const float* key, const float* value, int64_t position,
+                 uint8_t* page) {
   auto* keys = reinterpret_cast<int8_t*>(page);
   auto* values = reinterpret_cast<int8_t*>(page + layout.values) + position * layout.padded;
   auto* key_scale = reinterpret_cast<float*>(page + layout.key_scale);
@@ -273,8 +282,10 @@ void store_bytes(const PageLayout& layout, const float* key, const float* value,
   for (int64_t i = 0; i < layout.head_dim; ++i) keys[i * kPage + position] = codes[i];
 }
 
-void store_position(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page) {
-  layout.bytes ? store_bytes(layout, key, value, position, page) : store_halves(layout, key, value, position, page);
+void store_position(const PageLayout& layout, const float* key, const float* value, int64_t position,
+                    uint8_t* page) {
+  layout.bytes ? store_bytes(layout, key, value, position, page)
+               : store_halves(layout, key, value, position, page);
 }
 
 }  // namespace

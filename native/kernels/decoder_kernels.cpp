@@ -1,5 +1,5 @@
-// The decoder's kernels for one instruction set. CMake compiles this file once per level, like kernel.cpp. Every
-// level rounds in the same places.
+// The decoder's kernels for one instruction set. CMake compiles this file once per level, like kernel.cpp.
+// Every level rounds in the same places.
 #include "kernels/decoder_kernels.h"
 
 #include ZP_VEC
@@ -11,8 +11,8 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr DecoderKernels kDecoderTable = {norm,   activate, add,    scale, softcap, rotate,
-                                          store_position, attend, merge, floats};
+constexpr DecoderKernels kDecoderTable = {norm,   activate,       add,    scale, softcap,
+                                          rotate, store_position, attend, merge, floats};
 
 }  // namespace
 

@@ -11,22 +11,22 @@ namespace zp {
 
 constexpr int64_t kPage = 64;  // positions of a cache page
 constexpr int64_t kMaxHeadDim = 4096;
-// Attention is summed over so many pages by itself, and these sums are merged in order. Rows therefore come out
-// the same to the last bit, whoever computes them: alone or in a block of rows, on one thread or several.
+// Attention is summed over so many pages by itself, and these sums are merged in order. Rows therefore come
+// out the same to the last bit, whoever computes them: alone or in a block of rows, on one thread or several.
 constexpr int64_t kPagesInPart = 4;
 
-// A page of one layer and key-value head: keys [head_dim][64], so that a vector holds 16 positions, and values
-// [64][padded]. Codes of 8 bits have a scale for each position.
+// A page of one layer and key-value head: keys [head_dim][64], so that a vector holds 16 positions, and
+// values [64][padded]. Codes of 8 bits have a scale for each position.
 struct PageLayout {
   int64_t head_dim;
-  int64_t padded;  // to a multiple of 16
-  bool bytes;      // int8 codes; otherwise half precision
+  int64_t padded;                               // to a multiple of 16
+  bool bytes;                                   // int8 codes; otherwise half precision
   int64_t values, key_scale, value_scale, end;  // offsets in bytes
 };
 
 struct Attention {
   PageLayout layout;
-  const uint8_t* base;   // page p of the sequence is at base + table[p] * stride
+  const uint8_t* base;  // page p of the sequence is at base + table[p] * stride
   const int32_t* table;
   int64_t stride;
   float softcap;
@@ -36,8 +36,8 @@ struct Attention {
   const int32_t* last;
 };
 
-// Sums of rows over some positions: the largest score, and with weights exp(score - most) the sum of the weights
-// and of the weighted values [rows][padded].
+// Sums of rows over some positions: the largest score, and with weights exp(score - most) the sum of the
+// weights and of the weighted values [rows][padded].
 struct AttentionState {
   float* most;
   float* sum;
@@ -46,7 +46,8 @@ struct AttentionState {
 
 struct DecoderKernels {
   // out = norm(x) of one row; the bias may be null. `kind` is ZP_NORM_...
-  void (*norm)(int kind, const float* x, const float* weight, const float* bias, int64_t count, float eps, float* out);
+  void (*norm)(int kind, const float* x, const float* weight, const float* bias, int64_t count, float eps,
+               float* out);
   // out = activation(gate) * up, or activation(gate) when `up` is null. `kind` is ZP_SILU ...
   void (*activate)(int kind, const float* gate, const float* up, int64_t count, float* out);
   void (*add)(const float* y, float scale, int64_t count, float* x);  // x += y * scale
@@ -55,9 +56,12 @@ struct DecoderKernels {
   // Turns the channels of one head; cosine and sine [half].
   void (*rotate)(bool pairs, const float* cosine, const float* sine, int64_t half, float* head);
   // Writes one position of a page.
-  void (*store)(const PageLayout& layout, const float* key, const float* value, int64_t position, uint8_t* page);
-  // Sums of all rows over pages [begin, end), into a state that it starts. `scratch`: attention_scratch floats.
-  void (*attend)(const Attention& attention, int64_t begin, int64_t end, const AttentionState& part, float* scratch);
+  void (*store)(const PageLayout& layout, const float* key, const float* value, int64_t position,
+                uint8_t* page);
+  // Sums of all rows over pages [begin, end), into a state that it starts. `scratch`: attention_scratch
+  // floats.
+  void (*attend)(const Attention& attention, int64_t begin, int64_t end, const AttentionState& part,
+                 float* scratch);
   void (*merge)(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total);
   // Output blocks [begin, end) of a product by float weights.
   void (*floats)(const Product& product, int64_t begin, int64_t end, void* scratch);

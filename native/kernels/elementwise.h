@@ -20,7 +20,8 @@ float moment(const float* x, int64_t count, float mean) {
   return V::sum_lanes(total);
 }
 
-void norm(int kind, const float* x, const float* weight, const float* bias, int64_t count, float eps, float* out) {
+void norm(int kind, const float* x, const float* weight, const float* bias, int64_t count, float eps,
+          float* out) {
   const auto size = static_cast<float>(count);
   const float mean = kind == ZP_NORM_LAYER ? moment<1>(x, count, 0.0f) / size : 0.0f;
   const V::Float center = V::set_float(mean);

@@ -1,6 +1,7 @@
 // Products by float weights, which lie [block][k][16]: part of decoder_kernels.cpp.
 //
-// An output is one chain of fused multiply-adds along k, so that it does not depend on the tile it is computed in.
+// An output is one chain of fused multiply-adds along k, so that it does not depend on the tile it is
+// computed in.
 #pragma once
 
 #include "core/layout.h"
@@ -10,7 +11,8 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Where a tile's operand comes from. kInCache: in attention, from cache pages rather than from a copy of them.
+// Where a tile's operand comes from. kInCache: in attention, from cache pages rather than from a copy of
+// them.
 struct Half {
   using Type = uint16_t;
   static constexpr bool kInCache = true;
@@ -35,7 +37,8 @@ void float_tile(const Product& p, int64_t row, int rows, int64_t block, int bloc
   const auto* weight = reinterpret_cast<const typename Source::Type*>(w.codes);
   const typename Source::Type* at[BLOCKS];
   const float* x[ROWS];
-  for (int n = 0; n < BLOCKS; ++n) at[n] = weight + smaller(block + n, block + blocks - 1) * w.columns * kLanes;
+  for (int n = 0; n < BLOCKS; ++n)
+    at[n] = weight + smaller(block + n, block + blocks - 1) * w.columns * kLanes;
   for (int m = 0; m < ROWS; ++m) x[m] = p.x + (row + smaller(m, rows - 1)) * p.x_stride;
   V::Float total[ROWS][BLOCKS];
 #pragma GCC unroll 16
@@ -46,7 +49,8 @@ void float_tile(const Product& p, int64_t row, int rows, int64_t block, int bloc
     V::Float value[BLOCKS];
 #pragma GCC unroll 8
     for (int n = 0; n < BLOCKS; ++n) {
-      if constexpr (ROWS == 1) V::prefetch(reinterpret_cast<const uint8_t*>(at[n] + k * kLanes) + kFloatsAhead);
+      if constexpr (ROWS == 1)
+        V::prefetch(reinterpret_cast<const uint8_t*>(at[n] + k * kLanes) + kFloatsAhead);
       value[n] = Source::load(at[n] + k * kLanes);
     }
 #pragma GCC unroll 16

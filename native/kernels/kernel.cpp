@@ -2,9 +2,9 @@
 // that level's flags, ZP_LEVEL (its namespace) and ZP_VEC (the header of its vector type).
 //
 // Every level rounds in the same places: y = ((fma(float(dot) * weight_scale, input_scale, y) over the
-// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit. Where no float
-// scale varies along the row, the segments are summed as integers. The digits of a token are rows of their own
-// until the end: y = fma(second, 128, first).
+// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit. Where no
+// float scale varies along the row, the segments are summed as integers. The digits of a token are rows of
+// their own until the end: y = fma(second, 128, first).
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -151,20 +151,20 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     }
     if constexpr (!NESTED) {
 #pragma GCC unroll 4
-    for (int n = 0; n < BLOCKS; ++n) {
-      const int64_t b = smaller(block + n, block + blocks - 1);
-      const V::Float scale = w.scale_by_segment ? load_scale(w, b, group) : V::set_float(1.0f);
+      for (int n = 0; n < BLOCKS; ++n) {
+        const int64_t b = smaller(block + n, block + blocks - 1);
+        const V::Float scale = w.scale_by_segment ? load_scale(w, b, group) : V::set_float(1.0f);
 #pragma GCC unroll 16
-      for (int m = 0; m < ROWS; ++m) {
-        V::Float value = V::to_float(dot[m][n]);
-        if (w.input_by_segment) {
-          if (w.scale_by_segment) value = V::mul(value, scale);
-          total[m][n] = V::fma(value, V::set_float(p.input.scale[scale_at[m] + s]), total[m][n]);
-        } else {
-          total[m][n] = V::fma(value, scale, total[m][n]);
+        for (int m = 0; m < ROWS; ++m) {
+          V::Float value = V::to_float(dot[m][n]);
+          if (w.input_by_segment) {
+            if (w.scale_by_segment) value = V::mul(value, scale);
+            total[m][n] = V::fma(value, V::set_float(p.input.scale[scale_at[m] + s]), total[m][n]);
+          } else {
+            total[m][n] = V::fma(value, scale, total[m][n]);
+          }
         }
       }
-    }
     }
     if (--segments_left == 0) {
       ++group;

@@ -80,14 +80,15 @@ Scales scales_of(int32_t bits, float most = 127.0f) {
   return {most / absmax, absmax / most};
 }
 
-struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a digit further, what is added
+struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a digit further, what is
+                // added
   int64_t codes, unit, unit_stride, scale, scale_stride, sums, digit_codes, digit_sums;
 };
 
 Place place(const Weight& w, bool tiled, int64_t row) {
   if (!tiled)
-    return {row * w.digits * w.columns_padded, w.columns_padded, 0, row * w.segments, 1,
-            row * w.digits * w.segments, w.columns_padded, w.segments};
+    return {row * w.digits * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
+            row * w.digits * w.segments,       w.columns_padded, w.segments};
   const int64_t tile = row / 16 * w.digits;
   return {tile * 16 * w.columns_padded + row % 16 * w.k_unit,
           w.k_unit,

@@ -69,9 +69,7 @@ struct Vec {
     const __m256i all = _mm256_set1_epi32(y & 0xffff);
     return {_mm256_madd_epi16(x.a, all), _mm256_madd_epi16(x.b, all)};
   }
-  static Int mul_lanes(Int x, Int y) {
-    return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
-  }
+  static Int mul_lanes(Int x, Int y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
   template <int BITS>
   static Int shift_left(Int x) {
     return {_mm256_slli_epi32(x.a, BITS), _mm256_slli_epi32(x.b, BITS)};

@@ -1,4 +1,5 @@
-// Loads of less than a vector, and functions of vectors: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
+// Loads of less than a vector, and functions of vectors: part of decoder_kernels.cpp, needs ZP_VEC's vector
+// type.
 #pragma once
 
 #include "core/layout.h"
@@ -33,7 +34,8 @@ void store(float* p, int64_t count, V::Float value) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// e^x within an ulp or two; 0 below -88, and no more than e^88. x = n log 2 + r, and a Taylor polynomial of r.
+// e^x within an ulp or two; 0 below -88, and no more than e^88. x = n log 2 + r, and a Taylor polynomial of
+// r.
 V::Float exponential(V::Float x) {
   x = V::min(V::set_float(88.0f), V::max(V::set_float(-88.0f), x));
   const V::Int n = V::round(V::mul(x, V::set_float(1.44269504f)));

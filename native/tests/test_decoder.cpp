@@ -1,5 +1,5 @@
-// The decoder without Python, for sanitizers: tiny random models at every level against plain loops, and what must
-// not change a result: threads, how a prompt is cut, and who else is in the batch.
+// The decoder without Python, for sanitizers: tiny random models at every level against plain loops, and what
+// must not change a result: threads, how a prompt is cut, and who else is in the batch.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -114,8 +114,8 @@ void give_linear(Model& m, int layer, int slot, int64_t rows, int64_t columns, K
   matrix.columns = columns;
   m.weights.push_back(random_weight(matrix, kind, random));
   if (bias) m.bias[{layer, slot}] = random_floats(rows, 0, 0.2f, random);
-  expect(zp_decoder_linear(m.decoder, layer, slot, m.weights.back(), bias ? m.bias[{layer, slot}].data() : nullptr) ==
-             ZP_OK,
+  expect(zp_decoder_linear(m.decoder, layer, slot, m.weights.back(),
+                           bias ? m.bias[{layer, slot}].data() : nullptr) == ZP_OK,
          "linear");
 }
 
@@ -124,7 +124,8 @@ void give_norm(Model& m, int layer, int slot, int64_t count, std::mt19937& rando
   m.norm[{layer, slot}] = random_floats(count, 1, 0.2f, random);
   if (bias) m.norm_bias[{layer, slot}] = random_floats(count, 0, 0.2f, random);
   expect(zp_decoder_norm(m.decoder, layer, slot, m.norm[{layer, slot}].data(),
-                         bias ? m.norm_bias[{layer, slot}].data() : nullptr, static_cast<int32_t>(count)) == ZP_OK,
+                         bias ? m.norm_bias[{layer, slot}].data() : nullptr,
+                         static_cast<int32_t>(count)) == ZP_OK,
          "norm");
 }
 
@@ -160,7 +161,8 @@ std::unique_ptr<Model> make(const zp_decoder_config& c, const Options& o, std::m
     if (o.head_norms) give_norm(*m, i, ZP_K_NORM, keys, random);
     expect(zp_decoder_layer(m->decoder, i, i % 2 == 1 ? o.window : 0, 0) == ZP_OK, "layer");
   }
-  for (int i = 0; i < c.rotary_dim / 2; ++i) m->frequency.push_back(std::pow(100.0f, -2.0f * i / c.rotary_dim));
+  for (int i = 0; i < c.rotary_dim / 2; ++i)
+    m->frequency.push_back(std::pow(100.0f, -2.0f * i / c.rotary_dim));
   if (c.rope != ZP_ROPE_NONE)
     expect(zp_decoder_rope(m->decoder, 0, m->frequency.data(), c.rotary_dim / 2, 1) == ZP_OK, "rope");
   expect(zp_decoder_finish(m->decoder) == ZP_OK, "finish");
@@ -180,7 +182,8 @@ class Reference {
     for (size_t t = 0; t < tokens.size(); ++t) {
       x.push_back(row({-1, ZP_EMBEDDING}, tokens[t]));
       for (auto& v : x[t]) v *= static_cast<double>(c_.embedding_scale);
-      if (m_.linear.count({-1, ZP_POSITIONS}) != 0) x[t] = sum(x[t], row({-1, ZP_POSITIONS}, static_cast<int>(t)), 1);
+      if (m_.linear.count({-1, ZP_POSITIONS}) != 0)
+        x[t] = sum(x[t], row({-1, ZP_POSITIONS}, static_cast<int>(t)), 1);
     }
     for (int i = 0; i < c_.layers; ++i) layer(i, x);
     for (auto& v : x) {
@@ -219,7 +222,8 @@ class Reference {
       double mean = 0, square = 0;
       if (c_.norm == ZP_NORM_LAYER)
         for (size_t i = 0; i < size; ++i) mean += x[start + i] / static_cast<double>(size);
-      for (size_t i = 0; i < size; ++i) square += std::pow(x[start + i] - mean, 2) / static_cast<double>(size);
+      for (size_t i = 0; i < size; ++i)
+        square += std::pow(x[start + i] - mean, 2) / static_cast<double>(size);
       for (size_t i = 0; i < size; ++i) {
         x[start + i] = (x[start + i] - mean) / std::sqrt(square + c_.norm_eps) * weight[i];
         if (m_.norm_bias.count({layer, slot}) != 0) x[start + i] += m_.norm_bias.at({layer, slot})[i];
@@ -241,7 +245,8 @@ class Reference {
         a = first;
       }
   }
-  Doubles attention(int layer, const Doubles& q, const std::vector<Doubles>& k, const std::vector<Doubles>& v) const {
+  Doubles attention(int layer, const Doubles& q, const std::vector<Doubles>& k,
+                    const std::vector<Doubles>& v) const {
     const auto dim = static_cast<size_t>(c_.head_dim);
     const size_t last = k.size(), window = layer % 2 == 1 ? static_cast<size_t>(m_.window) : 0;
     const size_t first = window > 0 && last > window ? last - window : 0;
@@ -253,7 +258,8 @@ class Reference {
       for (size_t t = first; t < last; ++t) {
         for (size_t i = 0; i < dim; ++i) score[t] += q[h * dim + i] * k[t][kv + i];
         score[t] *= static_cast<double>(c_.attention_scale);
-        if (c_.attention_softcap > 0) score[t] = c_.attention_softcap * std::tanh(score[t] / c_.attention_softcap);
+        if (c_.attention_softcap > 0)
+          score[t] = c_.attention_softcap * std::tanh(score[t] / c_.attention_softcap);
         score[t] = std::exp(score[t]);
         total += score[t];
       }
@@ -339,8 +345,9 @@ Floats feed(const Model& m, const Cache& cache, const std::vector<int32_t>& toke
     const std::vector<int32_t> sequences(count, sequence);
     std::vector<int32_t> positions(count);
     for (size_t i = 0; i < count; ++i) positions[i] = start + static_cast<int32_t>(begin + i);
-    expect(zp_forward(m.decoder, cache.cache, static_cast<int64_t>(count), tokens.data() + begin, sequences.data(),
-                      positions.data(), nullptr, logits.data() + begin * vocab, threads) == ZP_OK,
+    expect(zp_forward(m.decoder, cache.cache, static_cast<int64_t>(count), tokens.data() + begin,
+                      sequences.data(), positions.data(), nullptr, logits.data() + begin * vocab,
+                      threads) == ZP_OK,
            "forward");
   }
   return logits;
@@ -350,7 +357,8 @@ double worst(const Floats& logits, const std::vector<Doubles>& expected) {
   double difference = 0, size = 0;
   for (size_t t = 0; t < expected.size(); ++t)
     for (size_t i = 0; i < expected[t].size(); ++i) {
-      difference = std::max(difference, std::fabs(static_cast<double>(logits[t * expected[t].size() + i]) - expected[t][i]));
+      difference = std::max(
+          difference, std::fabs(static_cast<double>(logits[t * expected[t].size() + i]) - expected[t][i]));
       size = std::max(size, std::fabs(expected[t][i]));
     }
   return difference / size;
@@ -373,14 +381,17 @@ void test_families(int level, std::mt19937& random) {
   gpt2.gated = 0, gpt2.kv_heads = 4;
   families.push_back({"gpt2", gpt2, {.bias = true, .positions = true}, 1e-2});
   zp_decoder_config neox = c;
-  neox.norm = ZP_NORM_LAYER, neox.activation = ZP_GELU, neox.gated = 0, neox.parallel = 1, neox.rotary_dim = 4;
+  neox.norm = ZP_NORM_LAYER, neox.activation = ZP_GELU, neox.gated = 0, neox.parallel = 1,
+  neox.rotary_dim = 4;
   families.push_back({"neox", neox, {.bias = true}, 1e-2});
   families.push_back({"phi", neox, {.bias = true, .mlp_norm = false}, 1e-2});
   zp_decoder_config gemma = c;
-  gemma.activation = ZP_GELU_TANH, gemma.embedding_scale = 4.9f, gemma.attention_softcap = 5, gemma.logit_softcap = 3;
+  gemma.activation = ZP_GELU_TANH, gemma.embedding_scale = 4.9f, gemma.attention_softcap = 5,
+  gemma.logit_softcap = 3;
   families.push_back({"gemma", gemma, {.window = 5, .post_norms = true, .head_norms = true}, 1e-2});
   zp_decoder_config granite = c;
-  granite.residual_scale = 0.22f, granite.logit_scale = 0.5f, granite.rope = ZP_ROPE_PAIRS, granite.activation = ZP_RELU;
+  granite.residual_scale = 0.22f, granite.logit_scale = 0.5f, granite.rope = ZP_ROPE_PAIRS,
+  granite.activation = ZP_RELU;
   granite.head_dim = 20, granite.kv_heads = 1, granite.rotary_dim = 20;
   families.push_back({"granite", granite, {}, 1e-2});
   for (const Family& f : families) {
@@ -412,7 +423,8 @@ void test_cuts(std::mt19937& random) {
         expect(zp_cache_truncate(whole.cache, 0, 130) == ZP_OK, "truncate");
         const std::vector<int32_t> rest(tokens.begin() + 130, tokens.end());
         const Floats again = feed(*m, whole, rest, 600, threads);
-        expect(std::equal(again.begin(), again.end(), expected.begin() + 130 * m->config.vocab), "after a cut back");
+        expect(std::equal(again.begin(), again.end(), expected.begin() + 130 * m->config.vocab),
+               "after a cut back");
       }
     }
 }
@@ -442,12 +454,13 @@ void test_batch(std::mt19937& random) {
       wanted.push_back(t + 1 == own.size());
     }
   Floats logits(kSequences * vocab);
-  expect(zp_forward(m->decoder, together.cache, static_cast<int64_t>(token.size()), token.data(), sequence.data(),
-                    position.data(), wanted.data(), logits.data(), 2) == ZP_OK,
+  expect(zp_forward(m->decoder, together.cache, static_cast<int64_t>(token.size()), token.data(),
+                    sequence.data(), position.data(), wanted.data(), logits.data(), 2) == ZP_OK,
          "a batch");
   for (size_t s = 0; s < kSequences; ++s) {
     const size_t last = (tokens[s].size() - 1) * vocab;
-    expect(std::equal(logits.begin() + static_cast<long>(s * vocab), logits.begin() + static_cast<long>((s + 1) * vocab),
+    expect(std::equal(logits.begin() + static_cast<long>(s * vocab),
+                      logits.begin() + static_cast<long>((s + 1) * vocab),
                       expected[s].begin() + static_cast<long>(last)),
            "a batch gives what each gets alone");
   }
@@ -469,8 +482,8 @@ void test_callers(std::mt19937& random) {
       std::vector<int32_t> positions(80);
       for (int32_t i = 0; i < 80; ++i) positions[static_cast<size_t>(i)] = i;
       Floats logits(expected.size());
-      good[t] = zp_forward(m->decoder, own.cache, 80, tokens.data(), sequences.data(), positions.data(), nullptr,
-                           logits.data(), 1 + t % 3) == ZP_OK &&
+      good[t] = zp_forward(m->decoder, own.cache, 80, tokens.data(), sequences.data(), positions.data(),
+                           nullptr, logits.data(), 1 + t % 3) == ZP_OK &&
                 logits == expected;
     });
   for (auto& caller : callers) caller.join();
@@ -501,7 +514,8 @@ void test_refused_parts(std::mt19937& random) {
   Matrix matrix{c.hidden, c.hidden, {}};
   zp_weight* weight = random_weight(matrix, Kind::kFloat32, random);
   const Floats ones(64, 1.0f);
-  expect(says(zp_decoder_linear(decoder, 0, ZP_Q, weight, nullptr), "[24, 24], not [32, 24]"), "a wrong shape");
+  expect(says(zp_decoder_linear(decoder, 0, ZP_Q, weight, nullptr), "[24, 24], not [32, 24]"),
+         "a wrong shape");
   expect(says(zp_decoder_linear(decoder, 5, ZP_Q, weight, nullptr), "layer 5"), "a layer too many");
   expect(says(zp_decoder_linear(decoder, 0, ZP_HEAD, weight, nullptr), "-1"), "a head in a layer");
   expect(says(zp_decoder_linear(decoder, 0, 99, weight, nullptr), "99"), "an unknown slot");
@@ -526,10 +540,10 @@ void test_refused_steps(std::mt19937& random) {
   const Cache cache(*m, 6, 2);
   expect(zp_cache_bytes(cache.cache) > 0 && zp_cache_length(cache.cache, 2) == -1, "no third sequence");
   Floats logits(50 * 8);
-  const auto step = [&](std::vector<int32_t> token, std::vector<int32_t> sequence, std::vector<int32_t> position,
-                        int threads = 1) {
-    return zp_forward(m->decoder, cache.cache, static_cast<int64_t>(token.size()), token.data(), sequence.data(),
-                      position.data(), nullptr, logits.data(), threads);
+  const auto step = [&](std::vector<int32_t> token, std::vector<int32_t> sequence,
+                        std::vector<int32_t> position, int threads = 1) {
+    return zp_forward(m->decoder, cache.cache, static_cast<int64_t>(token.size()), token.data(),
+                      sequence.data(), position.data(), nullptr, logits.data(), threads);
   };
   expect(step({1, 2}, {0, 0}, {0, 1}) == ZP_OK, "two tokens");
   expect(says(step({50}, {0}, {2}), "vocabulary"), "an unknown token");
@@ -539,11 +553,13 @@ void test_refused_steps(std::mt19937& random) {
   expect(zp_cache_length(cache.cache, 0) == 2, "a refused step leaves the cache");
   expect(says(step({1, 1, 1, 1, 1}, {0, 0, 0, 1, 1}, {2, 3, 4, 0, 1}), "full"), "a full cache");
   expect(says(step({1}, {0}, {2}, 0), "threads"), "no threads");
-  expect(says(zp_forward(other->decoder, cache.cache, 0, nullptr, nullptr, nullptr, nullptr, nullptr, 1), "another"),
+  expect(says(zp_forward(other->decoder, cache.cache, 0, nullptr, nullptr, nullptr, nullptr, nullptr, 1),
+              "another"),
          "another decoder's cache");
   expect(step({1, 1, 1, 1}, {1, 0, 1, 0}, {0, 2, 1, 3}) == ZP_OK, "the last place");
   expect(says(zp_cache_truncate(cache.cache, 0, 5), "cut"), "longer than it is");
-  expect(zp_cache_truncate(cache.cache, 0, 0) == ZP_OK && zp_cache_length(cache.cache, 0) == 0, "from the start");
+  expect(zp_cache_truncate(cache.cache, 0, 0) == ZP_OK && zp_cache_length(cache.cache, 0) == 0,
+         "from the start");
   zp_decoder_free(nullptr);
   zp_cache_free(nullptr);
 }
@@ -558,7 +574,8 @@ void test_views(std::mt19937& random) {
   expect(zp_view(&format, memory, bytes, &view) == ZP_OK, "a view");
   Floats row(24);
   const int64_t id = 17;
-  expect(zp_rows(view, &id, 1, row.data(), 24) == ZP_OK && std::equal(row.begin(), row.end(), &matrix.values[17 * 24]),
+  expect(zp_rows(view, &id, 1, row.data(), 24) == ZP_OK &&
+             std::equal(row.begin(), row.end(), &matrix.values[17 * 24]),
          "a row of a view");
   zp_free(view);
   expect(says(zp_view(&format, memory, bytes - 64, &view), "bytes"), "too few bytes");

@@ -68,9 +68,8 @@ std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_
         absmax = std::max(absmax, std::fabs(x[static_cast<size_t>(m * k + i)]));
       for (int64_t i = start; i < stop; ++i) {
         const auto at = static_cast<size_t>(m * k + i);
-        out[at] = absmax == 0
-                      ? 0
-                      : std::nearbyint(x[at] * (most / absmax)) * static_cast<double>(absmax / most);
+        out[at] =
+            absmax == 0 ? 0 : std::nearbyint(x[at] * (most / absmax)) * static_cast<double>(absmax / most);
       }
     }
   return out;
@@ -115,19 +114,20 @@ void test_shapes(int level, std::mt19937& random) {
   };
   constexpr int kHalf = ZP_SCALE_BFLOAT16, kNested = ZP_SCALE_NESTED;
   const Format formats[] = {
-      {8, 0, 0, 0, 64, 8, kHalf},  {8, 0, 0, 0, 0, 8, kHalf},    {8, 0, 1, 1, 0, 8, kHalf},
-      {8, 32, 0, 1, 32, 8, kHalf}, {8, 40, 0, 1, 8, 8, kHalf},   {4, 32, 0, 1, 32, 8, kHalf},
-      {4, 0, 0, 0, 32, 8, kHalf},  {4, 32, 0, 0, 0, 8, kHalf},   {4, 128, 0, 1, 64, 8, kHalf},
-      {4, 24, 0, 1, -1, 0, kHalf}, {5, 64, 0, 0, 128, 8, kHalf}, {8, 0, 0, 0, -1, 0, kHalf},
-      {8, 0, 0, 0, 0, 16, kHalf},  {8, 0, 0, 1, 0, 16, kHalf},   {4, 64, 0, 1, 0, 16, kHalf},
+      {8, 0, 0, 0, 64, 8, kHalf},    {8, 0, 0, 0, 0, 8, kHalf},     {8, 0, 1, 1, 0, 8, kHalf},
+      {8, 32, 0, 1, 32, 8, kHalf},   {8, 40, 0, 1, 8, 8, kHalf},    {4, 32, 0, 1, 32, 8, kHalf},
+      {4, 0, 0, 0, 32, 8, kHalf},    {4, 32, 0, 0, 0, 8, kHalf},    {4, 128, 0, 1, 64, 8, kHalf},
+      {4, 24, 0, 1, -1, 0, kHalf},   {5, 64, 0, 0, 128, 8, kHalf},  {8, 0, 0, 0, -1, 0, kHalf},
+      {8, 0, 0, 0, 0, 16, kHalf},    {8, 0, 0, 1, 0, 16, kHalf},    {4, 64, 0, 1, 0, 16, kHalf},
       {4, 32, 0, 0, 0, 16, kNested}, {4, 24, 0, 0, 0, 16, kNested}, {3, 64, 0, 0, 0, 8, kNested},
       {4, 32, 0, 0, 32, 8, kNested}, {4, 32, 0, 0, -1, 0, kNested}};
   const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
   for (const auto& f : formats)
     for (const auto& shape : shapes)
       for (const int64_t rows : {1, 2, 7, 13, 37}) {
-        const zp_format format = {shape[0], shape[1],     ZP_INTEGER,   f.bits,           f.group,
-                                  f.tensor, f.asymmetric, f.activation, f.activation_bits, f.scale_type};
+        const zp_format format = {shape[0],          shape[1],    ZP_INTEGER,   f.bits,
+                                  f.group,           f.tensor,    f.asymmetric, f.activation,
+                                  f.activation_bits, f.scale_type};
         char what[160];
         std::snprintf(what, sizeof what, "level %d, %ld x %ld, %ld rows, %d bits, groups %d and %d", level,
                       static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(rows),

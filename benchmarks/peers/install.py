@@ -1,0 +1,78 @@
+"""Install the engine benchmark's peers, each into its own environment: build/peers/<name>.
+
+    python benchmarks/peers/install.py [NAME ...]      # all, without names; what is there is left as it is
+
+llama.cpp is compiled for this CPU, which takes minutes. Torch, which only the conversion to OpenVINO needs, is the
+version of constraints.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENVIRONMENTS = Path(__file__).parents[2] / "build" / "peers"
+TORCH = "torch==2.13.0"
+#: gcc 12 takes the stores of AMX's tile configuration for dead (its header names 8 of the 64 bytes that are read),
+#: and llama.cpp crashes.
+NO_DSE = "-fno-tree-dse -fno-dse"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`steps` are the arguments of one `pip install` each, in order."""
+
+    steps: tuple[tuple[str, ...], ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+PEERS = {
+    "llama_cpp": Peer(
+        (("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"),),
+        {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": NO_DSE, "CXXFLAGS": NO_DSE},
+    ),
+    "openvino": Peer(
+        (
+            (TORCH,),
+            (
+                TORCH,
+                "openvino-genai==2026.4.1.0",
+                "optimum-intel==2.2.0",
+                "nncf==3.4.0",
+                "transformers==5.5.4",
+            ),
+        )
+    ),
+}
+
+
+def install(name: str) -> None:
+    """Raises `CalledProcessError` when pip does not succeed; the next call starts that peer again."""
+    folder = ENVIRONMENTS / name
+    done = folder / ".installed"
+    if done.exists():
+        print(f"{name} is there")
+        return
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    for packages in PEERS[name].steps:
+        command = [folder / "bin" / "python", "-m", "pip", "install", "-q", *packages]
+        subprocess.run(command, check=True, env={**os.environ, **PEERS[name].environment})
+    done.touch()
+    print(f"{name} is installed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*PEERS, []], default=[], metavar="NAME")
+    for name in parser.parse_args().names or PEERS:
+        install(name)
+
+
+if __name__ == "__main__":
+    main()
