@@ -87,7 +87,7 @@ __m512i load_zero(const Weight& w, int64_t at) {
 }
 
 // Columns of a weight that are multiplied before the next: 32 channels of them stay in the first-level cache.
-constexpr int64_t kPart = 512;
+constexpr int64_t kPart = 1024;
 
 int64_t pairs_of(const Weight& w, int64_t rows) {
   return w.digits == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
