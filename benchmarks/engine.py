@@ -20,10 +20,12 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +71,7 @@ class Contestant:
         log = self.path.with_name(self.path.name + ".log")
         if not self.path.exists():
             partial = self.path.with_name(self.path.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
             self.run_logged(self.command("convert", model, partial, self.fmt), log, "convert")
             partial.rename(self.path)
         self.read_bytes = int(self.run_logged(self.command("size", self.path), log, "measure"))
@@ -93,10 +96,7 @@ class Contestant:
                 stderr=errors,
                 text=True,
             )
-        try:
-            self.ask(1, 16, 0)
-        except (BrokenPipeError, json.JSONDecodeError):
-            raise SkippedError(f"stopped while loading: {last_line(log)}") from None
+        self.ask(1, 16, 0)
         self.values["load s"].append(time.perf_counter() - begin)
 
     def stop(self) -> None:
@@ -111,9 +111,14 @@ class Contestant:
         if self._cpu_at_rest is not None:
             self.idle_cpu_seconds += self.cpu_seconds() - self._cpu_at_rest
         request = {"batch": batch, "prompt": length, "new": new_tokens}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        with suppress(BrokenPipeError):  # its end shows in the missing answer
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            log = self.path.with_name(self.path.name + ".log")
+            raise SkippedError(f"{self.name} stopped (status {self.process.wait()}): {last_line(log)}")
+        answer = json.loads(line)
         self.rss_bytes = answer["rss_bytes"]
         time.sleep(0.1)  # until its threads have stopped spinning
         self._cpu_at_rest = self.cpu_seconds()

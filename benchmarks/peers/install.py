@@ -24,15 +24,19 @@ NO_DSE = "-fno-tree-dse -fno-dse"
 
 @dataclass(frozen=True)
 class Peer:
-    """`steps` are the arguments of one `pip install` each, in order."""
+    """`steps` are the arguments of one `pip install` each, in order; `unwanted` is then taken out again."""
 
     steps: tuple[tuple[str, ...], ...]
     environment: dict[str, str] = field(default_factory=dict)
+    unwanted: tuple[str, ...] = ()
 
 
 PEERS = {
     "llama_cpp": Peer(
-        (("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"),),
+        (
+            ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"),
+            ("safetensors==0.8.0", "ml_dtypes==0.6.0"),  # read the checkpoint's bfloat16
+        ),
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": NO_DSE, "CXXFLAGS": NO_DSE},
     ),
     "openvino": Peer(
@@ -45,7 +49,9 @@ PEERS = {
                 "nncf==3.4.0",
                 "transformers==5.5.4",
             ),
-        )
+        ),
+        # optimum-intel asks for it; a build that does not match a CPU-only torch stops every import of transformers
+        unwanted=("torchvision",),
     ),
 }
 
@@ -58,9 +64,12 @@ def install(name: str) -> None:
         print(f"{name} is there")
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip"]
     for packages in PEERS[name].steps:
-        command = [folder / "bin" / "python", "-m", "pip", "install", "-q", *packages]
+        command = [*pip, "install", "-q", *packages]
         subprocess.run(command, check=True, env={**os.environ, **PEERS[name].environment})
+    if PEERS[name].unwanted:
+        subprocess.run([*pip, "uninstall", "-q", "-y", *PEERS[name].unwanted], check=True)
     done.touch()
     print(f"{name} is installed")
 
