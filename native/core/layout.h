@@ -47,8 +47,8 @@ struct Weight {
 struct Activations {
   int8_t* codes;  // plain: [row][digit][columns_padded]; tiled: [row / 16][digit][k / k_unit][16][k_unit]
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
-  int32_t* sums;  // of the codes of a segment; plain: [row][digit][segments]; tiled: [row /
-                  // 16][digit][segment][16]
+  // Of the codes of a segment. Plain: [row][digit][segments]; tiled: [row / 16][digit][segment][16].
+  int32_t* sums;
   bool tiled;
   bool want_sums;  // false: the product does not read them
 };

@@ -5,7 +5,7 @@
 #include <cstdio>
 
 #include "core/internal.h"
-#include "core/pool.h"
+#include "core/parallel.h"
 #include "core/product.h"
 
 namespace zp {
@@ -13,107 +13,73 @@ namespace {
 
 thread_local char last_error[256] = "";
 
-struct Job {
-  const Kernels* kernels;
-  Multiply multiply;
-  Product product;
-  int64_t count, step;  // rows to quantize, or blocks of columns
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> out_of_memory{false};
-};
-
-// Threads take the next piece when they are done: a core that is shared with another process gets less.
-bool take(Job& job, int64_t& begin, int64_t& end) {
-  begin = job.next.fetch_add(job.step, std::memory_order_relaxed);
-  end = begin + job.step < job.count ? begin + job.step : job.count;
-  return begin < job.count;
-}
-
-void quantize_work(void* context, int) {
-  Job& job = *static_cast<Job*>(context);
-  for (int64_t begin, end; take(job, begin, end);) job.kernels->quantize(job.product, begin, end);
-}
-
-void product_work(void* context, int) {
-  Job& job = *static_cast<Job*>(context);
-  uint8_t* scratch = nullptr;
-  if (job.multiply.scratch_bytes > 0) {
-    scratch = thread_scratch(static_cast<size_t>(job.multiply.scratch_bytes));
-    if (scratch == nullptr) {
-      job.out_of_memory.store(true);
-      return;
-    }
-  }
-  for (int64_t begin, end; take(job, begin, end);) job.multiply.run(job.product, begin, end, scratch);
-}
-
-// Rows [begin, end) by one thread alone. When it quantizes them too, they stay in its own cache.
-void rows_work(void* context, int) {
-  Job& job = *static_cast<Job*>(context);
-  const Weight& w = *job.product.weight;
-  for (int64_t begin, end; take(job, begin, end);) {
-    Product part = job.product;
-    part.y += begin * part.y_stride;
-    part.rows = end - begin;
-    uint8_t* scratch = thread_scratch(static_cast<size_t>(job.multiply.scratch_bytes));
-    uint8_t* memory = part.x == nullptr ? nullptr : call_scratch(input_bytes(w, part.rows));
-    if (scratch == nullptr || (memory == nullptr && part.x != nullptr)) {
-      job.out_of_memory.store(true);
-      return;
-    }
-    if (part.x == nullptr) {
-      part.input = rows_from(w, part.input, begin);
-    } else {
-      part.x += begin * part.x_stride;
-      part.input = lay_out_input(w, part.rows, memory);
-      job.kernels->quantize(part, 0, part.rows);
-    }
-    job.multiply.run(part, 0, w.blocks, scratch);
-  }
-}
-
 // Below this, starting another thread takes longer than the work.
 constexpr int64_t kSerialQuantize = 1 << 15;
 constexpr int64_t kSerialProduct = 1 << 15;
-// With fewer rows a thread would wait for the weights, which each reads whole: these come from a cache that
-// all cores share, or from memory.
-constexpr int64_t kRowsAlone = 160;
-
 // Rows that each thread takes for itself; 0 when threads share all rows and take columns.
 int64_t rows_alone(const Weight& w, int64_t rows, int threads) {
-  const int64_t each = round_up(ceil_div(rows, threads), 32);
-  return each >= kRowsAlone && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_in_pass(w)) : 0;
+  const int64_t each = rows_of_each(rows, threads);
+  return each > 0 && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_in_pass(w)) : 0;
 }
 
 void quantize_rows(const Product& product, int threads) {
-  Job job;
-  job.kernels = active_kernels();
-  job.product = product;
-  job.count = product.rows;
+  const Kernels* kernels = active_kernels();
   const bool alone = product.rows * product.weight->columns < kSerialQuantize;
-  job.step = alone ? product.rows : ceil_div(product.rows, int64_t{threads} * 4);
-  Pool::shared().run(alone ? 1 : threads, quantize_work, &job);
+  parallel(alone ? 1 : threads, product.rows, ceil_div(product.rows, int64_t{threads} * 4),
+           [&](int64_t begin, int64_t end) { kernels->quantize(product, begin, end); });
+}
+
+// Rows [begin, end) by one thread alone. When it quantizes them too, they stay in its own cache. False: no
+// memory.
+bool multiply_alone(const Product& product, const Multiply& multiply, int64_t begin, int64_t end) {
+  const Weight& w = *product.weight;
+  Product part = product;
+  part.y += begin * part.y_stride;
+  part.rows = end - begin;
+  uint8_t* scratch = thread_scratch(static_cast<size_t>(multiply.scratch_bytes));
+  if (scratch == nullptr) return false;
+  if (part.x == nullptr) {
+    part.input = rows_from(w, part.input, begin);
+  } else {
+    uint8_t* memory = call_scratch(input_bytes(w, part.rows));
+    if (memory == nullptr) return false;
+    part.x += begin * part.x_stride;
+    part.input = lay_out_input(w, part.rows, memory);
+    active_kernels()->quantize(part, 0, part.rows);
+  }
+  multiply.run(part, 0, w.blocks, scratch);
+  return true;
+}
+
+// Output blocks [begin, end) of all rows. False: no memory.
+bool multiply_columns(const Product& product, const Multiply& multiply, int64_t begin, int64_t end) {
+  uint8_t* scratch = nullptr;
+  if (multiply.scratch_bytes > 0) {
+    scratch = thread_scratch(static_cast<size_t>(multiply.scratch_bytes));
+    if (scratch == nullptr) return false;
+  }
+  multiply.run(product, begin, end, scratch);
+  return true;
 }
 
 // By rows of their own, or by columns of all rows. Quantizes the rows first where `x` is given.
 zp_status multiply_rows(const Product& product, int threads) {
   const Weight& w = *product.weight;
-  Job job;
-  job.kernels = active_kernels();
-  job.multiply = multiply_for(w, product.rows);
-  job.product = product;
+  const Multiply multiply = multiply_for(w, product.rows);
+  std::atomic<bool> out_of_memory{false};
   if (const int64_t step = rows_alone(w, product.rows, threads); step > 0) {
-    job.count = product.rows;
-    job.step = step;
-    Pool::shared().run(threads, rows_work, &job);
+    parallel(threads, product.rows, step, [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += step)  // one thread has a single piece
+        if (!multiply_alone(product, multiply, begin, std::min(begin + step, end))) out_of_memory.store(true);
+    });
   } else {
     if (product.x != nullptr && input_bytes(w, product.rows) > 0) quantize_rows(product, threads);
     if (w.rows * w.columns * product.rows < kSerialProduct) threads = 1;
-    job.count = w.blocks;
-    job.step = blocks_in_step(w, threads);
-    Pool::shared().run(threads, product_work, &job);
+    parallel(threads, w.blocks, blocks_in_step(w, threads), [&](int64_t begin, int64_t end) {
+      if (!multiply_columns(product, multiply, begin, end)) out_of_memory.store(true);
+    });
   }
-  return job.out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's rows") : ZP_OK;
+  return out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's rows") : ZP_OK;
 }
 
 // What every call has in common. `x` is left out.

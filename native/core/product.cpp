@@ -94,6 +94,12 @@ int64_t rows_in_pass(const Weight& w) {
   return round_up(ceil_div(kPassBytes, w.columns_padded * w.digits), 32);
 }
 
+int64_t rows_of_each(int64_t rows, int threads) {
+  constexpr int64_t kWorthwhile = 160;
+  const int64_t each = round_up(ceil_div(rows, threads), 32);
+  return each >= kWorthwhile ? each : 0;
+}
+
 int64_t blocks_in_step(const Weight& w, int threads) {
   if (threads == 1) return w.blocks;
   int64_t step = round_up(ceil_div(w.blocks, int64_t{threads} * 8), 2);

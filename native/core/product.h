@@ -31,6 +31,11 @@ Activations rows_from(const Weight& weight, const Activations& input, int64_t ro
 // Rows of one pass, so that a quantized input stays in the second-level cache.
 int64_t rows_in_pass(const Weight& weight);
 
+// Rows that each thread may take for itself, all columns of them; 0: too few. With fewer rows a thread would
+// wait for the weights, which each then reads whole: these come from a cache that all cores share, or from
+// memory.
+int64_t rows_of_each(int64_t rows, int threads);
+
 // Output blocks a thread takes at a time: several steps a thread, and as many for each.
 int64_t blocks_in_step(const Weight& weight, int threads);
 

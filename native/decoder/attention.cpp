@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/product.h"
-#include "decoder/parallel.h"
+#include "core/parallel.h"
 
 namespace zp {
 namespace {

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "decoder/parallel.h"
+#include "core/parallel.h"
+#include "core/product.h"
 #include "decoder/products.h"
 
 namespace zp {
@@ -11,8 +12,6 @@ namespace {
 
 // Nanoseconds a value, roughly: to decide whether rows are worth a second thread.
 constexpr double kNormCost = 0.2, kAddCost = 0.1, kActivationCost = 0.5, kPlaceCost = 0.5, kReadCost = 2;
-// From so many rows a thread on, threads take rows of their own all the way between two attentions.
-constexpr int64_t kRowsAlone = 160;
 
 }  // namespace
 
@@ -217,8 +216,8 @@ void Forward::finish(const Layer& layer, Rows rows, int threads) {
 // Many rows: each thread takes its own and keeps them in its cache. Few: all threads share each product.
 template <class Body>
 void Forward::by_rows(Body&& body) {
-  const int64_t each = round_up(ceil_div(tokens_.count, threads_), 32);
-  if (threads_ == 1 || each < kRowsAlone) {
+  const int64_t each = rows_of_each(tokens_.count, threads_);
+  if (threads_ == 1 || each == 0) {
     body(Rows{0, tokens_.count}, threads_);
     return;
   }
