@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,13 +21,13 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
+from zeropoint import documents
 from zeropoint.errors import UsageError
 
 #: 128 windows of 512 tokens: what the published results of most algorithms are made with.
 DEFAULT_TOKENS = 128 * 512
 DEFAULT_LENGTH = 512
 BUILT_IN = "built-in sample (Wikipedia, The Debian Administrator's Handbook)"
-_DOCUMENT_BREAK = re.compile(r"\n{3,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,13 @@ def calibration(
         raise UsageError(f"calibration needs at least 2 tokens, not {tokens} in windows of {length}")
     content, source = _read(path)
     is_lines = path is not None and Path(path).suffix.lower() == ".jsonl"
-    documents = list(_conversations(content, source, tokenizer) if is_lines else _documents(content))
+    if is_lines:
+        texts = list(_conversations(content, source, tokenizer))
+    else:
+        texts = [documents.in_stream(i, text) for i, text in enumerate(documents.split(content))]
     if seed:
-        np.random.default_rng(seed).shuffle(documents)
-    stream = _stream(documents, lambda text: list(tokenizer.encode(text)), tokens)
+        np.random.default_rng(seed).shuffle(texts)
+    stream = _stream(texts, lambda text: list(tokenizer.encode(text)), tokens)
     length = min(length, tokens, len(stream))
     if length < 2:
         raise UsageError(f"the calibration text {source} has fewer than two tokens")
@@ -88,13 +90,6 @@ def _read(path: str | Path | None) -> tuple[str, str]:
         return Path(path).read_text(encoding="utf-8").replace("\r\n", "\n"), Path(path).name
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the calibration text {path} cannot be read: {error}") from error
-
-
-def _documents(content: str) -> Iterator[str]:
-    """The documents of a text, with line ends around each that make the stream that of the unsplit file."""
-    pieces = [piece.strip("\n") for piece in _DOCUMENT_BREAK.split(content) if piece.strip()]
-    for index, piece in enumerate(pieces):
-        yield ("\n" if index else "") + piece + "\n\n"
 
 
 def _conversations(content: str, source: str, tokenizer: Any) -> Iterator[str]:
@@ -119,10 +114,10 @@ def _written_out(record: Mapping[str, Any], tokenizer: Any) -> str:
     return "\n\n".join(str(turn["content"]) for turn in turns) + "\n\n"
 
 
-def _stream(documents: Sequence[str], encode: Callable[[str], list[int]], wanted: int) -> list[int]:
+def _stream(texts: Sequence[str], encode: Callable[[str], list[int]], wanted: int) -> list[int]:
     stream: list[int] = []
-    for document in documents:
-        stream += encode(document)
+    for text in texts:
+        stream += encode(text)
         if len(stream) >= wanted:
             break
     return stream

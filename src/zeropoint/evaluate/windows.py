@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint import documents
 from zeropoint.errors import UsageError
 
 DEFAULT_CONTEXT = 512
-_DOCUMENT_BREAK = re.compile(r"\n{3,}")
 # Enough of one topic for a few hundred tokens: many short documents give the bootstrap more to
 # resample than a few long ones of the same total length.
 _TOPIC_CHARACTERS = 2400
@@ -65,12 +65,10 @@ def load_text(path: str | Path | None) -> EvaluationText:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the evaluation text {file} cannot be read: {error}") from error
-    documents = tuple(
-        d.strip("\n") for d in _DOCUMENT_BREAK.split(content.replace("\r\n", "\n")) if d.strip()
-    )
-    if not documents:
+    found = tuple(documents.split(content))
+    if not found:
         raise UsageError(f"the evaluation text {file} is empty")
-    return EvaluationText(documents, file.name)
+    return EvaluationText(found, file.name)
 
 
 def default_text() -> EvaluationText:
@@ -84,7 +82,7 @@ def default_text() -> EvaluationText:
             "this Python comes without pydoc_data, the built-in evaluation text; name a text file"
         ) from error
     seen: set[str] = set()  # topics quote each other
-    documents = []
+    prose_of_topics = []
     for name in sorted(topics):
         paragraphs: list[str] = []
         for paragraph in re.split(r"\n[ \t]*\n", topics[name]):
@@ -93,8 +91,8 @@ def default_text() -> EvaluationText:
                 seen.add(prose)
                 paragraphs.append(prose)
         if paragraphs:
-            documents.append("\n\n".join(paragraphs))
-    return EvaluationText(tuple(documents), "Python's language reference (pydoc topics)")
+            prose_of_topics.append("\n\n".join(paragraphs))
+    return EvaluationText(tuple(prose_of_topics), "Python's language reference (pydoc topics)")
 
 
 def _as_prose(paragraph: str) -> str:
@@ -125,10 +123,7 @@ def make_windows(
     stream: list[int] = []
     owners: list[int] = []
     for index, document in enumerate(text.documents):
-        # Two line ends before the cut and one after it are what a byte-level tokenizer makes of
-        # three in running text, so the stream is the one of the unsplit file.
-        piece = ("\n" if index else "") + document + "\n\n"
-        ids = encode(piece)
+        ids = encode(documents.in_stream(index, document))
         ids = ids[len(special) :] if ids[: len(special)] == special else ids
         stream += ids
         owners += [index] * len(ids)

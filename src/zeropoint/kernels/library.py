@@ -44,7 +44,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_pack": (c_int32, [POINTER(Format), c_void_p, c_void_p, c_void_p, POINTER(c_void_p)]),
     "zp_free": (None, [c_void_p]),
     "zp_weight_bytes": (c_size_t, [c_void_p]),
-    "zp_weight_memory": (c_void_p, [c_void_p]),
     "zp_linear": (
         c_int32,
         [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32],
