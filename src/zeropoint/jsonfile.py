@@ -1,4 +1,7 @@
-"""The JSON files of a model folder, read within bounds. Light: what runs a model natively starts with this."""
+"""The JSON files of a model folder, read within bounds. Light: what runs a model natively starts with this.
+
+Shared by source checkpoints and artifacts, which fail with different errors: a reader says which class to raise.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,35 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import ArtifactError
+from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
 
 #: The quality card, which makes a folder an artifact.
 CARD_NAME = "zeropoint.json"
 MAX_CARD_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 16 << 20
 
+#: What to do about a folder that is damaged.
+ADVICE: dict[type[ZeropointError], str] = {
+    ArtifactError: "make the artifact again",
+    CheckpointError: "download or copy it again",
+}
 
-def load_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of bounded size. Raises `ArtifactError`."""
+
+def load_json(
+    path: Path, limit: int = MAX_CONFIG_BYTES, error: type[ZeropointError] = ArtifactError
+) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes. Raises `error`, `ArtifactError` or `CheckpointError`."""
+    advice = ADVICE[error]
     try:
         if path.stat().st_size > limit:
-            raise ArtifactError(f"{path} is larger than {limit >> 20} MB: it is not a file of ours")
+            raise error(f"{path} is larger than {limit >> 20} MB: it is not a model's {path.name}")
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: this is not a complete Zeropoint artifact") from None
+        raise error(f"{path} is missing, so its folder is not complete: {advice}") from None
     except (OSError, ValueError, RecursionError) as cause:
-        raise ArtifactError(f"{path} is not valid JSON ({cause}): make the artifact again") from cause
+        raise error(f"{path} is not valid JSON ({cause}): {advice}") from cause
     if not isinstance(data, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object: make the artifact again")
+        raise error(f"{path} does not hold a JSON object: {advice}")
     return data
 
 

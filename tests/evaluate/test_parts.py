@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.evaluate import environment, memory
 from zeropoint.evaluate.answers import answer, first_difference, mark
-from zeropoint.evaluate.models import describe, stop_tokens
+from zeropoint.evaluate.models import describe
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.evaluate.speed import measure_speed
 
@@ -112,17 +112,13 @@ def write_model(folder: Path, config: object, card: object = None) -> str:
 
 def test_models_are_described_from_their_folders(tmp_path: Path) -> None:
     choices = {"a": {"scheme": "int4:g32:asym:bf16"}, "b": {"scheme": "int8:channel"}, "c": {"scheme": None}}
-    first = write_model(
-        tmp_path / "x" / "m", {"dtype": "bfloat16", "n_positions": 64, "eos_token_id": [1, 2]}
-    )
+    first = write_model(tmp_path / "x" / "m", {"dtype": "bfloat16", "n_positions": 64})
     second = write_model(tmp_path / "y" / "m", {}, {"plan": {"label": "int4", "choices": choices}})
     reference, artifact = describe(first, [second])
     assert (reference.name, artifact.name) == ("m", "m (2)")
     assert (reference.format, artifact.format) == ("BF16", "int4")
     assert (reference.context, artifact.context) == (64, None)
     assert (reference.smallest_bits, artifact.smallest_bits) == (16, 4)
-    assert stop_tokens(first) == {1, 2}
-    assert stop_tokens(str(tmp_path / "none")) == frozenset()
 
 
 def test_a_malformed_card_is_one_clear_error(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import check_card, read_card
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, MAX_CONFIG_BYTES, load_json
+from zeropoint.jsonfile import CARD_NAME, load_json
 from zeropoint.plan import Plan
 from zeropoint.qtensor import Weight
+from zeropoint.shards import SINGLE, shard_files
 from zeropoint.tensorfile import TensorFile
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Artifact:
@@ -29,7 +27,7 @@ class Artifact:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: dict[str, Any] = load_json(path / "config.json", MAX_CONFIG_BYTES)
+        self.config: dict[str, Any] = load_json(path / "config.json")
         if not isinstance(self.config.get("model_type"), str):
             raise ArtifactError(f"{path / 'config.json'} names no model_type: make the artifact again")
         self.card: dict[str, Any] = read_card(path)
@@ -116,18 +114,12 @@ def open(path: str | Path) -> Artifact:
 
 def _open_files(folder: Path) -> dict[str, TensorFile]:
     """Tensor name -> the file that holds it."""
-    if (folder / SINGLE).is_file():
-        names = [SINGLE]
-    else:
-        weight_map = load_json(folder / INDEX, MAX_CARD_BYTES).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise ArtifactError(f"{folder / INDEX} has no weight_map: make the artifact again")
-        names = sorted(set(weight_map.values()))
-        if not all(re.fullmatch(r"[\w-]+\.safetensors", name) for name in names):
-            raise ArtifactError(f"{folder / INDEX} names files outside its folder")
     where: dict[str, TensorFile] = {}
-    for name in names:
-        file = TensorFile(folder / name, ArtifactError)
+    files = shard_files(folder, ArtifactError)
+    if not files:
+        raise ArtifactError(f"{folder} holds no weights ({SINGLE} is missing): make the artifact again")
+    for path in files:
+        file = TensorFile(path, ArtifactError)
         for tensor in file.names():
             if tensor in where:
                 raise ArtifactError(f"{folder} holds the tensor {tensor} twice")

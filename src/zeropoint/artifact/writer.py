@@ -28,6 +28,7 @@ from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.shards import INDEX, SINGLE
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class _Shards:
             self._flush()
         count = len(self._files)
         if count == 1:
-            self._files[0][0].rename(self._folder / "model.safetensors")
+            self._files[0][0].rename(self._folder / SINGLE)
             return self._total
         weight_map: dict[str, str] = {}
         for index, (path, names) in enumerate(self._files, start=1):
@@ -170,7 +171,7 @@ class _Shards:
             path.rename(self._folder / final)
             weight_map.update(dict.fromkeys(names, final))
         data = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_text(self._folder / "model.safetensors.index.json", json.dumps(data, indent=1) + "\n")
+        _write_text(self._folder / INDEX, json.dumps(data, indent=1) + "\n")
         return self._total
 
 

@@ -11,13 +11,13 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from zeropoint.checkpoint.folder import read_json
 from zeropoint.errors import CheckpointError
+from zeropoint.jsonfile import load_json
 
 
 def load_config(path: Path, *, allow_remote_code: bool) -> Any:
     """The model's config. Raises `CheckpointError` unless it is that of a known, unquantized causal LM."""
-    data = read_json(path / "config.json")
+    data = load_json(path / "config.json", error=CheckpointError)
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from zeropoint.errors import CheckpointError
+from zeropoint.shards import INDEX, SINGLE, shard_files
 from zeropoint.tensorfile import TensorFile
 
 logger = logging.getLogger(__name__)
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 #: What is fetched from the hub: weights without code, and the files that tokenizers are made of.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
-
-MAX_JSON_BYTES = 64 << 20
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -54,23 +50,6 @@ def _download(name: str, revision: str | None) -> Path:
         ) from cause
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size. Raises `CheckpointError`."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a model's {path.name}"
-            )
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as cause:
-        raise CheckpointError(f"{path} is not valid JSON ({cause}): download or copy it again") from cause
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return data
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, in shard order.
 
@@ -80,10 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} is empty: give a folder with config.json and safetensors weights")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    if (folder / INDEX).is_file():
-        return _shards(folder)
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    if files := shard_files(folder, CheckpointError):
+        return files
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
@@ -92,23 +69,6 @@ def weight_files(folder: Path) -> list[Path]:
             "which writes safetensors"
         )
     raise CheckpointError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} is missing")
-
-
-def _shards(folder: Path) -> list[Path]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX} has no weight_map: download it again")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name:  # an index must not reach outside its folder
-            raise CheckpointError(
-                f"{folder / INDEX} names the shard {name!r}, which is not a file of this folder"
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} lacks the shard {name}, one of {len(names)} that {INDEX} names: finish the download"
-            )
-    return [folder / name for name in names]
 
 
 def open_files(paths: list[Path]) -> dict[str, TensorFile]:

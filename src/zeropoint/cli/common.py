@@ -202,12 +202,3 @@ def show_report(report: Report) -> None:
         console.print(terminal(report))
     else:
         print(plain_text(report))
-
-
-def human_bytes(count: float) -> str:
-    """Decimal units, as disks and downloads are sold: `134.7 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

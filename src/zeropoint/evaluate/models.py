@@ -75,17 +75,6 @@ def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
     return models
 
 
-def stop_tokens(path: str) -> frozenset[int]:
-    """End-of-text token ids that the folder's generation config or config names."""
-    for name in ("generation_config.json", "config.json"):
-        found = _read_json(path, name).get("eos_token_id")
-        if isinstance(found, int):
-            return frozenset((found,))
-        if isinstance(found, list):
-            return frozenset(i for i in found if isinstance(i, int))
-    return frozenset()
-
-
 def _read_json(path: str, name: str) -> dict[str, Any]:
     """A JSON object from the model's folder; empty when there is no such file (a hub name, say)."""
     file = Path(path) / name

@@ -24,7 +24,6 @@ import numpy as np
 from zeropoint.errors import ZeropointError
 from zeropoint.evaluate import environment, memory
 from zeropoint.evaluate.answers import answer, mark
-from zeropoint.evaluate.models import stop_tokens
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.speed import measure_speed
 from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
@@ -131,7 +130,7 @@ def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Te
     prompts = request["prompts"]
     if not prompts or not runners:
         return []
-    stop = stop_tokens(request["reference"]["path"])
+    stop = next(iter(runners.values())).stop_tokens
     ids = {}
     for index, (name, runner) in enumerate(runners.items()):
         tell("answers", _ANSWERS_FROM + (1 - _ANSWERS_FROM) * index / len(runners))

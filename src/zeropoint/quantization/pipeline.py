@@ -17,8 +17,8 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.checkpoint.folder import read_json
-from zeropoint.errors import UsageError
+from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.jsonfile import load_json
 from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
@@ -207,7 +207,7 @@ def _version(package: str) -> str:
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The source's config.json as it stands; for a GGUF source, the one transformers made of its header."""
     if checkpoint.path.is_dir():
-        config = read_json(checkpoint.path / "config.json")
+        config = load_json(checkpoint.path / "config.json", error=CheckpointError)
         if "tie_word_embeddings" in config:
             config["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
         return config

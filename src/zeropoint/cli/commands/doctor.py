@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from zeropoint.cli.common import add_json_option, check_writable, human_bytes, this_machine, write_json
+from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
+from zeropoint.render import numbers
 
 if TYPE_CHECKING:
     from zeropoint.machine import Machine
@@ -72,7 +73,7 @@ def _facts(machine: Machine) -> list[tuple[str, str]]:
         ),
         (
             "memory",
-            f"{human_bytes(machine.ram_total_bytes)}, {human_bytes(machine.ram_available_bytes)} free, "
+            f"{numbers.size(machine.ram_total_bytes)}, {numbers.size(machine.ram_available_bytes)} free, "
             + ("bandwidth not measured" if bandwidth is None else f"read at {bandwidth:.0f} GB/s"),
         ),
         ("accelerators", ", ".join(machine.accelerators) or "none"),
@@ -106,7 +107,7 @@ def _advice(machine: Machine) -> list[str]:
     free = machine.ram_available_bytes * 0.8 / 1e9
     fp16, int8, int4 = (free / per_weight for per_weight in BYTES_PER_WEIGHT)
     lines.append(
-        f"With {human_bytes(machine.ram_available_bytes)} of memory free there is room for about {fp16:.0f}B "
+        f"With {numbers.size(machine.ram_available_bytes)} of memory free there is room for about {fp16:.0f}B "
         f"parameters in FP16, {int8:.0f}B in INT8, {int4:.0f}B in INT4."
     )
     if machine.accelerators:

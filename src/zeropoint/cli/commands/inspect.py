@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from zeropoint.cli.common import add_json_option, check_writable, human_bytes, this_machine, write_json
+from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
+from zeropoint.render import numbers
 
 HELP = "what a model holds and what each format would cost"
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print(
         f"[bold]{found.architecture}[/] ({found.model_type}), {found.layers} blocks, "
-        f"{found.parameters / 1e6:.1f}M parameters, {human_bytes(found.source_bytes)} as stored"
+        f"{found.parameters / 1e6:.1f}M parameters, {numbers.size(found.source_bytes)} as stored"
     )
     for kind, count in found.parameters_by_kind.items():
         if count:
@@ -53,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
     for surveyed in found.formats:
         bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
         ratio = f"{surveyed.nbytes / found.source_bytes:.3f}x"
-        table.add_row(
-            surveyed.format, human_bytes(surveyed.nbytes), ratio, f"{surveyed.quantized_fraction:.1%}", bound
-        )
+        size = numbers.size(surveyed.nbytes)
+        table.add_row(surveyed.format, size, ratio, f"{surveyed.quantized_fraction:.1%}", bound)
     console.print()
     console.print(table)
     if machine.memory_bandwidth_gbps:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             soft_wrap=True,
         )
     console.print(
-        f"Quantizing needs about {human_bytes(found.peak_bytes)} of memory for weights at its peak."
+        f"Quantizing needs about {numbers.size(found.peak_bytes)} of memory for weights at its peak."
     )
     matrices = [row for row in found.kept if len(row.shape) > 1]
     for row in matrices[:20]:

@@ -21,11 +21,11 @@ from zeropoint.cli.common import (
     add_text_options,
     add_threads_option,
     check_writable,
-    human_bytes,
     positive_int,
     progress_bar,
     write_json,
 )
+from zeropoint.render import numbers
 
 if TYPE_CHECKING:
     from zeropoint.checkpoint import Checkpoint
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         _print_coverage(rows)
     ratio = summary.tensor_bytes / summary.source_tensor_bytes
     print(
-        f"{args.out}: {human_bytes(summary.tensor_bytes)} from {human_bytes(summary.source_tensor_bytes)} "
+        f"{args.out}: {numbers.size(summary.tensor_bytes)} from {numbers.size(summary.source_tensor_bytes)} "
         f"({ratio:.3f}x), {quantized_fraction(rows):.2%} of the parameters quantized, {summary.seconds:.1f} s"
     )
     if summary.calibration is not None:

@@ -16,21 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.allocator import trim
-from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, MAX_CONFIG_BYTES, load_json
+from zeropoint.errors import ArtifactError, CheckpointError, UnsupportedError
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
 from zeropoint.runtime.native.record import DecoderRecord
+from zeropoint.shards import shard_files
 
 if TYPE_CHECKING:
     from zeropoint.tensorfile import TensorFile
 
 logger = logging.getLogger(__name__)
-
-INDEX = "model.safetensors.index.json"
 
 #: Tables that older checkpoints store and the model's code computes: masks and rotations.
 COMPUTED = re.compile(
@@ -55,7 +54,7 @@ def load(folder: Path) -> Loaded:
     own errors.
     """
     if (folder / CARD_NAME).is_file():
-        config = load_json(folder / "config.json", MAX_CONFIG_BYTES)
+        config = _config(folder)
         record = derive(config)
         parcel = open_artifact(folder, record)
         stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
@@ -67,7 +66,13 @@ def load(folder: Path) -> Loaded:
 def check(folder: Path) -> None:
     """Raise `UnsupportedError`, without reading weights, when the native engine does not know such a model."""
     library.load()
-    derive(load_json(folder / "config.json", MAX_CONFIG_BYTES))
+    derive(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json, which is damaged in an artifact or in a checkpoint: what to do differs."""
+    error = ArtifactError if (folder / CARD_NAME).is_file() else CheckpointError
+    return load_json(folder / "config.json", error=error)
 
 
 # -- artifacts ------------------------------------------------------------------------------------
@@ -142,31 +147,20 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], DecoderRecord, Parcel
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    config = load_json(folder / "config.json", MAX_CONFIG_BYTES)
+    config = _config(folder)
     if config.get("quantization_config"):
         raise UnsupportedError(f"{folder} is quantized by another program's format")
     record = derive(config)
     from zeropoint.tensorfile import TensorFile
 
-    files = [TensorFile(path) for path in checkpoint_files(folder)]
-    parcel = _collect(pack_stream(record, _checkpoint_stream(record, files)))
-    trim()
-    return config, record, parcel, sum(file.nbytes(name) for file in files for name in file.names())
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder. Raises `CheckpointError`, `UnsupportedError`."""
-    if (folder / INDEX).is_file():
-        weight_map = load_json(folder / INDEX, MAX_CARD_BYTES).get("weight_map")
-        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-        if not names or any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{folder / INDEX} does not list the folder's files: download it again")
-        return [folder / name for name in names]
-    if not (folder / "model.safetensors").is_file():
+    files = [TensorFile(path) for path in shard_files(folder, CheckpointError)]
+    if not files:
         raise UnsupportedError(
             f"{folder} has no safetensors weights, the only ones that the native engine reads"
         )
-    return [folder / "model.safetensors"]
+    parcel = _collect(pack_stream(record, _checkpoint_stream(record, files)))
+    trim()
+    return config, record, parcel, sum(file.nbytes(name) for file in files for name in file.names())
 
 
 def _checkpoint_stream(record: DecoderRecord, files: list[TensorFile]) -> Iterator[tuple[str, Stored]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
-from zeropoint.jsonfile import MAX_CONFIG_BYTES, load_json
+from zeropoint.jsonfile import load_json
 from zeropoint.runtime.protocol import Message
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def compile_template(text: str) -> jinja2.Template:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return load_json(path, MAX_CONFIG_BYTES) if path.is_file() else {}
+    return load_json(path) if path.is_file() else {}
 
 
 def _token_text(value: Any) -> str:

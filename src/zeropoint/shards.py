@@ -1,0 +1,34 @@
+"""Which safetensors files hold a model folder's weights: one, or the shards that an index names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zeropoint.errors import ZeropointError
+from zeropoint.jsonfile import ADVICE, MAX_CARD_BYTES, load_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def shard_files(folder: Path, error: type[ZeropointError]) -> list[Path]:
+    """The files in order; empty when the folder has neither an index nor a single file.
+
+    Raises `error` for an index that is damaged, reaches outside the folder, or names a file that is not there.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return [folder / SINGLE] if (folder / SINGLE).is_file() else []
+    weight_map = load_json(index, MAX_CARD_BYTES, error).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise error(f"{index} has no weight_map: {ADVICE[error]}")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise error(
+                f"{index} names the shard {name!r}, which is not a file of this folder: {ADVICE[error]}"
+            )
+        if not (folder / name).is_file():
+            raise error(
+                f"{folder} lacks the shard {name}, one of {len(names)} that {INDEX} names: {ADVICE[error]}"
+            )
+    return [folder / name for name in names]
