@@ -23,7 +23,8 @@ from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.layers import Quantized, needs, quantize_view
-from zeropoint.quantization.taps import Seen, gather, record, stages, tapped
+from zeropoint.quantization.replay import Replay
+from zeropoint.quantization.taps import Seen, gather, record
 from zeropoint.views import LayerView
 
 
@@ -86,24 +87,31 @@ class CalibratedBlocks:
         self._model.fill(names)
         block = self._model.module.get_submodule(path)
         views = {view.name: view for view in self._views[path]}
-        run = partial(self._run, index, block, list(views.values()))
-        found = stages(list(views.values()), lambda seen: run(self._hidden[0], seen))
-        drifting = [s.names[0] for s in found if s.shared and any("drift" in self._needs[n] for n in s.names)]
-        exact = self._run_exact(run, drifting)
-        for stage in found:
+        replay = Replay(
+            block, path, list(views.values()), partial(self._runner.run, index, block), self._hidden[0]
+        )
+        drifting = [
+            s.names[0] for s in replay.stages if s.shared and any("drift" in self._needs[n] for n in s.names)
+        ]
+        exact = self._run_exact(replay.observe, drifting)
+        for stage in replay.stages:
             wanted = frozenset().union(*(self._needs[name] for name in stage.names))
-            stats = gather(stage, wanted, [partial(run, hidden) for hidden in self._hidden], exact)
+            kept: dict[int, torch.Tensor] | None = {} if replay.keeps(stage) else None
+            runs = [partial(replay.again, number, hidden) for number, hidden in enumerate(self._hidden)]
+            stats = gather(stage, wanted, runs, exact, kept)
             for name in stage.names:
                 made = quantize_view(views[name], self._plan.choices[name], stats.get(name))
                 self._ready[name] = made
                 _put(block, views[name], path, made.weight)
+            if kept is not None:
+                replay.keep(stage, kept)
         exact.clear()
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
                 self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
         if index + 1 < len(self._model.blocks):
             for number, batch in enumerate(self._hidden):
-                self._hidden[number] = self._runner.run(index, block, batch)
+                self._hidden[number] = replay.finish(number, batch)
         self._model.drop(names)
         release()
 
@@ -119,12 +127,6 @@ class CalibratedBlocks:
 
             kept.append(record(names, step))
         return kept
-
-    def _run(
-        self, index: int, block: torch.nn.Module, views: list[LayerView], hidden: torch.Tensor, seen: Seen
-    ) -> torch.Tensor:
-        with tapped(block, views, self._model.blocks[index], seen):
-            return self._runner.run(index, block, hidden)
 
 
 def _put(block: torch.nn.Module, view: LayerView, path: str, weight: QuantizedTensor) -> None:
