@@ -13,6 +13,10 @@ first column is rounded, so that the order touches no group, and any scale type 
 to giving the float output from it are `W + W D H^-1` with `D = sum (y - x) x'`; a part of that step is taken before
 rounding (Arai and Ichikawa 2025, "QEP", arXiv:2504.09629; Li et al. 2025, "GPTAQ", arXiv:2504.02692).
 
+`sweeps`: afterwards each column is rounded again, now that those after it are known too, and so on, as long as they
+are asked for: coordinate descent on the same error, which can only fall (Nair and Suggala 2024, "CDQuant",
+arXiv:2406.17542). Two take another 5 to 7 % off it, for as much time again as rounding.
+
 Cost: `in^2 out` multiplications a layer, as much as `in / 2` tokens' worth of running it, and the Hessian: as much
 again as running the calibration text. SmolLM2-135M takes two minutes on two cores.
 """
@@ -45,11 +49,13 @@ MOST_DAMPING = 1.0
 @dataclass(frozen=True, slots=True)
 class Options:
     """`damping`: this part of the mean of H's diagonal is added to it, more where H is not positive definite.
-    `order`: the loudest columns first. `propagate`: the part taken of the step that makes up for quantized inputs."""
+    `order`: the loudest columns first. `propagate`: the part taken of the step that makes up for quantized inputs.
+    `sweeps`: how often all columns are rounded again."""
 
     damping: float = 0.01
     order: bool = True
     propagate: float = 0.5
+    sweeps: int = 2
 
 
 def needs(scheme: Scheme, options: Options) -> frozenset[str]:
@@ -75,7 +81,12 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     if options.propagate and stats.drift is not None:
         weight = weight + _step(weight, stats.drift, factor, order, options.propagate)
     start = rtn.quantize(weight, stats, scheme, rtn.Options())
-    return QuantizedTensor(scheme, _round(weight, start, factor, order), start.scale, start.zero_point)
+    made = QuantizedTensor(scheme, _round(weight, start, factor, order), start.scale, start.zero_point)
+    if options.sweeps:
+        damped = np.empty(hessian.shape, np.float32)
+        damped[np.ix_(order, order)] = factor @ factor.T
+        made = descend(weight, made, damped, options.sweeps)
+    return made
 
 
 def _factor(hessian: NDArray[np.float64], order: NDArray[np.intp], damping: float) -> NDArray[np.float64]:
@@ -111,11 +122,8 @@ def _round(
 ) -> NDArray[np.int8]:
     """Codes `[out, in]` on the grid of `start`. Inside, a column of the weight is a contiguous row."""
     scheme, shape = start.scheme, weight.shape
-    wanted, scale = weight.T[order], _columns(start.scale, scheme, shape)[order]
-    zero = np.zeros_like(scale[:1]) if start.zero_point is None else None
-    if start.zero_point is not None:
-        zero = _columns(start.zero_point.astype(np.float32), scheme, shape)[order]
-    assert zero is not None
+    wanted, scale, zero = weight.T[order], _columns(start.scale, scheme, shape)[order], _zeros(start)
+    zero = zero[order] if len(zero) > 1 else zero
     ratio = (factor / factor.diagonal()).astype(np.float32)  # R_ij / R_jj
     errors = np.empty_like(wanted)
     codes = np.empty(wanted.shape, np.int8)
@@ -136,6 +144,40 @@ def _round(
     found = np.empty(shape, np.int8)
     found[:, order] = codes.T
     return found
+
+
+def descend(weight: Floats, start: QuantizedTensor, hessian: Floats, sweeps: int) -> QuantizedTensor:
+    """`start` with its codes changed one column after the other, each time to those of the least `tr(E H E')`.
+
+    With the other columns' errors fixed, that of column j is least where `W'_j` moves by `(H E)_j / H_jj`.
+    """
+    scheme, shape = start.scheme, weight.shape
+    scale, zero = _columns(start.scale, scheme, shape), _zeros(start)
+    levels = start.codes.T.astype(np.float32)
+    errors = weight.T - (levels - zero) * scale
+    for _ in range(sweeps):
+        for begin in range(0, len(levels), BLOCK):
+            end = min(begin + BLOCK, len(levels))
+            pull = hessian[begin:end] @ errors
+            for j in range(begin, end):
+                code = pull[j - begin] / scale[j]
+                code /= hessian[j, j]
+                code += levels[j]
+                np.rint(code, out=code)
+                np.clip(code, scheme.qmin, scheme.qmax, out=code)
+                change = (code - levels[j]) * scale[j]
+                levels[j] = code
+                errors[j] -= change
+                pull[j + 1 - begin :] -= hessian[j + 1 : end, j, None] * change
+    codes = np.ascontiguousarray(levels.T).astype(np.int8)
+    return QuantizedTensor(scheme, codes, start.scale, start.zero_point)
+
+
+def _zeros(start: QuantizedTensor) -> Floats:
+    """Zero points as `[in, out]`, or one row of zeros."""
+    if start.zero_point is None:
+        return np.zeros((1, len(start.codes)), np.float32)
+    return _columns(start.zero_point.astype(np.float32), start.scheme, start.shape)
 
 
 def _columns(per_group: Floats, scheme: Scheme, shape: tuple[int, ...]) -> Floats:

@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 
-from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor
@@ -113,7 +112,6 @@ class CalibratedBlocks:
             for number, batch in enumerate(self._hidden):
                 self._hidden[number] = replay.finish(number, batch)
         self._model.drop(names)
-        release()
 
     def _run_exact(
         self, run: Callable[[torch.Tensor, Seen], torch.Tensor], names: list[str]
