@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _BREAK = re.compile(r"\n{3,}")
 
@@ -10,6 +11,11 @@ _BREAK = re.compile(r"\n{3,}")
 def split(content: str) -> list[str]:
     """The documents of a text, without the line ends around them; none of them is blank."""
     return [piece.strip("\n") for piece in _BREAK.split(content.replace("\r\n", "\n")) if piece.strip()]
+
+
+def join(documents: Iterable[str]) -> str:
+    """A text that `split` takes apart again."""
+    return "\n\n\n".join(documents) + "\n"
 
 
 def in_stream(index: int, document: str) -> str:

@@ -21,7 +21,7 @@ from zeropoint.cli import commands
 from zeropoint.errors import ZeropointError
 
 #: The order of the help text: from looking, to making, to measuring, to using.
-ORDER = ("doctor", "inspect", "quantize", "check", "compare", "bench", "generate", "chat")
+ORDER = ("doctor", "inspect", "quantize", "fit", "check", "compare", "bench", "generate", "chat")
 
 #: What the small install leaves out.
 MAKE_SIDE = ("torch", "transformers", "accelerate", "gguf")

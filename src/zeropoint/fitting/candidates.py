@@ -1,0 +1,187 @@
+"""One model in several formats at once, packed for the native engine, so that any mix of them runs in seconds.
+
+Layers that must share a format are one group: those that read the same input (query, key and value; gate and up),
+which other engines fuse, and a tied embedding with its head. Groups come from the decoder's record, which says where
+each weight is used; there is no table of names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.jsonfile import load_json
+from zeropoint.plan import Choice, Plan
+from zeropoint.planning import uniform_plan
+from zeropoint.planning.solver import Picks
+from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
+from zeropoint.quantization import Progress, stream
+from zeropoint.runtime.native.architectures import derive
+from zeropoint.runtime.native.library import Decoder, Weight
+from zeropoint.runtime.native.parcel import Parcel, pack_stream
+from zeropoint.runtime.native.record import MODEL, DecoderRecord, LinearSlot
+
+#: The unquantized weights, in 16 bits: what every loss is measured against.
+WIDE = "16-bit"
+
+#: Slots that read one input, by the name shown to people.
+KINDS: dict[str, tuple[LinearSlot, ...]] = {
+    "qkv": (LinearSlot.Q, LinearSlot.K, LinearSlot.V),
+    "o": (LinearSlot.O,),
+    "gate_up": (LinearSlot.GATE, LinearSlot.UP),
+    "down": (LinearSlot.DOWN,),
+    "embedding": (LinearSlot.EMBEDDING,),
+    "head": (LinearSlot.HEAD,),
+}
+
+Step = Callable[[str, float], None]
+"""Told what is being done and the finished share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Weights that move together, by parameter name. `layer` is the block's number, or `MODEL`."""
+
+    name: str
+    layer: int
+    kind: str
+    weights: tuple[str, ...]
+
+
+def groups_of(record: DecoderRecord) -> list[Group]:
+    """The groups of a model in the order in which a token meets them, the embedding first."""
+    kind_of = {slot: kind for kind, slots in KINDS.items() for slot in slots}
+    found: dict[tuple[int, str], list[str]] = {}
+    seen: set[str] = set()
+    for layer, slot, source in record.linears():
+        if slot in kind_of and source.weight not in seen:
+            seen.add(source.weight)
+            found.setdefault((layer, kind_of[slot]), []).append(source.weight)
+    return [
+        Group(kind if layer == MODEL else f"block {layer} {kind}", layer, kind, tuple(names))
+        for (layer, kind), names in found.items()
+    ]
+
+
+class Candidates:
+    """`formats` in the order given, `WIDE` first. Made by `make`; `decoder` runs a mix, `plan` describes it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        record: DecoderRecord,
+        plans: Mapping[str, Plan],
+        parcels: Mapping[str, Parcel],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.record = record
+        self.formats = tuple(plans)
+        self._plans = plans
+        self._parcels = parcels
+        wanted = [
+            name for name, choice in plans[self.formats[-1]].choices.items() if choice.scheme is not None
+        ]
+        groups = [
+            Group(g.name, g.layer, g.kind, tuple(n for n in g.weights if n in wanted))
+            for g in groups_of(record)
+        ]
+        self.groups = tuple(group for group in groups if group.weights)
+
+    @classmethod
+    def make(
+        cls,
+        checkpoint: Checkpoint,
+        record: DecoderRecord,
+        formats: Sequence[str],
+        *,
+        algorithm: str,
+        tokens: NDArray[np.int64] | None,
+        seed: int,
+        step: Step,
+    ) -> Candidates:
+        """Quantize the whole model to each of `formats`, and pack it. Raises what `stream` and `pack_stream` do."""
+        plans = {WIDE: uniform_plan(checkpoint, _wide_format(checkpoint), seed=seed)}
+        for text in formats:
+            plans[text] = uniform_plan(checkpoint, text, embedding=text, algorithm=algorithm, seed=seed)
+        parcels = {}
+        for text, plan in plans.items():
+            parcel = Parcel()
+            watch = _watch(step, f"quantizing to {text}")
+            source = stream(checkpoint, plan, tokens=None if text == WIDE else tokens, progress=watch)
+            for packed in pack_stream(record, source):
+                parcel.add(packed)
+            parcels[text] = parcel
+        return cls(checkpoint, record, plans, parcels)
+
+    def decoder(self, picks: Picks) -> Decoder:
+        """The model with group g in format `formats[picks[g]]`. Nothing is copied."""
+        chosen = {
+            name: self._parcels[self.formats[pick]]
+            for group, pick in zip(self.groups, picks, strict=True)
+            for name in group.weights
+        }
+        wide = self._parcels[WIDE]
+        weights = {part: chosen.get(part[0], wide).weights[part] for part in wide.weights}
+        return Parcel(weights, wide.vectors).decoder(self.record)
+
+    def weights(self, group: Group, format: str) -> list[Weight]:
+        """The packed parts of a group that decoding a token multiplies by: an untied embedding is only looked up."""
+        if group.kind == "embedding" and any(other.kind == "head" for other in self.groups):
+            return []
+        return [w for part, w in self._parcels[format].weights.items() if part[0] in group.weights]
+
+    def plan(self, picks: Picks, reasons: Sequence[str], label: str, seed: int) -> Plan:
+        """The mix as a plan that `quantize` carries out."""
+        base = self._plans[self.formats[-1]].choices
+        mixed: dict[str, Choice] = dict(self._plans[WIDE].choices)
+        for group, pick, reason in zip(self.groups, picks, reasons, strict=True):
+            for name in group.weights:
+                choice = self._plans[self.formats[pick]].choices[name]
+                mixed[name] = Choice(choice.scheme, choice.algorithm, choice.options, reason)
+        choices = {name: mixed[name] for name in base}
+        return Plan(choices, plan_nbytes(self.checkpoint, choices), label, seed)
+
+    def nbytes(self) -> tuple[NDArray[np.float64], float]:
+        """Exact bytes of each group in each format `[groups, formats]`, and of everything else."""
+        layout = layout_of(self.checkpoint)
+        shapes = {view.name: view.shape for view in self.checkpoint.views()[0]}
+        infos = {info.name: info for info in self.checkpoint.parameters()}
+
+        def of(name: str, format: str) -> int:
+            choice = self._plans[format].choices[name]
+            return choice_nbytes(name, choice, infos.get(name), shapes.get(name), layout)
+
+        table = np.array(
+            [[float(sum(of(n, f) for n in group.weights)) for f in self.formats] for group in self.groups]
+        )
+        return table, self._plans[WIDE].nbytes - float(table[:, 0].sum())
+
+
+def _wide_format(checkpoint: Checkpoint) -> str:
+    dtypes = {info.dtype for info in checkpoint.parameters()}
+    return "bf16" if torch.bfloat16 in dtypes else "fp16"
+
+
+def _watch(step: Step, what: str) -> Callable[[Progress], None]:
+    def watch(progress: Progress) -> None:
+        step(what, progress.done / progress.total)
+
+    return watch
+
+
+def read_record(checkpoint: Checkpoint) -> DecoderRecord:
+    """How the native engine, with which everything is measured, sees the model.
+
+    Raises `UnsupportedError` for a model that it does not run.
+    """
+    if not checkpoint.path.is_dir():
+        raise UnsupportedError(
+            "fit measures with the native engine, which needs a safetensors checkpoint folder"
+        )
+    return derive(load_json(checkpoint.path / "config.json", error=CheckpointError))

@@ -1,0 +1,119 @@
+"""`fit`: from a budget to a checked artifact, or to an honest no.
+
+    candidates   the model in each format, packed (seconds)
+    costs        exact bytes; seconds of a token, measured; the loss of each group, measured
+    search       the best plan within the budget, run from end to end
+    quantize     the plan carried out
+    gate         loss in a fresh process on text that no step before has seen, and speed likewise
+
+The text is split: odd documents to plan on, even ones for the gate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from zeropoint import documents
+from zeropoint.artifact import update_card
+from zeropoint.budget import Budget
+from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.errors import UsageError
+from zeropoint.evaluate import bench, check
+from zeropoint.fitting.candidates import WIDE, Step
+from zeropoint.fitting.planner import Planner
+from zeropoint.fitting.refusals import not_needed, refusal
+from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
+from zeropoint.machine import Machine
+from zeropoint.quantization import quantize_checkpoint, refuse_existing
+
+#: Times a plan that fails its gate is made again, tighter.
+RETRIES = 2
+#: Where no loss is asked for, the gate holds the artifact to what was promised, times this.
+PROMISE = 1.25
+
+
+def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Settings, step: Step) -> Fit:
+    """Find the plan, and with `out` carry it out and check it. Nothing is written when the answer is no.
+
+    Raises `UsageError` for an empty budget or an existing output, `UnsupportedError` for a model that the native
+    engine does not run, and the errors of the steps.
+    """
+    if budget.is_empty:
+        raise UsageError("the budget is empty: bound the memory, the loss or the speed")
+    if settings.objective is not None and settings.objective not in OBJECTIVES:
+        raise UsageError(f"there is no objective {settings.objective!r}: use {', '.join(OBJECTIVES)}")
+    if out is not None:
+        refuse_existing(out, overwrite=settings.overwrite)
+    checkpoint = open_checkpoint(source)
+    planner = Planner(checkpoint, budget, settings, step)
+    if (no := refusal(planner.search, budget)) is not None:
+        return replace(planner.answer(None), refusal=no)
+    if not settings.anyway and (no := not_needed(budget, planner.uniform_points()[WIDE])) is not None:
+        return replace(planner.answer(None), refusal=no, unneeded=True)
+    margin = 1.0
+    for attempt in range(RETRIES + 1):
+        point = planner.best(margin)
+        if point is None:
+            return replace(planner.answer(None), refusal=planner.nothing_found())
+        answer = planner.answer(point)
+        if out is None:
+            return answer
+        answer = _carry_out(checkpoint, Path(out), answer, settings, planner, again=attempt > 0)
+        if answer.met or attempt == RETRIES:
+            return answer
+        margin *= _shortfall(answer)
+    raise AssertionError("unreachable")
+
+
+def _carry_out(
+    checkpoint: Checkpoint, out: Path, answer: Fit, settings: Settings, planner: Planner, *, again: bool
+) -> Fit:
+    """Quantize, and measure what came out in fresh processes."""
+    assert answer.plan is not None
+    assert answer.predicted is not None
+    budget = answer.budget
+    quantize_checkpoint(
+        checkpoint,
+        out,
+        plan=answer.plan,
+        overwrite=settings.overwrite or again,
+        machine=Machine.detect().to_json(),
+        calibration=planner.calibration,
+    )
+    max_kl = budget.max_kl
+    if not budget.bounds_loss:
+        max_kl = max(answer.predicted.kl * PROMISE, 1e-3)
+    with tempfile.TemporaryDirectory(prefix="zeropoint-") as folder:
+        text = Path(folder) / "text.txt"
+        text.write_text(documents.join(planner.gate_text.documents), encoding="utf-8")
+        verdict = check(
+            str(out),
+            str(checkpoint.path),
+            max_kl=max_kl,
+            max_perplexity_increase=budget.max_perplexity_increase,
+            text=str(text),
+            tokens=settings.gate_tokens,
+            threads=settings.threads,
+            seed=settings.seed,
+        )
+    verdict = replace(verdict, text=planner.gate_text.source)
+    speed = bench(str(out), threads=settings.threads, engine="native")
+    decode = next(m.value for m in speed.measurements if m.metric == "decode_tokens_per_second")
+    done = replace(answer, verdict=verdict, decode=decode, path=out)
+    found = verdict.to_json()
+    update_card(
+        out,
+        quality=found["quality"],
+        verdict={k: v for k, v in found.items() if k != "quality"}
+        | {"budget": budget.to_json(), "met": done.met},
+    )
+    return done
+
+
+def _shortfall(answer: Fit) -> float:
+    """How much tighter the loss must be planned for the gate to pass."""
+    assert answer.verdict is not None
+    shares = [bound.bound / bound.high for bound in answer.verdict.bounds if bound.high > 0]
+    return min([*shares, 1.0]) * 0.97

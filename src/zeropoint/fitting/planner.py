@@ -1,0 +1,145 @@
+"""The cost tables of one model on this machine, and what can be said of plans before one is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from zeropoint.budget import Budget
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.errors import UsageError
+from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
+from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
+from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
+from zeropoint.fitting.search import Point, Search, group_losses
+from zeropoint.fitting.speed import decode_seconds
+from zeropoint.planning import uniform_plan
+from zeropoint.planning.solver import CostTable, Quantity, solve
+from zeropoint.quantization import read_calibration
+from zeropoint.quantization.streaming import needs_calibration
+from zeropoint.runtime.native.tokenizer import load_tokenizer
+
+#: Tokens of a window that plans are compared on: the shorter, the less attention costs.
+WINDOW = 257
+#: Windows that a group's loss is measured on.
+SENSITIVITY_WINDOWS = 4
+
+
+class Planner:
+    """The tables of one model, and the search on them."""
+
+    def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Step) -> None:
+        self.settings, self.budget = settings, budget
+        record = read_record(checkpoint)
+        text = load_text(settings.text)
+        self.planning_text, self.gate_text = split(text)
+        tokenizer = load_tokenizer(checkpoint.path)
+        observed = None
+        plan = uniform_plan(checkpoint, settings.formats[-1], algorithm=settings.algorithm)
+        if needs_calibration(plan):
+            wanted = {} if settings.calibration_tokens is None else {"tokens": settings.calibration_tokens}
+            observed = read_calibration(checkpoint, settings.calibration, seed=settings.seed, **wanted)
+        self.calibration = observed
+        self.candidates = Candidates.make(
+            checkpoint,
+            record,
+            settings.formats,
+            algorithm=settings.algorithm,
+            tokens=None if observed is None else observed.tokens,
+            seed=settings.seed,
+            step=step,
+        )
+        length = min(WINDOW, record.config.max_positions)
+        windows = make_windows(self.planning_text, tokenizer.encode, tokens=settings.tokens, context=length)
+        groups = len(self.candidates.groups)
+        meter = LossMeter(
+            self.candidates.decoder(np.zeros(groups, np.int64)), windows.tokens, threads=settings.threads
+        )
+        nbytes, fixed = self.candidates.nbytes()
+        self.table = CostTable(
+            tuple(group.name for group in self.candidates.groups),
+            self.candidates.formats,
+            nbytes,
+            decode_seconds(self.candidates, threads=settings.threads, step=step),
+            group_losses(self.candidates, meter, windows=SENSITIVITY_WINDOWS, step=step),
+            fixed,
+        )
+        self.search = Search(self.table, self.candidates, meter, evaluations=settings.evaluations, step=step)
+        for format in self.candidates.formats:
+            self.search.measure(self.table.uniform(format))
+
+    @property
+    def minimize(self) -> dict[Quantity, float]:
+        default = "balanced" if self.budget.bounds_loss else "quality"
+        return OBJECTIVES[self.settings.objective or default]
+
+    def best(self, margin: float) -> Point | None:
+        target = self.search.target(self.budget)
+        return self.search.best(self.budget, self.minimize, None if target is None else target * margin)
+
+    def uniform_points(self) -> dict[str, Point]:
+        return {f: self.search.measure(self.table.uniform(f)) for f in self.candidates.formats}
+
+    def nothing_found(self) -> str:
+        closest = min(self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
+        return (
+            "no plan was found that meets the budget on all sides: the closest measured "
+            f"takes {closest.nbytes / 1e6:.1f} MB with a mean KL of {closest.loss.kl:.4f}"
+        )
+
+    def answer(self, point: Point | None) -> Fit:
+        """What there is to say before anything is carried out."""
+        uniform = [_prediction(name, p) for name, p in self.uniform_points().items()]
+        if point is None:
+            return Fit(self.budget, None, front=self._front(), uniform=uniform)
+        names = self.candidates.formats
+        reasons = [self._reason(row, int(pick)) for row, pick in enumerate(point.picks)]
+        plan = self.candidates.plan(point.picks, reasons, "fit", self.settings.seed)
+        narrow = int(point.picks.max())
+        fragile = np.argsort(-self.table.loss[:, narrow], kind="stable")
+        wider = [self.table.groups[row] for row in fragile if point.picks[row] < narrow]
+        return Fit(
+            self.budget,
+            None,
+            plan,
+            replace(_prediction("fit", point), kl=point.loss.kl),
+            {name: int((point.picks == i).sum()) for i, name in enumerate(names)},
+            wider,
+            self._front(),
+            uniform,
+        )
+
+    def _reason(self, row: int, pick: int) -> str:
+        costs = ", ".join(
+            f"{name} {self.table.loss[row, i]:.2g}" for i, name in enumerate(self.candidates.formats) if i
+        )
+        return f"{self.table.groups[row]} as {self.candidates.formats[pick]}: mean KL alone {costs}"
+
+    def _front(self, points: int = 12) -> list[Prediction]:
+        """The lowest expected loss at sizes between the smallest and the widest plan."""
+        low = self.table.nbytes.min(axis=1).sum() + self.table.fixed_nbytes
+        high = self.table.total("nbytes", self.table.uniform(WIDE))
+        found = []
+        for size in np.geomspace(low, high, points):
+            picks = solve(self.table, {"nbytes": float(size) * (1 + 1e-9)}, {"loss": 1.0})
+            if picks is not None:
+                total = self.table.total
+                seconds = total("seconds", picks)
+                found.append(Prediction("", total("nbytes", picks), 1 / seconds, self.search.predict(picks)))
+        return found
+
+
+def split(text: EvaluationText) -> tuple[EvaluationText, EvaluationText]:
+    """Odd documents and even ones. Raises `UsageError` when there is only one."""
+    if len(text.documents) < 2:
+        raise UsageError(f"the text {text.source} has one document: fit plans on some and checks on others")
+    return (
+        EvaluationText(text.documents[1::2], f"{text.source}, odd documents"),
+        EvaluationText(text.documents[0::2], f"{text.source}, even documents"),
+    )
+
+
+def _prediction(name: str, point: Point) -> Prediction:
+    return Prediction(name, point.nbytes, 1 / point.seconds, point.loss.kl)

@@ -1,0 +1,74 @@
+"""What cannot be, said before the work: each with the number that would have been needed."""
+
+from __future__ import annotations
+
+from zeropoint.budget import Budget
+from zeropoint.fitting.search import Point, Search
+from zeropoint.planning.solver import solve
+
+
+def refusal(search: Search, budget: Budget) -> str | None:
+    """Why no plan can meet the budget; None when the search should go on."""
+    return _size_and_speed(search, budget) or _loss(search, budget)
+
+
+def _size_and_speed(search: Search, budget: Budget) -> str | None:
+    table, limits = search.table, search.limits(budget)
+    smallest, fastest = solve(table, {}, {"nbytes": 1.0}), solve(table, {}, {"seconds": 1.0})
+    assert smallest is not None
+    assert fastest is not None
+    least, most = table.total("nbytes", smallest), 1 / table.total("seconds", fastest)
+    if "nbytes" in limits and least > limits["nbytes"]:
+        return f"no plan takes {_mb(limits['nbytes'])}: the smallest takes {_mb(least)}"
+    if "seconds" in limits and most < 1 / limits["seconds"]:
+        return (
+            f"no plan decodes {budget.min_decode:g} tokens/s here: the fastest is expected to reach {most:.0f}, "
+            "measured just now, and 3 % are kept in hand"
+        )
+    if len(limits) == 2 and solve(table, limits, {"loss": 1.0}) is None:
+        quick = solve(table, {"seconds": limits["seconds"]}, {"nbytes": 1.0})
+        assert quick is not None
+        return (
+            f"no plan takes {_mb(limits['nbytes'])} and decodes {budget.min_decode:g} tokens/s: "
+            f"at that speed the smallest takes {_mb(table.total('nbytes', quick))}"
+        )
+    return None
+
+
+def _loss(search: Search, budget: Budget) -> str | None:
+    """The plan of least loss within size and speed is run: if that loses too much, all do."""
+    target = search.target(budget, margin=1.0)
+    limits = search.limits(budget)
+    if target is None or not limits:
+        return None
+    picks = solve(search.table, limits, {"loss": 1.0})
+    assert picks is not None
+    best = search.measure(picks)
+    if best.loss.kl - 2 * best.loss.standard_error <= target:
+        return None
+    needed = solve(search.table, {"loss": search.promise(target)}, {"nbytes": 1.0})
+    size = (
+        ""
+        if needed is None
+        else f"; a loss of {target:.4g} needs about {_mb(search.table.total('nbytes', needed))}"
+    )
+    return (
+        f"no plan within the size and speed asked for loses less than a mean KL of {best.loss.kl:.4f}, "
+        f"and {target:.4g} was asked for{size}"
+    )
+
+
+def not_needed(budget: Budget, wide: Point) -> str | None:
+    """That 16 bits are within all bounds on size and speed, where there are any: then nothing is gained."""
+    small = budget.max_memory is None or wide.nbytes <= budget.max_memory
+    fast = budget.min_decode is None or 1 / wide.seconds >= budget.min_decode
+    if not (small and fast) or (budget.max_memory is None and budget.min_decode is None):
+        return None
+    return (
+        f"the 16-bit model meets this budget already ({_mb(wide.nbytes)}, {1 / wide.seconds:.0f} tokens/s): "
+        "do not quantize it (--anyway does)"
+    )
+
+
+def _mb(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.1f} MB"

@@ -1,0 +1,116 @@
+"""What `fit` is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zeropoint.budget import Budget
+from zeropoint.evaluate import Verdict
+from zeropoint.plan import Plan
+from zeropoint.planning.solver import Quantity
+
+#: What is minimized where the budget leaves a choice.
+OBJECTIVES: dict[str, dict[Quantity, float]] = {
+    "balanced": {"nbytes": 1.0, "seconds": 1.0},
+    "size": {"nbytes": 1.0},
+    "speed": {"seconds": 1.0},
+    "quality": {"loss": 1.0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate."""
+
+    formats: tuple[str, ...] = ("int8", "int4")
+    algorithm: str = "rtn"
+    objective: str | None = None
+    calibration: str | None = None
+    calibration_tokens: int | None = None
+    text: str | None = None
+    tokens: int = 2048
+    gate_tokens: int = 8192
+    evaluations: int = 12
+    threads: int = 1
+    seed: int = 0
+    overwrite: bool = False
+    anyway: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A plan's cost before it is carried out."""
+
+    name: str
+    nbytes: float
+    decode: float
+    kl: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weights_bytes": self.nbytes,
+            "decode_tokens_per_second": self.decode,
+            "kl": self.kl,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What `fit` found. `refusal` says why there is no plan; `front` are the best plans between the extremes, and
+    `uniform` those with one format; `verdict` and `decode` are measured on the artifact, None without one.
+    `unneeded`: the refusal is that 16 bits meet the budget already."""
+
+    budget: Budget
+    refusal: str | None
+    plan: Plan | None = None
+    predicted: Prediction | None = None
+    formats: Mapping[str, int] = field(default_factory=dict)
+    wider: Sequence[str] = ()
+    front: Sequence[Prediction] = ()
+    uniform: Sequence[Prediction] = ()
+    verdict: Verdict | None = None
+    decode: float | None = None
+    path: Path | None = None
+    unneeded: bool = False
+
+    @property
+    def met(self) -> bool:
+        """The artifact is there, its gate passed, and it is as small and fast as asked."""
+        return self.verdict is not None and self.verdict.passed and not self.missed()
+
+    def missed(self) -> list[str]:
+        """Bounds on size and speed that the artifact does not meet, a sentence each."""
+        found = []
+        if (
+            self.plan is not None
+            and self.budget.max_memory is not None
+            and self.plan.nbytes > self.budget.max_memory
+        ):
+            found.append(f"the weights take {self.plan.nbytes} bytes, more than {self.budget.max_memory}")
+        if (
+            self.decode is not None
+            and self.budget.min_decode is not None
+            and self.decode < self.budget.min_decode
+        ):
+            found.append(f"it decodes {self.decode:.0f} tokens/s, fewer than {self.budget.min_decode:g}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget.to_json(),
+            "refusal": self.refusal,
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "predicted": None if self.predicted is None else self.predicted.to_json(),
+            "formats": dict(self.formats),
+            "wider": list(self.wider),
+            "front": [point.to_json() for point in self.front],
+            "uniform": [point.to_json() for point in self.uniform],
+            "verdict": None if self.verdict is None else self.verdict.to_json(),
+            "decode_tokens_per_second": self.decode,
+            "met": self.met,
+            "unneeded": self.unneeded,
+        }
