@@ -17,9 +17,10 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 class Budget:
     """Bounds; None is no bound, and what is not bounded is made as good as the others allow.
 
-    `max_memory`: bytes of all weights, in the artifact and so in memory. `max_kl`: mean KL divergence from the
-    reference, nats a token. `max_perplexity_increase`: relative, 0.01 is 1 %. `min_decode`: tokens a second of one sequence on
-    this machine.
+    - `max_memory`: bytes of all weights, in the artifact and so in memory;
+    - `max_kl`: mean KL divergence from the 16-bit model, nats a token;
+    - `max_perplexity_increase`: relative, 0.01 is 1 %;
+    - `min_decode`: tokens a second of one sequence on this machine.
     """
 
     max_memory: int | None = None

@@ -5,14 +5,17 @@ Every weight of the model appears exactly once, kept ones too, so that nothing i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import UsageError
 from zeropoint.scheme import Scheme, parse
 
 PLAN_VERSION = 1
+MAX_PLAN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,16 @@ class Plan:
         }
 
     @classmethod
+    def read(cls, path: Path) -> Plan:
+        """A plan file. Raises `UsageError` when it cannot be read or is none."""
+        try:
+            if path.stat().st_size > MAX_PLAN_BYTES:
+                raise ValueError(f"it is larger than {MAX_PLAN_BYTES >> 20} MB")
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"cannot read the plan {path}: {error}") from error
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         if not isinstance(data, Mapping) or "choices" not in data:
             raise UsageError("this is not a plan: it has no 'choices'")
@@ -91,3 +104,20 @@ class Plan:
         if type(nbytes) is not int or nbytes < 0 or type(seed) is not int or not isinstance(label, str):
             raise UsageError("a plan's nbytes and seed are whole numbers and its label is text")
         return cls(choices, nbytes, label, seed)
+
+
+def differences(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
+    """The weights that two plans treat differently: name and what each makes of it ("" where it does not know it)."""
+    names = [*first.choices, *(name for name in second.choices if name not in first.choices)]
+    pairs = [(name, _words(first.choices.get(name)), _words(second.choices.get(name))) for name in names]
+    return [(name, one, other) for name, one, other in pairs if one != other]
+
+
+def _words(choice: Choice | None) -> str:
+    if choice is None:
+        return ""
+    if choice.scheme is None:
+        return "kept"
+    options = ", ".join(f"{key}={value}" for key, value in sorted(choice.options.items()))
+    how = "" if choice.scheme.is_float else f" by {choice.algorithm}"
+    return f"{choice.scheme}{how}" + (f" ({options})" if options else "")

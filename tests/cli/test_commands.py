@@ -42,7 +42,7 @@ def run_json(arguments: list[str], file: Path) -> tuple[int, dict[str, Any]]:
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     commands = next(a for a in build_parser()._actions if a.dest == "command").choices
-    assert list(commands)[:4] == ["doctor", "inspect", "quantize", "check"]
+    assert list(commands)[:5] == ["doctor", "inspect", "quantize", "fit", "check"]
     for name in commands:
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])

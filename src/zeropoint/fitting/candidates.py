@@ -7,17 +7,17 @@ each weight is used; there is no table of names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.jsonfile import load_json
-from zeropoint.plan import Choice, Plan
+from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import Picks
 from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
@@ -70,54 +70,42 @@ def groups_of(record: DecoderRecord) -> list[Group]:
 
 
 class Candidates:
-    """`formats` in the order given, `WIDE` first. Made by `make`; `decoder` runs a mix, `plan` describes it."""
+    """`formats`, `WIDE` first; what they cost in bytes is known at once, what they do after `make`.
+
+    Raises `SchemeError` or `UsageError` for a format that is none, or for one given twice.
+    """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         record: DecoderRecord,
-        plans: Mapping[str, Plan],
-        parcels: Mapping[str, Parcel],
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.record = record
-        self.formats = tuple(plans)
-        self._plans = plans
-        self._parcels = parcels
-        wanted = [
-            name for name, choice in plans[self.formats[-1]].choices.items() if choice.scheme is not None
-        ]
-        groups = [
-            Group(g.name, g.layer, g.kind, tuple(n for n in g.weights if n in wanted))
-            for g in groups_of(record)
-        ]
-        self.groups = tuple(group for group in groups if group.weights)
-
-    @classmethod
-    def make(
-        cls,
-        checkpoint: Checkpoint,
-        record: DecoderRecord,
         formats: Sequence[str],
         *,
         algorithm: str,
-        tokens: NDArray[np.int64] | None,
         seed: int,
-        step: Step,
-    ) -> Candidates:
-        """Quantize the whole model to each of `formats`, and pack it. Raises what `stream` and `pack_stream` do."""
-        plans = {WIDE: uniform_plan(checkpoint, _wide_format(checkpoint), seed=seed)}
+    ) -> None:
+        if len({WIDE, *formats}) != len(formats) + 1 or not formats:
+            raise UsageError(f"fit chooses from formats that differ, not from {', '.join(formats) or 'none'}")
+        self.checkpoint = checkpoint
+        self.record = record
+        self._plans = {WIDE: uniform_plan(checkpoint, _wide_format(checkpoint), seed=seed)}
         for text in formats:
-            plans[text] = uniform_plan(checkpoint, text, embedding=text, algorithm=algorithm, seed=seed)
-        parcels = {}
-        for text, plan in plans.items():
-            parcel = Parcel()
+            self._plans[text] = uniform_plan(checkpoint, text, embedding=text, algorithm=algorithm, seed=seed)
+        self.formats = tuple(self._plans)
+        self._parcels: dict[str, Parcel] = {}
+        narrow = self._plans[self.formats[-1]].choices
+        wanted = {name for name, choice in narrow.items() if choice.scheme is not None}
+        groups = [replace(g, weights=tuple(n for n in g.weights if n in wanted)) for g in groups_of(record)]
+        self.groups = tuple(group for group in groups if group.weights)
+
+    def make(self, tokens: NDArray[np.int64] | None, step: Step) -> None:
+        """Quantize the whole model to each format, and pack it. Raises what `stream` and `pack_stream` do."""
+        for text, plan in self._plans.items():
+            parcel = self._parcels[text] = Parcel()
             watch = _watch(step, f"quantizing to {text}")
-            source = stream(checkpoint, plan, tokens=None if text == WIDE else tokens, progress=watch)
-            for packed in pack_stream(record, source):
+            source = stream(self.checkpoint, plan, tokens=None if text == WIDE else tokens, progress=watch)
+            for packed in pack_stream(self.record, source):
                 parcel.add(packed)
-            parcels[text] = parcel
-        return cls(checkpoint, record, plans, parcels)
 
     def decoder(self, picks: Picks) -> Decoder:
         """The model with group g in format `formats[picks[g]]`. Nothing is copied."""
@@ -126,9 +114,9 @@ class Candidates:
             for group, pick in zip(self.groups, picks, strict=True)
             for name in group.weights
         }
-        wide = self._parcels[WIDE]
-        weights = {part: chosen.get(part[0], wide).weights[part] for part in wide.weights}
-        return Parcel(weights, wide.vectors).decoder(self.record)
+        rest = self._parcels[self.formats[-1]]
+        weights = {part: chosen.get(part[0], rest).weights[part] for part in rest.weights}
+        return Parcel(weights, rest.vectors).decoder(self.record)
 
     def weights(self, group: Group, format: str) -> list[Weight]:
         """The packed parts of a group that decoding a token multiplies by: an untied embedding is only looked up."""
@@ -138,13 +126,10 @@ class Candidates:
 
     def plan(self, picks: Picks, reasons: Sequence[str], label: str, seed: int) -> Plan:
         """The mix as a plan that `quantize` carries out."""
-        base = self._plans[self.formats[-1]].choices
-        mixed: dict[str, Choice] = dict(self._plans[WIDE].choices)
+        choices = dict(self._plans[self.formats[-1]].choices)
         for group, pick, reason in zip(self.groups, picks, reasons, strict=True):
             for name in group.weights:
-                choice = self._plans[self.formats[pick]].choices[name]
-                mixed[name] = Choice(choice.scheme, choice.algorithm, choice.options, reason)
-        choices = {name: mixed[name] for name in base}
+                choices[name] = replace(self._plans[self.formats[pick]].choices[name], reason=reason)
         return Plan(choices, plan_nbytes(self.checkpoint, choices), label, seed)
 
     def nbytes(self) -> tuple[NDArray[np.float64], float]:
@@ -160,7 +145,7 @@ class Candidates:
         table = np.array(
             [[float(sum(of(n, f) for n in group.weights)) for f in self.formats] for group in self.groups]
         )
-        return table, self._plans[WIDE].nbytes - float(table[:, 0].sum())
+        return table, self._plans[self.formats[-1]].nbytes - float(table[:, -1].sum())
 
 
 def _wide_format(checkpoint: Checkpoint) -> str:

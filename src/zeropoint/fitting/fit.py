@@ -19,12 +19,13 @@ from zeropoint import documents
 from zeropoint.artifact import update_card
 from zeropoint.budget import Budget
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.errors import UsageError
+from zeropoint.errors import GateError, UsageError
 from zeropoint.evaluate import bench, check
 from zeropoint.fitting.candidates import WIDE, Step
 from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
+from zeropoint.fitting.tables import table_text
 from zeropoint.machine import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_existing
 
@@ -47,7 +48,12 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
     if out is not None:
         refuse_existing(out, overwrite=settings.overwrite)
     checkpoint = open_checkpoint(source)
-    planner = Planner(checkpoint, budget, settings, step)
+    try:
+        planner = Planner(checkpoint, budget, settings, step)
+    except GateError as cause:
+        return Fit(budget, str(cause))
+    if settings.tables is not None and not settings.tables.exists():
+        settings.tables.write_text(table_text(planner.table, planner.key), encoding="utf-8")
     if (no := refusal(planner.search, budget)) is not None:
         return replace(planner.answer(None), refusal=no)
     if not settings.anyway and (no := not_needed(budget, planner.uniform_points()[WIDE])) is not None:
@@ -61,7 +67,8 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
         if out is None:
             return answer
         answer = _carry_out(checkpoint, Path(out), answer, settings, planner, again=attempt > 0)
-        if answer.met or attempt == RETRIES:
+        assert answer.verdict is not None
+        if answer.verdict.passed or attempt == RETRIES:  # what is too slow is not mended by a tighter loss
             return answer
         margin *= _shortfall(answer)
     raise AssertionError("unreachable")

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from zeropoint.budget import Budget
+from zeropoint.calibrate import Calibration
+from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
 from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
 from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
 from zeropoint.fitting.speed import decode_seconds
+from zeropoint.fitting.tables import read_table
+from zeropoint.kernels import active_isa
+from zeropoint.machine import Machine
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import CostTable, Quantity, solve
 from zeropoint.quantization import read_calibration
@@ -31,44 +40,61 @@ class Planner:
     """The tables of one model, and the search on them."""
 
     def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Step) -> None:
+        """Raises `GateError` for what the sizes alone rule out, before any weight is read."""
         self.settings, self.budget = settings, budget
         record = read_record(checkpoint)
-        text = load_text(settings.text)
-        self.planning_text, self.gate_text = split(text)
-        tokenizer = load_tokenizer(checkpoint.path)
-        observed = None
-        plan = uniform_plan(checkpoint, settings.formats[-1], algorithm=settings.algorithm)
-        if needs_calibration(plan):
-            wanted = {} if settings.calibration_tokens is None else {"tokens": settings.calibration_tokens}
-            observed = read_calibration(checkpoint, settings.calibration, seed=settings.seed, **wanted)
-        self.calibration = observed
-        self.candidates = Candidates.make(
-            checkpoint,
-            record,
-            settings.formats,
-            algorithm=settings.algorithm,
-            tokens=None if observed is None else observed.tokens,
-            seed=settings.seed,
-            step=step,
+        self.candidates = Candidates(
+            checkpoint, record, settings.formats, algorithm=settings.algorithm, seed=settings.seed
         )
+        check_sizes(self.candidates, budget)
+        self.planning_text, self.gate_text = split(load_text(settings.text))
         length = min(WINDOW, record.config.max_positions)
-        windows = make_windows(self.planning_text, tokenizer.encode, tokens=settings.tokens, context=length)
-        groups = len(self.candidates.groups)
-        meter = LossMeter(
-            self.candidates.decoder(np.zeros(groups, np.int64)), windows.tokens, threads=settings.threads
-        )
-        nbytes, fixed = self.candidates.nbytes()
-        self.table = CostTable(
-            tuple(group.name for group in self.candidates.groups),
-            self.candidates.formats,
-            nbytes,
-            decode_seconds(self.candidates, threads=settings.threads, step=step),
-            group_losses(self.candidates, meter, windows=SENSITIVITY_WINDOWS, step=step),
-            fixed,
-        )
+        encode = load_tokenizer(checkpoint.path).encode
+        windows = make_windows(self.planning_text, encode, tokens=settings.tokens, context=length)
+        self.calibration = self._observe(checkpoint)
+        self.candidates.make(None if self.calibration is None else self.calibration.tokens, step)
+        wide = self.candidates.decoder(np.zeros(len(self.candidates.groups), np.int64))
+        meter = LossMeter(wide, windows.tokens, threads=settings.threads)
+        self.key = self._measured_with(checkpoint)
+        known = None if settings.tables is None else read_table(settings.tables, self.key)
+        self.table = known or self._measure(meter, step)
         self.search = Search(self.table, self.candidates, meter, evaluations=settings.evaluations, step=step)
         for format in self.candidates.formats:
             self.search.measure(self.table.uniform(format))
+
+    def _observe(self, checkpoint: Checkpoint) -> Calibration | None:
+        """Calibration text, for algorithms that want it."""
+        settings = self.settings
+        plan = uniform_plan(checkpoint, settings.formats[-1], algorithm=settings.algorithm)
+        if not needs_calibration(plan):
+            return None
+        tokens = settings.calibration_tokens or DEFAULT_TOKENS
+        return read_calibration(checkpoint, settings.calibration, tokens=tokens, seed=settings.seed)
+
+    def _measure(self, meter: LossMeter, step: Step) -> CostTable:
+        candidates = self.candidates
+        nbytes, fixed = candidates.nbytes()
+        seconds = decode_seconds(candidates, threads=self.settings.threads, step=step)
+        losses = group_losses(candidates, meter, windows=SENSITIVITY_WINDOWS, step=step)
+        names = tuple(group.name for group in candidates.groups)
+        return CostTable(names, candidates.formats, nbytes, seconds, losses, fixed)
+
+    def _measured_with(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """All that the tables depend on."""
+        machine, settings = Machine.detect(), self.settings
+        return {
+            "model": checkpoint.source_digest(),
+            "formats": list(self.candidates.formats),
+            "algorithm": settings.algorithm,
+            "calibration": None if self.calibration is None else self.calibration.to_json()["tokens_sha256"],
+            "text": self.planning_text.digest,
+            "tokens": settings.tokens,
+            "seed": settings.seed,
+            "zeropoint": version("zeropoint"),
+            "processor": machine.processor,
+            "instruction set": active_isa(),
+            "threads": settings.threads,
+        }
 
     @property
     def minimize(self) -> dict[Quantity, float]:
@@ -109,7 +135,18 @@ class Planner:
             wider,
             self._front(),
             uniform,
+            self._notes(),
         )
+
+    def _notes(self) -> list[str]:
+        """Formats that are narrower but not faster here."""
+        rates = [1 / self.table.total("seconds", self.table.uniform(f)) for f in self.candidates.formats]
+        pairs = list(zip(self.candidates.formats, rates, strict=True))
+        return [
+            f"{name} is not faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
+            for (before, least), (name, rate) in pairwise(pairs)
+            if rate <= least
+        ]
 
     def _reason(self, row: int, pick: int) -> str:
         costs = ", ".join(

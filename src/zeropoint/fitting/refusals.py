@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from zeropoint.budget import Budget
+from zeropoint.errors import GateError
+from zeropoint.fitting.candidates import Candidates
+from zeropoint.fitting.loss import MOST_BYTES
 from zeropoint.fitting.search import Point, Search
+from zeropoint.machine import Machine
 from zeropoint.planning.solver import solve
 
 
@@ -12,14 +16,26 @@ def refusal(search: Search, budget: Budget) -> str | None:
     return _size_and_speed(search, budget) or _loss(search, budget)
 
 
+def check_sizes(candidates: Candidates, budget: Budget) -> None:
+    """Raise `GateError` when even the smallest formats are too large, or when this machine's memory is too small for
+    all candidates at once."""
+    nbytes, fixed = candidates.nbytes()
+    least, all_of_them = float(nbytes.min(axis=1).sum()) + fixed, float(nbytes.sum()) + MOST_BYTES
+    if budget.max_memory is not None and least > budget.max_memory:
+        raise GateError(f"no plan takes {_mb(budget.max_memory)}: the smallest takes {_mb(least)}")
+    free = Machine.detect().ram_available_bytes
+    if 0 < free < all_of_them:
+        raise GateError(
+            f"fit holds the model in all formats at once, about {_mb(all_of_them)}, and {_mb(free)} are free: "
+            "close other programs, or name fewer --formats"
+        )
+
+
 def _size_and_speed(search: Search, budget: Budget) -> str | None:
     table, limits = search.table, search.limits(budget)
-    smallest, fastest = solve(table, {}, {"nbytes": 1.0}), solve(table, {}, {"seconds": 1.0})
-    assert smallest is not None
+    fastest = solve(table, {}, {"seconds": 1.0})
     assert fastest is not None
-    least, most = table.total("nbytes", smallest), 1 / table.total("seconds", fastest)
-    if "nbytes" in limits and least > limits["nbytes"]:
-        return f"no plan takes {_mb(limits['nbytes'])}: the smallest takes {_mb(least)}"
+    most = 1 / table.total("seconds", fastest)
     if "seconds" in limits and most < 1 / limits["seconds"]:
         return (
             f"no plan decodes {budget.min_decode:g} tokens/s here: the fastest is expected to reach {most:.0f}, "
@@ -71,4 +87,4 @@ def not_needed(budget: Budget, wide: Point) -> str | None:
 
 
 def _mb(nbytes: float) -> str:
-    return f"{nbytes / 1e6:.1f} MB"
+    return f"{nbytes / 1e6:.4g} MB"

@@ -38,6 +38,7 @@ class Settings:
     seed: int = 0
     overwrite: bool = False
     anyway: bool = False
+    tables: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Fit:
     wider: Sequence[str] = ()
     front: Sequence[Prediction] = ()
     uniform: Sequence[Prediction] = ()
+    notes: Sequence[str] = ()
     verdict: Verdict | None = None
     decode: float | None = None
     path: Path | None = None
@@ -108,6 +110,7 @@ class Fit:
             "formats": dict(self.formats),
             "wider": list(self.wider),
             "front": [point.to_json() for point in self.front],
+            "notes": list(self.notes),
             "uniform": [point.to_json() for point in self.uniform],
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "decode_tokens_per_second": self.decode,

@@ -107,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="plans near the best that are also run (default: 12)",
     )
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        metavar="FILE",
+        help="keep the measured costs here, for other budgets of this model",
+    )
     parser.add_argument("--anyway", action="store_true", help="quantize even if 16 bits meet the budget")
     parser.add_argument(
         "--plan-only", action="store_true", help="find the plan and stop: nothing is quantized"
@@ -124,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
     from zeropoint.fitting import Settings, fit
 
-    check_writable(args.json, args.save_plan)
+    check_writable(args.json, args.save_plan, args.tables)
     if args.out is None and not args.plan_only:
         raise UsageError("say where the artifact goes with -o OUT, or ask for --plan-only")
     budget = _budget(args)
@@ -142,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         overwrite=args.overwrite,
         anyway=args.anyway,
+        tables=args.tables,
     )
     with progress_fraction() as progress:
         found = fit(args.model, None if args.plan_only else args.out, budget, settings, progress)
@@ -196,7 +203,10 @@ def _show(found: Fit) -> None:
         )
         table.add_row(*row, style="bold" if chosen else None)
     console = Console()
-    console.print(table)
+    if found.uniform:
+        console.print(table)
+    for note in found.notes:
+        console.print(note, soft_wrap=True, highlight=False)
     if found.refusal is not None:
         console.print(f"\n{found.refusal}", soft_wrap=True, highlight=False)
         return

@@ -12,7 +12,6 @@ rtn, the default algorithm; gptq observes the model on a text, which halves what
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +154,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> Plan:
-    from zeropoint.errors import UsageError
     from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
 
@@ -169,10 +167,7 @@ def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> Plan:
             algorithm=args.algorithm,
             seed=args.seed,
         )
-    try:
-        return Plan.from_json(json.loads(args.plan.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the plan {args.plan}: {error}") from error
+    return Plan.read(args.plan)
 
 
 def _shorten(name: str, width: int = 42) -> str:

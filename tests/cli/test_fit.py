@@ -1,0 +1,104 @@
+"""`zeropoint fit` and `plan diff` through the program: a budget met, budgets refused, nothing written then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_checkpoint
+from zeropoint import artifact
+from zeropoint.cli.main import main
+
+QUICK = ["--tokens", "600", "--planning-tokens", "300", "--evaluations", "2", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama_tied", tmp_path_factory.mktemp("fit") / "model")
+
+
+@pytest.fixture(scope="module")
+def tables(model: Path) -> Path:
+    return model.parent / "tables.json"
+
+
+def run(model: Path, tables: Path, *arguments: str | Path) -> int:
+    return main(["fit", str(model), *QUICK, "--tables", str(tables), *map(str, arguments)])
+
+
+def test_a_budget_is_met_checked_and_kept_in_the_card(
+    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plan, found = tmp_path / "out", tmp_path / "plan.json", tmp_path / "fit.json"
+    code = run(model, tables, "-o", out, "--max-memory", "75kB", "--save-plan", plan, "--json", found)
+    told = capsys.readouterr().out
+    answer = json.loads(found.read_text())
+    assert code == 0, told
+    assert "Passed" in told
+    assert "kept wider, the most fragile first" in told
+    opened = artifact.open(out)
+    assert opened.plan.nbytes <= 75_000
+    assert opened.card["verdict"]["met"] is True
+    assert opened.card["verdict"]["budget"]["max_memory"] == 75_000
+    assert answer["met"] is True
+    assert answer["predicted"]["weights_bytes"] == opened.plan.nbytes
+    assert all(a["kl"] >= b["kl"] - 1e-9 for a, b in zip(answer["front"], answer["front"][1:], strict=False))
+    assert all(choice.reason for choice in opened.plan.choices.values())
+    again = tmp_path / "again"
+    assert main(["quantize", str(model), "-o", str(again), "--plan", str(plan)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert main(["plan", "diff", str(plan), str(again)]) == 0
+    assert "0 of" in capsys.readouterr().out
+
+
+def test_what_cannot_be_is_said_and_nothing_is_written(
+    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for bounds, words in (
+        (["--max-memory", "20kB"], "no plan takes 0.02 MB: the smallest takes 0.0"),
+        (["--min-decode", "1e9tok/s"], "no plan decodes 1e+09 tokens/s here"),
+        (["--max-memory", "60kB", "--max-kl", "1e-6"], "loses less than a mean KL of"),
+    ):
+        assert run(model, tables, "-o", out, *bounds) == 1
+        assert words in " ".join(capsys.readouterr().out.split())
+        assert not out.exists()
+
+
+def test_sixteen_bits_that_meet_the_budget_are_left_alone(
+    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, tables, "-o", tmp_path / "out", "--max-memory", "10MB") == 0
+    assert "do not quantize it" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_only_and_the_difference_of_plans(
+    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    assert run(model, tables, "--plan-only", "--max-memory", "70kB", "--save-plan", first) == 0
+    assert run(model, tables, "--plan-only", "--max-kl", "0.05", "--save-plan", second) == 0
+    assert list(tmp_path.iterdir()) == [first, second] or {*tmp_path.iterdir()} == {first, second}
+    capsys.readouterr()
+    assert main(["plan", "diff", str(first), str(second), "--json", str(tmp_path / "d.json")]) == 1
+    assert json.loads((tmp_path / "d.json").read_text())["differences"]
+    assert "weights differ" in capsys.readouterr().out
+
+
+def test_bad_use(model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["-o", tmp_path / "o"], "give a budget"),
+        (["--max-kl", "0.1"], "-o OUT"),
+        (["-o", tmp_path / "o", "--max-memory", "much"], "write 80MB"),
+        (["-o", tmp_path / "o", "--max-kl", "0.1", "--objective", "fun"], "no objective 'fun'"),
+        (["-o", model, "--max-kl", "0.1"], "exists"),
+        (["-o", tmp_path / "o", "--max-kl", "0.1", "--formats", "int4"], "measured with another formats"),
+    ):
+        assert run(model, tables, *arguments) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    tables.write_text("{}")
+    assert run(model, tables, "-o", tmp_path / "o", "--max-kl", "0.1") == 2
+    assert "not a file of cost tables" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""The search: within its limits, no worse than other plans, and it finds what is fragile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.fitting.conftest import candidates_of, silent
+from tests.tiny import make_checkpoint
+from zeropoint.budget import Budget
+from zeropoint.fitting.candidates import Candidates
+from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.search import Search, group_losses
+from zeropoint.planning.solver import CostTable
+
+
+def search_of(candidates: Candidates, windows: np.ndarray, evaluations: int = 6) -> Search:
+    groups = len(candidates.groups)
+    meter = LossMeter(candidates.decoder(np.zeros(groups, np.int64)), windows, threads=1)
+    nbytes, fixed = candidates.nbytes()
+    losses = group_losses(candidates, meter, windows=4, step=silent)
+    names = tuple(group.name for group in candidates.groups)
+    table = CostTable(names, candidates.formats, nbytes, nbytes / 1e9, losses, fixed)
+    search = Search(table, candidates, meter, evaluations=evaluations, step=silent)
+    for format in candidates.formats:
+        search.measure(table.uniform(format))
+    return search
+
+
+@pytest.fixture(scope="module")
+def search(candidates: Candidates, windows: np.ndarray) -> Search:
+    return search_of(candidates, windows)
+
+
+def test_the_best_plan_keeps_to_the_memory_and_beats_random_ones(search: Search) -> None:
+    table = search.table
+    limit = (table.total("nbytes", table.uniform("int8")) + table.total("nbytes", table.uniform("int4"))) / 2
+    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+    assert best is not None
+    assert best.nbytes <= limit
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        picks = rng.integers(1, 3, len(table.groups))
+        if table.total("nbytes", picks) <= limit:
+            assert search.measure(picks).loss.kl >= best.loss.kl * 0.98
+
+
+def test_the_best_plan_keeps_to_the_loss(search: Search) -> None:
+    table = search.table
+    wide, narrow = (search.measure(table.uniform(f)).loss.kl for f in ("int8", "int4"))
+    target = (wide * narrow) ** 0.5
+    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target)
+    assert best is not None
+    assert best.loss.kl <= target
+    assert best.nbytes < table.total("nbytes", table.uniform("int8"))
+
+
+def test_predictions_are_exact_where_measured(search: Search) -> None:
+    for format in ("int8", "int4"):
+        point = search.measure(search.table.uniform(format))
+        assert search.predict(point.picks) == pytest.approx(point.loss.kl, rel=1e-6)
+
+
+def test_a_planted_fragile_layer_is_kept_wider(tmp_path: Path, windows: np.ndarray) -> None:
+    """A few channels of one MLP made 300 times larger on the way in and smaller on the way out: the same function,
+    but `up_proj` and `down_proj` now have outliers that 4 bits do not hold."""
+    folder = make_checkpoint("llama_tied", tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    up, down = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
+    planted = tensors[down].copy()
+    planted[:, ::7] *= 300
+    tensors[down] = planted
+    lowered = tensors[up].copy()
+    lowered[::7] /= 300
+    tensors[up] = lowered
+    save_file(tensors, file, {"format": "pt"})
+    search = search_of(candidates_of(folder, "int8", "int4"), windows, evaluations=0)
+    blocks = [i for i, name in enumerate(search.table.groups) if name.startswith("block")]
+    fragile = max(blocks, key=lambda row: search.table.loss[row, 2])
+    assert search.table.groups[fragile] == "block 1 down"
+    table = search.table
+    limit = (table.total("nbytes", table.uniform("int8")) + table.total("nbytes", table.uniform("int4"))) / 2
+    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+    assert best is not None
+    assert best.picks[fragile] < 2
