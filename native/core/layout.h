@@ -50,7 +50,8 @@ struct Activations {
   // Of the codes of a segment. Plain: [row][digit][segments]; tiled: [row / 16][digit][segment][16].
   int32_t* sums;
   bool tiled;
-  bool want_sums;  // false: the product does not read them
+  bool digits_share_tile;  // at most 8 rows: [k / k_unit][digit][8][k_unit], which is one tile
+  bool want_sums;          // false: the product does not read them
 };
 
 struct Product {

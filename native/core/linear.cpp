@@ -31,13 +31,15 @@ void quantize_rows(const Product& product, int threads) {
 
 // Rows [begin, end) by one thread alone. When it quantizes them too, they stay in its own cache. False: no
 // memory.
-bool multiply_alone(const Product& product, const Multiply& multiply, int64_t begin, int64_t end) {
+bool multiply_alone(const Product& product, int64_t begin, int64_t end) {
   const Weight& w = *product.weight;
   Product part = product;
   part.y += begin * part.y_stride;
   part.rows = end - begin;
+  // A few rows at the end may take another kernel, unless all rows are quantized for one already.
+  const Multiply multiply = multiply_for(w, part.x == nullptr ? product.rows : part.rows);
   uint8_t* scratch = thread_scratch(static_cast<size_t>(multiply.scratch_bytes));
-  if (scratch == nullptr) return false;
+  if (multiply.scratch_bytes > 0 && scratch == nullptr) return false;
   if (part.x == nullptr) {
     part.input = rows_from(w, part.input, begin);
   } else {
@@ -65,16 +67,16 @@ bool multiply_columns(const Product& product, const Multiply& multiply, int64_t 
 // By rows of their own, or by columns of all rows. Quantizes the rows first where `x` is given.
 zp_status multiply_rows(const Product& product, int threads) {
   const Weight& w = *product.weight;
-  const Multiply multiply = multiply_for(w, product.rows);
   std::atomic<bool> out_of_memory{false};
   if (const int64_t step = rows_alone(w, product.rows, threads); step > 0) {
     parallel(threads, product.rows, step, [&](int64_t begin, int64_t end) {
       for (; begin < end; begin += step)  // one thread has a single piece
-        if (!multiply_alone(product, multiply, begin, std::min(begin + step, end))) out_of_memory.store(true);
+        if (!multiply_alone(product, begin, std::min(begin + step, end))) out_of_memory.store(true);
     });
   } else {
     if (product.x != nullptr && input_bytes(w, product.rows) > 0) quantize_rows(product, threads);
     if (w.rows * w.columns * product.rows < kSerialProduct) threads = 1;
+    const Multiply multiply = multiply_for(w, product.rows);
     parallel(threads, w.blocks, blocks_in_step(w, threads), [&](int64_t begin, int64_t end) {
       if (!multiply_columns(product, multiply, begin, end)) out_of_memory.store(true);
     });

@@ -78,8 +78,12 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
   const InputParts parts = input_parts(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
   const bool tiled = uses_amx(w, rows);
-  return {reinterpret_cast<int8_t*>(bytes), reinterpret_cast<float*>(bytes + parts.scale),
-          reinterpret_cast<int32_t*>(bytes + parts.sums), tiled, !tiled || (w.asymmetric && !w.nibbles)};
+  return {reinterpret_cast<int8_t*>(bytes),
+          reinterpret_cast<float*>(bytes + parts.scale),
+          reinterpret_cast<int32_t*>(bytes + parts.sums),
+          tiled,
+          tiled && w.digits == 2 && rows <= 8,
+          !tiled || (w.asymmetric && !w.nibbles)};
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {

@@ -5,12 +5,12 @@
 // The matrix unit and the vector unit would wait for each other if that were done in turn, so the
 // instruction stream interleaves the tile products of one chunk of segments with the float work of
 // the chunk before.
+#include "amx_few.h"
 #include "amx_panel.h"
+#include "amx_whole.h"
 
 namespace zp {
 namespace {
-
-// -- scales vary along K --------------------------------------------------------------------------
 
 struct Chunk {
   const int8_t* a[2];
@@ -219,147 +219,6 @@ void by_chunks(const Product& p, const Panel& panel) {
   }
 }
 
-// -- one scale a row and a channel ----------------------------------------------------------------
-
-void zero_tiles() {
-  tile_zero<0>();
-  tile_zero<1>();
-  tile_zero<2>();
-  tile_zero<3>();
-}
-
-void load_tiles(const void* from) {
-  const auto* tile = static_cast<const uint8_t*>(from);
-  tile_load<0>(tile, 64);
-  tile_load<1>(tile + kTile, 64);
-  tile_load<2>(tile + 2 * kTile, 64);
-  tile_load<3>(tile + 3 * kTile, 64);
-}
-
-void store_tiles(void* to) {
-  auto* tile = static_cast<uint8_t*>(to);
-  tile_store<0>(tile);
-  tile_store<1>(tile + kTile);
-  tile_store<2>(tile + 2 * kTile);
-  tile_store<3>(tile + 3 * kTile);
-}
-
-// A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. The
-// matrix unit would wait for it, so it goes a few rows at a time between the tile products of the block
-// after.
-template <int DIGITS, bool ZERO>
-class Finish {
- public:
-  static constexpr int kRows = DIGITS == 2 ? 16 : 32;
-
-  Finish(const Product& p, const Panel& panel)
-      : p_(p),
-        panel_(panel),
-        columns_{output_columns(p, panel, 0), output_columns(p, panel, panel.blocks - 1)} {
-    for (int n = 0; n < 2; ++n) {
-      scale_[n] = _mm512_load_ps(panel.scale + n * 16);
-      if constexpr (ZERO) zero_[n] = _mm512_load_si512(panel.zero_point + n * 16);
-    }
-  }
-
-  void start(const Rows& rows, const uint8_t* tiles) {
-    rows_ = rows;
-    tiles_ = tiles;
-    row_ = 0;
-    end_ = static_cast<int>(smaller(kRows, p_.rows - rows.first));
-  }
-  // The next `count` rows, if there are any left.
-  ZP_INLINE void some(int count) {
-    const int stop = row_ + count < end_ ? row_ + count : end_;
-    for (; row_ < stop; ++row_)
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n)
-        if (n < panel_.blocks) columns_[n].store(rows_.first + row_, value(row_ / 16, row_ % 16, n));
-  }
-  void rest() { some(kRows); }
-
- private:
-  ZP_INLINE __m512 sum(int tile, int r, int n) const {
-    __m512i dot = _mm512_load_si512(tiles_ + (tile * 2 + n) * kTile + r * 64);
-    if constexpr (ZERO) {
-      const int32_t codes = p_.input.sums[rows_.tile[tile] * 16 * p_.weight->segments + r];
-      dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero_[n], _mm512_set1_epi32(codes)));
-    }
-    return _mm512_cvtepi32_ps(dot);
-  }
-  ZP_INLINE __m512 value(int tile, int r, int n) const {
-    __m512 found = sum(tile, r, n);
-    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, r, n), _mm512_set1_ps(128.0f), found);
-    const float* scale = p_.input.scale + (rows_.first / 16 + tile) * 16 * p_.weight->segments;
-    return _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(scale[r]));
-  }
-
-  const Product& p_;
-  const Panel& panel_;
-  OutputColumns columns_[2];
-  __m512 scale_[2];
-  __m512i zero_[2];
-  Rows rows_{};
-  const uint8_t* tiles_ = nullptr;
-  int row_ = 0, end_ = 0;
-};
-
-// Sums of 2 x 2 tiles over columns [begin, end), which go on from those in the tile registers.
-template <class Other>
-ZP_INLINE void multiply_part(const int8_t* a0, const int8_t* a1, const Panel& panel, int64_t begin,
-                             int64_t end, Prefetch& ahead, Other&& other) {
-  for (int64_t k = begin; k < end; k += 64) {
-    tile_load<4>(a0 + k * 16, 64);
-    tile_load_kept<6>(panel.codes[0] + k * 16, 64);
-    tile_dot<0, 4, 6>();
-    tile_load_kept<7>(panel.codes[1] + k * 16, 64);
-    tile_dot<1, 4, 7>();
-    tile_load<5>(a1 + k * 16, 64);
-    tile_dot<2, 5, 6>();
-    tile_dot<3, 5, 7>();
-    ahead.some();
-    other();
-  }
-}
-
-// A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows
-// pass over it; the sums wait in the second.
-template <int DIGITS, bool ZERO>
-void whole_rows(const Product& p, const Panel& panel) {
-  const Weight& w = *p.weight;
-  const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded;
-  Prefetch ahead(p, panel, pairs * (columns / 64));
-  Finish<DIGITS, ZERO> finish(p, panel);
-  for (int64_t begin = 0; begin < columns; begin += kPart) {
-    const int64_t end = smaller(begin + kPart, columns);
-    const bool last = end == columns;
-    const int steps = static_cast<int>((end - begin) / 64), at_once = (finish.kRows + steps - 1) / steps;
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      const Rows rows = rows_at(p, pair);
-      if (last) prefetch_output(p, panel, rows.first);
-      uint8_t* kept = panel.kept + pair * 4 * kTile;
-      if (begin == 0)
-        zero_tiles();
-      else
-        load_tiles(kept);
-      multiply_part(p.input.codes + rows.tile[0] * 16 * columns, p.input.codes + rows.tile[1] * 16 * columns,
-                    panel, begin, end, ahead, [&] { finish.some(at_once); });
-      if (last) kept = panel.buffer + pair % 2 * 4 * kTile;
-      store_tiles(kept);
-      compiler_barrier();
-      if (last) finish.start(rows, kept);
-    }
-  }
-  finish.rest();
-}
-
-void whole_rows(const Product& p, const Panel& panel) {
-  if (p.weight->digits == 2)
-    panel.zero_point ? whole_rows<2, true>(p, panel) : whole_rows<2, false>(p, panel);
-  else
-    panel.zero_point ? whole_rows<1, true>(p, panel) : whole_rows<1, false>(p, panel);
-}
-
 template <bool ZERO>
 void any(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -377,6 +236,7 @@ constexpr int64_t kStreamBytes = 16 << 20;
 }  // namespace
 
 int64_t amx_scratch_bytes(const Weight& w, int64_t rows) {
+  if (is_few(w, rows)) return kFewBytes;
   return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 +
          (w.nibbles ? 32 * w.columns_padded : 0);
 }
@@ -386,6 +246,10 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   configure(w.k_unit);
   const bool streams = p.rows * w.rows * 4 >= kStreamBytes &&
                        (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.y_stride * 4)) % 64 == 0;
+  if (is_few(w, p.rows)) {
+    few_rows(p, begin, end, static_cast<uint8_t*>(scratch));
+    begin = end;
+  }
   for (int64_t block = begin; block < end; block += 2) {
     const int blocks = static_cast<int>(smaller(2, end - block));
     const Panel panel = prepare(w, p.rows, block, blocks, streams, static_cast<uint8_t*>(scratch));

@@ -59,7 +59,23 @@ int64_t smaller(int64_t a, int64_t b) {
 }
 
 constexpr int64_t kTile = 1024;  // bytes of an int32 tile
-constexpr int kMaxChunk = 4;     // segments
+
+// The four tiles of sums.
+void zero_tiles() {
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+}
+
+void store_tiles(uint8_t* to) {
+  tile_store<0>(to);
+  tile_store<1>(to + kTile);
+  tile_store<2>(to + 2 * kTile);
+  tile_store<3>(to + 3 * kTile);
+}
+
+constexpr int kMaxChunk = 4;  // segments
 
 // Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
 struct Panel {
@@ -98,21 +114,20 @@ int64_t kept_bytes(const Weight& w, int64_t rows) {
   return whole && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
-// Nibbles to bytes, the zero point taken off: within +-15.
-void expand(const Weight& w, int64_t block, uint8_t* out) {
+// Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-15.
+ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
   const __m512i mask = _mm512_set1_epi8(15);
   const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-  const uint8_t* in = w.codes + block * w.columns_padded * 8;
-  for (int64_t s = 0; s < w.segments; ++s) {
+  const int64_t group = w.segment * w.segments_per_group;
+  const uint8_t* in = w.codes + (block * w.columns_padded + begin) * 8;
+  for (int64_t k = begin; k < end;) {
+    const int64_t g = smaller(k / group, w.groups - 1),
+                  stop = g + 1 < w.groups ? smaller((g + 1) * group, end) : end;
     __m512i zero = _mm512_set1_epi8(8);
     if (w.asymmetric)
-      zero = _mm512_add_epi8(
-          zero,
-          _mm512_shuffle_epi8(load_zero(w, (block * w.groups + s / w.segments_per_group) * 16), spread));
-    const int64_t end = smaller((s + 1) * w.segment, w.columns_padded);
-    for (int64_t k = s * w.segment; k < end; k += 8, in += 64, out += 128) {
+      zero = _mm512_add_epi8(zero, _mm512_shuffle_epi8(load_zero(w, (block * w.groups + g) * 16), spread));
+    for (; k < stop; k += 8, in += 64, out += 128) {
       const __m512i both = _mm512_loadu_si512(in);
-      _mm_prefetch(reinterpret_cast<const char*>(in + 2048), _MM_HINT_T0);
       _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(both, mask), zero));
       _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), zero));
     }
@@ -120,33 +135,37 @@ void expand(const Weight& w, int64_t block, uint8_t* out) {
 }
 
 // Nested nibbles to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15,
-// multiplies both of its nibbles, since 15 * 15 stays below 256; a negative one is complemented (-p = ~p +
-// 1).
-void expand_nested(const Weight& w, int64_t block, uint8_t* out) {
+// multiplies both of its nibbles, since 15 * 15 stays below 256. For a negative multiplier the nibbles are
+// complemented first: (n - 8) * -m = (15 - n) * m - 7 * m.
+ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
   const __m512i mask = _mm512_set1_epi8(15);
   const __m512i words = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
-  const uint8_t* in = w.codes + block * w.columns_padded * 8;
-  for (int64_t g = 0; g < w.groups; ++g) {
+  const __m512i bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  constexpr int kFlipAndMask = 0x28;  // (a ^ b) & c
+  const int64_t group = w.segment * w.segments_per_group;
+  const uint8_t* in = w.codes + (block * w.columns_padded + begin) * 8;
+  for (int64_t k = begin; k < end;) {
+    const int64_t g = smaller(k / group, w.groups - 1),
+                  stop = g + 1 < w.groups ? smaller((g + 1) * group, end) : end;
     const __m512i multiple = _mm512_cvtepi8_epi32(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.multiplier + (block * w.groups + g) * kLanes)));
-    const __m512i size = _mm512_shuffle_epi8(_mm512_abs_epi32(multiple), words);
-    const __m512i sign = _mm512_srai_epi32(multiple, 31);
-    // Eight times the multiple is taken off; that and the 1 of the complement in one subtraction.
+    const __m512i size = _mm512_abs_epi32(multiple), sign = _mm512_srai_epi32(multiple, 31);
+    const __m512i factor = _mm512_shuffle_epi8(size, words);
+    const __m512i sevens = _mm512_sub_epi32(_mm512_slli_epi32(size, 3), size);
     const __m512i offset =
-        _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_slli_epi32(multiple, 3),
-                                            _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)),
-                        sign);
-    const int64_t size_of_group = w.segment * w.segments_per_group;
-    const int64_t end = g + 1 < w.groups ? (g + 1) * size_of_group : w.columns_padded;
-    for (int64_t k = g * size_of_group; k < end; k += 8, in += 64, out += 128) {
+        _mm512_shuffle_epi8(_mm512_max_epi32(sevens, _mm512_slli_epi32(multiple, 3)), bytes);
+    for (; k < stop; k += 8, in += 64, out += 128) {
       const __m512i both = _mm512_loadu_si512(in);
-      _mm_prefetch(reinterpret_cast<const char*>(in + 2048), _MM_HINT_T0);
-      const __m512i first = _mm512_mullo_epi16(_mm512_and_si512(both, mask), size);
-      const __m512i second = _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), size);
-      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_xor_si512(first, sign), offset));
-      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_xor_si512(second, sign), offset));
+      const __m512i first = _mm512_ternarylogic_epi32(both, sign, mask, kFlipAndMask);
+      const __m512i second = _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), sign, mask, kFlipAndMask);
+      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_mullo_epi16(first, factor), offset));
+      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_mullo_epi16(second, factor), offset));
     }
   }
+}
+
+ZP_INLINE void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
+  w.nested ? widen_nested(w, block, begin, end, out) : widen_plain(w, block, begin, end, out);
 }
 
 bool byte_zeros(const Weight& w) {
@@ -183,7 +202,7 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
     if (!w.nibbles) {
       p.codes[n] = w.codes + b * w.columns_padded * 16;
     } else if (n < blocks) {
-      w.nested ? expand_nested(w, b, scratch) : expand(w, b, scratch);
+      widen(w, b, 0, w.columns_padded, scratch);
       p.codes[n] = scratch;
       scratch += w.columns_padded * 16;
     } else {
@@ -223,17 +242,26 @@ struct OutputColumns {
   }
 };
 
-ZP_INLINE OutputColumns output_columns(const Product& p, const Panel& panel, int n) {
-  const int64_t column = (panel.block + n) * 16;
+ZP_INLINE OutputColumns output_columns(const Product& p, int64_t block, bool streams) {
+  const int64_t column = block * 16;
   const int64_t count = smaller(16, p.weight->rows - column);
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   // Without a bias -0 is added, which changes nothing.
   const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + column) : _mm512_set1_ps(-0.0f);
-  return {p.y + column, p.y_stride, bias, mask, panel.streams && count == 16};
+  return {p.y + column, p.y_stride, bias, mask, streams && count == 16};
 }
 
 ZP_INLINE void store_row(const Product& p, const Panel& panel, int64_t row, int n, __m512 value) {
-  if (row < p.rows && n < panel.blocks) output_columns(p, panel, n).store(row, value);
+  if (row < p.rows && n < panel.blocks) output_columns(p, panel.block + n, panel.streams).store(row, value);
+}
+
+// A row of a tile of sums as float, less the zero points times the sum of the input's codes.
+template <bool ZERO>
+ZP_INLINE __m512 sums_of_row(const uint8_t* tile, int64_t r, __m512i zero_point, const int32_t* codes) {
+  __m512i dot = _mm512_load_si512(tile + r * 64);
+  if constexpr (ZERO)
+    dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero_point, _mm512_set1_epi32(codes[r])));
+  return _mm512_cvtepi32_ps(dot);
 }
 
 // Asks for the next panel's codes, which may lie in memory, a little with every step of this one.

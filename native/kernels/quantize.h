@@ -85,8 +85,8 @@ struct Place {  // where the codes of (row, k) and the scale of (row, segment) g
   int64_t codes, unit, unit_stride, scale, scale_stride, sums, digit_codes, digit_sums;
 };
 
-Place place(const Weight& w, bool tiled, int64_t row) {
-  if (!tiled)
+Place place(const Weight& w, const Activations& input, int64_t row) {
+  if (!input.tiled)
     return {row * w.digits * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
             row * w.digits * w.segments,       w.columns_padded, w.segments};
   const int64_t tile = row / 16 * w.digits;
@@ -96,7 +96,7 @@ Place place(const Weight& w, bool tiled, int64_t row) {
           row / 16 * 16 * w.segments + row % 16,
           16,
           tile * 16 * w.segments + row % 16,
-          16 * w.columns_padded,
+          input.digits_share_tile ? 8 * w.k_unit : 16 * w.columns_padded,
           16 * w.segments};
 }
 
@@ -202,7 +202,7 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
   const bool small = group == w.segment && group == w.k_unit;
   for (int64_t row = begin; row < end; ++row) {
     const float* x = p.x + row * p.x_stride;
-    const Place at = place(w, p.input.tiled, row);
+    const Place at = place(w, p.input, row);
     if (!w.input_by_segment) {
       w.digits == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
       continue;

@@ -59,7 +59,7 @@ def each_level(
 @settings(max_examples=120, deadline=None)
 @given(
     scheme=schemes(),
-    rows=st.sampled_from([1, 2, 3, 5, 8, 13, 16, 17, 33, 64]),
+    rows=st.sampled_from([1, 2, 3, 5, 8, 9, 13, 16, 17, 32, 33, 64]),
     features_out=st.integers(1, 80),
     features_in=st.integers(1, 300),
     seed=st.integers(0, 1000),
@@ -171,6 +171,17 @@ def test_result_is_independent_of_threads_and_of_other_rows() -> None:
     np.testing.assert_array_equal(native.linear(x, packed, threads=4), whole)
     alone = np.vstack([native.linear(row[None], packed, threads=2) for row in x])
     np.testing.assert_array_equal(alone, whole)
+
+
+@pytest.mark.parametrize("text", ["int8:a16token", "int4:g32:nested:a16token", "int8:asym:a8token"])
+@pytest.mark.parametrize("rows", [257, 262, 331, 1025])
+def test_the_last_rows_of_many_are_like_any(text: str, rows: int) -> None:
+    """Many rows are multiplied in passes; the last may hold so few that another kernel takes them."""
+    packed = native.pack(random_weight(text, (40, 2048)))
+    x = np.random.default_rng(4).standard_normal((rows, 2048)).astype(np.float32)
+    tail = native.linear(x[-16:], packed, threads=1)
+    for threads in (1, 2):
+        np.testing.assert_array_equal(native.linear(x, packed, threads=threads)[-16:], tail)
 
 
 def test_a_large_output_written_past_the_caches() -> None:
