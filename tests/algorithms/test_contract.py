@@ -34,7 +34,7 @@ def weights(seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("text", FORMATS)
-@pytest.mark.parametrize("name", algorithms.names())
+@pytest.mark.parametrize("name", algorithms.names("quantize"))
 def test_contract(name: str, text: str) -> None:
     module = algorithms.load(name)
     assert module.__doc__
@@ -58,13 +58,37 @@ def test_contract(name: str, text: str) -> None:
     assert np.linalg.norm((first.dequantize() - values) @ inputs.T) < np.linalg.norm(values @ inputs.T)
 
 
-@pytest.mark.parametrize("name", algorithms.names())
+@pytest.mark.parametrize("name", algorithms.names("quantize"))
 def test_nan_is_refused(name: str) -> None:
     module = algorithms.load(name)
     values = weights()
     values[0, 0] = np.nan
     with pytest.raises(CheckpointError):
         module.quantize(values, None, parse("int8"), module.Options())
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_module_says_what_it_is(name: str) -> None:
+    module = algorithms.load(name)
+    assert module.__doc__
+    assert isinstance(module.NEEDS, frozenset)
+    assert dataclasses.is_dataclass(module.Options)
+    assert [kind for kind in algorithms.KINDS if hasattr(module, kind)] == [algorithms.kind_of(name)]
+
+
+def test_compositions_are_carried_out_in_the_order_of_kinds() -> None:
+    assert list(algorithms.parts("rounding+gptq").values()) == ["gptq", "rounding"]
+    assert list(algorithms.parts("rounding").values()) == ["rtn", "rounding"]
+    with pytest.raises(UsageError, match="same work"):
+        algorithms.parts("rtn+gptq")
+    with pytest.raises(UsageError, match="no algorithm"):
+        algorithms.parts("gptq+")
+    options = algorithms.part_options("gptq+rounding", {"rounding": {"steps": 3}})
+    assert options["rounding"].steps == 3
+    assert options["gptq"] == algorithms.make_options("gptq", {})
+    for wrong in ({"steps": 3}, {"rtn": {}}, {"rounding": 3}):
+        with pytest.raises(UsageError, match="an object for each"):
+            algorithms.part_options("gptq+rounding", wrong)
 
 
 def test_unknown_names_and_options_are_refused() -> None:

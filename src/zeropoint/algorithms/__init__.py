@@ -1,8 +1,16 @@
 """Ways to choose the numbers. One file per algorithm; the file's name is the algorithm's name.
 
 A module here has a docstring (idea, paper, cost), `NEEDS` (the statistics it asks for), a frozen dataclass
-`Options`, and `quantize(weight, stats, scheme, options) -> QuantizedTensor`. It is pure: same inputs, same
-codes, no files, no global state. There is no registry: `load("rtn")` imports `zeropoint.algorithms.rtn`.
+`Options`, and exactly one of the functions in `KINDS`:
+
+- `quantize(weight, stats, scheme, options) -> QuantizedTensor`: one layer, with `needs(scheme, options)`;
+- `quantize_block(layers, loss, batches, options, seed) -> Tuned`: the layers of one block together, after each was
+  quantized;
+- `tune_model(student, options, seed)`: what is not codes, over the whole quantized model.
+
+It is pure: same inputs, same codes, no files, no global state. There is no registry: `load("rtn")` imports
+`zeropoint.algorithms.rtn`. Algorithms of different kinds are composed by name, `gptq+rounding+distill`, and carried
+out in the order of `KINDS` however they are written; where none quantizes layers, `rtn` does.
 """
 
 from __future__ import annotations
@@ -16,10 +24,17 @@ from typing import Any
 
 from zeropoint.errors import UsageError
 
+#: The function that makes a module an algorithm of a kind, in the order in which a composition is carried out.
+KINDS = ("quantize", "quantize_block", "tune_model")
 
-def names() -> list[str]:
-    """The algorithms of this release."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+#: What quantizes the layers of a composition that names nothing for it.
+DEFAULT_QUANTIZER = "rtn"
+
+
+def names(kind: str | None = None) -> list[str]:
+    """The algorithms of this release, all or those of one kind."""
+    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in found if kind in (None, kind_of(name))]
 
 
 def load(name: str) -> ModuleType:
@@ -27,6 +42,45 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UsageError(f"there is no algorithm {name!r}: use {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def kind_of(name: str) -> str:
+    """The one of `KINDS` that a module provides."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(kind for kind in KINDS if hasattr(module, kind))
+
+
+def parts(algorithm: str) -> dict[str, str]:
+    """The algorithms of a composition such as `gptq+rounding` by kind, in the order in which they are carried out.
+
+    Raises `UsageError` for an unknown name, or when two are of the same kind.
+    """
+    found: dict[str, str] = {}
+    for name in algorithm.split("+"):
+        load(name)
+        kind = kind_of(name)
+        if kind in found:
+            raise UsageError(f"{algorithm}: {found[kind]} and {name} do the same work; take one of them")
+        found[kind] = name
+    found.setdefault("quantize", DEFAULT_QUANTIZER)
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def part_options(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `Options` of each algorithm of a composition, by name.
+
+    `values` are those of the algorithm; of a composition, `{name: values}`. Raises `UsageError` for a wrong one.
+    """
+    named = parts(algorithm)
+    if "+" not in algorithm:
+        return {name: make_options(name, values if name == algorithm else {}) for name in named.values()}
+    for name, given in values.items():
+        if name not in named.values() or not isinstance(given, Mapping):
+            raise UsageError(
+                f"the options of {algorithm} are an object for each algorithm, such as "
+                f'{{"{next(iter(named.values()))}": {{...}}}}, not {name}: {given!r}'
+            )
+    return {name: make_options(name, values.get(name, {})) for name in named.values()}
 
 
 def make_options(name: str, values: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zeropoint.algorithms import load, make_options
+from zeropoint.algorithms import load, part_options, parts
 from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
@@ -41,7 +41,7 @@ def uniform_plan(
     scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
     given = dict(options or {})
-    make_options(algorithm, given)  # a mistyped option is refused now, not after minutes
+    part_options(algorithm, given)  # a mistyped option is refused now, not after minutes
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
     _check_patterns(keep, checkpoint)
     if scheme.is_float:
@@ -117,7 +117,9 @@ class _Picker:
         self.algorithm = algorithm
         self.options = options
         # The embedding is looked up, not multiplied, and no block holds the head: neither has a Hessian.
-        self.in_blocks_only = "hessian" in load(algorithm).NEEDS
+        self.in_blocks_only = "hessian" in load(
+            parts(algorithm)["quantize"]
+        ).NEEDS or "quantize_block" in parts(algorithm)
 
     def choose(self, view: LayerView) -> Choice:
         wanted, why = self._wanted(view)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.func import functional_call
 
 from zeropoint.allocator import trim
 from zeropoint.checkpoint import Checkpoint
@@ -105,9 +106,15 @@ class BlockRunner:
 
     def run(self, index: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Block number `index`, in the shape of `block`, on one batch."""
-        args, kwargs = self._calls[len(hidden)].blocks[index]
         with torch.no_grad():
-            out = block(hidden, *args, **kwargs)
+            return self.run_with(index, block, {}, hidden)
+
+    def run_with(
+        self, index: int, block: torch.nn.Module, parameters: dict[str, torch.Tensor], hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """The block on one batch with some of its parameters replaced, through which gradients flow."""
+        args, kwargs = self._calls[len(hidden)].blocks[index]
+        out = functional_call(block, parameters, (hidden, *args), dict(kwargs))
         result: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

@@ -3,7 +3,7 @@
 For each block: its layers are found in the order in which they are given their inputs; those that share an input are
 quantized at once, on statistics gathered over all calibration tokens, and replaced by what was made of them before
 the next ones are observed. Then the whole quantized block runs, and its outputs are the next block's inputs.
-Where an algorithm asks for the `drift`, the float model runs beside the quantized one.
+Where an algorithm asks for the `drift`, or tunes whole blocks, the float model runs beside the quantized one.
 
 Memory: the hidden states of all tokens and one block's weights, whatever the model; with drift also the float
 model's hidden states and the inputs of one block's layers.
@@ -24,6 +24,7 @@ from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.layers import Quantized, needs, quantize_view
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.taps import Seen, gather, record
+from zeropoint.quantization.tuning import Tuner, block_loss, tuner_of
 from zeropoint.views import LayerView
 
 
@@ -45,7 +46,10 @@ class CalibratedBlocks:
                         self._views[path].append(view)
         self._owner = {view.name: i for i, path in enumerate(self._views) for view in self._views[path]}
         self._needs = {name: needs(plan.choices[name]) for name in self._owner}
-        self._drifts = any("drift" in wanted for wanted in self._needs.values())
+        self._tuners = [
+            tuner_of([plan.choices[view.name] for view in views]) for views in self._views.values()
+        ]
+        self._beside = any("drift" in wanted for wanted in self._needs.values()) or any(self._tuners)
         self._done = 0
         self._hidden: list[torch.Tensor] = []
         self._exact: list[torch.Tensor] = []
@@ -72,7 +76,7 @@ class CalibratedBlocks:
     def _start(self) -> None:
         outside = self._model.outside()
         self._model.fill(outside)
-        if self._drifts:
+        if self._beside:
             self._exact = self._runner.start()
         for name, weight in self._replaced.items():
             self._model.set(name, torch.from_numpy(weight.dequantize()))
@@ -108,10 +112,25 @@ class CalibratedBlocks:
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
                 self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
+        if (tuner := self._tuners[index]) is not None:
+            self._tune(index, block, tuner)
+            replay.forget()
         if index + 1 < len(self._model.blocks):
             for number, batch in enumerate(self._hidden):
                 self._hidden[number] = replay.finish(number, batch)
         self._model.drop(names)
+
+    def _tune(self, index: int, block: torch.nn.Module, tuner: Tuner) -> None:
+        """Let `tuner` choose the codes of all of the block's layers again, by what the block gives."""
+        path, views = self._model.blocks[index], self._views[self._model.blocks[index]]
+        run = partial(self._runner.run_with, index, block)
+        loss = block_loss(block, path, views, run, self._hidden, self._exact)
+        found = tuner.tune(
+            {view.name: (view, self._ready[view.name]) for view in views}, loss, len(self._hidden), index
+        )
+        for view in views:
+            self._ready[view.name] = found[view.name]
+            _put(block, view, path, found[view.name].weight)
 
     def _run_exact(
         self, run: Callable[[torch.Tensor, Seen], torch.Tensor], names: list[str]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.algorithms import load, make_options
+from zeropoint.algorithms import load, make_options, part_options, parts
 from zeropoint.errors import SchemeError, StatisticsError
 from zeropoint.plan import Choice
 from zeropoint.qtensor import QuantizedTensor
@@ -53,9 +53,9 @@ def needs(choice: Choice) -> frozenset[str]:
     """The statistics that quantizing a weight in this way takes."""
     if choice.scheme is None or choice.scheme.is_float:
         return frozenset()
-    found: frozenset[str] = load(choice.algorithm).needs(
-        choice.scheme, make_options(choice.algorithm, choice.options)
-    )
+    name = parts(choice.algorithm)["quantize"]
+    options = part_options(choice.algorithm, choice.options)[name]
+    found: frozenset[str] = load(name).needs(choice.scheme, options)
     return found
 
 
@@ -68,7 +68,8 @@ def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> 
     assert scheme is not None
     values = view.read().numpy()
     check_finite(values, view.name)
-    algorithm, options = load(choice.algorithm), make_options(choice.algorithm, choice.options)
+    name = parts(choice.algorithm)["quantize"]
+    algorithm, options = load(name), part_options(choice.algorithm, choice.options)[name]
     warning = ""
     try:
         try:

@@ -71,6 +71,10 @@ class Replay:
         """From now on, `stage` is quantized; `inputs` are those of its views, batch by batch."""
         self._kept.update({skip.name: inputs for skip in self._skips if skip.name in stage.names})
 
+    def forget(self) -> None:
+        """Nothing kept holds any more: layers before the kept inputs have changed."""
+        self._kept.clear()
+
     def keeps(self, stage: Stage) -> bool:
         """Whether the inputs of this stage are worth keeping."""
         return any(skip.name in stage.names for skip in self._skips)

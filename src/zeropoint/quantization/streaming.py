@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.plan import Plan
@@ -42,7 +43,10 @@ class Progress:
 
 def needs_calibration(plan: Plan) -> bool:
     """Whether the plan asks for more of the layers' inputs than random tokens can tell."""
-    return any(needs(choice) - {"second_moment"} for choice in plan.choices.values())
+    return any(
+        needs(choice) - {"second_moment"} or len(parts(choice.algorithm)) > 1
+        for choice in plan.choices.values()
+    )
 
 
 def stream(
