@@ -91,6 +91,27 @@ def test_compositions_are_carried_out_in_the_order_of_kinds() -> None:
             algorithms.part_options("gptq+rounding", wrong)
 
 
+def test_options_are_read_from_text() -> None:
+    assert algorithms.read_options("gptq", ["damping=0.05", "gptq.order=false"]) == {
+        "damping": 0.05,
+        "order": False,
+    }
+    assert algorithms.read_options("gptq+rounding", ["gptq.damping=0.05"]) == {"gptq": {"damping": 0.05}}
+    for algorithm, text in (("gptq", "damping"), ("gptq+rounding", "damping=1"), ("gptq", "=1")):
+        with pytest.raises(UsageError, match="is written"):
+            algorithms.read_options(algorithm, [text])
+    with pytest.raises(UsageError, match="not for gptq"):
+        algorithms.read_options("gptq", ["rounding.steps=1"])
+    with pytest.raises(UsageError, match="no option"):
+        algorithms.read_options("gptq", ["dumping=1"])
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_a_summary_is_one_line(name: str) -> None:
+    assert algorithms.load(name).__doc__.startswith(algorithms.summary(name))
+    assert len(algorithms.summary(name)) > 20
+
+
 def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(UsageError, match="rtn"):
         algorithms.load("magic")

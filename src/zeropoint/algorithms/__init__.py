@@ -3,29 +3,34 @@
 A module here has a docstring (idea, paper, cost), `NEEDS` (the statistics it asks for), a frozen dataclass
 `Options`, and exactly one of the functions in `KINDS`:
 
+- `fold(group, stats, scheme, options) -> Fold`: a scale for each channel that a group of layers is given, divided out
+  of what makes it and multiplied into their weights, before any is quantized;
 - `quantize(weight, stats, scheme, options) -> QuantizedTensor`: one layer, with `needs(scheme, options)`;
 - `quantize_block(layers, loss, batches, options, seed) -> Tuned`: the layers of one block together, after each was
   quantized;
 - `tune_model(student, options, seed)`: what is not codes, over the whole quantized model.
 
 It is pure: same inputs, same codes, no files, no global state. There is no registry: `load("rtn")` imports
-`zeropoint.algorithms.rtn`. Algorithms of different kinds are composed by name, `gptq+rounding+distill`, and carried
+`zeropoint.algorithms.rtn`. Algorithms of different kinds are composed by name, `awq+gptq+rounding`, and carried
 out in the order of `KINDS` however they are written; where none quantizes layers, `rtn` does.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from zeropoint.errors import UsageError
 
 #: The function that makes a module an algorithm of a kind, in the order in which a composition is carried out.
-KINDS = ("quantize", "quantize_block", "tune_model")
+KINDS = ("fold", "quantize", "quantize_block", "tune_model")
 
 #: What quantizes the layers of a composition that names nothing for it.
 DEFAULT_QUANTIZER = "rtn"
@@ -34,7 +39,7 @@ DEFAULT_QUANTIZER = "rtn"
 def names(kind: str | None = None) -> list[str]:
     """The algorithms of this release, all or those of one kind."""
     found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in found if kind in (None, kind_of(name))]
+    return [name for name in found if kind is None or kind_of(name) == kind]
 
 
 def load(name: str) -> ModuleType:
@@ -42,6 +47,12 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UsageError(f"there is no algorithm {name!r}: use {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def summary(name: str) -> str:
+    """The first line of a module's docstring, read without importing it (it may want torch)."""
+    text = (Path(__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
 def kind_of(name: str) -> str:
@@ -81,6 +92,38 @@ def part_options(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
                 f'{{"{next(iter(named.values()))}": {{...}}}}, not {name}: {given!r}'
             )
     return {name: make_options(name, values.get(name, {})) for name in named.values()}
+
+
+def read_options(algorithm: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Options written as `damping=0.05`, or `gptq.damping=0.05`, in the form that `part_options` takes.
+
+    Raises `UsageError` when one is written otherwise, or names an algorithm that is not part of the composition.
+    """
+    found: dict[str, Any] = {}
+    named = parts(algorithm).values()
+    for text in texts:
+        path, equals, value = text.partition("=")
+        name, dot, option = path.rpartition(".")
+        if not equals or not option or (not dot and "+" in algorithm):
+            raise UsageError(
+                f"an option of {algorithm} is written {next(iter(named))}.NAME=VALUE, not {text!r}"
+            )
+        if dot and name not in named:
+            raise UsageError(
+                f"option {text!r} is not for {algorithm}, which is carried out as {'+'.join(named)}"
+            )
+        owner = found.setdefault(name, {}) if "+" in algorithm else found
+        owner[option] = _value(value)
+    part_options(algorithm, found)
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def make_options(name: str, values: Mapping[str, Any]) -> Any:

@@ -116,10 +116,11 @@ class _Picker:
         self.tied = set(layout.tied.values())
         self.algorithm = algorithm
         self.options = options
-        # The embedding is looked up, not multiplied, and no block holds the head: neither has a Hessian.
-        self.in_blocks_only = "hessian" in load(
-            parts(algorithm)["quantize"]
-        ).NEEDS or "quantize_block" in parts(algorithm)
+        # The embedding is looked up, not multiplied, and no block holds the head: neither has a Hessian or a fold.
+        named = parts(algorithm)
+        self.in_blocks_only = "hessian" in load(named["quantize"]).NEEDS or not named.keys().isdisjoint(
+            ("fold", "quantize_block")
+        )
 
     def choose(self, view: LayerView) -> Choice:
         wanted, why = self._wanted(view)

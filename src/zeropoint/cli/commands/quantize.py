@@ -3,10 +3,12 @@
   zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 8-bit activations
   zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, embeddings at 8 bits
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
+  zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
 
-MODEL is a local Hugging Face folder, a .gguf file, or a hub name. Nothing is trained. No data is needed by
-rtn, the default algorithm; gptq observes the model on a text, which halves what 4 bits lose.
+MODEL is a local Hugging Face folder, a .gguf file, or a hub name. No data is needed by rtn, the default
+algorithm; gptq observes the model on a text, which halves what 4 bits lose. Algorithms that do different work
+are joined by "+" in any order; they are carried out as folds, then layers, then blocks, then the model.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zeropoint import algorithms
 from zeropoint.cli.common import (
     add_json_option,
     add_text_options,
@@ -42,7 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="int8", metavar="F", help="fp16, bf16, int8 (default), int4 or a scheme string"
     )
-    parser.add_argument("--algorithm", default="rtn", metavar="A", help="how codes are chosen (default: rtn)")
+    listed = "; ".join(
+        f"{name}: {algorithms.summary(name).replace('%', '%%')}" for name in algorithms.names()
+    )
+    parser.add_argument(
+        "--algorithm",
+        default="rtn",
+        metavar="A[+A...]",
+        help=f"how codes are chosen (default: rtn); {listed}",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="[A.]NAME=VALUE",
+        help="an option of an algorithm, such as gptq.damping=0.05; repeatable",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -165,6 +183,7 @@ def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> Plan:
             lm_head=args.lm_head,
             keep=tuple(args.keep),
             algorithm=args.algorithm,
+            options=algorithms.read_options(args.algorithm, args.option),
             seed=args.seed,
         )
     return Plan.read(args.plan)
