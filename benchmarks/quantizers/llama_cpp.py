@@ -1,0 +1,75 @@
+"""llama.cpp's own quantizer with an importance matrix, through llama-cpp-python's C API."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from contestant import import_driver
+from quantizer import Calibration
+
+HEAD = "embedding = head quantized too"
+FORMATS = {
+    "Q8_0": ("8 bits", HEAD),
+    "Q4_0": ("4 bits, groups of 32", f"{HEAD}; imatrix"),
+    "Q4_K_M": ("4 bits, groups of 32", f"{HEAD}; imatrix; rows of 576 fall back to Q5_0"),
+    "Q3_K_M": ("3 bits, groups of 32", f"{HEAD}; imatrix; rows of 576 fall back to Q4_0"),
+}
+engine = import_driver(Path(__file__).parents[1] / "peers" / "llama_cpp.py")
+
+
+def quantize(
+    model: Path, out: Path, fmt: str, calibration: Calibration
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    import llama_cpp
+
+    f16, file = out / "f16.gguf", out / "model.gguf"
+    engine.write_f16(model, f16)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
+    matrix = importance(calibration.moments)
+    params.imatrix = matrix
+    if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params):
+        raise SystemExit(f"llama.cpp could not quantize {f16} to {fmt}")
+    f16.unlink()
+    return weights(model, file)
+
+
+def importance(moments: dict[str, np.ndarray]) -> ctypes.Array:
+    """`moments` as the array of `{name, data, size}`, closed by a null name, that llama.cpp reads."""
+    import llama_cpp
+
+    entries = (llama_cpp.llama_model_imatrix_data * (len(moments) + 1))()
+    for entry, (name, moment) in zip(entries, moments.items(), strict=False):
+        # a tied head multiplies by the embedding
+        entry.name = engine.gguf_name(name).encode() if name != "lm_head.weight" else b"token_embd.weight"
+        entry.data = moment.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = moment.size
+    return entries
+
+
+def weights(model: Path, file: Path) -> Iterator[tuple[str, np.ndarray, int]]:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+    from safetensors import safe_open
+
+    config = json.loads((model / "config.json").read_text())
+    with safe_open(model / "model.safetensors", "np") as tensors:
+        names = {engine.gguf_name(name): name for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+    names.setdefault("output.weight", "lm_head.weight")
+    for tensor in GGUFReader(file).tensors:
+        name = names[tensor.name]
+        weight = dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
+        if "q_proj" in name or "k_proj" in name:
+            key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
+            weight = part_rope_pairs(weight, config[key])
+        yield name, weight, int(tensor.n_bytes)
+
+
+def part_rope_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes `interleave_rope_pairs`: rows of each head from llama.cpp's order (2i, 2i + 1) to (i, i + half)."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
