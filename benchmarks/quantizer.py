@@ -61,6 +61,14 @@ def as_array(weight: Any) -> NDArray[np.float32]:
     return np.ascontiguousarray(weight, np.float32)
 
 
+def linear_layers(module: Any) -> dict[str, Any]:
+    """The linear layers of a torch model's blocks, by their weight's name; the head stays as it is."""
+    import torch
+
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
+    return {f"{name}.weight": layer for name, layer in layers.items() if name != "lm_head"}
+
+
 def main() -> None:
     driver_path, model, out, fmt, calibration_path = sys.argv[1:]
     folder = Path(out)

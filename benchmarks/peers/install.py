@@ -1,9 +1,8 @@
-"""Install the engine benchmark's peers, each into its own environment: build/peers/<name>.
+"""Install the benchmarks' peers, each into its own environment: build/peers/<name>.
 
     python benchmarks/peers/install.py [NAME ...]      # all, without names; what is there is left as it is
 
-llama.cpp is compiled for this CPU, which takes minutes. Torch, which only the conversion to OpenVINO needs, is the
-version of constraints.txt.
+llama.cpp is compiled for this CPU, which takes minutes. Torch is the version of constraints.txt wherever it is needed.
 """
 
 from __future__ import annotations
@@ -31,6 +30,11 @@ class Peer:
     unwanted: tuple[str, ...] = ()
 
 
+def torch_peer(*packages: str) -> Peer:
+    """Torch first, then what must make do with that version of it."""
+    return Peer(((TORCH,), (TORCH, *packages)))
+
+
 PEERS = {
     "llama_cpp": Peer(
         (
@@ -53,6 +57,11 @@ PEERS = {
         # optimum-intel asks for it; a build that does not match a CPU-only torch stops every import of transformers
         unwanted=("torchvision",),
     ),
+    # quantizers only: what they make is measured by our own evaluator
+    "hqq": torch_peer("hqq==0.2.8.post1", "transformers==5.24.0"),
+    "auto_round": torch_peer("auto-round==0.16.1", "transformers==5.24.0"),
+    "llmcompressor": torch_peer("llmcompressor==0.14.0.1", "transformers==5.17.0"),
+    "torchao": torch_peer("torchao==0.18.0", "transformers==5.23.0", "accelerate==1.15.0"),
 }
 
 
