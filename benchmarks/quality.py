@@ -44,6 +44,10 @@ CONTEXT = 512
 COLUMNS = ("mean KL", "p99 KL", "top-1", "perplexity", "MB", "bits per weight", "seconds", "peak MB", "note")
 
 
+class RefusedError(Exception):
+    """Why a contestant has no row."""
+
+
 @dataclass(frozen=True)
 class Contestant:
     peer: str
@@ -137,28 +141,58 @@ class Bench:
     def play(self, contestant: Contestant) -> dict[str, Any]:
         """A row of the table: costs and quality, or why there is none."""
         work = self.store / contestant.file_name
+        try:
+            made = self.quantize(contestant, work, self.calibration)
+            result = self.measure(work, made)
+        except RefusedError as why:
+            return {"refused": str(why)}
+        shutil.rmtree(work)
+        return result
+
+    def quantize(self, contestant: Contestant, work: Path, calibration: Path) -> dict[str, Any]:
+        """What `quantizer.py` says of its work, which it leaves in the folder `work`."""
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        command = [
-            contestant.python,
-            "-P",
-            HERE / "quantizer.py",
-            HERE / "quantizers" / f"{contestant.peer}.py",
-        ]
+        driver = HERE / "quantizers" / f"{contestant.peer}.py"
         log = self.store / f"{contestant.file_name}.log"
         with log.open("w") as output:
             done = subprocess.run(
-                [*command, self.model, work, contestant.fmt, self.calibration],
+                [
+                    *(contestant.python, "-P", HERE / "quantizer.py", driver),
+                    *(self.model, work, contestant.fmt, calibration),
+                ],
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
         if done.returncode:
-            return {"refused": f"did not quantize (status {done.returncode}): {last_line(log)}"}
-        made = json.loads((work / "made.json").read_text())
-        result = self.measure(work, made)
+            raise RefusedError(f"did not quantize (status {done.returncode}): {last_line(log)}")
+        made: dict[str, Any] = json.loads((work / "made.json").read_text())
+        return made
+
+    def time(self, chosen: list[Contestant], windows: int) -> None:
+        """Quantize with each, one after the other, on so many calibration windows; keep what it took."""
+        arrays = dict(np.load(self.calibration))
+        arrays["tokens"] = arrays["tokens"][:windows]
+        calibration, work = self.store / "calibration-timed.npz", self.store / "timed"
+        np.savez(calibration, **arrays)
+        costs = []
+        for contestant in chosen:
+            made = self.quantize(contestant, work, calibration)
+            costs.append(
+                {
+                    "name": contestant.name,
+                    "tokens": arrays["tokens"].size,
+                    "cores": self.threads,
+                    **{key: made[key] for key in ("seconds", "peak_rss_bytes")},
+                }
+            )
         shutil.rmtree(work)
-        return result
+        self.costs.write_text(json.dumps(costs, indent=1))
+
+    @property
+    def costs(self) -> Path:
+        return self.store / "costs.json"
 
     def measure(self, work: Path, made: dict[str, Any]) -> dict[str, Any]:
         folder = work / "model"
@@ -252,6 +286,22 @@ def cells(row: dict[str, Any], parameters: int) -> list[str]:
     ]
 
 
+def cost_table(costs: list[dict[str, Any]]) -> list[str]:
+    """Against the first of them."""
+    tokens, cores = costs[0]["tokens"], costs[0]["cores"]
+    lines = [
+        "",
+        f"## Seconds alone on the machine: {tokens:,} calibration tokens, {cores} cores, in turns",
+        "",
+    ]
+    lines += ["| contestant | seconds | times as long | peak MB |", "|---|---|---|---|"]
+    for cost in costs:
+        ratio = cost["seconds"] / costs[0]["seconds"]
+        peak = cost["peak_rss_bytes"] / 1e6
+        lines.append(f"| {cost['name']} | {cost['seconds']:.1f} | {ratio:.2f} | {peak:.0f} |")
+    return lines
+
+
 def report(bench: Bench, rows: dict[Contestant, dict[str, Any]]) -> str:
     machine = Machine.detect()
     parameters = sum(p.numel for p in open_checkpoint(bench.model).parameters() if p.tied_to is None)
@@ -267,6 +317,8 @@ def report(bench: Bench, rows: dict[Contestant, dict[str, Any]]) -> str:
         "- by falling size of the format, then by KL; intervals are 95 % bootstrap over documents",
     ]
     lines += table(rows, parameters)
+    if bench.costs.exists():
+        lines += cost_table(json.loads(bench.costs.read_text()))
     refused = {c: row["refused"] for c, row in rows.items() if "refused" in row}
     if refused:
         lines += ["", "## Not measured", "", *(f"- {c.name}: {why}" for c, why in refused.items())]
@@ -286,9 +338,17 @@ def main() -> None:
         "--only", nargs="*", help="play contestants whose name starts with one of these; table all"
     )
     parser.add_argument("--again", action="store_true", help="play them although their rows are kept")
+    parser.add_argument(
+        "--time", nargs="+", metavar="NAME", help="only quantize with these, in turns, and keep what it took"
+    )
+    parser.add_argument("--timed-windows", type=int, default=16, help="of calibration, for --time")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     bench = Bench(options)
+    if options.time:
+        named = {contestant.name: contestant for contestant in contestants()}
+        bench.time([named[name] for name in options.time], options.timed_windows)
+        options.only = []
     rows = {}
     for contestant in contestants():
         chosen = options.only is None or any(contestant.name.startswith(word) for word in options.only)
