@@ -261,8 +261,7 @@ def last_line(log: Path) -> str:
 
 def table(rows: dict[Contestant, dict[str, Any]], parameters: int) -> list[str]:
     lines: list[str] = []
-    kinds = sorted({contestant.kind for contestant in rows}, reverse=True)
-    for kind in kinds:
+    for kind in sorted({c.kind for c in rows}, key=lambda kind: (-int(kind[0]), kind)):
         members = {c: row for c, row in rows.items() if c.kind == kind and "refused" not in row}
         lines += ["", f"## {kind}", "", f"| contestant | {' | '.join(COLUMNS)} |"]
         lines.append("|---" * (len(COLUMNS) + 1) + "|")
@@ -314,7 +313,7 @@ def report(bench: Bench, rows: dict[Contestant, dict[str, Any]]) -> str:
         f"- calibration: {bench.texts['calibration']}",
         f"- machine: {machine.processor}, {' or '.join(map(str, cores))} core(s) used and shared with other work, so "
         f"that seconds are a guide; Python {platform.python_version()}",
-        "- by falling size of the format, then by KL; intervals are 95 % bootstrap over documents",
+        "- by falling bits, then by KL; intervals are 95 % bootstrap over documents",
     ]
     lines += table(rows, parameters)
     if bench.costs.exists():

@@ -15,8 +15,8 @@ HEAD = "embedding = head quantized too"
 FORMATS = {
     "Q8_0": ("8 bits", HEAD),
     "Q4_0": ("4 bits, groups of 32", f"{HEAD}; imatrix"),
-    "Q4_K_M": ("4 bits, groups of 32", f"{HEAD}; imatrix; rows of 576 fall back to Q5_0"),
-    "Q3_K_M": ("3 bits, groups of 32", f"{HEAD}; imatrix; rows of 576 fall back to Q4_0"),
+    "Q4_K_M": ("4 bits, mixed with wider", f"{HEAD}; imatrix; rows of 576 fall back to Q5_0"),
+    "Q3_K_M": ("3 bits, mixed with wider", f"{HEAD}; imatrix; rows of 576 fall back to Q4_0"),
 }
 engine = import_driver(Path(__file__).parents[1] / "peers" / "llama_cpp.py")
 
