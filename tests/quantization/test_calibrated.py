@@ -54,7 +54,7 @@ def test_blocks_one_by_one_are_the_model(
     torch.testing.assert_close(torch.cat(hidden), last[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", [*algorithms.names(), "gptq+rounding"])
+@pytest.mark.parametrize("algorithm", [*algorithms.names(), "gptq+rounding+distill"])
 @pytest.mark.parametrize("name", ["llama_tied", "gpt2", "bloom", "mixtral", "qwen2_moe"])
 def test_every_algorithm_goes_through(name: str, algorithm: str, tiny_checkpoint: Tiny) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(name))

@@ -19,8 +19,9 @@ both models in float32, the gradients of what is trained, and the logits of a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -77,12 +78,19 @@ class _Store(torch.autograd.Function):
     """Rounding to a type, of which the gradient takes no notice."""
 
     @staticmethod
-    def forward(ctx: object, value: torch.Tensor, store: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def forward(
+        ctx: object, value: torch.Tensor, store: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
         return store(value.detach())
 
     @staticmethod
     def backward(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
+
+
+def _stored(value: torch.Tensor, store: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    result: torch.Tensor = _Store.apply(value, store)  # type: ignore[no-untyped-call]
+    return result
 
 
 def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: int) -> Tuned:
@@ -104,7 +112,7 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
 
     def values() -> dict[str, torch.Tensor]:
         return {
-            name: _Store.apply(factor * start[name], lambda value, name=name: student.store(name, value))
+            name: _stored(factor * start[name], partial(student.store, name))
             for name, factor in factors.items()
         }
 
@@ -115,9 +123,12 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
         for group in optimizer.param_groups:
             group["lr"] = options.rate * half * min(1.0, (step + 1) / WARM_UP)
         optimizer.zero_grad()
-        for number in range(options.batch):  # one window at a time: its logits are the largest thing in memory
+        for number in range(
+            options.batch
+        ):  # one window at a time: its logits are the largest thing in memory
             window = seen[(step * options.batch + number) % len(seen)][None]
-            (divergence(student.exact(window), student.logits(values(), window)) / options.batch).backward()
+            loss = divergence(student.exact(window), student.logits(values(), window)) / options.batch
+            loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         found = values()
@@ -131,7 +142,7 @@ def divergence(exact: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return (reference.exp() * (reference - found.log_softmax(-1))).sum(-1).mean()
 
 
-def _mean(student: Student, values: Mapping[str, torch.Tensor], windows: Sequence[torch.Tensor]) -> float:
+def _mean(student: Student, values: Mapping[str, torch.Tensor], windows: torch.Tensor) -> float:
     with torch.no_grad():
         lost = [
             float(divergence(student.exact(window[None]), student.logits(values, window[None])))

@@ -135,8 +135,15 @@ class _Picker:
         reason = "; ".join(part for part in (why, note) if part)
         reason = reason or f"{view.kind}: the plan's format"
         if self.in_blocks_only and view.kind in ("embedding", "lm_head"):
-            return Choice(fitting, "rtn", {}, reason)
+            return Choice(fitting, *self._outside_blocks(), reason)
         return Choice(fitting, self.algorithm, dict(self.options), reason)
+
+    def _outside_blocks(self) -> tuple[str, dict[str, Any]]:
+        """Algorithm and options of what no block holds: round to nearest, and what tunes the whole model."""
+        tuner = parts(self.algorithm).get("tune_model")
+        if tuner is None:
+            return "rtn", {}
+        return f"rtn+{tuner}", {tuner: self.options[tuner]} if tuner in self.options else {}
 
     def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
         is_tied = view.name in self.tied

@@ -16,9 +16,10 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.plan import Plan
 from zeropoint.planning.coverage import check_complete
-from zeropoint.qtensor import Weight
+from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.calibrated import CalibratedBlocks
 from zeropoint.quantization.layers import LayerError, Quantized, needs, quantize_view
+from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
@@ -62,10 +63,36 @@ def stream(
     Tied names are not repeated. One weight is held at a time; one block, and the hidden states of all `tokens`, while
     statistics are gathered. Raises `CheckpointError` naming the weight that holds NaN or inf, `UsageError` when the
     plan is not this model's or needs tokens and has none, `SchemeError` when a scale overflows.
+
+    Where the plan tunes the whole model, it is held, twice in float32: `UsageError` when the machine's memory is too
+    small for that.
     """
     check_complete(checkpoint, plan)
     if tokens is None and needs_calibration(plan):
         raise UsageError("this plan's algorithms observe the model on text: give calibration tokens")
+    tuner = model_tuner(plan)
+    if tuner is None or tokens is None:
+        yield from _weights(checkpoint, plan, tokens, progress)
+        return
+    refuse_large(checkpoint, tuner, tokens.shape[1])
+    made = dict(_weights(checkpoint, plan, tokens, progress))
+    made, warning = tuner.tune(checkpoint, made, torch.from_numpy(tokens), plan.seed)
+    if warning and progress is not None:
+        total = sum(
+            weight.codes.size if isinstance(weight, QuantizedTensor) else weight.size
+            for weight in made.values()
+        )
+        progress(Progress(tuner.name, total, total, None, warning))
+    yield from made.items()
+
+
+def _weights(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: NDArray[np.int64] | None,
+    progress: Callable[[Progress], None] | None,
+) -> Iterator[tuple[str, Weight]]:
+    """Each weight of the plan in turn, as its layer's and its block's algorithms make it."""
     views = {view.name: view for view in checkpoint.views()[0]}
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
     sizes.update({name: view.shape[0] * view.shape[1] for name, view in views.items()})

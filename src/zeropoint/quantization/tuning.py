@@ -96,7 +96,7 @@ def stored(
     plain: dict[str, torch.Tensor] = {}
     stacks: dict[str, list[torch.Tensor]] = {}
     for view in views:
-        name = view.parameter.removeprefix(f"{path}.")
+        name = view.parameter.removeprefix(path).removeprefix(".")
         weight = weights[view.name].t() if view.transposed else weights[view.name]
         if view.expert is None:
             plain[name] = weight
