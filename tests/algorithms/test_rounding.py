@@ -33,7 +33,8 @@ def problem(text: str) -> tuple[dict[str, rounding.Layer], rounding.Loss]:
         for name, weight in floats.items()
     }
     targets = [block(floats, given) for given in inputs]
-    return layers, lambda weights, n: rounding.relative_distance(block(weights, inputs[n]), targets[n])
+    sizes = rounding.relative_sizes(targets)
+    return layers, lambda weights, n: rounding.relative_distance(block(weights, inputs[n]), targets[n], sizes)
 
 
 def naive(

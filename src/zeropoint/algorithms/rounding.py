@@ -8,8 +8,9 @@ and that of the float model. Gradients pass through the rounding as if it were n
 factor within `clip` of what it was, wherever its type can hold one: nested scales are left as they are.
 
 Where u starts from the codes of `gptq`, which are not the nearest ones, it is the point nearest to the float weight
-that rounds to that code. The distance is relative to the size of each token's output, which is what the next norm
-makes of it: a few tokens of a language model are a thousand times larger than the rest.
+that rounds to that code. The distance is relative to the size of each token and of each channel: some of either are a
+thousand times larger than the rest, and the next norm and its weights make up for that. Without the channels' part the
+distance falls by half on SmolLM2-135M, and the model gets worse.
 
 The codes at the start, in the middle and at the end are compared on all inputs given, and the best are taken; the
 caller is told when those are the ones at the start.
@@ -19,7 +20,7 @@ Cost: each of `steps` runs the block forwards and backwards on `batch` batches a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +151,17 @@ def _sum_groups(values: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return torch.from_numpy(grouped(values.numpy(), scheme).sum(axis=2))
 
 
-def relative_distance(out: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """The squared distance of outputs `[..., width]`, each token's as a part of its size, on average."""
-    return ((out - exact).square().sum(-1) / exact.square().sum(-1).clamp_min(1e-12)).mean()
+def relative_sizes(exact: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean square `[width]` of each channel of outputs `[..., width]`, of which every token's is 1 on average."""
+    rows = [out.reshape(-1, out.shape[-1]) for out in exact]
+    total = sum(
+        (row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)).square().sum(0) for row in rows
+    )
+    sizes: torch.Tensor = torch.as_tensor(total) / sum(len(row) for row in rows)
+    return sizes.clamp_min(1e-6)
+
+
+def relative_distance(out: torch.Tensor, exact: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """The mean squared distance of outputs `[..., width]`, as a part of the token's size and of the channel's."""
+    token = exact.square().mean(-1, keepdim=True).clamp_min(1e-12)
+    return ((out - exact).square() / token / sizes).mean()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zeropoint.algorithms import load, part_options, parts
-from zeropoint.algorithms.rounding import Layer, Loss, Tuned, relative_distance
+from zeropoint.algorithms.rounding import Layer, Loss, Tuned, relative_distance, relative_sizes
 from zeropoint.errors import UsageError
 from zeropoint.plan import Choice
 from zeropoint.quantization.layers import Quantized, measure
@@ -81,10 +81,11 @@ def block_loss(
     exact: Sequence[torch.Tensor],
 ) -> Loss:
     """How far the block at `path`, given `hidden`, is from the float model's outputs `exact`, batch by batch."""
+    sizes = relative_sizes(exact)
 
     def loss(weights: Mapping[str, torch.Tensor], number: int) -> torch.Tensor:
         parameters = stored(block, path, views, weights)
-        return relative_distance(run(parameters, hidden[number]), exact[number])
+        return relative_distance(run(parameters, hidden[number]), exact[number], sizes)
 
     return loss
 
