@@ -112,6 +112,14 @@ def test_a_summary_is_one_line(name: str) -> None:
     assert len(algorithms.summary(name)) > 20
 
 
+def test_best_is_a_composition_that_exists() -> None:
+    name, options = algorithms.resolve("best", {})
+    assert algorithms.part_options(name, options)
+    assert algorithms.resolve("gptq", {"sweeps": 1}) == ("gptq", {"sweeps": 1})
+    with pytest.raises(UsageError, match="options of its own"):
+        algorithms.resolve("best", {"sweeps": 1})
+
+
 def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(UsageError, match="rtn"):
         algorithms.load("magic")

@@ -35,6 +35,18 @@ KINDS = ("fold", "quantize", "quantize_block", "tune_model")
 #: What quantizes the layers of a composition that names nothing for it.
 DEFAULT_QUANTIZER = "rtn"
 
+#: What `best` stands for: the composition that lost least of those measured at 4 bits (docs/formats.md).
+BEST: tuple[str, Mapping[str, Any]] = ("gptq", {"sweeps": 2})
+
+
+def resolve(algorithm: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The algorithm and options that a name a user gave stands for. Raises `UsageError` for `best` with options."""
+    if algorithm != "best":
+        return algorithm, dict(options)
+    if options:
+        raise UsageError(f"best has options of its own: name the algorithm ({BEST[0]}) to give others")
+    return BEST[0], dict(BEST[1])
+
 
 def names(kind: str | None = None) -> list[str]:
     """The algorithms of this release, all or those of one kind."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zeropoint.algorithms import load, part_options, parts
+from zeropoint.algorithms import load, part_options, parts, resolve
 from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
@@ -40,7 +40,7 @@ def uniform_plan(
     """
     scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
-    given = dict(options or {})
+    algorithm, given = resolve(algorithm, options or {})
     part_options(algorithm, given)  # a mistyped option is refused now, not after minutes
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
     _check_patterns(keep, checkpoint)
