@@ -16,7 +16,7 @@ from zeropoint.views import LayerView
 Seen = Callable[[str, torch.Tensor], None]
 """Told the name of a view and its input, before the layer runs."""
 
-_PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class _EnoughError(Exception):
@@ -69,7 +69,7 @@ class _ExpertTap(TorchFunctionMode):
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._names and func in _PRODUCTS:
+        if self._names and func in PRODUCTS:
             name = self._names.get(args[1].data_ptr())
             if name is not None:
                 self._seen(name, args[0])

@@ -1,0 +1,133 @@
+"""From a checkpoint and a text to the table: all three scores, and how far they agree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeropoint.allocator import release
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.planning.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
+from zeropoint.quantization.calibrated import reduced_precision
+from zeropoint.quantization.moments import input_moments
+from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
+from zeropoint.quantization.sensitivity.model import FloatModel
+from zeropoint.quantization.sensitivity.scores import Scores
+from zeropoint.quantization.sensitivity.swaps import Swaps, sample
+
+#: Tokens of a window: the shorter, the more windows a standard error is made of.
+WINDOW = 128
+#: Windows that a swapped model is measured on.
+SWAP_WINDOWS = 2
+
+Step = Callable[[str, float, float], None]
+
+
+def sensitivity_key(
+    checkpoint: Checkpoint, tokens: NDArray[np.int64], formats: Sequence[str], *, swaps: int, seed: int
+) -> str:
+    """A digest of all that the table depends on: the same key, the same table."""
+    parts = {
+        "version": SENSITIVITY_VERSION,
+        "model": checkpoint.source_digest(),
+        "tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+        "formats": list(formats),
+        "swaps": swaps,
+        "seed": seed,
+        "packages": {name: version(name) for name in ("zeropoint", "torch", "transformers", "numpy")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def measure(
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64],
+    formats: Sequence[str],
+    *,
+    swaps: int = 24,
+    seed: int = 0,
+    progress: Step = lambda what, done, total: None,
+) -> Sensitivity:
+    """`tokens` `[windows, length]` are cut into windows of `WINDOW`; `swaps` groups per format are measured by swapping.
+
+    Memory: the model in float32, and 16 bits a weight for each format. Raises `UsageError` or `SchemeError` for bad
+    formats, `CheckpointError` for a weight that holds NaN or inf.
+    """
+    check_formats(formats)
+    windows = _windows(torch.from_numpy(tokens))
+    stats = input_moments(checkpoint, {view.name for view in checkpoint.views()[0]}, seed=seed)
+    model = FloatModel(checkpoint)
+    changed = perturbations(model.views, formats, stats, progress)
+    groups = model.groups(windows)
+    scores = Scores(model, groups, changed)
+    with reduced_precision():
+        scores.run(windows, seed, progress)
+    costs = _measured(model, groups, scores.costs(), changed, windows[:SWAP_WINDOWS], swaps, progress)
+    release()
+    reached = {cost.group for cost in costs}
+    return Sensitivity(
+        model=checkpoint.path.name,
+        key=sensitivity_key(checkpoint, tokens, formats, swaps=swaps, seed=seed),
+        formats=tuple(formats),
+        tokens=windows.numel(),
+        groups=tuple(groups),
+        costs=tuple(costs),
+        inputs=tuple(scores.inputs()),
+        agreement=agreement(costs, formats),
+        unreached=tuple(group.name for group in groups if group.name not in reached),
+    )
+
+
+def agreement(costs: Sequence[Cost], formats: Sequence[str]) -> dict[str, float]:
+    """Spearman's correlation of each pair of scores at each format, over the groups that have both."""
+    found: dict[str, float] = {}
+    for text in formats:
+        rows = [cost for cost in costs if cost.format == text]
+        scores: dict[str, dict[str, float]] = {
+            "fisher": {cost.group: cost.fisher.value for cost in rows},
+            "output error": {cost.group: cost.output_error for cost in rows},
+            "measured": {cost.group: cost.measured.value for cost in rows if cost.measured is not None},
+        }
+        for first, second in combinations(scores, 2):
+            both = sorted(scores[first].keys() & scores[second].keys())
+            if len(both) > 2:
+                values = [[scores[name][group] for group in both] for name in (first, second)]
+                found[f"{first} ~ {second}, {text}"] = spearman(*values)
+    return found
+
+
+def _measured(
+    model: FloatModel,
+    groups: Sequence[Group],
+    costs: list[Cost],
+    changed: dict[str, dict[str, Perturbation]],
+    windows: torch.Tensor,
+    count: int,
+    progress: Step,
+) -> list[Cost]:
+    """The costs with the divergence of a sample of groups filled in."""
+    if not count:
+        return costs
+    by_name = {group.name: group for group in groups}
+    meter = Swaps(model, windows)
+    found: dict[tuple[str, str], Estimate | None] = {}
+    for number, text in enumerate(changed):
+        ranked = sorted((c for c in costs if c.format == text), key=lambda c: (-c.fisher.value, c.group))
+        chosen = sample(ranked, count)
+        for index, name in enumerate(chosen):
+            progress(f"swapping {name} to {text}", number * len(chosen) + index, len(changed) * len(chosen))
+            found[name, text] = meter.divergence(by_name[name], changed[text])
+    return [replace(cost, measured=found.get((cost.group, cost.format))) for cost in costs]
+
+
+def _windows(tokens: torch.Tensor) -> torch.Tensor:
+    length = min(WINDOW, tokens.shape[1])
+    return tokens[:, : tokens.shape[1] // length * length].reshape(-1, length)

@@ -1,0 +1,127 @@
+"""The whole float model, its products observed: which weight is given what, and what comes out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.planning.sensitivity import Group
+from zeropoint.quantization.blocks import FilledModel
+from zeropoint.quantization.taps import PRODUCTS
+from zeropoint.views import LayerView
+
+Product = Callable[[str, torch.Tensor, torch.Tensor], None]
+"""Told the name of a view, its input (token ids for a lookup) and its output."""
+
+_IN_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+class FloatModel:
+    """All weights in float32 in memory, frozen; gradients flow through activations alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._filled = FilledModel(checkpoint)
+        self._filled.fill([info.name for info in checkpoint.parameters()])
+        self.module: Any = self._filled.module
+        self.module.tie_weights()
+        self.views = {view.name: view for view in checkpoint.views()[0]}
+        self._blocks = self._filled.blocks
+        head = self.module.get_output_embeddings()
+        own = {view.module for view in self.views.values()}
+        paths = {id(module): path for path, module in self.module.named_modules(remove_duplicate=False)}
+        self._tied_head = head if head is not None and paths.get(id(head)) not in own else None
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """`[windows, length, vocabulary]`"""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out: torch.Tensor = self.module(input_ids=ids, use_cache=False).logits
+        return out
+
+    def weight(self, view: LayerView) -> torch.Tensor:
+        """The weight itself (no copy) as `[out, in]`."""
+        owner = self.module.get_submodule(view.module)
+        parameter: torch.Tensor = getattr(owner, view.parameter.rpartition(".")[2]).detach()
+        target = parameter if view.expert is None else parameter[view.expert]
+        return target.t() if view.transposed else target
+
+    def modules_of(self, view: LayerView) -> list[torch.nn.Module]:
+        """The modules that multiply by a view's weight; none of its own has an expert."""
+        if view.kind == "expert":
+            return []
+        found = [self.module.get_submodule(view.module)]
+        return [*found, self._tied_head] if view.kind == "embedding" and self._tied_head is not None else found
+
+    @contextmanager
+    def observed(self, seen: Product) -> Iterator[None]:
+        """Call `seen` after every product with a view's weight."""
+        handles = [
+            module.register_forward_hook(lambda _m, given, out, name=name: seen(name, given[0], out))
+            for name, view in self.views.items()
+            for module in self.modules_of(view)
+        ]
+        experts = {
+            self.weight(view).data_ptr(): name for name, view in self.views.items() if view.kind == "expert"
+        }
+        try:
+            with _ExpertProducts(experts, seen):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def groups(self, ids: torch.Tensor) -> list[Group]:
+        """Views that must share a format: given the very same tensor by one parent, or experts of one stack."""
+        found: dict[tuple[Any, ...], list[str]] = {}
+        inputs: list[torch.Tensor] = []  # kept, so that no identity is given out twice
+
+        def seen(name: str, given: torch.Tensor, _out: torch.Tensor) -> None:
+            if any(name in names for names in found.values()):
+                return
+            inputs.append(given)
+            parent = self.views[name].module.rpartition(".")[0]
+            found.setdefault((id(given), parent), []).append(name)
+
+        with torch.no_grad(), self.observed(seen):
+            self.logits(ids[:1])
+        shared = {name: key for key, names in found.items() for name in names}
+        joined: dict[Any, list[str]] = {}
+        for name, view in self.views.items():
+            key = view.parameter if view.kind == "expert" else shared.get(name, name)
+            joined.setdefault(key, []).append(name)
+        return [self._group(names) for names in joined.values()]
+
+    def _group(self, names: list[str]) -> Group:
+        views = [self.views[name] for name in names]
+        parameters = sum(view.shape[0] * view.shape[1] for view in views)
+        paths = [view.parameter.removesuffix(".weight") for view in views]
+        kind = "+".join(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+        parent = paths[0].rpartition(".")[0]
+        inside = any(paths[0].startswith(f"{block}.") for block in self._blocks)
+        match = _IN_BLOCK.search(paths[0])
+        block = int(match[1]) if inside and match else None
+        return Group(f"{parent}.{kind}".lstrip("."), tuple(names), block, kind, parameters)
+
+
+class _ExpertProducts(TorchFunctionMode):
+    """Experts have no module of their own: seen where a slice of their stack is multiplied."""
+
+    def __init__(self, names: dict[int, str], seen: Product) -> None:
+        super().__init__()
+        self._names = names
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self._names and func in PRODUCTS:
+            name = self._names.get(args[1].data_ptr())
+            if name is not None:
+                self._seen(name, args[0], out)
+        return out
