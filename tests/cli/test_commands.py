@@ -168,3 +168,19 @@ def test_a_small_install_says_what_is_missing(
     monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
     assert main(["inspect", str(tmp_path)]) == 2
     assert "zeropoint[quantize]" in capsys.readouterr().err
+
+
+def test_inspect_sensitivity_measures_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "fragile.html"
+    command = ["inspect", str(model), "--sensitivity", "--formats", "int4", "--tokens", "128", "--swaps", "3"]
+    code, found = run_json([*command, "--html", str(page)], tmp_path / "s.json")
+    assert code == 0
+    assert "is the most fragile" in capsys.readouterr().out
+    assert "What is fragile" in page.read_text()
+    assert {cost["format"] for cost in found["costs"]} == {"int4"}
+    assert run_json(command, tmp_path / "s.json") == (0, found)
+    assert "read from" in capsys.readouterr().out
+    assert main([*command, "--formats", "fp16"]) == 2
+    assert "not quantized" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,18 @@ class LayerError:
     error: float
     sqnr_db: float | None
 
-    def words(self) -> str:
+    def words(self, show: Callable[[float], str] | None = None) -> str:
         sqnr = "" if self.sqnr_db is None else f", {self.sqnr_db:.1f} dB"
-        return f"{self.name}: {percent(self.error)}{sqnr}, {self.scheme}"
+        return f"{self.name}: {(show or percent)(self.error)}{sqnr}, {self.scheme}"
 
 
 def percent(error: float) -> str:
     return f"{numbers.plain(100 * error)} %"
+
+
+def logarithmic(error: float) -> float:
+    """Ink for errors that differ by orders of magnitude."""
+    return math.log(max(error, 1e-12))
 
 
 def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
@@ -62,23 +67,33 @@ def worst(errors: Sequence[LayerError]) -> LayerError | None:
     return max(errors, key=lambda e: e.error, default=None)
 
 
-def heat_map(errors: Sequence[LayerError], *, css: str, width: float = 1020) -> str:
-    """Rows are kinds of layer, columns blocks; ink goes from the smallest error to the largest."""
+def heat_map(
+    errors: Sequence[LayerError],
+    *,
+    css: str,
+    width: float = 1020,
+    show: Callable[[float], str] = percent,
+    scale: Callable[[float], float] = float,
+    what: str = "Relative error",
+) -> str:
+    """Rows are kinds of layer, columns blocks; ink goes from the smallest error to the largest, evenly on `scale`."""
     inside = [e for e in errors if e.block is not None]
     if not inside:
         return ""
     kinds = list(dict.fromkeys(e.kind for e in inside))
     blocks = max(e.block for e in inside if e.block is not None) + 1
     low, high = min(e.error for e in inside), max(e.error for e in inside)
-    step = (width - _LABEL) / blocks
+    faint, full = scale(low), scale(high)
+    label_width = max(_LABEL, 16 + max(svg.text_width(kind, 12) for kind in kinds))
+    step = (width - label_width) / blocks
     height = min(max(step, 15), 24)
     worst_one = worst(inside)
     parts = []
     for row, kind in enumerate(kinds):
-        parts.append(svg.text(_LABEL - 8, row * height + height / 2 + 4, kind, css="tick", anchor="end"))
+        parts.append(svg.text(label_width - 8, row * height + height / 2 + 4, kind, css="tick", anchor="end"))
     for each in inside:
-        x, y = _LABEL + (each.block or 0) * step, kinds.index(each.kind) * height
-        ink = _FAINTEST + (1 - _FAINTEST) * (each.error - low) / (high - low or 1)
+        x, y = label_width + (each.block or 0) * step, kinds.index(each.kind) * height
+        ink = _FAINTEST + (1 - _FAINTEST) * (scale(each.error) - faint) / (full - faint or 1)
         mark = " worst" if each is worst_one else ""
         parts.append(
             svg.rect(
@@ -89,25 +104,25 @@ def heat_map(errors: Sequence[LayerError], *, css: str, width: float = 1020) -> 
                 css=f"fill cell {css}{mark}",
                 radius=min(2.5, step / 6),
                 style=f"fill-opacity:{ink:.3f}",
-                tip=each.words(),
+                tip=each.words(show),
             )
         )
     bottom = len(kinds) * height
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100) if step * n >= 26 or n == 100)
     parts += [
-        svg.text(_LABEL + (block + 0.5) * step, bottom + 16, str(block), css="tick", anchor="middle")
+        svg.text(label_width + (block + 0.5) * step, bottom + 16, str(block), css="tick", anchor="middle")
         for block in range(0, blocks, every)
     ]
-    parts += _legend(bottom + 44, low, high, css)
-    label = f"Relative error by block and kind of layer, {percent(low)} to {percent(high)}"
+    parts += _legend(bottom + 44, label_width, show(low), show(high), css)
+    label = f"{what} by block and kind of layer, {show(low)} to {show(high)}"
     return svg.document(width, bottom + 50, parts, label=label, css="heat")
 
 
-def _legend(y: float, low: float, high: float, css: str) -> list[str]:
+def _legend(y: float, left: float, low: str, high: str, css: str) -> list[str]:
     cells, cell = 8, 15.0
-    parts = [svg.text(_LABEL - 8, y, "error", css="tick", anchor="end")]
-    parts.append(svg.text(_LABEL, y, percent(low), css="tick"))
-    start = _LABEL + svg.text_width(percent(low), 12) + 8
+    parts = [svg.text(left - 8, y, "error", css="tick", anchor="end")]
+    parts.append(svg.text(left, y, low, css="tick"))
+    start = left + svg.text_width(low, 12) + 8
     for index in range(cells):
         ink = _FAINTEST + (1 - _FAINTEST) * index / (cells - 1)
         parts.append(
@@ -115,5 +130,5 @@ def _legend(y: float, low: float, high: float, css: str) -> list[str]:
                 start + index * cell, y - 10, cell, 11, css=f"fill {css}", style=f"fill-opacity:{ink:.3f}"
             )
         )
-    parts.append(svg.text(start + cells * cell + 8, y, percent(high), css="tick"))
+    parts.append(svg.text(start + cells * cell + 8, y, high, css="tick"))
     return parts

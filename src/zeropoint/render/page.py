@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from zeropoint.errors import UsageError
-from zeropoint.render import charts, numbers, summary
+from zeropoint.render import charts, fragility, numbers, summary
 from zeropoint.render.colours import colour_classes
 from zeropoint.render.sections import answers, cards, costs, coverage, full_table, heat_maps, methods, points
 from zeropoint.report import Report
@@ -30,14 +30,17 @@ _WIDE, _NARROW = 660.0, 360.0
 def page(report: Report) -> str:
     """The page as a string. Sections whose numbers are missing are left out."""
     classes = colour_classes(report)
-    reference = summary.reference_name(report)
+    sensitivity = fragility.table_of(report)
+    reference = summary.reference_name(report) or (sensitivity.model if sensitivity else None)
     dots = points(report, classes)
     floor = report.find(reference or "", "noise_floor_kl")
     floor_value = floor.value if floor else None
     return _template().render(
         title=f"{reference or 'Nothing'}: {'compared' if len(report.models()) > 1 else 'measured'}",
         reference=reference,
-        headline=summary.headline(report),
+        headline=fragility.headline(sensitivity)
+        if sensitivity and not report.models()
+        else summary.headline(report),
         sentences=summary.other_sentences(report),
         warnings=summary.warnings(report),
         noise=summary.noise_lines(report),
@@ -47,6 +50,7 @@ def page(report: Report) -> str:
         scatter_wide=Markup(charts.scatter(dots, floor_value, width=_WIDE)) if dots else None,
         scatter_narrow=Markup(charts.scatter(dots, floor_value, width=_NARROW, height=380)) if dots else None,
         heat_maps=heat_maps(report, classes),
+        fragility=fragility.maps(sensitivity),
         answers=answers(report, classes),
         coverage=coverage(report, classes),
         table=full_table(report),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from zeropoint.cli.common import (
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the checkpoint folder the artifacts were made from")
     parser.add_argument("artifacts", metavar="ARTIFACT", nargs="+")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    parser.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="show what is fragile in the page: the file of `zeropoint inspect --sensitivity --json`",
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as markdown")
     parser.add_argument(
         "--prompt",
@@ -60,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.evaluate import compare
     from zeropoint.evaluate.answers import DEFAULT_PROMPTS
     from zeropoint.render import markdown, page
+    from zeropoint.sensitivity import load
 
     check_writable(args.json, args.html, args.markdown)
+    table = None if args.sensitivity is None else load(args.sensitivity)
     with progress_fraction() as progress:
         report = compare(
             args.model,
@@ -77,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
+    if table is not None:
+        report = replace(report, extra={**report.extra, "sensitivity": table.to_json()})
     show_report(report)
     write_text(args.json, report.dumps())
     if args.markdown is not None:

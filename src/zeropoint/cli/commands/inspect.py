@@ -1,15 +1,33 @@
 """Look at a model before quantizing: what it holds, what each format would cost here.
 
-A dry run: no weights are loaded.
+A dry run: no weights are loaded. With --sensitivity the model runs instead, on text, and each group of layers is
+told how much it would lose alone at each format:
+
+  zeropoint inspect MODEL --sensitivity --formats int4 int8 a8token --json FILE --html FILE
+
+A FILE that was measured on the same model, formats and text is read instead of measuring again.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
+from zeropoint.cli.common import (
+    add_json_option,
+    check_writable,
+    positive_int,
+    progress_bar,
+    this_machine,
+    write_json,
+    write_text,
+)
 from zeropoint.render import numbers
+
+if TYPE_CHECKING:
+    from zeropoint.checkpoint import Checkpoint
 
 HELP = "what a model holds and what each format would cost"
 
@@ -29,6 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
     )
     add_json_option(parser)
+    group = parser.add_argument_group("what is fragile")
+    group.add_argument("--sensitivity", action="store_true", help="run the model and measure it")
+    group.add_argument(
+        "--formats",
+        nargs="+",
+        default=["int4", "int8", "a8token"],
+        metavar="F",
+        help="formats to measure; a8token is 8-bit inputs alone (default: int4 int8 a8token)",
+    )
+    group.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to run on (default: a built-in sample)"
+    )
+    group.add_argument("--tokens", type=positive_int, default=2048, metavar="N", help="of it (default: 2048)")
+    group.add_argument(
+        "--swaps",
+        type=int,
+        default=16,
+        metavar="N",
+        help="groups a format that are really swapped, to check the prediction (default: 16)",
+    )
+    group.add_argument("--html", type=Path, metavar="FILE", help="write the heat maps as one page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.planning.survey import survey
 
-    check_writable(args.json)
+    check_writable(args.json, args.html)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
+    if args.sensitivity:
+        return _sensitivity(checkpoint, args)
     machine = this_machine(measure=not args.no_measure)
     found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
     console = Console()
@@ -75,4 +116,33 @@ def run(args: argparse.Namespace) -> int:
             f"not quantized: {vectors} vectors (norms, biases): too small to matter, too sensitive to round"
         )
     write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(found)})
+    return 0
+
+
+def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:
+    from zeropoint.cli import fragility
+    from zeropoint.machine import Machine
+    from zeropoint.quantization import read_calibration
+    from zeropoint.quantization.sensitivity import check_formats, measure, sensitivity_key
+    from zeropoint.render import page
+    from zeropoint.report import Report
+    from zeropoint.sensitivity import load
+
+    check_formats(args.formats)
+    tokens = read_calibration(checkpoint, args.text, tokens=args.tokens).tokens
+    swaps = max(args.swaps, 0)
+    known = load(args.json) if args.json is not None and args.json.exists() else None
+    if known is not None and known.key == sensitivity_key(
+        checkpoint, tokens, args.formats, swaps=swaps, seed=0
+    ):
+        print(f"read from {args.json}: measured on the same model, formats and text")
+        table = known
+    else:
+        with progress_bar() as bar:
+            table = measure(checkpoint, tokens, args.formats, swaps=swaps, progress=bar)
+    fragility.show(table)
+    write_json(args.json, table.to_json())
+    if args.html is not None:
+        report = Report((), Machine.detect().to_json(), {"sensitivity": table.to_json()})
+        write_text(args.html, page(report))
     return 0

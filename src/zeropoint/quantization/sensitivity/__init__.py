@@ -5,6 +5,7 @@ predicted from gradients (Fisher information), and the divergence measured with 
 knows which layers are fragile: that is what it finds out.
 """
 
+from zeropoint.quantization.sensitivity.errors import check_formats
 from zeropoint.quantization.sensitivity.measure import measure, sensitivity_key
 
-__all__ = ["measure", "sensitivity_key"]
+__all__ = ["check_formats", "measure", "sensitivity_key"]

@@ -44,7 +44,9 @@ def check_formats(formats: Sequence[str]) -> None:
         raise UsageError("name formats that differ, int4 and int8 say")
     for text in formats:
         if text != INPUTS_ALONE and parse(text).is_float:
-            raise SchemeError(f"{text} is not quantized, so that nothing is sensitive to it: use int4 or int8")
+            raise SchemeError(
+                f"{text} is not quantized, so that nothing is sensitive to it: use int4 or int8"
+            )
 
 
 def perturbations(
@@ -72,7 +74,7 @@ def perturbations(
 
 def fake_quantize(given: torch.Tensor, activation: Activation) -> torch.Tensor:
     """Float inputs `[..., in]` rounded as a kernel rounds them: symmetric, one scale per token or group."""
-    grouped = given.unflatten(-1, (-1, activation.group_size or given.shape[-1]))
+    grouped = given.reshape(*given.shape[:-1], -1, activation.group_size or given.shape[-1])
     scale = (grouped.abs().amax(-1, keepdim=True) / activation.qmax).clamp_min(1e-30)
     rounded: torch.Tensor = ((grouped / scale).round() * scale).flatten(-2)
     return rounded

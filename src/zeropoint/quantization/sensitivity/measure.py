@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.planning.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
 from zeropoint.quantization.calibrated import reduced_precision
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
 from zeropoint.quantization.sensitivity.model import FloatModel
 from zeropoint.quantization.sensitivity.scores import Scores
 from zeropoint.quantization.sensitivity.swaps import Swaps, sample
+from zeropoint.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
 
 #: Tokens of a window: the shorter, the more windows a standard error is made of.
 WINDOW = 128
@@ -56,7 +56,7 @@ def measure(
     seed: int = 0,
     progress: Step = lambda what, done, total: None,
 ) -> Sensitivity:
-    """`tokens` `[windows, length]` are cut into windows of `WINDOW`; `swaps` groups per format are measured by swapping.
+    """`tokens` `[windows, length]` are cut into windows of `WINDOW`; `swaps` groups a format are really swapped.
 
     Memory: the model in float32, and 16 bits a weight for each format. Raises `UsageError` or `SchemeError` for bad
     formats, `CheckpointError` for a weight that holds NaN or inf.

@@ -12,9 +12,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.planning.sensitivity import Group
 from zeropoint.quantization.blocks import FilledModel
 from zeropoint.quantization.taps import PRODUCTS
+from zeropoint.sensitivity import Group
 from zeropoint.views import LayerView
 
 Product = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -57,7 +57,9 @@ class FloatModel:
         if view.kind == "expert":
             return []
         found = [self.module.get_submodule(view.module)]
-        return [*found, self._tied_head] if view.kind == "embedding" and self._tied_head is not None else found
+        return (
+            [*found, self._tied_head] if view.kind == "embedding" and self._tied_head is not None else found
+        )
 
     @contextmanager
     def observed(self, seen: Product) -> Iterator[None]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from zeropoint.planning.sensitivity import Cost, Estimate, Group, InputShape
 from zeropoint.quantization.sensitivity.errors import Perturbation
 from zeropoint.quantization.sensitivity.model import FloatModel
+from zeropoint.sensitivity import Cost, Estimate, Group, InputShape
 
 
 class Scores:
@@ -56,13 +56,13 @@ class Scores:
             reached.add(self._owner[name])
             given = given.detach()
             self._look(name, given, out.detach())
-            out.register_hook(lambda gradient: self._back(name, given, gradient))
+            out.register_hook(lambda gradient: self._back(name, given, gradient))  # type: ignore[no-untyped-call]
 
         with torch.enable_grad(), self._model.observed(seen):
             logits = self._model.logits(ids)[0].float()
             chances = torch.log_softmax(logits, -1)
             labels = torch.multinomial(chances.detach().exp(), 1, generator=generator)
-            chances.gather(-1, labels).sum().backward()
+            chances.gather(-1, labels).sum().backward()  # type: ignore[no-untyped-call]
         length = ids.shape[1]
         for group in reached:
             for text in self._formats:
@@ -128,5 +128,5 @@ class _Moments:
         each = fourth / second.square().clamp_min(tiny)
         pooled = fourth.mean() / second.mean().square().clamp_min(tiny)
         ratio = self._largest.max() / self._largest.median().clamp_min(tiny)
-        values = [float(f"{float(value):.5g}") for value in (ratio, each.median(), pooled)]
-        return InputShape(group, *values, int(self._largest.argmax()))
+        rounded = [float(f"{float(value):.5g}") for value in (ratio, each.median(), pooled)]
+        return InputShape(group, rounded[0], rounded[1], rounded[2], int(self._largest.argmax()))

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from zeropoint.planning.sensitivity import Cost, Estimate, Group
 from zeropoint.quantization.sensitivity.errors import Perturbation, fake_quantize
 from zeropoint.quantization.sensitivity.model import FloatModel
+from zeropoint.sensitivity import Cost, Estimate, Group
 
 
 class Swaps:
@@ -23,7 +23,9 @@ class Swaps:
     def divergence(self, group: Group, changed: Mapping[str, Perturbation]) -> Estimate | None:
         """KL divergence from the float model, nats per token; None for 8-bit inputs of experts, which have no
         module in front of which to round them."""
-        if any(changed[n].activation and not self._model.modules_of(self._model.views[n]) for n in group.weights):
+        if any(
+            changed[n].activation and not self._model.modules_of(self._model.views[n]) for n in group.weights
+        ):
             return None
         with self._swapped(group, changed):
             found = []
@@ -46,8 +48,9 @@ class Swaps:
             if change.delta is not None:
                 weight += change.delta.float()
             if change.activation is not None:
-                for module in self._model.modules_of(self._model.views[name]):
-                    handles.append(module.register_forward_pre_hook(_rounding(change)))
+                hook = _rounding(change)
+                modules = self._model.modules_of(self._model.views[name])
+                handles += [module.register_forward_pre_hook(hook) for module in modules]
         try:
             yield
         finally:

@@ -1,0 +1,112 @@
+"""The sensitivity table in a terminal: the most fragile groups, and a heat map of blocks by kinds of layer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from zeropoint.sensitivity import Sensitivity
+
+#: From harmless to fragile: colours of a 256-colour terminal, readable on dark and on light.
+_RAMP = (17, 24, 31, 38, 71, 142, 178, 208, 202, 196)
+_ROWS = 12
+
+
+def show(table: Sensitivity) -> None:
+    """Everything, on standard output."""
+    from rich.console import Console
+
+    from zeropoint.render.fragility import agreement, headline
+
+    console = Console()
+    console.print(f"[bold]{headline(table)}[/]", soft_wrap=True)
+    for format in table.formats:
+        console.print()
+        console.print(_most_fragile(table, format))
+        if words := agreement(table, format):
+            console.print(words, soft_wrap=True, style="dim")
+        console.print()
+        console.print(_heat_map(table, format))
+    console.print()
+    console.print(_inputs(table))
+    for name in table.unreached:
+        console.print(
+            f"warning: no token of the text reached {name}: what it costs is not known", soft_wrap=True
+        )
+
+
+def _short(table: Sensitivity, name: str) -> str:
+    """`block 3 q+k+v`: whole names would push the numbers out of a narrow terminal."""
+    group = next(group for group in table.groups if group.name == name)
+    return name if group.block is None else f"block {group.block} {group.kind.replace('_proj', '')}"
+
+
+def _grid(*titles: str) -> Table:
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False)
+    for index, title in enumerate(titles):
+        grid.add_column(title, justify="right" if index else "left", no_wrap=True)
+    return grid
+
+
+def _most_fragile(table: Sensitivity, format: str) -> Table:
+    from zeropoint.render import numbers
+    from zeropoint.render.layers import percent
+
+    grid = _grid(f"fragile at {format}", "predicted KL", "+-", "measured KL", "output error")
+    for cost in table.fragile(format)[:_ROWS]:
+        measured = "" if cost.measured is None else numbers.nats(cost.measured.value)
+        spread = numbers.nats(cost.fisher.standard_error)
+        grid.add_row(
+            _short(table, cost.group),
+            numbers.nats(cost.fisher.value),
+            spread,
+            measured,
+            percent(cost.output_error),
+        )
+    return grid
+
+
+def _heat_map(table: Sensitivity, format: str) -> Table:
+    """Rows are blocks, columns kinds; colours are logarithmic, digits (0 to 9) the same scale without colour."""
+    groups = {group.name: group for group in table.groups}
+    values = {
+        (groups[cost.group].block, groups[cost.group].kind): cost.fisher.value
+        for cost in table.fragile(format)
+        if groups[cost.group].block is not None
+    }
+    kinds = list(dict.fromkeys(group.kind for group in table.groups if group.block is not None))
+    logs = [math.log(max(value, 1e-12)) for value in values.values()]
+    low, high = min(logs, default=0.0), max(logs, default=0.0)
+    grid = _grid(format, *(kind.replace("_proj", "") for kind in kinds))
+    for block in sorted({block for block, _ in values if block is not None}):
+        grid.add_row(str(block), *(_cell(values.get((block, kind)), low, high) for kind in kinds))
+    return grid
+
+
+def _cell(value: float | None, low: float, high: float) -> Text:
+    from rich.text import Text
+
+    if value is None:
+        return Text("")
+    place = (math.log(max(value, 1e-12)) - low) / (high - low or 1)
+    step = min(int(place * len(_RAMP)), len(_RAMP) - 1)
+    return Text(f" {step} ", style=f"white on color({_RAMP[step]})")
+
+
+def _inputs(table: Sensitivity) -> Table:
+    """Which inputs have outlier channels."""
+    grid = _grid("inputs with outliers", "max / median channel", "kurtosis", "channel")
+    for shape in sorted(table.inputs, key=lambda shape: -shape.max_ratio)[:_ROWS]:
+        grid.add_row(
+            _short(table, shape.group),
+            f"{shape.max_ratio:.1f}",
+            f"{shape.token_kurtosis:.0f}",
+            str(shape.worst_channel),
+        )
+    return grid
