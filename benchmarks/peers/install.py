@@ -61,6 +61,7 @@ PEERS = {
     "hqq": torch_peer("hqq==0.2.8.post1", "transformers==5.24.0"),
     "auto_round": torch_peer("auto-round==0.16.1", "transformers==5.24.0"),
     "llmcompressor": torch_peer("llmcompressor==0.14.0.1", "transformers==5.17.0"),
+    "gptqmodel": torch_peer("gptqmodel==7.6.0", "transformers==5.24.0"),  # 7.7 asks for a later torch
     "torchao": torch_peer("torchao==0.18.0", "transformers==5.23.0", "accelerate==1.15.0"),
 }
 
