@@ -69,9 +69,9 @@ def weights(module: Any, bits: int) -> Iterator[tuple[str, Any, int]]:
 
     for name, layer in linear_layers(module).items():
         scheme = layer.quantization_scheme.weights
-        group_index = getattr(layer, "weight_g_idx", None)
+        # in float32: in the model's bfloat16 the products of code and scale would be rounded once more
         weight = fake_quantize(
-            layer.weight, layer.weight_scale, layer.weight_zero_point, scheme, g_idx=group_index
+            layer.weight.float(), layer.weight_scale.float(), layer.weight_zero_point, scheme
         )
         yield name, weight, stored_bytes(weight.shape, bits, layer.weight_scale.numel(), zero_points=True)
     for name, parameter in module.named_parameters():
