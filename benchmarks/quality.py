@@ -178,7 +178,11 @@ class Bench:
         np.savez(calibration, **arrays)
         costs = []
         for contestant in chosen:
-            made = self.quantize(contestant, work, calibration)
+            try:
+                made = self.quantize(contestant, work, calibration)
+            except RefusedError as why:
+                print(f"{contestant.name}: {why}", file=sys.stderr, flush=True)
+                continue
             costs.append(
                 {
                     "name": contestant.name,
@@ -187,8 +191,8 @@ class Bench:
                     **{key: made[key] for key in ("seconds", "peak_rss_bytes")},
                 }
             )
+            self.costs.write_text(json.dumps(costs, indent=1))
         shutil.rmtree(work)
-        self.costs.write_text(json.dumps(costs, indent=1))
 
     @property
     def costs(self) -> Path:
