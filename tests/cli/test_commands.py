@@ -184,3 +184,16 @@ def test_inspect_sensitivity_measures_once(
     assert "read from" in capsys.readouterr().out
     assert main([*command, "--formats", "fp16"]) == 2
     assert "not quantized" in capsys.readouterr().err
+
+
+def test_strict_turns_a_cold_expert_into_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_checkpoint("mixtral", tmp_path / "moe")
+    out = str(tmp_path / "out")
+    command = ["quantize", str(model), "-o", out, "--algorithm", "gptq", "--format", "int4", "--overwrite"]
+    assert (
+        main([*command, "--strict", "--calibration-tokens", "2"]) == 1
+    )  # two tokens reach at most 4 of 8 experts
+    assert "strict: " in capsys.readouterr().out
+    assert main([*command, "--calibration-tokens", "2"]) == 0

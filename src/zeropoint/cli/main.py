@@ -1,6 +1,6 @@
 """The `zeropoint` program: finds the commands, parses, and turns errors into one sentence each.
 
-Exit codes: 0 done, 1 the gate or the budget failed, 2 bad use or bad input, 130 interrupted.
+Exit codes: 0 done, 1 the gate, the budget or --strict failed, 2 bad use or bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zeropoint",
         description="Fit any LLM to the machine you have, and prove that it still works.",
-        epilog="exit codes: 0 done, 1 the quality gate failed, 2 bad use or bad input, 130 interrupted",
+        epilog="exit codes: 0 done, 1 the quality gate or --strict failed, 2 bad use or bad input, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"zeropoint {zeropoint.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

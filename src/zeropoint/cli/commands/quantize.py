@@ -104,6 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
     )
     parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 if a weight was not made as the plan says"
+    )
+    parser.add_argument(
         "--check", action="store_true", help="then run the quality gate, as `zeropoint check` does"
     )
     add_text_options(parser)
@@ -163,6 +166,9 @@ def run(args: argparse.Namespace) -> int:
     result = _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows)
     result |= {"calibration": summary.calibration, "warnings": list(summary.warnings)}
     write_json(args.json, result)
+    if args.strict and summary.warnings:
+        print(f"strict: {len(summary.warnings)} warnings, the first: {summary.warnings[0]}")
+        return 1
     if args.check:
         from zeropoint.cli.commands.check import run_gate
 
