@@ -13,7 +13,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 2048;  // of a block's codes, while others stream beside it
 
 // -- output ---------------------------------------------------------------------------------------
 
@@ -45,9 +45,11 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
   constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;  // of a block, 8 columns
   const Weight& w = *p.weight;
+  // Behind a block's end a prefetch goes on where the tile after this one begins.
+  const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
+  const int64_t turn = w.columns_padded - kPrefetchBytes / kBytesPer8 * 8, jump = (BLOCKS - 1) * block_bytes;
   const uint8_t* code[BLOCKS];
-  for (int n = 0; n < BLOCKS; ++n)
-    code[n] = w.codes + smaller(block + n, block + blocks - 1) * (w.columns_padded / 8 * kBytesPer8);
+  for (int n = 0; n < BLOCKS; ++n) code[n] = w.codes + smaller(block + n, block + blocks - 1) * block_bytes;
   const int8_t* x[ROWS];
   int64_t sums_at[ROWS], scale_at[ROWS];
   for (int m = 0; m < ROWS; ++m) {
@@ -115,8 +117,9 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
           second[n] = V::load_bytes(at + 64);
         }
         if constexpr (ROWS <= 8) {
-          V::prefetch(at + kPrefetchBytes);
-          if constexpr (!NIBBLES) V::prefetch(at + kPrefetchBytes + 64);
+          const uint8_t* ahead = at + kPrefetchBytes + (k < turn ? 0 : jump);
+          V::prefetch(ahead);
+          if constexpr (!NIBBLES) V::prefetch(ahead + 64);
         }
       }
 #pragma GCC unroll 16
@@ -141,7 +144,9 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);
-        const V::Int multiplier = V::widen(w.multiplier + (b * w.groups + group) * kLanes);
+        const int8_t* multiples = w.multiplier + (b * w.groups + group) * kLanes;
+        if constexpr (ROWS <= 8) V::prefetch(multiples + kPrefetchBytes / 2);
+        const V::Int multiplier = V::widen(multiples);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
           dot[m][n] = V::mul_lanes(dot[m][n], multiplier);
@@ -193,9 +198,6 @@ void integer_strip(const Product& p, int64_t row, int rows, int64_t begin, int64
 
 template <bool NIBBLES, bool NESTED>
 void integer_blocks(const Product& p, int64_t begin, int64_t end) {
-  // One row reads the weight at the speed of memory. Short blocks of nibbles come faster as one stream,
-  // where a prefetch runs on into the next block; bytes come faster as several.
-  constexpr int kOneRow = NIBBLES ? 1 : V::kWide;
   // A strip of blocks stays in the first-level cache while the rows pass over it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
@@ -213,7 +215,7 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
         if (left > 2) integer_strip<4, 1, NIBBLES, NESTED>(p, row, left, strip, stop);
       }
       if (left == 2) integer_strip<2, V::kWide, NIBBLES, NESTED>(p, row, left, strip, stop);
-      if (left == 1) integer_strip<1, kOneRow, NIBBLES, NESTED>(p, row, left, strip, stop);
+      if (left == 1) integer_strip<1, V::kWide, NIBBLES, NESTED>(p, row, left, strip, stop);
       row += left;
     }
   }
