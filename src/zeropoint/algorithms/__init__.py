@@ -50,7 +50,8 @@ def resolve(algorithm: str, options: Mapping[str, Any]) -> tuple[str, dict[str, 
 
 def names(kind: str | None = None) -> list[str]:
     """The algorithms of this release, all or those of one kind."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = pkgutil.iter_modules(__path__)
+    found = sorted(module.name for module in modules if not module.name.startswith("_"))
     return [name for name in found if kind is None or kind_of(name) == kind]
 
 

@@ -21,6 +21,7 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
+from zeropoint.quantization.folding import Folder, folds
 from zeropoint.quantization.layers import Quantized, needs, quantize_view
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.taps import Seen, gather, record
@@ -49,6 +50,13 @@ class CalibratedBlocks:
         self._tuners = [
             tuner_of([plan.choices[view.name] for view in views]) for views in self._views.values()
         ]
+        self._dtypes = {info.name: info.dtype for info in checkpoint.parameters()}
+        self._folds = {
+            path: i
+            for i, (path, views) in enumerate(self._views.items())
+            if folds([plan.choices[view.name] for view in views])
+        }
+        self._folded: dict[str, torch.Tensor] = {}
         self._beside = any("drift" in wanted for wanted in self._needs.values()) or any(self._tuners)
         self._done = 0
         self._hidden: list[torch.Tensor] = []
@@ -65,13 +73,24 @@ class CalibratedBlocks:
 
     def take(self, name: str) -> Quantized:
         """The weight `name` of a block; runs the blocks up to its own. Each is given once."""
+        self._run_to(self._owner[name])
+        return self._ready.pop(name)
+
+    def folded(self, name: str) -> torch.Tensor | None:
+        """What a parameter that is kept became, float32, where its block is folded; None where it stays as it was."""
+        index = next((i for path, i in self._folds.items() if name.startswith(f"{path}.")), None)
+        if index is None:
+            return None
+        self._run_to(index)
+        return self._folded.pop(name, None)
+
+    def _run_to(self, index: int) -> None:
         with reduced_precision():
             if not self._hidden:
                 self._start()
-            while self._done <= self._owner[name]:
+            while self._done <= index:
                 self._quantize_block(self._done)
                 self._done += 1
-        return self._ready.pop(name)
 
     def _start(self) -> None:
         outside = self._model.outside()
@@ -89,6 +108,7 @@ class CalibratedBlocks:
         names = self._model.names(f"{path}.")
         self._model.fill(names)
         block = self._model.module.get_submodule(path)
+        refusals = self._fold(path, index, block) if path in self._folds else {}
         views = {view.name: view for view in self._views[path]}
         replay = Replay(
             block, path, list(views.values()), partial(self._runner.run, index, block), self._hidden[0]
@@ -112,6 +132,10 @@ class CalibratedBlocks:
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
                 self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
+        for name, why in refusals.items():
+            made = self._ready[name]
+            said = "; ".join(part for part in (made.warning, why) if part)
+            self._ready[name] = Quantized(made.weight, made.error, said)
         if (tuner := self._tuners[index]) is not None:
             self._tune(index, block, tuner)
             replay.forget()
@@ -119,6 +143,16 @@ class CalibratedBlocks:
             for number, batch in enumerate(self._hidden):
                 self._hidden[number] = replay.finish(number, batch)
         self._model.drop(names)
+
+    def _fold(self, path: str, index: int, block: torch.nn.Module) -> dict[str, str]:
+        """Fold the block before any of it is quantized; what must be said of its layers."""
+        run = partial(self._runner.run, index, block)
+        done = Folder(
+            block, path, self._views[path], self._plan.choices, self._dtypes, run, self._hidden
+        ).fold()
+        self._views[path] = [done.view(view) for view in self._views[path]]
+        self._folded.update(done.kept)
+        return done.refusals
 
     def _tune(self, index: int, block: torch.nn.Module, tuner: Tuner) -> None:
         """Let `tuner` choose the codes of all of the block's layers again, by what the block gives."""

@@ -103,7 +103,7 @@ def _weights(
         made: Quantized | None = None
         weight: Weight
         if choice.scheme is None or choice.scheme.is_float:
-            weight = _kept(checkpoint, name, choice.scheme)
+            weight = _kept(checkpoint, name, choice.scheme, None if blocks is None else blocks.folded(name))
         elif blocks is not None and blocks.covers(name):
             made = blocks.take(name)
             weight = made.weight
@@ -126,9 +126,13 @@ def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
 
 
-def _kept(checkpoint: Checkpoint, name: str, scheme: Scheme | None) -> NDArray[Any]:
-    """A parameter in its own dtype, or cast to the plan's float format."""
+def _kept(
+    checkpoint: Checkpoint, name: str, scheme: Scheme | None, folded: torch.Tensor | None
+) -> NDArray[Any]:
+    """A parameter, or what it was `folded` into, in its own dtype or cast to the plan's float format."""
     tensor = checkpoint.read(name).contiguous()
+    if folded is not None:
+        tensor = folded.to(tensor.dtype)
     if tensor.dtype == torch.bfloat16:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     else:
