@@ -53,7 +53,7 @@ class Maker:
 
 @dataclass(slots=True)
 class Folded:
-    """What became of a block: scales of its views' `columns` and `rows`, its `kept` parameters, and what was refused."""
+    """What became of a block: scales of its views (`columns`, `rows`), `kept` parameters, and what was refused."""
 
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Folder:
         return None
 
     def _linear_maker(self, name: str, view: LayerView, given: torch.Tensor) -> Maker | None:
-        """Scale each output of `view` by a number of its own, and look for that number in the input `given` to `name`."""
+        """Scale each output of `view` by its own number, and look for that in the input `given` to `name`."""
         scale = torch.exp2(torch.linspace(-1, 1, view.shape[0]))
         saved = self._saved(view)
         self._scale_rows(view, scale)

@@ -1,0 +1,94 @@
+"""Folds change no model's function, on any architecture; what would is refused out loud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import ARCHITECTURES, make_checkpoint
+from zeropoint import algorithms
+from zeropoint.checkpoint import open_checkpoint
+from zeropoint.planning import uniform_plan
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.quantization import Progress, calibrated, stream
+from zeropoint.quantization.folding import Folder
+
+FORMATS = {"smoothquant": "int8:channel:sym:bf16:a8token", "awq": "int4"}
+
+#: Groups of layers that are folded in each block; the others' inputs have no maker that scales.
+FOLDED = {
+    "llama_tied": 4,
+    "llama_untied": 4,
+    "gpt2": 2,
+    "qwen2": 4,
+    "qwen3": 4,
+    "gemma2": 4,
+    "mistral": 4,
+    "phi": 2,
+    "opt": 4,
+    "bloom": 2,
+    "gpt_neox": 2,
+    "mixtral": 2,
+    "qwen2_moe": 3,
+}
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (4, 32))
+
+
+def folded_model(
+    folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[torch.nn.Module, list[Progress], int]:
+    """The float model with everything folded and nothing rounded, what was said, and how many folds were made."""
+    checkpoint = open_checkpoint(folder)
+    values: dict[str, torch.Tensor] = {}
+    original, applied = calibrated.quantize_view, []
+
+    def spy(view, choice, stats):  # type: ignore[no-untyped-def]
+        values[view.name] = view.read().t() if view.transposed else view.read()
+        return original(view, choice, stats)
+
+    def count(self, names, maker, scale, *, keep=True):  # type: ignore[no-untyped-def]
+        same = apply(self, names, maker, scale, keep=keep)
+        applied.extend([names] * (keep and same))
+        return same
+
+    apply = Folder._apply
+    monkeypatch.setattr(calibrated, "quantize_view", spy)
+    monkeypatch.setattr(Folder, "_apply", count)
+    steps: list[Progress] = []
+    plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm)
+    made = dict(stream(checkpoint, plan, tokens=tokens(), progress=steps.append))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in made.items():
+            if name in values:
+                stack, _, expert = name.rpartition(".")
+                target = parameters[name] if name in parameters else parameters[stack][int(expert)]
+                target.copy_(values[name])
+            elif not isinstance(weight, QuantizedTensor) and name in parameters:
+                parameters[name].copy_(torch.from_numpy(weight))
+    return model, steps, len(applied)
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names("fold"))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_folding_leaves_the_logits(
+    name: str, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint(name, tmp_path / name, outliers=name != "gemma2")
+    model, steps, applied = folded_model(folder, algorithm, monkeypatch)
+    print(name, algorithm, applied, [step.warning for step in steps if step.warning])
+    exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.from_numpy(tokens())
+    with torch.no_grad():
+        expected, found = exact(ids).logits, model(ids).logits
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+    assert applied
