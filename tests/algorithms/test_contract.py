@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from zeropoint import algorithms
+from zeropoint.algorithms._folds import Group
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import parse
@@ -67,6 +68,23 @@ def test_nan_is_refused(name: str) -> None:
         module.quantize(values, None, parse("int8"), module.Options())
 
 
+@pytest.mark.parametrize("text", ["int4:g24", "int8:channel:sym:bf16:a8token", "int8:channel:asym"])
+@pytest.mark.parametrize("name", algorithms.names("fold"))
+def test_folds_keep_the_contract(name: str, text: str) -> None:
+    module, scheme = algorithms.load(name), parse(text)
+    inputs = np.random.default_rng(1).standard_normal((100, 72)).astype(np.float32) * np.arange(72)
+    group = Group((weights(), weights(1)), inputs, np.arange(72) // 2)
+    before = inputs.copy()
+    stats = LayerStats(np.square(inputs).sum(axis=0), 100)
+    first, second = (module.fold(group, stats, scheme, module.Options()) for _ in range(2))
+    np.testing.assert_array_equal(first.scale, second.scale)
+    np.testing.assert_array_equal(inputs, before)
+    assert first.scale.shape == (72,)
+    assert (first.scale > 0).all()
+    np.testing.assert_array_equal(first.scale[::2], first.scale[1::2])  # channels of one source share a scale
+    assert first.after <= first.before
+
+
 @pytest.mark.parametrize("name", algorithms.names())
 def test_every_module_says_what_it_is(name: str) -> None:
     module = algorithms.load(name)
@@ -79,6 +97,9 @@ def test_every_module_says_what_it_is(name: str) -> None:
 def test_compositions_are_carried_out_in_the_order_of_kinds() -> None:
     assert list(algorithms.parts("rounding+gptq").values()) == ["gptq", "rounding"]
     assert list(algorithms.parts("rounding").values()) == ["rtn", "rounding"]
+    assert list(algorithms.parts("rounding+gptq+awq").values()) == ["awq", "gptq", "rounding"]
+    with pytest.raises(UsageError, match="same work"):
+        algorithms.parts("awq+smoothquant")
     with pytest.raises(UsageError, match="same work"):
         algorithms.parts("rtn+gptq")
     with pytest.raises(UsageError, match="no algorithm"):
