@@ -19,30 +19,13 @@ from zeropoint.quantization.folding import Folder
 
 FORMATS = {"smoothquant": "int8:channel:sym:bf16:a8token", "awq": "int4"}
 
-#: Groups of layers that are folded in each block; the others' inputs have no maker that scales.
-FOLDED = {
-    "llama_tied": 4,
-    "llama_untied": 4,
-    "gpt2": 2,
-    "qwen2": 4,
-    "qwen3": 4,
-    "gemma2": 4,
-    "mistral": 4,
-    "phi": 2,
-    "opt": 4,
-    "bloom": 2,
-    "gpt_neox": 2,
-    "mixtral": 2,
-    "qwen2_moe": 3,
-}
-
 
 def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, 32))
 
 
 def folded_model(
-    folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch, keep: tuple[str, ...] = ()
 ) -> tuple[torch.nn.Module, list[Progress], int]:
     """The float model with everything folded and nothing rounded, what was said, and how many folds were made."""
     checkpoint = open_checkpoint(folder)
@@ -62,7 +45,7 @@ def folded_model(
     monkeypatch.setattr(calibrated, "quantize_view", spy)
     monkeypatch.setattr(Folder, "_apply", count)
     steps: list[Progress] = []
-    plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm)
+    plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm, keep=keep)
     made = dict(stream(checkpoint, plan, tokens=tokens(), progress=steps.append))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     parameters = dict(model.named_parameters())
@@ -73,7 +56,7 @@ def folded_model(
                 target = parameters[name] if name in parameters else parameters[stack][int(expert)]
                 target.copy_(values[name])
             elif not isinstance(weight, QuantizedTensor) and name in parameters:
-                parameters[name].copy_(torch.from_numpy(weight))
+                parameters[name].copy_(torch.from_numpy(weight.astype(np.float32)))
     return model, steps, len(applied)
 
 
@@ -84,10 +67,34 @@ def test_folding_leaves_the_logits(
 ) -> None:
     folder = make_checkpoint(name, tmp_path / name, outliers=name != "gemma2")
     model, steps, applied = folded_model(folder, algorithm, monkeypatch)
-    print(name, algorithm, applied, [step.warning for step in steps if step.warning])
+    assert [step.warning for step in steps if step.warning] == []
+    assert applied
+    check_logits(folder, model)
+
+
+def test_a_layer_outside_the_group_refuses_the_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept layer that is given the same input would see it scaled: the run before and after finds out."""
+    folder = make_checkpoint("llama_tied", tmp_path / "model", outliers=True)
+    model, steps, applied = folded_model(folder, "awq", monkeypatch, keep=("*.q_proj.*",))
+    said = [step.warning for step in steps if step.warning]
+    assert len(said) == 2  # one for each block
+    assert all("would change what the block computes" in line and "k_proj" in line for line in said)
+    assert applied
+    check_logits(folder, model)
+
+
+def test_what_is_stored_is_what_was_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a norm's new weight is rounded; the scale is what that leaves, so that the function stays."""
+    folder = make_checkpoint("llama_tied", tmp_path / "model", outliers=True, dtype=torch.bfloat16)
+    model, _, applied = folded_model(folder, "smoothquant", monkeypatch)
+    assert applied
+    check_logits(folder, model)
+
+
+def check_logits(folder: Path, model: torch.nn.Module) -> None:
+    """The model gives the logits of the one in `folder`."""
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.from_numpy(tokens())
     with torch.no_grad():
         expected, found = exact(ids).logits, model(ids).logits
     assert (found - expected).norm() <= 1e-4 * expected.norm()
-    assert applied

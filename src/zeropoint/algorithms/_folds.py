@@ -80,7 +80,7 @@ def balanced(scale: Floats, source: NDArray[np.intp]) -> Floats:
 def output_error(group: Group, stats: LayerStats, scheme: Scheme, scale: Floats) -> float:
     """Squared error of each layer's output over its square, summed: of rounded weights, and of rounded inputs where
     the scheme rounds those to 8 bits."""
-    inputs = group.inputs / scale
+    inputs = (group.inputs / scale).astype(np.float32)
     x = torch.from_numpy(inputs)
     moved: torch.Tensor | None = None
     if scheme.activation is not None and scheme.activation.bits == 8:
@@ -88,10 +88,10 @@ def output_error(group: Group, stats: LayerStats, scheme: Scheme, scale: Floats)
         size = scheme.activation.group_size or inputs.shape[1]
         rounded = codes * np.repeat(steps, size, axis=1)[:, : inputs.shape[1]]
         moved = torch.from_numpy(rounded.astype(np.float32) - inputs)
-    told = LayerStats(stats.second_moment / np.square(scale), stats.count)
+    told = LayerStats((stats.second_moment / np.square(scale)).astype(np.float32), stats.count)
     total = 0.0
     for weight in group.weights:
-        scaled = weight * scale
+        scaled = (weight * scale).astype(np.float32)
         made = torch.from_numpy(rtn.quantize(scaled, told, scheme, ROUNDING).dequantize())
         exact = torch.from_numpy(scaled)
         error = x @ (made - exact).T  # differences, so that products of reduced precision do
@@ -103,4 +103,5 @@ def output_error(group: Group, stats: LayerStats, scheme: Scheme, scale: Floats)
 
 def floored(sizes: Floats) -> Floats:
     """Sizes of channels, none of them 0."""
-    return np.maximum(sizes, np.float32(FLOOR) * sizes.max() + np.float32(1e-30))
+    raised: Floats = np.maximum(sizes, np.float32(FLOOR) * sizes.max() + np.float32(1e-30))
+    return raised

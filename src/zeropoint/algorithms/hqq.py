@@ -2,8 +2,8 @@
 
 Idea (Badri and Shaji 2023, "Half-Quadratic Quantization"): squared errors let a few outliers decide a group's grid.
 `sum |W - W'|^p` with `p < 1` forgives them. It is split: errors `E` of their own, which the shrinkage
-`sign(x) max(|x| - |x|^(p-1) / beta, 0)` leaves to outliers alone, and a grid fitted to `W - E` by least squares; the two
-take turns while `beta` grows. Errors are measured in steps of the grid, so that no option depends on a weight's size.
+`sign(x) max(|x| - |x|^(p-1) / beta, 0)` leaves to outliers alone, and a grid fitted to `W - E` by least squares. The
+two take turns while `beta` grows. Errors are measured in steps of the grid: no option depends on a weight's size.
 
 The paper fits a fractional zero point. Formats here have whole ones, or none: what is fitted is the scale, and with it
 the nearest whole zero point where there is one. The grid of the least `sum |W - W'|^p` among all turns is taken.
@@ -103,4 +103,5 @@ def fit(
 
 
 def _usable(scale: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.isfinite(scale) & (np.abs(scale) > 1e-30)
+    usable: NDArray[np.bool_] = np.isfinite(scale) & (np.abs(scale) > 1e-30)
+    return usable

@@ -137,7 +137,7 @@ class Folder:
         emitter = next((inner for inner, out in self._emitted.items() if out is given), None)
         if emitter is not None:
             for kind in ("gain", "offset gain"):
-                maker = Maker(emitter, kind, np.arange(width))  # type: ignore[arg-type]
+                maker = Maker(emitter, kind, np.arange(width))
                 if self._apply(names, maker, scale, keep=False):
                     return maker
             self._refuse(names, f"folding into {emitter} would change what the block computes")
@@ -147,9 +147,9 @@ class Folder:
         for name, view in self._views.items():
             if name == names[0] or view.expert is not None or width % view.shape[0]:
                 continue
-            maker = self._linear_maker(names[0], view, given)
-            if maker is not None and self._apply(names, maker, scale[maker.source], keep=False):
-                return maker
+            linear = self._linear_maker(names[0], view, given)
+            if linear is not None and self._apply(names, linear, scale[linear.source], keep=False):
+                return linear
         return None
 
     def _linear_maker(self, name: str, view: LayerView, given: torch.Tensor) -> Maker | None:
