@@ -17,8 +17,11 @@ SETTINGS = {
     "int4-g128": (4, 128, "4 bits, groups of 128"),
     "int3-g32": (3, 32, "3 bits, groups of 32"),
 }
-# what does not divide a row of 576 straddles two of them
-FORMATS = {fmt: (kind, NOTE) for fmt, (_, _, kind) in SETTINGS.items()}
+STRADDLES = "; groups that do not divide a row run on in the next"
+FORMATS = {
+    fmt: (kind, NOTE + (STRADDLES if group_size == 128 else ""))
+    for fmt, (_, group_size, kind) in SETTINGS.items()
+}
 
 
 def quantize(model: Path, out: Path, fmt: str, calibration: Calibration) -> Iterator[tuple[str, Any, int]]:
