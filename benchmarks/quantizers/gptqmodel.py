@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ BITS = 4
 def quantize(
     model: Path, out: Path, fmt: str, calibration: Calibration
 ) -> Iterator[tuple[str, np.ndarray, int]]:
+    # on few cores it makes one worker, and then asks it for two
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 
