@@ -4,6 +4,8 @@
 
 #include <chrono>
 
+#include "core/ahead.h"
+
 namespace zp {
 namespace {
 
@@ -25,7 +27,7 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t seen) {
     for (int i = 0; i < 16; ++i) {
       const uint32_t now = word.load(std::memory_order_acquire);
       if (now != seen) return now;
-      pause();
+      if (!ahead().some()) pause();
     }
   } while (std::chrono::steady_clock::now() < until);
   word.wait(seen, std::memory_order_acquire);
@@ -39,6 +41,11 @@ void replace_pool() {
 }  // the old one's threads are gone: it cannot be joined
 
 }  // namespace
+
+Ahead& ahead() {
+  thread_local Ahead own;
+  return own;
+}
 
 Pool& Pool::shared() {
   static std::once_flag once;

@@ -114,8 +114,30 @@ const Forward::Matrix& Forward::normalized(const Norm& norm, const Matrix& x, co
   return out;
 }
 
-void Forward::multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads) {
-  Products products{x.row(rows.begin), x.stride, rows.end - rows.begin, {}, 0};
+// The weights of a product, counted from the first of a layer on.
+Following Forward::following(int64_t layer, int stage) const {
+  layer += stage / kStages;
+  stage %= kStages;
+  if (layer == config_.layers && stage == kProject) return {{decoder_.head.weight}, 1};
+  if (layer >= config_.layers) return {};
+  const Linear* linear = decoder_.layers[static_cast<size_t>(layer)].linear;
+  switch (stage) {
+    case kProject:
+      return {{linear[ZP_Q].weight, linear[ZP_K].weight, linear[ZP_V].weight}, 3};
+    case kJoin:
+      return {{linear[ZP_O].weight}, 1};
+    case kWiden:
+      if (config_.gated == 0) return {{linear[ZP_UP].weight}, 1};
+      return {{linear[ZP_GATE].weight, linear[ZP_UP].weight}, 2};
+    default:
+      return {{linear[ZP_DOWN].weight}, 1};
+  }
+}
+
+void Forward::multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads,
+                       int64_t layer, Stage stage) {
+  Products products{x.row(rows.begin), x.stride, rows.end - rows.begin, {}, 0, {}};
+  for (int i = 0; i < 2; ++i) products.next[i] = following(layer, stage + 1 + i);
   for (const Output& output : outputs)
     products.terms[products.count++] = {output.linear.weight, output.linear.bias_data(),
                                         output.y.row(rows.begin), output.y.stride};
@@ -152,7 +174,7 @@ void Forward::place(const Layer& layer, int64_t number, int64_t row) {
 void Forward::project(const Layer& layer, int64_t number, Rows rows, int threads) {
   const Matrix& input = normalized(layer.norm[ZP_ATTENTION_NORM], x_, normed_, rows, threads);
   multiply(input, rows, {{layer.linear[ZP_Q], q_}, {layer.linear[ZP_K], k_}, {layer.linear[ZP_V], v_}},
-           threads);
+           threads, number, kProject);
   const double cost = kPlaceCost * static_cast<double>(decoder_.query_size() + 4 * decoder_.key_size());
   each_row(threads, rows.end - rows.begin, cost, [&](int64_t i) { place(layer, number, rows.begin + i); });
 }
@@ -173,18 +195,19 @@ bool Forward::mix(const Layer& layer, int64_t number) {
   return attend(step, threads_);
 }
 
-void Forward::feed_forward(const Layer& layer, const Matrix& x, const Matrix& y, Rows rows, int threads) {
+void Forward::feed_forward(const Layer& layer, int64_t number, const Matrix& x, const Matrix& y, Rows rows,
+                           int threads) {
   const bool gated = config_.gated != 0;
   if (gated)
-    multiply(x, rows, {{layer.linear[ZP_GATE], gate_}, {layer.linear[ZP_UP], up_}}, threads);
+    multiply(x, rows, {{layer.linear[ZP_GATE], gate_}, {layer.linear[ZP_UP], up_}}, threads, number, kWiden);
   else
-    multiply(x, rows, {{layer.linear[ZP_UP], gate_}}, threads);
+    multiply(x, rows, {{layer.linear[ZP_UP], gate_}}, threads, number, kWiden);
   each_row(threads, rows.end - rows.begin, kActivationCost * config_.intermediate, [&](int64_t i) {
     float* gate = gate_.row(rows.begin + i);
     kernels_.activate(config_.activation, gate, gated ? up_.row(rows.begin + i) : nullptr,
                       config_.intermediate, gate);
   });
-  multiply(gate_, rows, {{layer.linear[ZP_DOWN], y}}, threads);
+  multiply(gate_, rows, {{layer.linear[ZP_DOWN], y}}, threads, number, kNarrow);
 }
 
 // x += post_norm(y) * residual_scale
@@ -196,19 +219,19 @@ void Forward::add(const Norm& post_norm, const Matrix& y, Rows rows, int threads
   });
 }
 
-void Forward::finish(const Layer& layer, Rows rows, int threads) {
+void Forward::finish(const Layer& layer, int64_t number, Rows rows, int threads) {
   const Norm& mlp_norm = layer.norm[ZP_MLP_NORM];
-  multiply(mixed_, rows, {{layer.linear[ZP_O], out_}}, threads);
+  multiply(mixed_, rows, {{layer.linear[ZP_O], out_}}, threads, number, kJoin);
   if (config_.parallel == 0) {
     add(layer.norm[ZP_POST_ATTENTION_NORM], out_, rows, threads);
     const Matrix& input = normalized(mlp_norm, x_, normed_, rows, threads);
-    feed_forward(layer, input, out_, rows, threads);
+    feed_forward(layer, number, input, out_, rows, threads);
     add(layer.norm[ZP_POST_MLP_NORM], out_, rows, threads);
     return;
   }
   const Matrix& shared = layer.norm[ZP_ATTENTION_NORM].given() ? normed_ : x_;
   const Matrix& input = mlp_norm.given() ? normalized(mlp_norm, x_, normed_mlp_, rows, threads) : shared;
-  feed_forward(layer, input, out_mlp_, rows, threads);
+  feed_forward(layer, number, input, out_mlp_, rows, threads);
   add(layer.norm[ZP_POST_ATTENTION_NORM], out_, rows, threads);
   add(layer.norm[ZP_POST_MLP_NORM], out_mlp_, rows, threads);
 }
@@ -230,7 +253,7 @@ void Forward::run_layer(int64_t number) {
   if (out_of_memory_.load()) return;
   if (!mix(layer, number)) out_of_memory_.store(true);
   if (out_of_memory_.load()) return;
-  by_rows([&](Rows rows, int threads) { finish(layer, rows, threads); });
+  by_rows([&](Rows rows, int threads) { finish(layer, number, rows, threads); });
 }
 
 // -- after the layers -----------------------------------------------------------------------------
@@ -247,7 +270,7 @@ int64_t Forward::predict() {
     ++count;
   }
   const Matrix logits{tokens_.logits, vocab};
-  multiply(normed_, {0, count}, {{decoder_.head, logits}}, threads_);
+  multiply(normed_, {0, count}, {{decoder_.head, logits}}, threads_, config_.layers, kProject);
   if (config_.logit_scale == 1.0f && config_.logit_softcap == 0.0f) return count;
   each_row(threads_, count, kActivationCost * config_.vocab, [&](int64_t row) {
     if (config_.logit_scale != 1.0f) kernels_.scale(config_.logit_scale, vocab, logits.row(row));

@@ -7,6 +7,7 @@
 
 #include "decoder/attention.h"
 #include "decoder/model.h"
+#include "decoder/products.h"
 
 namespace zp {
 
@@ -43,6 +44,8 @@ class Forward {
     Matrix y;
   };
   static constexpr int kMatrices = 12;
+  // The products of a layer in their order; beyond the last layer, the head.
+  enum Stage { kProject, kJoin, kWiden, kNarrow, kStages };
 
   void lay_out(int64_t rows, float* memory);
   void find_runs();
@@ -55,14 +58,17 @@ class Forward {
   void place(const Layer& layer, int64_t number, int64_t row);
   void normalize_heads(const Norm& norm, int64_t heads, float* x) const;
   bool mix(const Layer& layer, int64_t number);
-  void finish(const Layer& layer, Rows rows, int threads);
-  void feed_forward(const Layer& layer, const Matrix& x, const Matrix& y, Rows rows, int threads);
+  void finish(const Layer& layer, int64_t number, Rows rows, int threads);
+  void feed_forward(const Layer& layer, int64_t number, const Matrix& x, const Matrix& y, Rows rows,
+                    int threads);
   int64_t predict();
 
   const Matrix& normalized(const Norm& norm, const Matrix& x, const Matrix& out, Rows rows,
                            int threads) const;
   void normalize(const Norm& norm, const float* x, int64_t count, float* out) const;
-  void multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads);
+  Following following(int64_t layer, int stage) const;
+  void multiply(const Matrix& x, Rows rows, std::initializer_list<Output> outputs, int threads, int64_t layer,
+                Stage stage);
   void add(const Norm& post_norm, const Matrix& y, Rows rows, int threads);
 
   const zp_decoder& decoder_;

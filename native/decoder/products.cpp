@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/ahead.h"
 #include "core/internal.h"
 #include "core/product.h"
 #include "core/parallel.h"
@@ -14,17 +15,26 @@ constexpr int64_t kSerialProduct = 1 << 16;
 constexpr double kQuantizeNanoseconds = 0.15;  // a value
 
 struct Pass {
+  const Weight* weight[Products::kMost];
   Product product[Products::kMost];
   Multiply multiply[Products::kMost];
   bool quantizes[Products::kMost];
-  int64_t step[Products::kMost], pieces[Products::kMost];
   int count;
+  int64_t blocks, scratch_bytes;
 };
 
-// The quantized inputs, shared where the weights agree. False: no memory for them.
+// The blocks of all terms lie in one row, of each an even number: AMX multiplies them in pairs.
+constexpr int64_t kPair = 2;
+
+int64_t blocks_of(const Weight& w) {
+  return round_up(w.blocks, kPair);
+}
+
+// The products and their quantized inputs, shared where the weights agree. False: no memory for them.
 bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
   size_t at[Products::kMost], bytes = 0;
   pass.count = all.count;
+  pass.blocks = pass.scratch_bytes = 0;
   for (int i = 0; i < all.count; ++i) {
     const Weight& w = *all.terms[i].weight;
     const size_t size = input_bytes(w, rows);
@@ -48,42 +58,81 @@ bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
     p.y = term.y + begin * term.y_stride;
     p.y_stride = term.y_stride;
     if (input_bytes(*term.weight, rows) > 0) p.input = lay_out_input(*term.weight, rows, memory + at[i]);
+    pass.weight[i] = term.weight;
     pass.multiply[i] = multiply_for(*term.weight, rows);
+    pass.blocks += blocks_of(*term.weight);
+    pass.scratch_bytes = std::max(pass.scratch_bytes, pass.multiply[i].scratch_bytes);
   }
   return true;
 }
 
-// Pieces of all terms lie in one row, and threads take the next.
-bool multiply_pass(Pass& pass, int threads) {
-  int64_t pieces = 0, work = 0, scratch_bytes = 0;
-  for (int i = 0; i < pass.count; ++i) {
-    const Product& p = pass.product[i];
-    work += p.rows * p.weight->rows * p.weight->columns;
-    scratch_bytes = std::max(scratch_bytes, pass.multiply[i].scratch_bytes);
+// body(i, begin, end) for the blocks [begin, end) of weight i that a share of the row covers.
+template <class F>
+void by_weight(const Weight* const* weights, int count, Share share, F&& body) {
+  for (int i = 0; i < count; ++i) {
+    const int64_t begin = std::max<int64_t>(share.begin, 0), end = std::min(share.end, weights[i]->blocks);
+    if (begin < end) body(i, begin, end);
+    share.begin -= blocks_of(*weights[i]);
+    share.end -= blocks_of(*weights[i]);
   }
+}
+
+// Blocks a thread takes at a time. Vector kernels read four together; the last pieces, for which threads
+// wait, are short.
+int64_t blocks_in_piece(const Pass& pass, int threads) {
+  constexpr int64_t kTogether = 4, kPieces = 8, kBytes = 1 << 16;
+  int64_t widest = 1;
+  for (int i = 0; i < pass.count; ++i)
+    widest = std::max(widest, pass.weight[i]->columns_padded * kLanes);
+  const int64_t most = std::min(pass.blocks / (threads * kPieces), kBytes / widest);
+  return round_up(std::max<int64_t>(1, most), kTogether);
+}
+
+// A thread's shares of the products that follow.
+void look_ahead(const Following (&following)[2], int thread, int threads) {
+  const int parts = Shares::parts(threads);
+  ahead().clear();
+  for (const Following& f : following) {
+    int64_t blocks = 0;
+    for (int i = 0; i < f.count; ++i) blocks += blocks_of(*f.weights[i]);
+    by_weight(f.weights, f.count, share_of(thread % parts, parts, blocks, kPair),
+              [&](int i, int64_t begin, int64_t end) {
+                const Weight& w = *f.weights[i];
+                const int64_t bytes = w.columns_padded * (w.nibbles ? kLanes / 2 : kLanes);
+                ahead().add(w.codes + begin * bytes, (end - begin) * bytes);
+              });
+  }
+}
+
+bool multiply_pass(const Pass& pass, const Following (&following)[2], int threads) {
+  int64_t work = 0;
+  for (int i = 0; i < pass.count; ++i)
+    work += pass.product[i].rows * pass.weight[i]->rows * pass.weight[i]->columns;
   if (work < kSerialProduct) threads = 1;
-  for (int i = 0; i < pass.count; ++i) {
-    pass.step[i] = blocks_in_step(*pass.product[i].weight, threads);
-    pass.pieces[i] = ceil_div(pass.product[i].weight->blocks, pass.step[i]);
-    pieces += pass.pieces[i];
-  }
-  std::atomic<bool> out_of_memory{false};
-  parallel(threads, pieces, 1, [&](int64_t begin, int64_t end) {
-    uint8_t* scratch = scratch_bytes > 0 ? thread_scratch(static_cast<size_t>(scratch_bytes)) : nullptr;
-    if (scratch_bytes > 0 && scratch == nullptr) {
-      out_of_memory.store(true);
-      return;
+  struct Job {
+    const Pass& pass;
+    const Following (&following)[2];
+    int threads;
+    Shares shares;
+    std::atomic<bool> out_of_memory{false};
+  } job{pass, following, threads, Shares(threads, pass.blocks, blocks_in_piece(pass, threads), kPair)};
+  const auto run = [](void* context, int thread) {
+    Job& job = *static_cast<Job*>(context);
+    const Pass& pass = job.pass;
+    uint8_t* scratch = nullptr;
+    if (pass.scratch_bytes > 0) {
+      scratch = thread_scratch(static_cast<size_t>(pass.scratch_bytes));
+      if (scratch == nullptr) return job.out_of_memory.store(true);
     }
-    for (int64_t piece = begin; piece < end; ++piece) {
-      int i = 0;
-      int64_t at = piece;
-      for (; at >= pass.pieces[i]; ++i) at -= pass.pieces[i];
-      const int64_t block = at * pass.step[i],
-                    stop = std::min(block + pass.step[i], pass.product[i].weight->blocks);
-      pass.multiply[i].run(pass.product[i], block, stop, scratch);
-    }
-  });
-  return !out_of_memory.load();
+    job.shares.take(thread, [&](int64_t begin, int64_t end) {
+      by_weight(pass.weight, pass.count, {begin, end}, [&](int i, int64_t first, int64_t stop) {
+        pass.multiply[i].run(pass.product[i], first, stop, scratch);
+      });
+    });
+    if (job.threads > 1) look_ahead(job.following, thread, job.threads);
+  };
+  Pool::shared().run(threads, run, &job);
+  return !job.out_of_memory.load();
 }
 
 }  // namespace
@@ -101,7 +150,7 @@ bool multiply(const Products& all, int threads) {
         each_row(threads, p.rows, static_cast<double>(p.weight->columns) * kQuantizeNanoseconds,
                  [&](int64_t row) { kernels->quantize(p, row, row + 1); });
     }
-    if (!multiply_pass(pass, threads)) return false;
+    if (!multiply_pass(pass, all.next, threads)) return false;
   }
   return true;
 }

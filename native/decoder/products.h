@@ -14,6 +14,12 @@ struct Term {
   int64_t y_stride;
 };
 
+// The weights of a product that follows.
+struct Following {
+  const Weight* weights[3];
+  int count;
+};
+
 struct Products {
   static constexpr int kMost = 3;
 
@@ -22,6 +28,7 @@ struct Products {
   int64_t rows;
   Term terms[kMost];
   int count;
+  Following next[2];  // what threads ask for while they wait, the nearest first
 };
 
 // False: no memory. On one thread it may run in a thread of the pool.
