@@ -14,17 +14,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zeropoint.api import AutoModelForCausalLM, compare, load, quantize
+    from zeropoint.api import AutoModelForCausalLM, compare, fit, load, quantize
     from zeropoint.errors import ZeropointError
     from zeropoint.scheme import Scheme
 
-__all__ = ["AutoModelForCausalLM", "Scheme", "ZeropointError", "__version__", "compare", "load", "quantize"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "Scheme",
+    "ZeropointError",
+    "__version__",
+    "compare",
+    "fit",
+    "load",
+    "quantize",
+]
 
 _HOMES = {
     "AutoModelForCausalLM": "zeropoint.api",
     "Scheme": "zeropoint.scheme",
     "ZeropointError": "zeropoint.errors",
     "compare": "zeropoint.api",
+    "fit": "zeropoint.api",
     "load": "zeropoint.api",
     "quantize": "zeropoint.api",
 }

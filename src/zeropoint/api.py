@@ -14,6 +14,7 @@ from zeropoint.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from zeropoint.fitting import Fit
     from zeropoint.plan import Plan
     from zeropoint.quantization import Progress, Summary
     from zeropoint.report import Report
@@ -143,6 +144,37 @@ def quantize(
         calibration=observed,
         progress=progress,
     )
+
+
+def fit(
+    model: str | Path,
+    out: str | Path | None,
+    *,
+    max_memory: str | int | None = None,
+    max_kl: float | None = None,
+    max_perplexity_increase: float | None = None,
+    min_decode: float | None = None,
+    threads: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **settings: Any,
+) -> Fit:
+    """Decide by measuring: the per-layer formats that meet a budget on this machine, the artifact, its gate.
+
+    `max_memory` is bytes or text ("80MB"); `out=None` stops at the plan; `settings` are the fields of
+    `zeropoint.fitting.Settings`. The result's `refusal` says why there is no plan, `met` whether all bounds hold.
+    """
+    from zeropoint.budget import Budget, parse_bytes
+    from zeropoint.fitting import Settings
+    from zeropoint.fitting import fit as run
+    from zeropoint.machine import Machine
+
+    memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    budget = Budget(memory, max_kl, max_perplexity_increase, min_decode)
+    try:
+        wanted = Settings(threads=threads or Machine.detect().cores, **settings)
+    except TypeError as cause:
+        raise UsageError(f"fit has no such setting: {cause}") from None
+    return run(model, out, budget, wanted, progress or (lambda what, share: None))
 
 
 def load(

@@ -87,3 +87,15 @@ def test_a_planted_fragile_layer_is_kept_wider(tmp_path: Path, windows: np.ndarr
     best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
     assert best is not None
     assert best.picks[fragile] < 2
+
+
+def test_the_python_entry_point(tmp_path: Path) -> None:
+    import zeropoint
+
+    folder = make_checkpoint("llama_tied", tmp_path / "model")
+    found = zeropoint.fit(folder, None, max_memory="75kB", threads=1, tokens=128, evaluations=0)
+    assert found.plan is not None
+    assert found.plan.nbytes <= 75_000
+    assert not found.met  # nothing was made
+    with pytest.raises(zeropoint.ZeropointError, match="no such setting"):
+        zeropoint.fit(folder, None, max_kl=0.1, speed="much")

@@ -1,0 +1,151 @@
+"""Fitted plans against uniform formats, the mixes that other programs use, and random plans of the same size.
+
+    python benchmarks/fit.py build/reference-model --tables fit-tables.json --markdown benchmarks/results/fit.md
+
+The fitted plans are found on one half of the text; all are measured on the other half, which no search has seen. At
+each size a rule is filled up to the limit, so that no plan is larger than the fitted one's bound:
+
+- `edges wider`: whole blocks in the wider format, from both ends inwards;
+- `every third down`: llama.cpp's Q4_K_M widens `down` and the values in the first and last eighth of the blocks and in
+  every third between; groups of this program hold query, key and value together, so `qkv` stands for the values;
+- `random`: the best of many plans drawn at random within the limit.
+
+What a rule leaves of the limit goes to nothing: the sizes are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zeropoint.budget import Budget
+from zeropoint.checkpoint import open_checkpoint
+from zeropoint.evaluate.windows import make_windows
+from zeropoint.fitting.fit import Settings
+from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.planner import WINDOW, Planner
+from zeropoint.fitting.tables import table_text
+from zeropoint.kernels import native
+from zeropoint.planning.solver import Picks
+from zeropoint.runtime.native.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Row:
+    limit: float
+    name: str
+    nbytes: float
+    kl: float
+    error: float
+
+
+def fill(planner: Planner, order: Iterable[int], limit: float) -> Picks:
+    """The narrowest plan with groups widened in this order as long as they fit."""
+    table = planner.table
+    picks = table.uniform(table.formats[-1])
+    for group in order:
+        wider = picks.copy()
+        wider[group] = 1
+        if table.total("nbytes", wider) <= limit:
+            picks = wider
+    return picks
+
+
+def edges(planner: Planner) -> list[int]:
+    """The embedding first, as every program has it wider, then blocks from both ends."""
+    groups = planner.candidates.groups
+    last = max(group.layer for group in groups)
+    return sorted(range(len(groups)), key=lambda i: min(groups[i].layer, last - groups[i].layer))
+
+
+def every_third(planner: Planner) -> list[int]:
+    groups = planner.candidates.groups
+    blocks = max(group.layer for group in groups) + 1
+
+    def chosen(layer: int) -> bool:
+        return layer < blocks // 8 or layer >= 7 * blocks // 8 or (layer - blocks // 8) % 3 == 2
+
+    wide = [i for i, g in enumerate(groups) if g.layer < 0]
+    return wide + [
+        i for i, g in enumerate(groups) if g.kind in ("qkv", "down") and g.layer >= 0 and chosen(g.layer)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[82, 90, 100, 110, 120], metavar="MB")
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--tokens", type=int, default=4096, help="of the half that plans are measured on")
+    parser.add_argument("--random", type=int, default=40, metavar="N", help="random plans at each size")
+    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+
+    settings = Settings(
+        text=None if options.text is None else str(options.text),
+        threads=options.threads,
+        tables=options.tables,
+    )
+    checkpoint = open_checkpoint(options.model)
+    planner = Planner(checkpoint, Budget(max_memory=10**12), settings, lambda *_: None)
+    if options.tables is not None and not options.tables.exists():
+        options.tables.write_text(table_text(planner.table, planner.key))
+    encode = load_tokenizer(checkpoint.path).encode
+    windows = make_windows(planner.gate_text, encode, tokens=options.tokens, context=WINDOW)
+    reference = planner.candidates.decoder(np.zeros(len(planner.candidates.groups), np.int64))
+    meter = LossMeter(reference, windows.tokens, threads=options.threads)
+    table, rng = planner.table, np.random.default_rng(0)
+    rows: list[Row] = []
+
+    def add(limit: float, name: str, picks: Picks) -> None:
+        found = meter.measure(planner.candidates.decoder(picks))
+        rows.append(Row(limit, name, table.total("nbytes", picks), found.kl, found.standard_error))
+        print(rows[-1], flush=True)
+
+    for format in table.formats[1:]:
+        add(0.0, f"uniform {format}", table.uniform(format))
+    groups = len(table.groups)
+    for limit in (size * 1e6 for size in options.sizes):
+        best = planner.search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+        assert best is not None
+        add(limit, "fit", best.picks)
+        add(limit, "edges wider", fill(planner, edges(planner), limit))
+        add(limit, "every third down", fill(planner, every_third(planner), limit))
+        drawn = [fill(planner, rng.permutation(groups), limit) for _ in range(options.random)]
+        quick = [planner.search.measure(picks) for picks in drawn]
+        add(limit, f"random, best of {options.random}", min(quick, key=lambda p: p.loss.kl).picks)
+
+    tokens, source = meter.windows.size - len(meter.windows), planner.gate_text.source
+    lines = [
+        "# Fitted plans and others of the same size",
+        "",
+        f"- command: `python benchmarks/fit.py {' '.join(sys.argv[1:])}`",
+        f"- mean KL on {tokens} tokens of {source}, that no search saw, ± its standard error; sizes in MB",
+        "",
+        "| limit | plan | size | mean KL | times the fitted |",
+        "|---|---|---|---|---|",
+    ]
+    fitted = {row.limit: row.kl for row in rows if row.name == "fit"}
+    for row in rows:
+        times = f"{row.kl / fitted[row.limit]:.2f}" if row.limit else ""
+        limit_text = f"{row.limit / 1e6:.0f}" if row.limit else ""
+        lines.append(
+            f"| {limit_text} | {row.name} | {row.nbytes / 1e6:.1f} | {row.kl:.4f} ± {row.error:.4f} | {times} |"
+        )
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
