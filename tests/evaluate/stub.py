@@ -22,6 +22,7 @@ from zeropoint.evaluate import worker
 class StubRunner:
     engine = "stub"
     vocab_size = 256
+    stop_tokens: frozenset[int] = frozenset()
 
     def __init__(self, path: str, dtype: str) -> None:
         self.name, _, noise = Path(path).name.partition("+")
