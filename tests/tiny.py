@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,14 @@ def _trained_like(model: torch.nn.Module, seed: int) -> None:
                 parameter[rows] *= 10
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 259 tokens, loadable with `AutoTokenizer`."""
+def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]] = ()) -> None:
+    """A byte-level tokenizer of 259 tokens and one a merge, loadable with `AutoTokenizer`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     specials = ["<s>", "</s>", "<pad>"]
     vocabulary |= {symbol: len(alphabet) + index for index, symbol in enumerate(specials)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary |= {"".join(pair): len(vocabulary) + index for index, pair in enumerate(merges)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)

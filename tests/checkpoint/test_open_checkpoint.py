@@ -191,7 +191,7 @@ def test_gguf(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="2 GGUF files"):
         open_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="GGUF reader"):
+    with pytest.raises(CheckpointError, match="ends inside its header"):
         open_checkpoint(tmp_path / "other.gguf")
     (tmp_path / "text.gguf").write_bytes(b"hello")
     with pytest.raises(CheckpointError, match="not a GGUF file"):

@@ -73,7 +73,7 @@ def write(
         _write_text(folder / CARD_NAME, dumps(finish().to_json()))
         for file in files:
             shutil.copyfile(file, folder / file.name)
-            _sync(folder / file.name)
+            sync(folder / file.name)
     return written
 
 
@@ -152,7 +152,7 @@ class _Shards:
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._files):05d}.safetensors"
         self._total += tensorfile.write(path, self._pending)
-        _sync(path)
+        sync(path)
         self._files.append((path, list(self._pending)))
         self._pending = {}
         self._pending_bytes = 0
@@ -183,10 +183,10 @@ def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             partial.mkdir()
             yield partial
-            _sync(partial)
+            sync(partial)
             _install(partial, out.absolute(), overwrite=overwrite)
         except OSError as cause:
-            raise _as_artifact_error(out, cause) from cause
+            raise as_artifact_error(out, cause) from cause
     finally:  # runs for KeyboardInterrupt and SystemExit too; after success there is nothing left to remove
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -203,12 +203,13 @@ def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
         if retired is not None:
             retired.rename(out)
         raise
-    _sync(out.parent)
+    sync(out.parent)
     if retired is not None:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def _as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
+def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
+    """What an error of the operating system means for the output `out`."""
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(
             f"the disk is full while writing {out}: nothing was left behind; free some space"
@@ -236,10 +237,11 @@ def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Pla
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -14,10 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zeropoint.errors import CheckpointError
+from zeropoint.ggufile import MAGIC, GgufFile
 
 logger = logging.getLogger(__name__)
-
-MAGIC = b"GGUF"
 
 
 def find(path: Path) -> Path | None:
@@ -42,11 +41,19 @@ def load(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
             raise CheckpointError(
                 f"{path} is not a GGUF file: give a model folder, a .gguf file or a hub name"
             )
+    GgufFile(path)  # transformers' reader trusts the header; this does not
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as cause:  # transformers' reader raises whatever the damaged field leads to
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise CheckpointError(f"{path} cannot be read by transformers' GGUF reader: {reason}") from cause
+    if unread := sorted({*info["missing_keys"], *(each[0] for each in info["mismatched_keys"])}):
+        # transformers would go on with random numbers in their place
+        raise CheckpointError(
+            f"{path} cannot be read by transformers' GGUF reader: {unread[0]} is missing or has another shape"
+        )
     config.architectures = [type(model).__name__]
     return config, {name: value.detach() for name, value in model.state_dict().items()}

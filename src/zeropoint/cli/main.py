@@ -21,10 +21,10 @@ from zeropoint.cli import commands
 from zeropoint.errors import ZeropointError
 
 #: The order of the help text: from looking, to making, to measuring, to using.
-ORDER = ("doctor", "inspect", "quantize", "fit", "check", "compare", "bench", "generate", "chat")
+ORDER = ("doctor", "inspect", "quantize", "fit", "check", "compare", "bench", "generate", "chat", "export")
 
-#: What the small install leaves out.
-MAKE_SIDE = ("torch", "transformers", "accelerate", "gguf")
+#: What the small install leaves out, and the extra that brings it.
+EXTRAS = {"torch": "quantize", "transformers": "quantize", "accelerate": "quantize", "gguf": "export"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ZeropointError as error:
         return _fail(error, error.exit_code, args.debug)
     except ModuleNotFoundError as error:
-        if error.name not in MAKE_SIDE:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
             raise
-        need = f"this command needs {error.name}: pip install 'zeropoint[quantize]'"
+        need = f"this command needs {error.name}: pip install 'zeropoint[{extra}]'"
         return _fail(error, 2, args.debug, need)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: nothing half-written was left behind\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -81,12 +81,12 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template_text() is not None
+        return chat_template(self.folder, self._settings) is not None
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation in the model's chat template, ready for the assistant's answer; of the last
         message's bare text when there is no template. Raises `UsageError` with the template's own complaint."""
-        text = self._template_text()
+        text = chat_template(self.folder, self._settings)
         if text is None:
             return self.encode(str(messages[-1]["content"]))
         if self._template is None:
@@ -99,21 +99,23 @@ class Tokenizer:
             raise UsageError(f"the model's chat template refuses the conversation: {cause}") from cause
         return self.encode(rendered)
 
-    def _template_text(self) -> str | None:
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        found = self._settings.get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-            found = named.get("default")
-        return found if isinstance(found, str) else None
-
 
 @lru_cache(maxsize=4)
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer, shared by all who open the same folder."""
     return Tokenizer(folder)
+
+
+def chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template of a model folder, whose tokenizer_config.json is `settings`; None when it has none."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def compile_template(text: str) -> jinja2.Template:

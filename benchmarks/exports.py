@@ -1,0 +1,97 @@
+"""Exported files in the runtimes they are for, against the artifacts they were made from.
+
+    python benchmarks/peers/install.py llama_cpp             # once
+    python benchmarks/exports.py build/int8:build/int8.gguf build/int4:build/int4.gguf
+
+Each `ARTIFACT:FILE` is run by our engine and, in its own environment, by llama.cpp: the same windows of text and the
+same prompt. Shown: KL of the file's logits from the artifact's (nats per token), top-1 agreement, how many of the first
+greedy tokens agree, and whether llama.cpp makes the same tokens of the text. The weights are equal (`zeropoint export`
+compares them); what is left is each runtime's arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.evaluate.quality import measure_quality
+from zeropoint.evaluate.windows import Windows, load_text, make_windows
+from zeropoint.runtime import open_runner
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CONTEXT = 512
+NEW_TOKENS = 64
+PROMPT = "Explain in three sentences why the sky is blue."
+
+
+class Recorded:
+    """Logits that were computed elsewhere, by window."""
+
+    def __init__(self, windows: Windows, logits: NDArray[np.float32]) -> None:
+        self._by_window = {row.tobytes(): each for row, each in zip(windows.tokens, logits, strict=True)}
+
+    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._by_window[tokens.tobytes()]
+
+
+def run_llama_cpp(file: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    python = ROOT / "build/peers/llama_cpp/bin/python"
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder) / "request.npz", Path(folder) / "result.npz"
+        np.savez(asked, **request)
+        subprocess.run([python, "-P", HERE / "runners/llama_cpp.py", file, asked, answered], check=True)
+        return dict(np.load(answered))
+
+
+def compare(artifact: Path, file: Path, text_file: Path, count: int) -> str:
+    runner = open_runner(artifact)
+    text = load_text(text_file)
+    windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
+    prompt = runner.chat_prompt(PROMPT)
+    sample = "\n\n".join(text.documents)[:40_000]
+    request = {
+        "windows": windows.tokens,
+        "prompt": np.array(prompt, np.int64),
+        "new_tokens": NEW_TOKENS,
+        "text": np.frombuffer(sample.encode(), np.uint8),
+    }
+    theirs = run_llama_cpp(file, request)
+    run = measure_quality(runner, {"file": Recorded(windows, theirs["logits"])}, windows=windows)
+    quality = run.candidates["file"]
+    ours = runner.generate(prompt, max_new_tokens=NEW_TOKENS)
+    greedy = theirs["greedy"].tolist()
+    agreeing = next(
+        (i for i, pair in enumerate(zip(ours, greedy, strict=False)) if pair[0] != pair[1]), len(ours)
+    )
+    same_ids = theirs["ids"].tolist() == runner.encode(sample)
+    kl = quality.kl_mean
+    return (
+        f"| {file.name} | {kl.value:.5f} ({kl.low:.5f}–{kl.high:.5f}) | {quality.top1_agreement.value:.3f} | "
+        f"{agreeing} of {len(ours)} | {'yes' if same_ids else 'NO'} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pairs", nargs="+", metavar="ARTIFACT:FILE")
+    parser.add_argument("--text", type=Path, default=ROOT / "examples/data/eval.txt")
+    parser.add_argument("--windows", type=int, default=4, help="of 512 tokens")
+    options = parser.parse_args()
+    print("| file | KL from our engine | top-1 | equal greedy tokens | same tokens of a text |")
+    print("|---|---|---|---|---|")
+    for pair in options.pairs:
+        artifact, _, file = pair.partition(":")
+        print(compare(Path(artifact), Path(file), options.text, options.windows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

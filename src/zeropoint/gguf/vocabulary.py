@@ -1,0 +1,191 @@
+"""A folder's tokenizer in GGUF's words: tokens, merges, special ids, chat template.
+
+llama.cpp splits text before it merges by a name (`tokenizer.ggml.pre`) that stands for regular expressions in its
+source, so that only splits known here by their exact form are written; any other is a problem, because a tokenizer that
+splits otherwise makes other tokens of the same text, and no error. Unicode normalization (NFC, in Qwen's) is not done
+by llama.cpp: text that is not in that form is tokenized otherwise there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+
+from zeropoint.errors import UnsupportedError
+from zeropoint.jsonfile import load_json
+from zeropoint.runtime.native.tokenizer import chat_template
+
+MAX_TOKENIZER_BYTES = 256 << 20
+
+#: GPT-2's split, which the ByteLevel step does by itself when told to.
+GPT2 = "ByteLevel"
+DIGITS = "Digits"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+#: Steps of a byte-level tokenizer -> llama.cpp's name for them.
+SPLITS: Mapping[tuple[str, ...], str] = {
+    (GPT2,): "gpt-2",
+    (DIGITS, GPT2): "smollm",
+    (WORDS % "{1,3}",): "llama-bpe",
+    (WORDS % "",): "qwen2",
+}
+#: Splits under which llama.cpp takes a word that is a token as it is, without merging.
+WHOLE_WORDS = {"llama-bpe"}
+
+#: GGUF's name of a special token -> tokenizer_config.json's, and config.json's field with its id.
+SPECIALS = {
+    "bos": ("bos_token", "bos_token_id"),
+    "eos": ("eos_token", "eos_token_id"),
+    "unk": ("unk_token", "unk_token_id"),
+    "pad": ("pad_token", "pad_token_id"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A byte-level BPE vocabulary, as llama.cpp's tokenizer model "gpt2" wants it."""
+
+    split: str
+    tokens: Sequence[str]
+    types: Sequence[TokenType]
+    merges: Sequence[str]
+    specials: Mapping[str, int]
+    starts_with_bos: bool
+    chat_template: str | None
+
+    def write(self, writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(self.split)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        writer.add_token_merges(self.merges)
+        for name, number in self.specials.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+        writer.add_add_bos_token(self.starts_with_bos)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
+
+
+def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
+    """The folder's vocabulary for a model whose embedding has `rows` rows.
+
+    Raises `UnsupportedError` saying what llama.cpp has no counterpart for.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UnsupportedError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is exported")
+    data = load_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
+    model = _section(data, "model")
+    split = _split(data, model)
+    tokens, types = _tokens(data, model, rows)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
+    if not merges:
+        raise UnsupportedError("its tokenizer has no merges, and llama.cpp needs some")
+    settings = _optional(folder / "tokenizer_config.json")
+    specials = _specials(settings, config, tokens)
+    return Vocabulary(
+        split=split,
+        tokens=tokens,
+        types=types,
+        merges=merges,
+        specials=specials,
+        starts_with_bos=_starts_with(data.get("post_processor"), tokens, specials.get("bos")),
+        chat_template=chat_template(folder, settings),
+    )
+
+
+def _split(data: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how this tokenizer splits text."""
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = "a SentencePiece-like BPE" if model.get("byte_fallback") else f"a {model.get('type')} model"
+        raise UnsupportedError(f"its tokenizer is {kind}; byte-level BPE is exported")
+    normalizer = data.get("normalizer")
+    if normalizer is not None and normalizer != {"type": "NFC"}:
+        raise UnsupportedError("its tokenizer normalizes text in a way that llama.cpp does not")
+    steps = tuple(_steps(data.get("pre_tokenizer")))
+    split = SPLITS.get(steps)
+    if split is None:
+        raise UnsupportedError(f"its tokenizer splits text by {list(steps)}, which llama.cpp has no name for")
+    if bool(model.get("ignore_merges")) != (split in WHOLE_WORDS):
+        raise UnsupportedError(f"its tokenizer's ignore_merges is not what llama.cpp assumes for {split}")
+    return split
+
+
+def _steps(step: Any) -> list[str]:
+    """What a pre-tokenizer does, one word or regular expression a step; "?" for what is not known here."""
+    if not isinstance(step, dict):
+        return ["?"]
+    kind = step.get("type")
+    if kind == "Sequence":
+        return [word for each in step.get("pretokenizers") or () for word in _steps(each)]
+    if kind == "Digits" and step.get("individual_digits"):
+        return [DIGITS]
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        pattern = step.get("pattern")
+        return [str(pattern.get("Regex", "?"))] if isinstance(pattern, dict) else ["?"]
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return [GPT2] if step.get("use_regex", True) else []
+    return ["?"]
+
+
+def _tokens(
+    data: Mapping[str, Any], model: Mapping[str, Any], rows: int
+) -> tuple[list[str], list[TokenType]]:
+    """Texts and types of all ids below `rows`; ids that no token has are filled in as unused."""
+    named: dict[int, tuple[str, TokenType]] = {}
+    for text, number in _section(model, "vocab").items():
+        named[number] = (text, TokenType.NORMAL)
+    for added in data.get("added_tokens") or ():
+        kind = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
+        named[added["id"]] = (added["content"], kind)
+    if not named or max(named) >= rows:
+        raise UnsupportedError(
+            f"its tokenizer has ids up to {max(named, default=0)}, its embedding {rows} rows"
+        )
+    found = [named.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
+    return [text for text, _ in found], [kind for _, kind in found]
+
+
+def _specials(
+    settings: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str]
+) -> dict[str, int]:
+    """Ids of the special tokens that the tokenizer names, or else the config."""
+    ids = {text: number for number, text in enumerate(tokens)}
+    found: dict[str, int] = {}
+    for name, (setting, field) in SPECIALS.items():
+        text = settings.get(setting)
+        number: Any = ids.get(str(text.get("content")) if isinstance(text, dict) else str(text))
+        if number is None:
+            given = config.get(field)
+            number = given[0] if isinstance(given, list) and given else given
+        if type(number) is int and 0 <= number < len(tokens):
+            found[name] = number
+    return found
+
+
+def _starts_with(processor: Any, tokens: Sequence[str], bos: int | None) -> bool:
+    """Whether the post-processor puts the beginning-of-text token before a text."""
+    if not isinstance(processor, dict):
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_starts_with(each, tokens, bos) for each in processor.get("processors") or ())
+    first = (processor.get("single") or [{}])[0]
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    return isinstance(special, dict) and bos is not None and special.get("id") == tokens[bos]
+
+
+def _section(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = data.get(name)
+    if not isinstance(value, dict):
+        raise UnsupportedError(f"tokenizer.json has no {name}")
+    return value
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return load_json(path) if path.is_file() else {}
