@@ -1,6 +1,6 @@
 """Fitted plans against uniform formats, the mixes that other programs use, and random plans of the same size.
 
-    python benchmarks/fit.py build/reference-model --tables fit-tables.json --markdown benchmarks/results/fit.md
+    python benchmarks/fit.py build/reference-model --markdown benchmarks/results/fit.md
 
 The fitted plans are found on one half of the text; all are measured on the other half, which no search has seen. At
 each size a rule is filled up to the limit, so that no plan is larger than the fitted one's bound:
@@ -26,10 +26,9 @@ import numpy as np
 from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate.windows import make_windows
-from zeropoint.fitting.fit import Settings
+from zeropoint.fitting import Settings, default_folder
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.planner import WINDOW, Planner
-from zeropoint.fitting.tables import table_text
 from zeropoint.kernels import native
 from zeropoint.planning.solver import Picks
 from zeropoint.runtime.native.tokenizer import load_tokenizer
@@ -82,7 +81,7 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--sizes", type=float, nargs="+", default=[82, 90, 100, 110, 120], metavar="MB")
-    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--cache", type=Path, default=default_folder())
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=4096, help="of the half that plans are measured on")
     parser.add_argument("--random", type=int, default=40, metavar="N", help="random plans at each size")
@@ -93,12 +92,10 @@ def main() -> None:
     settings = Settings(
         text=None if options.text is None else str(options.text),
         threads=options.threads,
-        tables=options.tables,
+        cache=options.cache,
     )
     checkpoint = open_checkpoint(options.model)
     planner = Planner(checkpoint, Budget(max_memory=10**12), settings, lambda *_: None)
-    if options.tables is not None and not options.tables.exists():
-        options.tables.write_text(table_text(planner.table, planner.key))
     encode = load_tokenizer(checkpoint.path).encode
     windows = make_windows(planner.gate_text, encode, tokens=options.tokens, context=WINDOW)
     reference = planner.candidates.decoder(np.zeros(len(planner.candidates.groups), np.int64))

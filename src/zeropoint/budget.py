@@ -20,13 +20,14 @@ class Budget:
     - `max_memory`: bytes of all weights, in the artifact and so in memory;
     - `max_kl`: mean KL divergence from the 16-bit model, nats a token;
     - `max_perplexity_increase`: relative, 0.01 is 1 %;
-    - `min_decode`: tokens a second of one sequence on this machine.
+    - `min_decode`, `min_prefill`: tokens a second of one sequence on this machine, generated and read.
     """
 
     max_memory: int | None = None
     max_kl: float | None = None
     max_perplexity_increase: float | None = None
     min_decode: float | None = None
+    min_prefill: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -41,6 +42,7 @@ class Budget:
         max_kl: str | None = None,
         max_perplexity_increase: str | None = None,
         min_decode: str | None = None,
+        min_prefill: str | None = None,
     ) -> Budget:
         """From human units. Raises `UsageError` for what cannot be read."""
         return cls(
@@ -48,6 +50,7 @@ class Budget:
             None if max_kl is None else parse_share(max_kl),
             None if max_perplexity_increase is None else parse_share(max_perplexity_increase),
             None if min_decode is None else parse_rate(min_decode),
+            None if min_prefill is None else parse_rate(min_prefill),
         )
 
     @property

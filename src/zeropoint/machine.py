@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ class Machine:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+        """What `to_json` gave. Raises `ValueError` for fields that are missing, unknown or of no sense."""
+        known, given = {field.name for field in fields(cls)}, dict(data)
+        missing = known - {"memory_bandwidth_gbps"} - given.keys()
+        if missing or given.keys() - known:
+            raise ValueError(f"fields differ: {', '.join(sorted(missing | (given.keys() - known)))}")
+        levels, accelerators = (tuple(map(str, given.pop(n))) for n in ("isa_levels", "accelerators"))
+        if not {"scalar", *LEVEL_FLAGS} >= set(levels) or "scalar" not in levels:
+            raise ValueError(f"its isa_levels are {', '.join(levels)}")
+        for name in ("cores", "ram_total_bytes"):
+            if not isinstance(given[name], int) or given[name] < 1:
+                raise ValueError(f"its {name} is {given[name]!r}")
+        return cls(isa_levels=levels, accelerators=accelerators, **given)
 
 
 def _cpu_info() -> dict[str, str]:

@@ -20,19 +20,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tables(model: Path) -> Path:
-    return model.parent / "tables.json"
+def cache(model: Path) -> Path:
+    return model.parent / "cache"
 
 
-def run(model: Path, tables: Path, *arguments: str | Path) -> int:
-    return main(["fit", str(model), *QUICK, "--tables", str(tables), *map(str, arguments)])
+def run(model: Path, cache: Path, *arguments: str | Path) -> int:
+    return main(["fit", str(model), *QUICK, "--cache", str(cache), *map(str, arguments)])
 
 
 def test_a_budget_is_met_checked_and_kept_in_the_card(
-    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, plan, found = tmp_path / "out", tmp_path / "plan.json", tmp_path / "fit.json"
-    code = run(model, tables, "-o", out, "--max-memory", "75kB", "--save-plan", plan, "--json", found)
+    code = run(model, cache, "-o", out, "--max-memory", "75kB", "--save-plan", plan, "--json", found)
     told = capsys.readouterr().out
     answer = json.loads(found.read_text())
     assert code == 0, told
@@ -54,7 +54,7 @@ def test_a_budget_is_met_checked_and_kept_in_the_card(
 
 
 def test_what_cannot_be_is_said_and_nothing_is_written(
-    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     for bounds, words in (
@@ -62,25 +62,25 @@ def test_what_cannot_be_is_said_and_nothing_is_written(
         (["--min-decode", "1e9tok/s"], "no plan decodes 1e+09 tokens/s here"),
         (["--max-memory", "60kB", "--max-kl", "1e-6"], "loses less than a mean KL of"),
     ):
-        assert run(model, tables, "-o", out, *bounds) == 1
+        assert run(model, cache, "-o", out, *bounds) == 1
         assert words in " ".join(capsys.readouterr().out.split())
         assert not out.exists()
 
 
 def test_sixteen_bits_that_meet_the_budget_are_left_alone(
-    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(model, tables, "-o", tmp_path / "out", "--max-memory", "10MB") == 0
+    assert run(model, cache, "-o", tmp_path / "out", "--max-memory", "10MB") == 0
     assert "do not quantize it" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
 def test_plan_only_and_the_difference_of_plans(
-    model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "a.json", tmp_path / "b.json"
-    assert run(model, tables, "--plan-only", "--max-memory", "70kB", "--save-plan", first) == 0
-    assert run(model, tables, "--plan-only", "--max-kl", "0.05", "--save-plan", second) == 0
+    assert run(model, cache, "--plan-only", "--max-memory", "70kB", "--save-plan", first) == 0
+    assert run(model, cache, "--plan-only", "--max-kl", "0.05", "--save-plan", second) == 0
     assert list(tmp_path.iterdir()) == [first, second] or {*tmp_path.iterdir()} == {first, second}
     capsys.readouterr()
     assert main(["plan", "diff", str(first), str(second), "--json", str(tmp_path / "d.json")]) == 1
@@ -88,17 +88,13 @@ def test_plan_only_and_the_difference_of_plans(
     assert "weights differ" in capsys.readouterr().out
 
 
-def test_bad_use(model: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_use(model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["-o", tmp_path / "o"], "give a budget"),
         (["--max-kl", "0.1"], "-o OUT"),
         (["-o", tmp_path / "o", "--max-memory", "much"], "write 80MB"),
         (["-o", tmp_path / "o", "--max-kl", "0.1", "--objective", "fun"], "no objective 'fun'"),
         (["-o", model, "--max-kl", "0.1"], "exists"),
-        (["-o", tmp_path / "o", "--max-kl", "0.1", "--formats", "int4"], "measured with another formats"),
     ):
-        assert run(model, tables, *arguments) == 2
+        assert run(model, cache, *arguments) == 2
         assert words in " ".join(capsys.readouterr().err.split())
-    tables.write_text("{}")
-    assert run(model, tables, "-o", tmp_path / "o", "--max-kl", "0.1") == 2
-    assert "not a file of cost tables" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny import make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
+from zeropoint.fitting.cache import Cache
 from zeropoint.fitting.candidates import Candidates, read_record
 
 
@@ -20,7 +21,7 @@ def silent(what: str, share: float) -> None:
 def candidates_of(folder: Path, *formats: str) -> Candidates:
     checkpoint = open_checkpoint(folder)
     found = Candidates(checkpoint, read_record(checkpoint), formats, algorithm="rtn", seed=0)
-    found.make(None, silent)
+    found.make(None, silent, Cache(None), {})
     return found
 
 

@@ -15,7 +15,7 @@ from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.windows import Windows
 from zeropoint.fitting.candidates import WIDE, Candidates, groups_of, read_record
 from zeropoint.fitting.loss import LossMeter
-from zeropoint.fitting.speed import decode_seconds
+from zeropoint.fitting.speed import measure_seconds
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime.native.runner import NativeRunner
 
@@ -78,9 +78,10 @@ def test_the_loss_is_what_the_evaluator_measures(
 
 
 def test_seconds_of_a_uniform_model_are_its_own(candidates: Candidates) -> None:
-    seconds = decode_seconds(candidates, threads=1, step=silent)
-    assert seconds.shape == (len(candidates.groups), 3)
-    assert (seconds > 0).all()
+    seconds = measure_seconds(candidates, threads=1, step=silent)
+    for table in (seconds.decode, seconds.prefill):
+        assert table.shape == (len(candidates.groups), 3)
+        assert (table > 0).all()
     assert candidates.formats[0] == WIDE
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests.fitting.conftest import candidates_of, silent
 from tests.tiny import make_checkpoint
 from zeropoint.budget import Budget
+from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.search import Search, group_losses
@@ -23,8 +24,8 @@ def search_of(candidates: Candidates, windows: np.ndarray, evaluations: int = 6)
     nbytes, fixed = candidates.nbytes()
     losses = group_losses(candidates, meter, windows=4, step=silent)
     names = tuple(group.name for group in candidates.groups)
-    table = CostTable(names, candidates.formats, nbytes, nbytes / 1e9, losses, fixed)
-    search = Search(table, candidates, meter, evaluations=evaluations, step=silent)
+    table = CostTable(names, candidates.formats, nbytes, nbytes / 1e9, nbytes / 1e10, losses, fixed)
+    search = Search(Known(table), candidates, meter, evaluations=evaluations, step=silent)
     for format in candidates.formats:
         search.measure(table.uniform(format))
     return search

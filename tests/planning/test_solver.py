@@ -20,7 +20,8 @@ def random_table(seed: int, groups: int) -> CostTable:
     nbytes = np.round(size * np.array([16.0, 8.1, 4.5]) * 100)
     loss = size * np.array([0.0, 0.01, 1.0]) * rng.uniform(0.1, 5, groups)[:, None]
     seconds = nbytes * rng.uniform(0.9, 1.1, nbytes.shape)
-    return CostTable(tuple(f"g{i}" for i in range(groups)), FORMATS, nbytes, seconds, loss, 50.0, 10.0)
+    prefill = seconds[::-1].copy()
+    return CostTable(tuple(f"g{i}" for i in range(groups)), FORMATS, nbytes, seconds, prefill, loss, 50.0)
 
 
 @settings(max_examples=25, deadline=None)

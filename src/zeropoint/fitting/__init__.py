@@ -1,6 +1,8 @@
 """`fit`: the decision made by measuring. A caller of every layer below that only ever makes another plan."""
 
+from zeropoint.fitting.cache import default_folder
 from zeropoint.fitting.fit import fit
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
+from zeropoint.fitting.target import read_machine
 
-__all__ = ["OBJECTIVES", "Fit", "Prediction", "Settings", "fit"]
+__all__ = ["OBJECTIVES", "Fit", "Prediction", "Settings", "default_folder", "fit", "read_machine"]

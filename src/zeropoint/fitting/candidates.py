@@ -7,8 +7,9 @@ each weight is used; there is no table of names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
+from zeropoint.fitting.cache import Cache
 from zeropoint.jsonfile import load_json
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
@@ -24,7 +26,7 @@ from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
 from zeropoint.quantization import Progress, stream
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder, Weight
-from zeropoint.runtime.native.parcel import Parcel, pack_stream
+from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
 from zeropoint.runtime.native.record import MODEL, DecoderRecord, LinearSlot
 
 #: The unquantized weights, in 16 bits: what every loss is measured against.
@@ -98,14 +100,21 @@ class Candidates:
         groups = [replace(g, weights=tuple(n for n in g.weights if n in wanted)) for g in groups_of(record)]
         self.groups = tuple(group for group in groups if group.weights)
 
-    def make(self, tokens: NDArray[np.int64] | None, step: Step) -> None:
-        """Quantize the whole model to each format, and pack it. Raises what `stream` and `pack_stream` do."""
+    def make(
+        self, tokens: NDArray[np.int64] | None, step: Step, cache: Cache, key: Mapping[str, Any]
+    ) -> None:
+        """Quantize the whole model to each format, and pack it; what `cache` has by `key` and plan is taken from there.
+
+        Raises what `stream` and `pack_stream` do.
+        """
         for text, plan in self._plans.items():
-            parcel = self._parcels[text] = Parcel()
-            watch = _watch(step, f"quantizing to {text}")
-            source = stream(self.checkpoint, plan, tokens=None if text == WIDE else tokens, progress=watch)
-            for packed in pack_stream(self.record, source):
-                parcel.add(packed)
+
+            def packed(text: str = text, plan: Plan = plan) -> Iterator[Packed]:
+                watch = _watch(step, f"quantizing to {text}")
+                given = None if text == WIDE else tokens
+                return pack_stream(self.record, stream(self.checkpoint, plan, tokens=given, progress=watch))
+
+            self._parcels[text] = cache.candidate({**key, "plan": plan.to_json()}, plan.nbytes, packed)
 
     def decoder(self, picks: Picks) -> Decoder:
         """The model with group g in format `formats[picks[g]]`. Nothing is copied."""

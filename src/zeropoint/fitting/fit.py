@@ -18,14 +18,13 @@ from pathlib import Path
 from zeropoint import documents
 from zeropoint.artifact import update_card
 from zeropoint.budget import Budget
-from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import GateError, UsageError
 from zeropoint.evaluate import bench, check
 from zeropoint.fitting.candidates import WIDE, Step
 from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
-from zeropoint.fitting.tables import table_text
 from zeropoint.machine import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_existing
 
@@ -52,8 +51,15 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
         planner = Planner(checkpoint, budget, settings, step)
     except GateError as cause:
         return Fit(budget, str(cause))
-    if settings.tables is not None and not settings.tables.exists():
-        settings.tables.write_text(table_text(planner.table, planner.key), encoding="utf-8")
+    try:
+        return _decide(planner, None if out is None else Path(out))
+    finally:
+        planner.keep()
+
+
+def _decide(planner: Planner, out: Path | None) -> Fit:
+    """From the tables to the answer."""
+    budget, settings = planner.budget, planner.settings
     if (no := refusal(planner.search, budget)) is not None:
         return replace(planner.answer(None), refusal=no)
     if not settings.anyway and (no := not_needed(budget, planner.uniform_points()[WIDE])) is not None:
@@ -66,7 +72,7 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
         answer = planner.answer(point)
         if out is None:
             return answer
-        answer = _carry_out(checkpoint, Path(out), answer, settings, planner, again=attempt > 0)
+        answer = _carry_out(planner, out, answer, again=attempt > 0)
         assert answer.verdict is not None
         if answer.verdict.passed or attempt == RETRIES:  # what is too slow is not mended by a tighter loss
             return answer
@@ -74,13 +80,11 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
     raise AssertionError("unreachable")
 
 
-def _carry_out(
-    checkpoint: Checkpoint, out: Path, answer: Fit, settings: Settings, planner: Planner, *, again: bool
-) -> Fit:
+def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
     """Quantize, and measure what came out in fresh processes."""
     assert answer.plan is not None
     assert answer.predicted is not None
-    budget = answer.budget
+    budget, settings, checkpoint = answer.budget, planner.settings, planner.candidates.checkpoint
     quantize_checkpoint(
         checkpoint,
         out,
@@ -106,9 +110,13 @@ def _carry_out(
             seed=settings.seed,
         )
     verdict = replace(verdict, text=planner.gate_text.source)
-    speed = bench(str(out), threads=settings.threads, engine="native")
-    decode = next(m.value for m in speed.measurements if m.metric == "decode_tokens_per_second")
-    done = replace(answer, verdict=verdict, decode=decode, path=out)
+    done = replace(answer, verdict=verdict, path=out)
+    if planner.target.described is None:
+        speed = bench(str(out), threads=settings.threads, engine="native")
+        rates = {m.metric: m.value for m in speed.measurements}
+        done = replace(
+            done, decode=rates["decode_tokens_per_second"], prefill=rates["prefill_tokens_per_second"]
+        )
     found = verdict.to_json()
     update_card(
         out,

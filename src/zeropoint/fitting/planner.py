@@ -13,21 +13,24 @@ from zeropoint.budget import Budget
 from zeropoint.calibrate import Calibration
 from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import UsageError
+from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
+from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
-from zeropoint.fitting.speed import decode_seconds
-from zeropoint.fitting.tables import read_table
-from zeropoint.kernels import active_isa
+from zeropoint.fitting.speed import measure_seconds
+from zeropoint.fitting.target import Target
+from zeropoint.jsonfile import load_json
+from zeropoint.kernels import library
 from zeropoint.machine import Machine
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import CostTable, Quantity, solve
 from zeropoint.quantization import read_calibration
 from zeropoint.quantization.streaming import needs_calibration
+from zeropoint.runtime.native import store
 from zeropoint.runtime.native.tokenizer import load_tokenizer
 
 #: Tokens of a window that plans are compared on: the shorter, the less attention costs.
@@ -41,8 +44,12 @@ class Planner:
 
     def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Step) -> None:
         """Raises `GateError` for what the sizes alone rule out, before any weight is read."""
-        self.settings, self.budget = settings, budget
+        self.settings = settings
         record = read_record(checkpoint)
+        machine = settings.machine
+        here = machine is None
+        self.target = Target.here(settings.threads) if here else Target.of(machine, settings.threads)
+        self.budget = budget = self.target.within(budget)
         self.candidates = Candidates(
             checkpoint, record, settings.formats, algorithm=settings.algorithm, seed=settings.seed
         )
@@ -52,15 +59,24 @@ class Planner:
         encode = load_tokenizer(checkpoint.path).encode
         windows = make_windows(self.planning_text, encode, tokens=settings.tokens, context=length)
         self.calibration = self._observe(checkpoint)
-        self.candidates.make(None if self.calibration is None else self.calibration.tokens, step)
+        made_with, self.key = self._keys(checkpoint)
+        tokens = None if self.calibration is None else self.calibration.tokens
+        self.cache = Cache(settings.cache)
+        self.candidates.make(tokens, step, self.cache, made_with)
         wide = self.candidates.decoder(np.zeros(len(self.candidates.groups), np.int64))
         meter = LossMeter(wide, windows.tokens, threads=settings.threads)
-        self.key = self._measured_with(checkpoint)
-        known = None if settings.tables is None else read_table(settings.tables, self.key)
-        self.table = known or self._measure(meter, step)
-        self.search = Search(self.table, self.candidates, meter, evaluations=settings.evaluations, step=step)
+        self.known = self.cache.read(self.key) or Known(self._measure(meter, step))
+        scaled = self.known.table.decode * self.target.decode_scale
+        self.table = replace(self.known.table, decode=scaled)
+        known = Known(self.table, self.known.losses)
+        self.search = Search(known, self.candidates, meter, evaluations=settings.evaluations, step=step)
         for format in self.candidates.formats:
             self.search.measure(self.table.uniform(format))
+        self.keep()
+
+    def keep(self) -> None:
+        """What has been measured so far goes into the cache."""
+        self.cache.write(self.key, self.known)
 
     def _observe(self, checkpoint: Checkpoint) -> Calibration | None:
         """Calibration text, for algorithms that want it."""
@@ -74,27 +90,31 @@ class Planner:
     def _measure(self, meter: LossMeter, step: Step) -> CostTable:
         candidates = self.candidates
         nbytes, fixed = candidates.nbytes()
-        seconds = decode_seconds(candidates, threads=self.settings.threads, step=step)
+        with self.target.kernels():
+            seconds = measure_seconds(candidates, threads=self.target.threads, step=step)
         losses = group_losses(candidates, meter, windows=SENSITIVITY_WINDOWS, step=step)
         names = tuple(group.name for group in candidates.groups)
-        return CostTable(names, candidates.formats, nbytes, seconds, losses, fixed)
+        return CostTable(names, candidates.formats, nbytes, seconds.decode, seconds.prefill, losses, fixed)
 
-    def _measured_with(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """All that the tables depend on."""
-        machine, settings = Machine.detect(), self.settings
-        return {
+    def _keys(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that the candidates depend on, and all that the tables do."""
+        settings, observed = self.settings, self.calibration
+        made_with = {
             "model": checkpoint.source_digest(),
+            "config": load_json(checkpoint.path / "config.json", error=CheckpointError),
+            "calibration": None if observed is None else observed.to_json()["tokens_sha256"],
+            "seed": settings.seed,
+            "zeropoint": f"{version('zeropoint')}, {store.NAME}",
+        }
+        measured_with = {
             "formats": list(self.candidates.formats),
             "algorithm": settings.algorithm,
-            "calibration": None if self.calibration is None else self.calibration.to_json()["tokens_sha256"],
             "text": self.planning_text.digest,
             "tokens": settings.tokens,
-            "seed": settings.seed,
-            "zeropoint": version("zeropoint"),
-            "processor": machine.processor,
-            "instruction set": active_isa(),
-            "threads": settings.threads,
+            "kernels": library.digest(),
+            "machine": [Machine.detect().processor, self.target.isa, self.target.threads],
         }
+        return made_with, made_with | measured_with
 
     @property
     def minimize(self) -> dict[Quantity, float]:
@@ -117,35 +137,41 @@ class Planner:
 
     def answer(self, point: Point | None) -> Fit:
         """What there is to say before anything is carried out."""
-        uniform = [_prediction(name, p) for name, p in self.uniform_points().items()]
+        found = Fit(
+            self.budget,
+            None,
+            front=self._front(),
+            measured=[_prediction("", p) for p in self.search.measured],
+            uniform=[_prediction(name, p) for name, p in self.uniform_points().items()],
+            notes=self._notes(),
+        )
         if point is None:
-            return Fit(self.budget, None, front=self._front(), uniform=uniform)
+            return found
         names = self.candidates.formats
         reasons = [self._reason(row, int(pick)) for row, pick in enumerate(point.picks)]
         plan = self.candidates.plan(point.picks, reasons, "fit", self.settings.seed)
         narrow = int(point.picks.max())
         fragile = np.argsort(-self.table.loss[:, narrow], kind="stable")
         wider = [self.table.groups[row] for row in fragile if point.picks[row] < narrow]
-        return Fit(
-            self.budget,
-            None,
-            plan,
-            replace(_prediction("fit", point), kl=point.loss.kl),
-            {name: int((point.picks == i).sum()) for i, name in enumerate(names)},
-            wider,
-            self._front(),
-            uniform,
-            self._notes(),
+        return replace(
+            found,
+            plan=plan,
+            predicted=_prediction("fit", point),
+            formats={name: int((point.picks == i).sum()) for i, name in enumerate(names)},
+            wider=wider,
         )
 
     def _notes(self) -> list[str]:
         """Formats that are narrower but not faster here."""
-        rates = [1 / self.table.total("seconds", self.table.uniform(f)) for f in self.candidates.formats]
+        rates = [1 / self.table.total("decode", self.table.uniform(f)) for f in self.candidates.formats]
         pairs = list(zip(self.candidates.formats, rates, strict=True))
         return [
-            f"{name} is not faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
-            for (before, least), (name, rate) in pairwise(pairs)
-            if rate <= least
+            *self.target.notes,
+            *(
+                f"{name} is not faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
+                for (before, least), (name, rate) in pairwise(pairs)
+                if rate <= least
+            ),
         ]
 
     def _reason(self, row: int, pick: int) -> str:
@@ -163,8 +189,8 @@ class Planner:
             picks = solve(self.table, {"nbytes": float(size) * (1 + 1e-9)}, {"loss": 1.0})
             if picks is not None:
                 total = self.table.total
-                seconds = total("seconds", picks)
-                found.append(Prediction("", total("nbytes", picks), 1 / seconds, self.search.predict(picks)))
+                rates = 1 / total("decode", picks), 1 / total("prefill", picks)
+                found.append(Prediction("", total("nbytes", picks), *rates, self.search.predict(picks)))
         return found
 
 
@@ -179,4 +205,4 @@ def split(text: EvaluationText) -> tuple[EvaluationText, EvaluationText]:
 
 
 def _prediction(name: str, point: Point) -> Prediction:
-    return Prediction(name, point.nbytes, 1 / point.seconds, point.loss.kl)
+    return Prediction(name, point.nbytes, 1 / point.decode, 1 / point.prefill, point.loss.kl)

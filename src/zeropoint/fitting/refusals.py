@@ -8,7 +8,7 @@ from zeropoint.fitting.candidates import Candidates
 from zeropoint.fitting.loss import MOST_BYTES
 from zeropoint.fitting.search import Point, Search
 from zeropoint.machine import Machine
-from zeropoint.planning.solver import solve
+from zeropoint.planning.solver import Quantity, solve
 
 
 def refusal(search: Search, budget: Budget) -> str | None:
@@ -33,22 +33,35 @@ def check_sizes(candidates: Candidates, budget: Budget) -> None:
 
 def _size_and_speed(search: Search, budget: Budget) -> str | None:
     table, limits = search.table, search.limits(budget)
-    fastest = solve(table, {}, {"seconds": 1.0})
-    assert fastest is not None
-    most = 1 / table.total("seconds", fastest)
-    if "seconds" in limits and most < 1 / limits["seconds"]:
-        return (
-            f"no plan decodes {budget.min_decode:g} tokens/s here: the fastest is expected to reach {most:.0f}, "
-            "measured just now, and 3 % are kept in hand"
-        )
-    if len(limits) == 2 and solve(table, limits, {"loss": 1.0}) is None:
-        quick = solve(table, {"seconds": limits["seconds"]}, {"nbytes": 1.0})
-        assert quick is not None
-        return (
-            f"no plan takes {_mb(limits['nbytes'])} and decodes {budget.min_decode:g} tokens/s: "
-            f"at that speed the smallest takes {_mb(table.total('nbytes', quick))}"
-        )
-    return None
+    for name, verb, least in _speeds(budget):
+        fastest = solve(table, {}, {name: 1.0})
+        assert fastest is not None
+        most = 1 / table.total(name, fastest)
+        if most < 1 / limits[name]:
+            return (
+                f"no plan {verb} {least:g} tokens/s here: the fastest is expected to reach {most:.0f}, "
+                "as measured, and 3 % are kept in hand"
+            )
+    if len(limits) < 2 or solve(table, limits, {"loss": 1.0}) is not None:
+        return None
+    speeds = {name: limits[name] for name, _, _ in _speeds(budget)}
+    asked = " and ".join(f"{verb} {least:g} tokens/s" for _, verb, least in _speeds(budget))
+    quick = solve(table, speeds, {"nbytes": 1.0})
+    if quick is None:
+        return f"no plan {asked}: each alone can be had, both cannot"
+    return (
+        f"no plan takes {_mb(limits['nbytes'])} and {asked}: "
+        f"at that speed the smallest takes {_mb(table.total('nbytes', quick))}"
+    )
+
+
+def _speeds(budget: Budget) -> list[tuple[Quantity, str, float]]:
+    """The bounds on speed that there are, with their verbs."""
+    bounds: list[tuple[Quantity, str, float | None]] = [
+        ("decode", "decodes", budget.min_decode),
+        ("prefill", "reads a prompt at", budget.min_prefill),
+    ]
+    return [(name, verb, least) for name, verb, least in bounds if least is not None]
 
 
 def _loss(search: Search, budget: Budget) -> str | None:
@@ -76,12 +89,14 @@ def _loss(search: Search, budget: Budget) -> str | None:
 
 def not_needed(budget: Budget, wide: Point) -> str | None:
     """That 16 bits are within all bounds on size and speed, where there are any: then nothing is gained."""
-    small = budget.max_memory is None or wide.nbytes <= budget.max_memory
-    fast = budget.min_decode is None or 1 / wide.seconds >= budget.min_decode
-    if not (small and fast) or (budget.max_memory is None and budget.min_decode is None):
+    speeds = _speeds(budget)
+    if budget.max_memory is None and not speeds:
+        return None
+    rates = {"decode": 1 / wide.decode, "prefill": 1 / wide.prefill}
+    if (budget.max_memory or wide.nbytes) < wide.nbytes or any(rates[n] < least for n, _, least in speeds):
         return None
     return (
-        f"the 16-bit model meets this budget already ({_mb(wide.nbytes)}, {1 / wide.seconds:.0f} tokens/s): "
+        f"the 16-bit model meets this budget already ({_mb(wide.nbytes)}, {1 / wide.decode:.0f} tokens/s): "
         "do not quantize it (--anyway does)"
     )
 

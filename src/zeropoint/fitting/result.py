@@ -9,21 +9,23 @@ from typing import Any
 
 from zeropoint.budget import Budget
 from zeropoint.evaluate import Verdict
+from zeropoint.machine import Machine
 from zeropoint.plan import Plan
 from zeropoint.planning.solver import Quantity
 
 #: What is minimized where the budget leaves a choice.
 OBJECTIVES: dict[str, dict[Quantity, float]] = {
-    "balanced": {"nbytes": 1.0, "seconds": 1.0},
+    "balanced": {"nbytes": 1.0, "decode": 1.0},
     "size": {"nbytes": 1.0},
-    "speed": {"seconds": 1.0},
+    "speed": {"decode": 1.0, "prefill": 0.1},
     "quality": {"loss": 1.0},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate."""
+    """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate; what was measured is kept in
+    the folder `cache`, or nowhere; `machine` is where it shall run, None for this one."""
 
     formats: tuple[str, ...] = ("int8", "int4")
     algorithm: str = "rtn"
@@ -38,7 +40,8 @@ class Settings:
     seed: int = 0
     overwrite: bool = False
     anyway: bool = False
-    tables: Path | None = None
+    cache: Path | None = None
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Prediction:
     name: str
     nbytes: float
     decode: float
+    prefill: float
     kl: float
 
     def to_json(self) -> dict[str, Any]:
@@ -55,15 +59,16 @@ class Prediction:
             "name": self.name,
             "weights_bytes": self.nbytes,
             "decode_tokens_per_second": self.decode,
+            "prefill_tokens_per_second": self.prefill,
             "kl": self.kl,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What `fit` found. `refusal` says why there is no plan; `front` are the best plans between the extremes, and
-    `uniform` those with one format; `verdict` and `decode` are measured on the artifact, None without one.
-    `unneeded`: the refusal is that 16 bits meet the budget already."""
+    """What `fit` found. `refusal` says why there is no plan; `front` are the best plans expected between the extremes,
+    `measured` those that were run, `uniform` those with one format; `verdict`, `decode` and `prefill` are measured on
+    the artifact, None without one. `unneeded`: the refusal is that 16 bits meet the budget already."""
 
     budget: Budget
     refusal: str | None
@@ -72,10 +77,12 @@ class Fit:
     formats: Mapping[str, int] = field(default_factory=dict)
     wider: Sequence[str] = ()
     front: Sequence[Prediction] = ()
+    measured: Sequence[Prediction] = ()
     uniform: Sequence[Prediction] = ()
     notes: Sequence[str] = ()
     verdict: Verdict | None = None
     decode: float | None = None
+    prefill: float | None = None
     path: Path | None = None
     unneeded: bool = False
 
@@ -93,12 +100,12 @@ class Fit:
             and self.plan.nbytes > self.budget.max_memory
         ):
             found.append(f"the weights take {self.plan.nbytes} bytes, more than {self.budget.max_memory}")
-        if (
-            self.decode is not None
-            and self.budget.min_decode is not None
-            and self.decode < self.budget.min_decode
+        for what, rate, least in (
+            ("decodes", self.decode, self.budget.min_decode),
+            ("reads a prompt at", self.prefill, self.budget.min_prefill),
         ):
-            found.append(f"it decodes {self.decode:.0f} tokens/s, fewer than {self.budget.min_decode:g}")
+            if rate is not None and least is not None and rate < least:
+                found.append(f"it {what} {rate:.0f} tokens/s, fewer than {least:g}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -110,10 +117,12 @@ class Fit:
             "formats": dict(self.formats),
             "wider": list(self.wider),
             "front": [point.to_json() for point in self.front],
+            "measured": [point.to_json() for point in self.measured],
             "notes": list(self.notes),
             "uniform": [point.to_json() for point in self.uniform],
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "decode_tokens_per_second": self.decode,
+            "prefill_tokens_per_second": self.prefill,
             "met": self.met,
             "unneeded": self.unneeded,
         }

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.budget import Budget
+from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates, Step
 from zeropoint.fitting.loss import Loss, LossMeter
-from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
+from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, solve
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +35,8 @@ class Point:
 
     picks: Picks
     nbytes: float
-    seconds: float
+    decode: float
+    prefill: float
     promised: float
     loss: Loss
 
@@ -65,15 +67,16 @@ class Search:
     """Plans for one model under one budget. `measured` holds every plan that was run, in order."""
 
     def __init__(
-        self, table: CostTable, candidates: Candidates, meter: LossMeter, *, evaluations: int, step: Step
+        self, known: Known, candidates: Candidates, meter: LossMeter, *, evaluations: int, step: Step
     ) -> None:
-        self.table = table
+        self.table = known.table
         self.measured: list[Point] = []
         self._candidates = candidates
         self._meter = meter
         self._evaluations = evaluations
         self._step = step
         self._tried: dict[bytes, Point] = {}
+        self._known = known.losses
 
     def measure(self, picks: Picks) -> Point:
         """Run a plan, unless it was run before."""
@@ -83,12 +86,20 @@ class Search:
             self._tried[key] = Point(
                 picks,
                 total("nbytes", picks),
-                total("seconds", picks),
+                total("decode", picks),
+                total("prefill", picks),
                 total("loss", picks),
-                self._meter.measure(self._candidates.decoder(picks)),
+                self._loss(picks),
             )
             self.measured.append(self._tried[key])
         return self._tried[key]
+
+    def _loss(self, picks: Picks) -> Loss:
+        """What was measured before, for another budget, is not measured again."""
+        key = picks.tobytes()
+        if key not in self._known:
+            self._known[key] = self._meter.measure(self._candidates.decoder(picks))
+        return self._known[key]
 
     def predict(self, picks: Picks) -> float:
         """The expected mean KL of a plan: its promise times the ratio found at similar promises."""
@@ -101,7 +112,9 @@ class Search:
         if budget.max_memory is not None:
             found["nbytes"] = float(budget.max_memory)
         if budget.min_decode is not None:
-            found["seconds"] = SPEED_MARGIN / budget.min_decode
+            found["decode"] = SPEED_MARGIN / budget.min_decode
+        if budget.min_prefill is not None:
+            found["prefill"] = SPEED_MARGIN / budget.min_prefill
         return found
 
     def target(self, budget: Budget, margin: float = LOSS_MARGIN) -> float | None:
@@ -172,15 +185,16 @@ class Search:
 
     def _value(self, point: Point, minimize: Mapping[Quantity, float]) -> float:
         """What is minimized, as shares of the most; a loss is the measured one."""
-        widest = {"nbytes": self.table.nbytes, "seconds": self.table.seconds}
-        value = 0.0
-        for name, weight in minimize.items():
-            if name == "loss":
-                value += weight * point.loss.kl / max(float(self.table.loss.max(axis=1).sum()), 1e-12)
-            else:
-                own = point.nbytes if name == "nbytes" else point.seconds
-                value += weight * own / float(widest[name].max(axis=1).sum())
-        return value
+        own = {
+            "nbytes": point.nbytes,
+            "decode": point.decode,
+            "prefill": point.prefill,
+            "loss": point.loss.kl,
+        }
+        return sum(
+            weight * own[name] / max(float(getattr(self.table, name).max(axis=1).sum()), 1e-12)
+            for name, weight in minimize.items()
+        )
 
     def _exchange(
         self,
@@ -208,7 +222,7 @@ class Search:
         table, rows = self.table, np.arange(len(best.picks))
         change = {
             name: getattr(table, name) - getattr(table, name)[rows, best.picks][:, None]
-            for name in ("nbytes", "seconds", "loss")
+            for name in QUANTITIES
         }
         flat = {name: values.ravel() for name, values in change.items()}
         group, format = np.divmod(np.arange(flat["loss"].size), table.loss.shape[1])

@@ -1,77 +1,110 @@
-"""What each group costs of a decoded token in each format, measured here.
+"""What each group costs of a token in each format, decoding and reading a prompt, measured here.
 
 Each product is timed alone, with the weights read in the order of a token, so that they come from where decoding
-finds them. What decoding adds to its products (attention, norms, the steps between) is in the time of whole tokens,
-measured with the model in one format; it is shared out over the groups in proportion, so that predictions are exact
-for uniform models and between them follow the products.
+finds them. What a token takes beside its products (attention, norms, the steps between) is in the time of whole
+models in one format; it is shared out over the groups in proportion, so that predictions are exact for uniform
+models and between them follow the products.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.fitting.candidates import Candidates, Step
+from zeropoint.fitting.candidates import Candidates, Group, Step
 from zeropoint.kernels import library
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.session import read
 
-#: As `zeropoint bench` measures: after a prompt, over some steps.
-PROMPT, STEPS, ROUNDS = 512, 26, 5
+Floats = NDArray[np.float64]
+
+#: As `zeropoint bench` measures: a prompt, then so many steps.
+PROMPT, STEPS, ROUNDS = 512, 128, 4
+#: Rows of an input that a prompt's products are timed with.
+_ROWS = 128
 
 
-def decode_seconds(candidates: Candidates, *, threads: int, step: Step) -> NDArray[np.float64]:
-    """Seconds of a token `[groups, formats]`; columns sum up to the uniform model's time."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Seconds:
+    """Seconds of a token `[groups, formats]`: columns sum up to the uniform model's time."""
+
+    decode: Floats
+    prefill: Floats
+
+
+def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
+    """Time every uniform model and every group's products."""
     groups, formats = len(candidates.groups), len(candidates.formats)
-    seconds = np.empty((groups, formats))
-    whole: list[list[float]] = [[] for _ in range(formats)]
+    whole: list[list[tuple[float, float]]] = [[] for _ in range(formats)]
     for turn in range(ROUNDS):  # in turns, so that a slow second on a shared machine hurts all alike
         for column in range(formats):
-            step("timing decode steps", (turn + column / formats) / ROUNDS)
+            step("timing whole models", (turn + column / formats) / ROUNDS)
             decoder = candidates.decoder(np.full(groups, column))
-            whole[column] += token_seconds(decoder, threads=threads)
+            whole[column].append(token_seconds(decoder, threads=threads))
+    found = Seconds(np.empty((groups, formats)), np.empty((groups, formats)))
     for column, format in enumerate(candidates.formats):
-        products = _products(candidates, format, threads)
-        seconds[:, column] = products * (statistics.median(whole[column]) / products.sum())
-    return seconds
+        for table, rows, times in (
+            (found.prefill, _ROWS, [prefill for prefill, _ in whole[column]]),
+            (found.decode, 1, [decode for _, decode in whole[column]]),
+        ):
+            products = _products(candidates, format, rows, threads)
+            table[:, column] = products * (statistics.median(times) / products.sum())
+    return found
 
 
-def token_seconds(decoder: Decoder, *, threads: int) -> list[float]:
-    """The times of decoding one token after another, after a prompt."""
+def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
+    """Seconds a token of a prompt, and of decoding one token after another behind it."""
     config = decoder.record.config
-    prompt = max(1, min(PROMPT, config.max_positions - STEPS - 1))
-    cache = decoder.cache(prompt + STEPS)
+    steps = max(1, min(STEPS, config.max_positions // 2))
+    prompt = max(1, min(PROMPT, config.max_positions - steps))
+    cache = decoder.cache(prompt + steps)
     ids = (np.arange(prompt) * 7919 % config.vocab).astype(np.int32)
     logits = np.empty((1, config.vocab), np.float32)
-    times = []
+    start = time.perf_counter()
     read(decoder, cache, ids, threads=threads, out=logits)
-    for position in range(prompt, prompt + STEPS):
-        start = time.perf_counter()
+    prefilled = time.perf_counter()
+    for position in range(prompt, prompt + steps):
         token = logits.argmax(-1).astype(np.int32)
         positions = np.full(1, position, np.int32)
         decoder.forward(cache, token, np.zeros(1, np.int32), positions, threads=threads, out=logits)
-        times.append(time.perf_counter() - start)
-    return times[2:]
+    return (prefilled - start) / prompt, (time.perf_counter() - prefilled) / steps
 
 
-def _products(candidates: Candidates, format: str, threads: int) -> NDArray[np.float64]:
+def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Floats:
     """Seconds of each group's products `[groups]`: the median of a few passes over all of them."""
     weights = [candidates.weights(group, format) for group in candidates.groups]
     widest = max(max(w.format.rows, w.format.columns) for parts in weights for w in parts)
-    x, y = np.ones(widest, np.float32), np.empty(widest, np.float32)
-    passes = np.array([[_time(parts, x, y, threads) for parts in weights] for _ in range(ROUNDS + 1)])
-    return np.asarray(np.median(passes[1:], axis=0))
+    x, y = np.ones((rows, widest), np.float32), np.empty((rows, widest), np.float32)
+
+    def passes(count: int) -> list[list[float]]:
+        return [
+            [
+                _time(parts, x, y, _rows_of(group, rows), threads)
+                for group, parts in zip(candidates.groups, weights, strict=True)
+            ]
+            for _ in range(count)
+        ]
+
+    return np.asarray(np.median(passes(ROUNDS + 1)[1:], axis=0))
 
 
-def _time(parts: list[Weight], x: NDArray[np.float32], y: NDArray[np.float32], threads: int) -> float:
+def _rows_of(group: Group, rows: int) -> int:
+    """Only the last token of a prompt is given logits."""
+    return 1 if group.kind in ("embedding", "head") else rows
+
+
+def _time(
+    parts: list[Weight], x: NDArray[np.float32], y: NDArray[np.float32], count: int, threads: int
+) -> float:
     start = time.perf_counter()
     for weight in parts:
         rows, columns = weight.format.rows, weight.format.columns
         status = library.load().zp_linear(
-            weight.address, x.ctypes.data, 1, columns, None, y.ctypes.data, rows, threads
+            weight.address, x.ctypes.data, count, columns, None, y.ctypes.data, rows, threads
         )
         library.check(status)
     return time.perf_counter() - start

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Picks = NDArray[np.int64]
-Quantity = Literal["nbytes", "seconds", "loss"]
+Quantity = Literal["nbytes", "decode", "prefill", "loss"]
 
-QUANTITIES: tuple[Quantity, ...] = ("nbytes", "seconds", "loss")
+QUANTITIES: tuple[Quantity, ...] = ("nbytes", "decode", "prefill", "loss")
 
 #: Weight of the quantities that are not minimized: they decide between plans that are equal otherwise.
 TIE_BREAK = 1e-4
@@ -28,22 +28,25 @@ TIE_BREAK = 1e-4
 class CostTable:
     """What each group costs in each format: arrays `[groups, formats]`, and what the rest of the model costs.
 
-    `nbytes` of the weights; `seconds` of decoding one token; `loss` in nats of mean KL, this group alone.
+    `nbytes` of the weights; `decode` and `prefill` in seconds a token; `loss` in nats of mean KL, this group alone.
     """
 
     groups: tuple[str, ...]
     formats: tuple[str, ...]
     nbytes: Floats
-    seconds: Floats
+    decode: Floats
+    prefill: Floats
     loss: Floats
     fixed_nbytes: float = 0.0
-    fixed_seconds: float = 0.0
 
     def total(self, quantity: Quantity, picks: Picks) -> float:
         """Of a plan: `picks` `[groups]` are format numbers."""
-        fixed = {"nbytes": self.fixed_nbytes, "seconds": self.fixed_seconds, "loss": 0.0}[quantity]
         values: Floats = getattr(self, quantity)
-        return float(values[np.arange(len(picks)), picks].sum() + fixed)
+        return float(values[np.arange(len(picks)), picks].sum()) + self.fixed(quantity)
+
+    def fixed(self, quantity: Quantity) -> float:
+        """What is the same in every plan."""
+        return self.fixed_nbytes if quantity == "nbytes" else 0.0
 
     def uniform(self, format: str) -> Picks:
         return np.full(len(self.groups), self.formats.index(format), np.int64)
@@ -67,9 +70,9 @@ def solve(
     constraints = [LinearConstraint(one_each, 1, 1)]
     for name, most in limits.items():
         values: Floats = getattr(table, name)
-        fixed = {"nbytes": table.fixed_nbytes, "seconds": table.fixed_seconds, "loss": 0.0}[name]
         scale = max(abs(most), 1e-12)
-        constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, (most - fixed) / scale))
+        left = (most - table.fixed(name)) / scale
+        constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, left))
     found = milp(
         np.asarray(objective).ravel(),
         integrality=np.ones(groups * formats),

@@ -18,10 +18,11 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from zeropoint.errors import UsageError
-from zeropoint.render import charts, fragility, numbers, summary
+from zeropoint.render import charts, fragility, frontier, numbers, summary
 from zeropoint.render.colours import colour_classes
 from zeropoint.render.sections import answers, cards, costs, coverage, full_table, heat_maps, methods, points
 from zeropoint.report import Report
+from zeropoint.sensitivity import Sensitivity
 
 _TEMPLATE = "report.html.j2"
 _WIDE, _NARROW = 660.0, 360.0
@@ -31,16 +32,17 @@ def page(report: Report) -> str:
     """The page as a string. Sections whose numbers are missing are left out."""
     classes = colour_classes(report)
     sensitivity = fragility.table_of(report)
-    reference = summary.reference_name(report) or (sensitivity.model if sensitivity else None)
+    reference = summary.reference_name(report) or (
+        sensitivity.model if sensitivity else report.extra.get("model")
+    )
+    fitted = frontier.section(report)
     dots = points(report, classes)
     floor = report.find(reference or "", "noise_floor_kl")
     floor_value = floor.value if floor else None
     return _template().render(
         title=f"{reference or 'Nothing'}: {'compared' if len(report.models()) > 1 else 'measured'}",
         reference=reference,
-        headline=fragility.headline(sensitivity)
-        if sensitivity and not report.models()
-        else summary.headline(report),
+        headline=_headline(report, sensitivity, fitted),
         sentences=summary.other_sentences(report),
         warnings=summary.warnings(report),
         noise=summary.noise_lines(report),
@@ -51,6 +53,7 @@ def page(report: Report) -> str:
         scatter_narrow=Markup(charts.scatter(dots, floor_value, width=_NARROW, height=380)) if dots else None,
         heat_maps=heat_maps(report, classes),
         fragility=fragility.maps(sensitivity),
+        fit=fitted,
         answers=answers(report, classes),
         coverage=coverage(report, classes),
         table=full_table(report),
@@ -60,6 +63,15 @@ def page(report: Report) -> str:
         versions=report.extra.get("versions", {}),
         data=Markup(embed(report.to_json())),
     )
+
+
+def _headline(report: Report, table: Sensitivity | None, fitted: Mapping[str, Any] | None) -> str:
+    """What the page is about, in a sentence."""
+    if fitted is not None:
+        return str(fitted["headline"])
+    if table is not None and not report.models():
+        return fragility.headline(table)
+    return summary.headline(report)
 
 
 def write_page(report: Report, path: str | Path) -> None:

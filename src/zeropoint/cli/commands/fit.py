@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--max-perplexity-increase", metavar="X", help="1%% or 0.01: relative rise of perplexity"
     )
-    budget.add_argument("--min-decode", metavar="RATE", help="tokens a second of one sequence here: 100tok/s")
+    budget.add_argument(
+        "--min-decode", metavar="RATE", help="tokens a second generated for one sequence: 100tok/s"
+    )
+    budget.add_argument("--min-prefill", metavar="RATE", help="tokens a second read of one prompt: 1000tok/s")
     parser.add_argument(
         "--objective",
         metavar="O",
@@ -108,17 +112,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plans near the best that are also run (default: 12)",
     )
     parser.add_argument(
-        "--tables",
+        "--machine",
         type=Path,
         metavar="FILE",
-        help="keep the measured costs here, for other budgets of this model",
+        help="plan for another machine: what `zeropoint doctor --json FILE` wrote there. Speeds are estimates then",
     )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="where measured costs are kept for other budgets (default: $ZEROPOINT_CACHE or ~/.cache/zeropoint)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="measure again, and keep nothing")
     parser.add_argument("--anyway", action="store_true", help="quantize even if 16 bits meet the budget")
     parser.add_argument(
         "--plan-only", action="store_true", help="find the plan and stop: nothing is quantized"
     )
     parser.add_argument(
         "--save-plan", type=Path, metavar="FILE", help="the plan as JSON: edit it, `quantize --plan` it"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page with what could be had, and what was taken"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact already")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -128,9 +142,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
-    from zeropoint.fitting import Settings, fit
+    from zeropoint.fitting import Settings, default_folder, fit, read_machine
 
-    check_writable(args.json, args.save_plan, args.tables)
+    check_writable(args.json, args.save_plan, args.html)
     if args.out is None and not args.plan_only:
         raise UsageError("say where the artifact goes with -o OUT, or ask for --plan-only")
     budget = _budget(args)
@@ -148,7 +162,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         overwrite=args.overwrite,
         anyway=args.anyway,
-        tables=args.tables,
+        cache=None if args.no_cache else args.cache or default_folder(),
+        machine=None if args.machine is None else read_machine(args.machine),
     )
     with progress_fraction() as progress:
         found = fit(args.model, None if args.plan_only else args.out, budget, settings, progress)
@@ -156,19 +171,35 @@ def run(args: argparse.Namespace) -> int:
     if found.plan is not None and args.save_plan is not None:
         write_text(args.save_plan, json.dumps(found.plan.to_json(), indent=1) + "\n")
     write_json(args.json, found.to_json())
+    if args.html is not None:
+        _write_page(args, found)
     return 0 if found.met or found.unneeded or (args.plan_only and found.plan is not None) else 1
+
+
+def _write_page(args: argparse.Namespace, found: Fit) -> None:
+    from zeropoint.machine import Machine
+    from zeropoint.render import page
+    from zeropoint.report import Report
+
+    fitted = {key: value for key, value in found.to_json().items() if key != "plan"}
+    extra = {
+        "model": Path(args.model).name,
+        "fit": fitted,
+        "command": shlex.join(["zeropoint", *sys.argv[1:]]),
+    }
+    page.write_page(Report((), Machine.detect().to_json(), extra), args.html)
 
 
 def _budget(args: argparse.Namespace) -> Budget:
     from zeropoint.budget import Budget
     from zeropoint.errors import UsageError
 
-    names = ("max_memory", "max_kl", "max_perplexity_increase", "min_decode")
+    names = ("max_memory", "max_kl", "max_perplexity_increase", "min_decode", "min_prefill")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not given:
         if not sys.stdin.isatty():
             raise UsageError(
-                "give a budget: --max-memory, --max-kl, --max-perplexity-increase or --min-decode"
+                "give a budget: --max-memory, --max-kl, --max-perplexity-increase, --min-decode or --min-prefill"
             )
         given = _ask()
         options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
@@ -186,7 +217,7 @@ def _show(found: Fit) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("plan", "weights", "decode", "mean KL", "", box=None, pad_edge=False)
+    table = Table("plan", "weights", "decode", "prefill", "mean KL", "", box=None, pad_edge=False)
     for point in [*found.uniform, *([] if found.predicted is None else [found.predicted])]:
         chosen = point is found.predicted
         mix = (
@@ -198,6 +229,7 @@ def _show(found: Fit) -> None:
             point.name,
             numbers.size(point.nbytes),
             numbers.rate(point.decode),
+            numbers.rate(point.prefill),
             numbers.nats(point.kl),
             mix,
         )
@@ -220,5 +252,6 @@ def _show(found: Fit) -> None:
     console.print()
     for sentence in [*found.verdict.sentences(), *found.missed()]:
         console.print(sentence, soft_wrap=True, highlight=False)
-    if found.decode is not None:
-        console.print(f"decodes {numbers.rate(found.decode)} in a fresh process", highlight=False)
+    if found.decode is not None and found.prefill is not None:
+        rates = f"decodes {numbers.rate(found.decode)}, reads a prompt at {numbers.rate(found.prefill)}"
+        console.print(f"{rates}, in a fresh process", highlight=False)

@@ -1,0 +1,155 @@
+"""What was measured of a model is kept, so that another budget for it costs no measuring.
+
+A folder of files named by the digest of all that they depend on: a change of the model, the text, the processor or
+the program is another name, and nothing stale is ever read. Cost tables are JSON; candidates are packed files, mapped
+when they are used. The files used longest ago make room. A cache that cannot be written or is damaged costs time,
+not the answer: that is said in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeropoint.fitting.loss import Loss
+from zeropoint.planning.solver import QUANTITIES, CostTable
+from zeropoint.runtime.native import store
+from zeropoint.runtime.native.parcel import Packed, Parcel
+
+logger = logging.getLogger(__name__)
+
+#: The folder is kept below this: candidates of models above it are made each time.
+MOST_BYTES = 4 << 30
+
+
+def default_folder() -> Path:
+    """`$ZEROPOINT_CACHE`, or `zeropoint` in the user's cache folder."""
+    if named := os.environ.get("ZEROPOINT_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropoint"
+
+
+@dataclass(slots=True)
+class Known:
+    """The tables, and the losses of plans that were run, by the plan's format numbers."""
+
+    table: CostTable
+    losses: dict[bytes, Loss] = field(default_factory=dict)
+
+
+class Cache:
+    """`folder` None keeps nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def candidate(
+        self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]
+    ) -> Parcel:
+        """The kept candidate, else what `make` gives, kept for the next time if there is room for `nbytes`."""
+        path = self._path(key, "packed")
+        if path is None or nbytes > MOST_BYTES:
+            return _collect(make())
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            pass
+        except (OSError, store.StoreError) as cause:
+            logger.warning("the kept candidate %s is made again: it %s", path, cause)
+        try:
+            self._make_room(nbytes)
+            store.write(path, path.stem, make())
+            return self._read(path)
+        except (OSError, store.StoreError) as cause:
+            logger.warning("candidates are not kept in %s: %s", path.parent, cause)
+            return _collect(make())
+
+    def read(self, key: Mapping[str, Any]) -> Known | None:
+        """The kept tables, if there are any."""
+        path = self._path(key, "json")
+        if path is None:
+            return None
+        try:
+            return _parse(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+            logger.warning("the kept costs %s are measured again: %s", path, cause)
+            return None
+
+    def write(self, key: Mapping[str, Any], known: Known) -> None:
+        path = self._path(key, "json")
+        if path is None:
+            return
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(_plain(key, known), indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as cause:
+            logger.warning("measured costs are not kept: %s", cause)
+            temporary.unlink(missing_ok=True)
+
+    def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+        return None if self._folder is None else self._folder / f"fit-{digest[:32]}.{kind}"
+
+    def _read(self, path: Path) -> Parcel:
+        parcel = store.read(path, path.stem)
+        os.utime(path)
+        return parcel
+
+    def _make_room(self, nbytes: float) -> None:
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(self._folder.glob("fit-*.packed"), key=lambda file: file.stat().st_mtime)
+        room = MOST_BYTES - nbytes - sum(file.stat().st_size for file in files)
+        for file in files:
+            if room >= 0:
+                break
+            room += file.stat().st_size
+            file.unlink()
+
+
+def _collect(packed: Iterable[Packed]) -> Parcel:
+    parcel = Parcel()
+    for part in packed:
+        parcel.add(part)
+    return parcel
+
+
+def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    table = known.table
+    return {
+        "measured_with": dict(key),
+        "groups": table.groups,
+        "formats": table.formats,
+        "fixed_nbytes": table.fixed_nbytes,
+        "costs": {name: getattr(table, name).tolist() for name in QUANTITIES},
+        "plans": [
+            {"picks": np.frombuffer(picks, np.int64).tolist(), **asdict(loss)}
+            for picks, loss in known.losses.items()
+        ],
+    }
+
+
+def _parse(data: Mapping[str, Any]) -> Known:
+    arrays = {name: np.array(data["costs"][name], np.float64) for name in QUANTITIES}
+    groups, formats = tuple(data["groups"]), tuple(data["formats"])
+    if any(array.shape != (len(groups), len(formats)) for array in arrays.values()):
+        raise ValueError("its arrays do not fit its groups and formats")
+    losses = {}
+    for plan in data["plans"]:
+        picks = np.array(plan.pop("picks"), np.int64)
+        if picks.shape != (len(groups),):
+            raise ValueError("a plan of it does not fit its groups")
+        losses[picks.tobytes()] = Loss(**plan)
+    return Known(CostTable(groups, formats, **arrays, fixed_nbytes=float(data["fixed_nbytes"])), losses)

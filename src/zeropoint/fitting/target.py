@@ -1,0 +1,88 @@
+"""The machine a plan is for: this one, or one that a file describes.
+
+Loss and size are the same everywhere. Speed is measured here; for another machine it is timed here with that
+machine's instruction set (the kernels are built for every level) and at most its number of threads, and the decode
+time, most of which is reading weights, is multiplied by the ratio of the memories' bandwidths. That is an estimate:
+`fit` says so, and its gate holds the bound on speed only where it ran.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zeropoint.budget import Budget
+from zeropoint.errors import UsageError
+from zeropoint.kernels import active_isa, library
+from zeropoint.machine import Machine
+
+#: The share of a machine's memory that weights may take: the rest is for the cache and the system.
+USABLE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`decode_scale`: seconds there for a second here. `described` is None for this machine."""
+
+    isa: str
+    threads: int
+    decode_scale: float = 1.0
+    described: Machine | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def here(cls, threads: int) -> Target:
+        return cls(active_isa(), threads)
+
+    @classmethod
+    def of(cls, there: Machine, threads: int) -> Target:
+        """Raises `UsageError` when the machine's description lacks its bandwidth."""
+        if not there.memory_bandwidth_gbps:
+            raise UsageError(
+                "the machine's description lacks memory_bandwidth_gbps, without which no speed can be told: "
+                "write it with `zeropoint doctor --json FILE` there"
+            )
+        threads = max(1, min(threads, there.cores))
+        levels = library.isa_levels()
+        isa = [level for level in levels if level in there.isa_levels][-1]
+        here = library.read_bandwidth(threads=threads) / 1e9
+        notes = [
+            f"speeds are estimates for {there.processor}: timed here on {isa} with {threads} threads, "
+            f"its memory reads {there.memory_bandwidth_gbps:.0f} GB/s, this one's {here:.0f}"
+        ]
+        if missing := [level for level in there.isa_levels if level not in levels]:
+            notes.append(f"it also has {', '.join(missing)}, which cannot be timed here: it may be faster")
+        return cls(isa, threads, here / there.memory_bandwidth_gbps, there, tuple(notes))
+
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Products run at the target's level meanwhile."""
+        before = active_isa()
+        library.select_isa(self.isa)
+        try:
+            yield
+        finally:
+            library.select_isa(before)
+
+    def within(self, budget: Budget) -> Budget:
+        """The budget, and no more memory than the described machine has for weights."""
+        if self.described is None:
+            return budget
+        room = int(self.described.ram_total_bytes * USABLE)
+        if budget.max_memory is not None and budget.max_memory <= room:
+            return budget
+        return replace(budget, max_memory=room)
+
+
+def read_machine(path: Path) -> Machine:
+    """A machine from the JSON that `zeropoint doctor --json` writes. Raises `UsageError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Machine.from_json(data.get("machine", data))
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as cause:
+        raise UsageError(
+            f"{path} does not describe a machine ({cause}): write it there with `zeropoint doctor --json FILE`"
+        ) from cause

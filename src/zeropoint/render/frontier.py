@@ -1,0 +1,168 @@
+"""What a fit chose from: loss against size and against speed, the budget's bounds, the plan taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup
+
+from zeropoint.render import numbers, svg
+from zeropoint.report import Report
+
+_Point = Mapping[str, Any]
+_WIDTH, _HEIGHT = 500.0, 360.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """What is drawn to the right: `key` of a plan's prediction, and the budget's bound on it."""
+
+    key: str
+    title: str
+    bound: str
+    at_most: bool
+    divide: float
+    unit: str
+
+
+_AXES = (
+    _Axis("weights_bytes", "Loss and size", "max_memory", True, 1e6, "Weights, MB"),
+    _Axis("decode_tokens_per_second", "Loss and speed", "min_decode", False, 1.0, "Decoding, tokens/s"),
+)
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    """The one sentence: what was chosen, or why nothing was."""
+    if found.get("refusal"):
+        words = str(found["refusal"])
+        return f"{words[:1].upper()}{words[1:]}."
+    plan = found["predicted"]
+    mix = " and ".join(f"{count} groups in {name}" for name, count in found["formats"].items() if count)
+    return f"{mix}: {numbers.size(plan['weights_bytes'])} for a mean KL of {numbers.nats(plan['kl'])}."
+
+
+def section(report: Report) -> dict[str, Any] | None:
+    """The panels and what is to be read beside them; None without a fit in the report."""
+    found: Mapping[str, Any] | None = report.extra.get("fit")
+    if found is None:
+        return None
+    verdict = found.get("verdict") or {}
+    return {
+        "headline": headline(found),
+        "panels": [
+            {"title": axis.title, "svg": Markup(_panel(found, axis))} for axis in _AXES if found.get("front")
+        ],
+        "wider": list(found.get("wider", ()))[:8],
+        "more": max(len(found.get("wider", ())) - 8, 0),
+        "notes": list(found.get("notes", ())),
+        "passed": verdict.get("passed"),
+        "met": bool(found.get("met")),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """Maps an axis (linear from zero) and nats (logarithmic) to pixels."""
+
+    axis: _Axis
+    ticks: Sequence[float]
+    exponents: Sequence[int]
+    left: float = 52
+    right: float = _WIDTH - 14
+    top: float = 34
+    bottom: float = _HEIGHT - 44
+
+    def x(self, value: float) -> float:
+        return self.left + (self.right - self.left) * value / self.axis.divide / self.ticks[-1]
+
+    def y(self, kl: float) -> float:
+        low, high = self.exponents[0], self.exponents[-1]
+        height = (math.log10(max(kl, 10.0**low)) - low) / (high - low)
+        return self.bottom - (self.bottom - self.top) * min(max(height, 0.0), 1.0)
+
+    def at(self, point: _Point) -> tuple[float, float]:
+        return self.x(point[self.axis.key]), self.y(point["kl"])
+
+
+def _panel(found: Mapping[str, Any], axis: _Axis) -> str:
+    uniform, front, tried = (found.get(key) or [] for key in ("uniform", "front", "measured"))
+    chosen = found.get("predicted")
+    points = [*uniform, *front, *tried, *([chosen] if chosen else [])]
+    losses = [p["kl"] for p in points if p["kl"] > 1e-5]
+    plane = _Plane(
+        axis,
+        svg.nice_ticks(1.08 * max(p[axis.key] for p in points) / axis.divide, 5),
+        svg.decades(min(losses, default=1e-4), max(losses, default=1.0)),
+    )
+    parts = [*_allowed(plane, found["budget"]), *_grid(plane)]
+    line = sorted((plane.at(p) for p in front if p["kl"] > 1e-5), key=lambda place: place[0])
+    parts += [svg.line(*a, *b, css="interval c-ref") for a, b in pairwise(line)]
+    parts += [
+        svg.circle(*plane.at(p), 2.5, css="fill c-ref", tip=_tip("a plan that was run", p)) for p in tried
+    ]
+    for point in uniform:
+        x, y = plane.at(point)
+        parts.append(svg.circle(x, y, 6, css="fill dot c-blue", tip=_tip(point["name"], point)))
+        parts.append(_name(plane, x, y, point["name"]))
+    if chosen:
+        x, y = plane.at(chosen)
+        parts.append(svg.circle(x, y, 8, css="fill dot c-orange", tip=_tip("the plan taken", chosen)))
+        parts.append(_name(plane, x, y, "fit"))
+    label = f"{axis.title}: " + "; ".join(_tip(p["name"] or "plan", p) for p in [*uniform, chosen] if p)
+    return svg.document(_WIDTH, _HEIGHT, parts, label=label, css="scatter")
+
+
+def _name(plane: _Plane, x: float, y: float, name: str) -> str:
+    """Beside its dot, on the side where there is room."""
+    if x + 14 + svg.text_width(name, 13) > plane.right:
+        return svg.text(x - 12, y - 10, name, css="name", anchor="end")
+    return svg.text(x + 12, y - 8, name, css="name")
+
+
+def _tip(name: str, point: _Point) -> str:
+    return (
+        f"{name}: {numbers.size(point['weights_bytes'])}, {numbers.rate(point['decode_tokens_per_second'])}, "
+        f"mean KL {numbers.nats(point['kl'])} nats"
+    )
+
+
+def _allowed(plane: _Plane, budget: Mapping[str, Any]) -> list[str]:
+    """What the budget's bounds leave, shaded."""
+    bound, most = budget.get(plane.axis.bound), budget.get("max_kl")
+    if bound is None and most is None:
+        return []
+    left, right = plane.left, plane.right
+    if bound is not None:
+        edge = min(max(plane.x(bound), plane.left), plane.right)
+        left, right = (left, edge) if plane.axis.at_most else (edge, right)
+    top = plane.top if most is None else plane.y(most)
+    parts = [svg.rect(left, top, right - left, plane.bottom - top, css="floor")]
+    if bound is not None:
+        x = right if plane.axis.at_most else left
+        parts.append(svg.line(x, plane.top, x, plane.bottom, css="floor-line"))
+    if most is not None:
+        parts.append(svg.line(plane.left, top, plane.right, top, css="floor-line"))
+    return parts
+
+
+def _grid(plane: _Plane) -> list[str]:
+    parts = []
+    for exponent in plane.exponents:
+        y = plane.y(10.0**exponent)
+        parts.append(svg.line(plane.left, y, plane.right, y, css="grid"))
+        parts.append(
+            svg.text(plane.left - 8, y + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end")
+        )
+    for tick in plane.ticks:
+        x = plane.x(tick * plane.axis.divide)
+        parts.append(svg.text(x, plane.bottom + 19, f"{tick:g}", css="tick", anchor="middle"))
+    return [
+        *parts,
+        svg.line(plane.left, plane.bottom, plane.right, plane.bottom, css="axis"),
+        svg.text(0, 14, "Mean KL, nats per token (log)", css="axis-title"),
+        svg.text(plane.right, plane.bottom + 38, plane.axis.unit, css="axis-title", anchor="end"),
+    ]
