@@ -98,3 +98,38 @@ def test_bad_use(model: Path, cache: Path, tmp_path: Path, capsys: pytest.Captur
     ):
         assert run(model, cache, *arguments) == 2
         assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_shows_what_could_be_had(model: Path, cache: Path, tmp_path: Path) -> None:
+    page = tmp_path / "fit.html"
+    assert run(model, cache, "--plan-only", "--max-memory", "75kB", "--html", page) == 0
+    text = page.read_text()
+    for words in ("What could be had", "Loss and size", "Loss and speed", "the plan taken", "Kept wider"):
+        assert words in text
+    assert run(model, cache, "--plan-only", "--max-memory", "60kB", "--max-kl", "1e-6", "--html", page) == 1
+    assert "<h1>No plan within the size and speed asked for" in page.read_text()
+
+
+def test_prompts_have_a_bound_too(
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, cache, "--plan-only", "--max-memory", "75kB", "--min-prefill", "1tok/s") == 0
+    assert run(model, cache, "--plan-only", "--min-prefill", "1e9tok/s") == 1
+    assert "reads a prompt at 1e+09 tokens/s here" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_for_another_machine(
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from zeropoint.machine import Machine
+
+    box = Machine("a small box", "Linux", 1, ("scalar",), 10**9, 10**9, (), 5.0)
+    (tmp_path / "box.json").write_text(json.dumps(box.to_json()))
+    out, options = tmp_path / "out", ("--machine", tmp_path / "box.json", "--max-memory", "75kB")
+    assert run(model, cache, "-o", out, *options) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "estimates for a small box" in told
+    assert "in a fresh process" not in told
+    (tmp_path / "box.json").write_text("[]")
+    assert run(model, cache, "-o", tmp_path / "again", *options) == 2
+    assert "does not describe a machine" in capsys.readouterr().err

@@ -8,6 +8,7 @@ not the answer: that is said in the log.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -96,7 +97,8 @@ class Cache:
             os.replace(temporary, path)
         except OSError as cause:
             logger.warning("measured costs are not kept: %s", cause)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()

@@ -47,8 +47,8 @@ class Planner:
         self.settings = settings
         record = read_record(checkpoint)
         machine = settings.machine
-        here = machine is None
-        self.target = Target.here(settings.threads) if here else Target.of(machine, settings.threads)
+        threads = settings.threads
+        self.target = Target.here(threads) if machine is None else Target.of(machine, threads)
         self.budget = budget = self.target.within(budget)
         self.candidates = Candidates(
             checkpoint, record, settings.formats, algorithm=settings.algorithm, seed=settings.seed

@@ -8,7 +8,6 @@ models and between them follow the products.
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 
@@ -40,7 +39,7 @@ def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seco
     """Time every uniform model and every group's products."""
     groups, formats = len(candidates.groups), len(candidates.formats)
     whole: list[list[tuple[float, float]]] = [[] for _ in range(formats)]
-    for turn in range(ROUNDS):  # in turns, so that a slow second on a shared machine hurts all alike
+    for turn in range(ROUNDS):  # in turns, and the best counts: other work only ever makes a round slower
         for column in range(formats):
             step("timing whole models", (turn + column / formats) / ROUNDS)
             decoder = candidates.decoder(np.full(groups, column))
@@ -52,7 +51,7 @@ def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seco
             (found.decode, 1, [decode for _, decode in whole[column]]),
         ):
             products = _products(candidates, format, rows, threads)
-            table[:, column] = products * (statistics.median(times) / products.sum())
+            table[:, column] = products * (min(times) / products.sum())
     return found
 
 

@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_page(args: argparse.Namespace, found: Fit) -> None:
     from zeropoint.machine import Machine
-    from zeropoint.render import page
+    from zeropoint.render import write_page
     from zeropoint.report import Report
 
     fitted = {key: value for key, value in found.to_json().items() if key != "plan"}
@@ -187,7 +187,7 @@ def _write_page(args: argparse.Namespace, found: Fit) -> None:
         "fit": fitted,
         "command": shlex.join(["zeropoint", *sys.argv[1:]]),
     }
-    page.write_page(Report((), Machine.detect().to_json(), extra), args.html)
+    write_page(Report((), Machine.detect().to_json(), extra), args.html)
 
 
 def _budget(args: argparse.Namespace) -> Budget:
