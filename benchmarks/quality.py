@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from quality_table import Row, by_kind, costs_alone, duels, front
 
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate.quality import measure_quality
@@ -41,7 +42,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = "zeropoint"
 CONTEXT = 512
-COLUMNS = ("mean KL", "p99 KL", "top-1", "perplexity", "MB", "bits per weight", "seconds", "peak MB", "note")
 
 
 class RefusedError(Exception):
@@ -263,53 +263,14 @@ def last_line(log: Path) -> str:
     return lines[-1][:200] if lines else "it printed nothing"
 
 
-def table(rows: dict[Contestant, dict[str, Any]], parameters: int) -> list[str]:
-    lines: list[str] = []
-    for kind in sorted({c.kind for c in rows}, key=lambda kind: (-int(kind[0]), kind)):
-        members = {c: row for c, row in rows.items() if c.kind == kind and "refused" not in row}
-        lines += ["", f"## {kind}", "", f"| contestant | {' | '.join(COLUMNS)} |"]
-        lines.append("|---" * (len(COLUMNS) + 1) + "|")
-        for c, row in sorted(members.items(), key=lambda item: item[1]["kl_divergence"]["value"]):
-            name = f"**{c.name}**" if c.peer == OURS else c.name
-            lines.append(f"| {name} | {' | '.join([*cells(row, parameters), c.note])} |")
-    return lines
-
-
-def cells(row: dict[str, Any], parameters: int) -> list[str]:
-    kl, ratio = row["kl_divergence"], row["perplexity_ratio"]["value"]
-    return [
-        f"{kl['value']:.4f} ({kl['low']:.4f}–{kl['high']:.4f})",
-        f"{row['kl_p99']['value']:.3f}",
-        f"{row['top1_agreement']['value']:.3f}",
-        f"{ratio - 1:+.1%}",
-        f"{row['tensor_bytes'] / 1e6:.1f}",
-        f"{8 * row['tensor_bytes'] / parameters:.2f}",
-        f"{row['seconds']:.0f}",
-        f"{row['peak_rss_bytes'] / 1e6:.0f}",
-    ]
-
-
-def cost_table(costs: list[dict[str, Any]]) -> list[str]:
-    """Against the first of them."""
-    tokens, cores = costs[0]["tokens"], costs[0]["cores"]
-    lines = [
-        "",
-        f"## Seconds alone on the machine: {tokens:,} calibration tokens, {cores} cores, in turns",
-        "",
-    ]
-    lines += ["| contestant | seconds | times as long | peak MB |", "|---|---|---|---|"]
-    for cost in costs:
-        ratio = cost["seconds"] / costs[0]["seconds"]
-        peak = cost["peak_rss_bytes"] / 1e6
-        lines.append(f"| {cost['name']} | {cost['seconds']:.1f} | {ratio:.2f} | {peak:.0f} |")
-    return lines
-
-
-def report(bench: Bench, rows: dict[Contestant, dict[str, Any]]) -> str:
+def report(bench: Bench, found: dict[Contestant, dict[str, Any]]) -> str:
     machine = Machine.detect()
     parameters = sum(p.numel for p in open_checkpoint(bench.model).parameters() if p.tied_to is None)
-    perplexity = next((row["reference_perplexity"] for row in rows.values() if "refused" not in row), 0.0)
-    cores = sorted({row["cores"] for row in rows.values() if "refused" not in row})
+    rows = [
+        Row(c.name, c.peer == OURS, c.kind, c.note, row) for c, row in found.items() if "refused" not in row
+    ]
+    perplexity = rows[0].found["reference_perplexity"] if rows else 0.0
+    cores = sorted({row.found["cores"] for row in rows})
     lines = [
         f"# {bench.model.name}: quality of quantized models beside peers",
         "",
@@ -318,11 +279,12 @@ def report(bench: Bench, rows: dict[Contestant, dict[str, Any]]) -> str:
         f"- machine: {machine.processor}, {' or '.join(map(str, cores))} core(s) used and shared with other work, so "
         f"that seconds are a guide; Python {platform.python_version()}",
         "- by falling bits, then by KL; intervals are 95 % bootstrap over documents",
+        "- made by `benchmarks/quality.py`, a row by `--only NAME` ([how](../README.md))",
     ]
-    lines += table(rows, parameters)
+    lines += duels(rows) + front(rows) + by_kind(rows, parameters)
     if bench.costs.exists():
-        lines += cost_table(json.loads(bench.costs.read_text()))
-    refused = {c: row["refused"] for c, row in rows.items() if "refused" in row}
+        lines += costs_alone(json.loads(bench.costs.read_text()))
+    refused = {c: row["refused"] for c, row in found.items() if "refused" in row}
     if refused:
         lines += ["", "## Not measured", "", *(f"- {c.name}: {why}" for c, why in refused.items())]
     return "\n".join(lines) + "\n"
@@ -337,9 +299,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="default: the built-in sample")
     parser.add_argument("--windows", type=int, default=12, help="of 512 evaluation tokens")
     parser.add_argument("--calibration-windows", type=int, default=32, help="of 512 calibration tokens")
-    parser.add_argument(
-        "--only", nargs="*", help="play contestants whose name starts with one of these; table all"
-    )
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="play these contestants; table all")
     parser.add_argument("--again", action="store_true", help="play them although their rows are kept")
     parser.add_argument(
         "--time", nargs="+", metavar="NAME", help="only quantize with these, in turns, and keep what it took"
@@ -354,7 +314,7 @@ def main() -> None:
         options.only = []
     rows = {}
     for contestant in contestants():
-        chosen = options.only is None or any(contestant.name.startswith(word) for word in options.only)
+        chosen = options.only is None or contestant.name in options.only
         file = bench.row(contestant)
         if chosen and (options.again or not file.exists()):
             if contestant.python.exists():

@@ -1,11 +1,26 @@
-"""Zeropoint itself, as `zeropoint quantize` works; measured on the integer kernels, activations quantized too."""
+"""Zeropoint itself, as `zeropoint quantize` works; measured on the integer kernels, activations quantized too.
+
+A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+"; `rtn` works without text, and
+`weighted` is `rtn` with the text, so that the search for scales weighs each column by its inputs. `fit-103MB` is a plan
+for the reference model, a format for each layer, that
+
+    zeropoint fit build/reference-model --max-memory 103.7MB --plan-only --save-plan benchmarks/plans/fit-103MB.json
+
+found on other text than the rows are measured on; the row's algorithm carries it out.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantizer import Calibration as Text
 
+if TYPE_CHECKING:
+    from zeropoint.plan import Plan
+
+PLANS = Path(__file__).parents[1] / "plans"
 SCHEMES = {
     "int8": ("8 bits", "int8"),
     "int8-a8": ("8 bits, activations 8 bits", "int8:channel:sym:bf16:a8token"),
@@ -13,16 +28,18 @@ SCHEMES = {
     "int4-g128": ("4 bits, groups of 128", "int4:g128:sym:bf16:a16token"),
     "int4-channel": ("4 bits, per channel", "int4:channel:sym:bf16:a16token"),
     "int3-g32": ("3 bits, groups of 32", "int3:g32:sym:nested:a16token"),
+    "fit-103MB": ("4 bits, mixed with wider", PLANS / "fit-103MB.json"),
 }
-ALGORITHMS = {
-    "rtn": ("rtn", {}, "without text"),
-    "gptq": ("gptq", {}, ""),
-    "gptq-sweeps": ("gptq", {"sweeps": 2}, "2 sweeps"),
-}
+WITHOUT_TEXT = {"rtn", "hqq"}
+FOLDS = {"int8-a8": ["smoothquant", "smoothquant+gptq"], "int4": ["awq", "awq+gptq", "gptq+rounding"]}
+ALGORITHMS = {fmt: ["rtn", "weighted", "hqq", "gptq", *FOLDS.get(fmt, [])] for fmt in SCHEMES}
+NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
+# 576 is no multiple of 128
+NOTES["int4-g128"] += "; rows of 576 in groups of 96"
 FORMATS = {
-    f"{scheme}/{algorithm}": (kind, "; ".join(filter(None, (note, "embedding = head int8"))))
-    for scheme, (kind, _) in SCHEMES.items()
-    for algorithm, (_, _, note) in ALGORITHMS.items()
+    f"{fmt}/{algorithm}": (kind, "; ".join(["without text"] * (algorithm in WITHOUT_TEXT) + [NOTES[fmt]]))
+    for fmt, (kind, _) in SCHEMES.items()
+    for algorithm in ALGORITHMS[fmt]
 }
 
 
@@ -31,9 +48,20 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
     from zeropoint.quantization import quantize_checkpoint
 
     scheme, algorithm = fmt.split("/")
-    name, options, _ = ALGORITHMS[algorithm]
-    text = None if name == "rtn" else Calibration(calibration.tokens, "calibration text", "")
-    made = quantize_checkpoint(
-        model, out / "model", format=SCHEMES[scheme][1], algorithm=name, options=options, calibration=text
-    )
-    return made.tensor_bytes
+    text = None if algorithm in WITHOUT_TEXT else Calibration(calibration.tokens, "calibration text", "")
+    plan = make_plan(model, SCHEMES[scheme][1], "rtn" if algorithm == "weighted" else algorithm)
+    return quantize_checkpoint(model, out / "model", plan=plan, calibration=text).tensor_bytes
+
+
+def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
+    """One format for all layers, or those of a plan file."""
+    from zeropoint.checkpoint import open_checkpoint
+    from zeropoint.plan import Plan
+    from zeropoint.planning import uniform_plan
+
+    checkpoint = open_checkpoint(model)
+    if isinstance(scheme, str):
+        return uniform_plan(checkpoint, scheme, algorithm=algorithm)
+    fitted, uniform = Plan.read(scheme), uniform_plan(checkpoint, "int4", algorithm=algorithm)
+    mixed = {name: replace(uniform.choices[name], scheme=c.scheme) for name, c in fitted.choices.items()}
+    return replace(fitted, choices=mixed)
