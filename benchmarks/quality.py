@@ -7,7 +7,7 @@ Each contestant is a `peer:format` that quantizes the model in its own environme
 (`quantizer.py`). Its weights are then turned back into floats and run by our native engine, so that nothing but the
 weights is compared; our own artifacts run on the integer kernels. Rows are kept under `build/quality/<model>`: a long
 table can be made in pieces with `--only`, and `--again` makes rows anew. A peer that is not installed or does not
-quantize is listed with the reason.
+quantize is listed with the reason. "What it says" in an existing table is written by hand and kept.
 
 - KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality`)
 - MB: all tensors as stored; bits per weight: over all parameters, tied ones once
@@ -17,6 +17,7 @@ quantize is listed with the reason.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -42,6 +43,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = "zeropoint"
 CONTEXT = 512
+CONCLUSIONS = "## What it says"
 
 
 class RefusedError(Exception):
@@ -116,8 +118,8 @@ class Bench:
             open_checkpoint(options.model), options.calibration, tokens=options.calibration_windows * CONTEXT
         )
         self.texts = {
-            "evaluation": f"{self.windows.tokens.size:,} tokens of {text.source} ({text.digest})",
-            "calibration": f"{calibrated.tokens.size:,} tokens of {calibrated.source}",
+            "evaluation": describe(self.windows.tokens, text.source),
+            "calibration": describe(calibrated.tokens, calibrated.source),
         }
         self.store = ROOT / "build" / "quality" / options.model.resolve().name
         self.store.mkdir(parents=True, exist_ok=True)
@@ -215,6 +217,10 @@ class Bench:
         }
 
 
+def describe(tokens: NDArray[np.int64], source: str) -> str:
+    return f"{tokens.size:,} tokens of {source} (sha256 {hashlib.sha256(tokens.tobytes()).hexdigest()[:12]})"
+
+
 def input_moments(model: Path, tokens: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
     """Mean squares `[in]` of the input channels of every linear layer, by its weight's name, in the float model."""
     import torch
@@ -263,7 +269,14 @@ def last_line(log: Path) -> str:
     return lines[-1][:200] if lines else "it printed nothing"
 
 
-def report(bench: Bench, found: dict[Contestant, dict[str, Any]]) -> str:
+def conclusions(table: Path | None) -> list[str]:
+    """The section that people wrote into a table that is there, to be kept."""
+    text = table.read_text() if table is not None and table.exists() else ""
+    _, title, rest = text.partition(f"\n{CONCLUSIONS}\n")
+    return [title + rest.partition("\n## ")[0].rstrip()] if title else []
+
+
+def report(bench: Bench, found: dict[Contestant, dict[str, Any]], words: list[str]) -> str:
     machine = Machine.detect()
     parameters = sum(p.numel for p in open_checkpoint(bench.model).parameters() if p.tied_to is None)
     rows = [
@@ -281,7 +294,7 @@ def report(bench: Bench, found: dict[Contestant, dict[str, Any]]) -> str:
         "- by falling bits, then by KL; intervals are 95 % bootstrap over documents",
         "- made by `benchmarks/quality.py`, a row by `--only NAME` ([how](../README.md))",
     ]
-    lines += duels(rows) + front(rows) + by_kind(rows, parameters)
+    lines += words + duels(rows) + front(rows) + by_kind(rows, parameters)
     if bench.costs.exists():
         lines += costs_alone(json.loads(bench.costs.read_text()))
     refused = {c: row["refused"] for c, row in found.items() if "refused" in row}
@@ -329,7 +342,7 @@ def main() -> None:
             rows[contestant] = row
         elif file.exists():
             rows[contestant] = json.loads(file.read_text())
-    text = report(bench, rows)
+    text = report(bench, rows, conclusions(options.markdown))
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
