@@ -1,8 +1,7 @@
 """Zeropoint itself, as `zeropoint quantize` works; measured on the integer kernels, activations quantized too.
 
-A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+"; `rtn` works without text, and
-`weighted` is `rtn` with the text, so that the search for scales weighs each column by its inputs. `fit-103MB` is a plan
-for the reference model, a format for each layer, that
+A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-103MB` is a plan for the
+reference model, a format for each layer, that
 
     zeropoint fit build/reference-model --max-memory 103.7MB --plan-only --save-plan benchmarks/plans/fit-103MB.json
 
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
 PLANS = Path(__file__).parents[1] / "plans"
 SCHEMES = {
     "int8": ("8 bits", "int8"),
+    "int8-g32": ("8 bits", "int8:g32:sym:bf16:a16token"),
     "int8-a8": ("8 bits, activations 8 bits", "int8:channel:sym:bf16:a8token"),
     "int4": ("4 bits, groups of 32", "int4"),
+    "int4-asym": ("4 bits, groups of 32", "int4:g32:asym:bf16:a16token"),
     "int4-g128": ("4 bits, groups of 128", "int4:g128:sym:bf16:a16token"),
     "int4-channel": ("4 bits, per channel", "int4:channel:sym:bf16:a16token"),
     "int3-g32": ("3 bits, groups of 32", "int3:g32:sym:nested:a16token"),
@@ -32,7 +33,7 @@ SCHEMES = {
 }
 WITHOUT_TEXT = {"rtn", "hqq"}
 FOLDS = {"int8-a8": ["smoothquant", "smoothquant+gptq"], "int4": ["awq", "awq+gptq", "gptq+rounding"]}
-ALGORITHMS = {fmt: ["rtn", "weighted", "hqq", "gptq", *FOLDS.get(fmt, [])] for fmt in SCHEMES}
+ALGORITHMS = {fmt: ["rtn", "hqq", "gptq", *FOLDS.get(fmt, [])] for fmt in SCHEMES}
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
 NOTES["int4-g128"] += "; rows of 576 in groups of 96"
@@ -49,7 +50,7 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
 
     scheme, algorithm = fmt.split("/")
     text = None if algorithm in WITHOUT_TEXT else Calibration(calibration.tokens, "calibration text", "")
-    plan = make_plan(model, SCHEMES[scheme][1], "rtn" if algorithm == "weighted" else algorithm)
+    plan = make_plan(model, SCHEMES[scheme][1], algorithm)
     return quantize_checkpoint(model, out / "model", plan=plan, calibration=text).tensor_bytes
 
 
