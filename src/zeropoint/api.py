@@ -113,12 +113,14 @@ def quantize(
     overwrite: bool = False,
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
+    resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
 
     `calibration` is a text or chat `.jsonl` file for the algorithms that observe the model; without it they take the
-    built-in sample. `calibration_tokens` is how much of it is read.
+    built-in sample. `calibration_tokens` is how much of it is read. `resume` goes on with an interrupted run of the
+    same arguments.
     """
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
@@ -140,8 +142,9 @@ def quantize(
         plan=plan,
         min_coverage=min_coverage,
         overwrite=overwrite,
-        machine=Machine.detect().to_json(),
+        machine=Machine.detect().lasting(),
         calibration=observed,
+        resume=resume,
         progress=progress,
     )
 

@@ -54,6 +54,10 @@ class Machine:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lasting(self) -> dict[str, Any]:
+        """What is the same from one run to the next, as an artifact's card has it: free memory is left out."""
+        return {key: value for key, value in asdict(self).items() if key != "ram_available_bytes"}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Machine:
         """What `to_json` gave. Raises `ValueError` for fields that are missing, unknown or of no sense."""

@@ -1,12 +1,13 @@
 """Write an artifact from a stream of weights: shards as they fill, everything or nothing.
 
 All files go to a hidden sibling folder first and reach their name by one rename after everything is on disk, so
-an interrupted or failed run leaves no half artifact behind.
+an interrupted or failed run leaves no half artifact behind. What a killed process could not remove, the next one does.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -37,6 +38,9 @@ SHARD_BYTES = 512 << 20
 
 #: What the config, card and tokenizer may take beyond the tensors when free space is checked up front.
 SLACK_BYTES = 16 << 20
+
+#: Between the output's name and something random, in the names of folders that are not the artifact.
+PARTIAL, RETIRED = ".partial-", ".retired-"
 
 
 def write(
@@ -178,10 +182,13 @@ class _Shards:
 @contextmanager
 def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A hidden sibling of `out`, renamed to it when the block succeeds and removed when it does not."""
-    partial = out.absolute().parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    partial = out.absolute().parent / f".{out.name}{PARTIAL}{uuid.uuid4().hex[:12]}"
+    held: int | None = None
     try:
         try:
+            _remove_abandoned(out.absolute())
             partial.mkdir()
+            held = lock(partial)
             yield partial
             sync(partial)
             _install(partial, out.absolute(), overwrite=overwrite)
@@ -189,13 +196,37 @@ def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             raise as_artifact_error(out, cause) from cause
     finally:  # runs for KeyboardInterrupt and SystemExit too; after success there is nothing left to remove
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what killed processes left of unfinished artifacts of this name, and of old ones they had replaced."""
+    for folder in out.parent.iterdir():
+        replaced = folder.name.startswith(f".{out.name}{RETIRED}") and os.path.lexists(out)
+        if replaced or folder.name.startswith(f".{out.name}{PARTIAL}"):
+            held = lock(folder)
+            if held is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
+
+
+def lock(folder: Path) -> int | None:
+    """Hold a folder until the descriptor given is closed or the process ends; None when another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
     retired: Path | None = None
     if os.path.lexists(out):
         refuse_existing(out, overwrite=overwrite)  # it may have appeared while we worked
-        retired = partial.with_name(partial.name.replace(".partial-", ".retired-"))
+        retired = partial.with_name(partial.name.replace(PARTIAL, RETIRED))
         out.rename(retired)
     try:
         partial.rename(out)
@@ -212,11 +243,13 @@ def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
     """What an error of the operating system means for the output `out`."""
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(
-            f"the disk is full while writing {out}: nothing was left behind; free some space"
+            f"the disk is full while writing {out}: no half artifact was left behind; free some space"
         )
     if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactError(f"{out} cannot be written (no permission): choose another output")
-    return ArtifactError(f"{out} cannot be written ({cause.strerror or cause}): nothing was left behind")
+    return ArtifactError(
+        f"{out} cannot be written ({cause.strerror or cause}): no half artifact was left behind"
+    )
 
 
 def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         need = f"this command needs {error.name}: pip install 'zeropoint[{extra}]'"
         return _fail(error, 2, args.debug, need)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: nothing half-written was left behind\n")
+        sys.stderr.write("\ninterrupted: no half-written artifact was left behind\n")
         return 130
     except BrokenPipeError:
         sys.stderr.close()

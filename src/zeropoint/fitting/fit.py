@@ -26,7 +26,7 @@ from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
 from zeropoint.machine import Machine
-from zeropoint.quantization import quantize_checkpoint, refuse_existing
+from zeropoint.quantization import quantize_checkpoint, refuse_output
 
 #: Times a plan that fails its gate is made again, tighter.
 RETRIES = 2
@@ -45,7 +45,7 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
     if settings.objective is not None and settings.objective not in OBJECTIVES:
         raise UsageError(f"there is no objective {settings.objective!r}: use {', '.join(OBJECTIVES)}")
     if out is not None:
-        refuse_existing(out, overwrite=settings.overwrite)
+        refuse_output(out, overwrite=settings.overwrite)
     checkpoint = open_checkpoint(source)
     try:
         planner = Planner(checkpoint, budget, settings, step)
@@ -90,8 +90,9 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
         out,
         plan=answer.plan,
         overwrite=settings.overwrite or again,
-        machine=Machine.detect().to_json(),
+        machine=Machine.detect().lasting(),
         calibration=planner.calibration,
+        resumable=False,
     )
     max_kl = budget.max_kl
     if not budget.bounds_loss:

@@ -1,6 +1,7 @@
 """Checkpoint + plan -> a stream of weights, and the artifact written from it."""
 
 from zeropoint.artifact import refuse_existing
+from zeropoint.quantization.journal import refuse_output
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.pipeline import Summary, quantize_checkpoint, read_calibration
 from zeropoint.quantization.streaming import Progress, stream
@@ -12,5 +13,6 @@ __all__ = [
     "quantize_checkpoint",
     "read_calibration",
     "refuse_existing",
+    "refuse_output",
     "stream",
 ]

@@ -11,6 +11,7 @@ model's hidden states and the inputs of one block's layers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import Folder, folds
+from zeropoint.quantization.journal import States
 from zeropoint.quantization.layers import Quantized, needs, quantize_view
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.taps import Seen, gather, record
@@ -83,6 +85,37 @@ class CalibratedBlocks:
             return None
         self._run_to(index)
         return self._folded.pop(name, None)
+
+    def states(self) -> States:
+        """How many blocks are done, and what the next one is given."""
+        if self._done == len(self._model.blocks):
+            return States(self._done)
+        return States(self._done, self._hidden, self._exact)
+
+    def restore(self, states: States) -> None:
+        """Go on behind the blocks that were done when `states` was asked for."""
+        if not states.hidden:
+            self._done = states.done
+            return
+        with reduced_precision():
+            self._start()  # for what the model gives its blocks beside the hidden states
+        self._done, self._hidden, self._exact = states.done, list(states.hidden), list(states.exact)
+
+    def ends(self) -> set[str]:
+        """The weights of the plan behind which its first blocks are complete and no other one is begun."""
+        owners = {name: owner for name in self._plan.choices if (owner := self._block_of(name)) is not None}
+        left, begun, complete, found = Counter(owners.values()), set[int](), 0, set[str]()
+        for name, owner in owners.items():
+            begun.add(owner)
+            left[owner] -= 1
+            while complete in begun and not left[complete]:
+                complete += 1
+            if len(begun) == complete:
+                found.add(name)
+        return found
+
+    def _block_of(self, name: str) -> int | None:
+        return next((i for i, path in enumerate(self._model.blocks) if name.startswith(f"{path}.")), None)
 
     def _run_to(self, index: int) -> None:
         with reduced_precision():

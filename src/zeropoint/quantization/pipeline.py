@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zeropoint.artifact import Card, refuse_existing, write
+import torch
+
+from zeropoint.artifact import Card, write
+from zeropoint.artifact import open as open_artifact
+from zeropoint.artifact.writer import check_space
 from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.jsonfile import load_json
+from zeropoint.machine import Machine
 from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
+from zeropoint.qtensor import Weight
+from zeropoint.quantization.journal import Journal, Run, is_unfinished, refuse_output
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
 
@@ -47,11 +55,17 @@ COMPANIONS = (
 #: Packages whose versions decide what an artifact holds.
 PACKAGES = ("zeropoint", "torch", "transformers", "numpy", "safetensors", "ml_dtypes")
 
+TRANSPOSED = (
+    "Weights that this model's code holds as [in, out] (Conv1D, some experts) are stored as [out, in], so "
+    "transformers cannot load this artifact; Zeropoint does."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What was written. `folder_bytes` counts every file of the artifact, tokenizer included; `warnings` names each
-    weight that was not made as the plan says; `calibration` is the digest of the text that was observed."""
+    weight that was not made as the plan says; `calibration` is the digest of the text that was observed; `resumed`
+    counts the blocks that an interrupted run had finished."""
 
     path: Path
     plan: Plan
@@ -62,6 +76,7 @@ class Summary:
     layer_errors: Sequence[LayerError]
     warnings: Sequence[str] = ()
     calibration: Mapping[str, Any] | None = None
+    resumed: int = 0
 
 
 def quantize_checkpoint(
@@ -77,6 +92,8 @@ def quantize_checkpoint(
     overwrite: bool = False,
     machine: Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
+    resume: bool = False,
+    resumable: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm` and `options`.
@@ -86,10 +103,14 @@ def quantize_checkpoint(
 
     Everything that can be refused is refused before the first weight is read: an existing output, a plan of another
     model, low coverage, a disk without room. Raises the `ZeropointError`s of `open_checkpoint`, `uniform_plan`,
-    `stream` and `artifact.write`; nothing is left behind then.
+    `stream` and `artifact.write`; no artifact is left behind then.
+
+    A run that observes text and is `resumable` keeps its finished blocks beside the output until it is done
+    (`journal.py`). `resume` goes on with what an interrupted run of the same arguments kept, to the same bytes; it
+    starts from the beginning where nothing was kept, and finds an output that such a run has finished.
     """
     started = time.perf_counter()
-    refuse_existing(out, overwrite=overwrite)
+    refuse_output(out, resume=resume, overwrite=overwrite)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     if plan is None:
         plan = uniform_plan(checkpoint, format, algorithm=algorithm, options=options, seed=seed)
@@ -102,45 +123,144 @@ def quantize_checkpoint(
         )
     if calibration is None and needs_calibration(plan):
         calibration = read_calibration(checkpoint, seed=plan.seed)
-    errors: list[LayerError] = []
-    warnings: list[str] = []
-
-    def watch(step: Progress) -> None:
-        if step.error is not None:
-            errors.append(step.error)
-        if step.warning:
-            warnings.append(step.warning)
-        if progress is not None:
-            progress(step)
-
+    path = Path(out).expanduser()
+    run = _Running(checkpoint, plan, calibration, machine, started, progress)
+    if resume and not overwrite and os.path.lexists(path):
+        return run.found(path)
     with ExitStack() as stack:
+        if resumable and (calibration is not None or is_unfinished(path)):
+            run.keep(path, stack, resume=resume)
         written = write(
-            out,
-            stream(
-                checkpoint, plan, tokens=None if calibration is None else calibration.tokens, progress=watch
-            ),
+            path,
+            run.stream(),
             plan=plan,
             layout=layout_of(checkpoint),
             config=_config(checkpoint),
-            finish=lambda: _card(checkpoint, plan, errors, warnings, calibration, machine),
+            finish=run.card,
             files=_companions(checkpoint, stack),
             overwrite=overwrite,
         )
-    path = Path(out).expanduser()
-    folder_bytes = sum(file.stat().st_size for file in path.iterdir())
-    seconds = time.perf_counter() - started
-    logger.info("wrote %s: %d bytes of tensors in %.1f s", path, written, seconds)
-    return Summary(
-        path,
-        plan,
-        written,
-        checkpoint.source_nbytes(),
-        folder_bytes,
-        seconds,
-        tuple(errors),
-        tuple(warnings),
-        None if calibration is None else calibration.to_json(),
-    )
+    summary = run.summary(path, written)
+    logger.info("wrote %s: %d bytes of tensors in %.1f s", path, written, summary.seconds)
+    return summary
+
+
+class _Running:
+    """One run: what it is of, and what was said while it ran."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        calibration: Calibration | None,
+        machine: Mapping[str, Any] | None,
+        started: float,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._checkpoint, self._plan, self._calibration = checkpoint, plan, calibration
+        self._machine, self._started, self._progress = machine, started, progress
+        self._digest: str | None = None
+        self._journal: Journal | None = None
+        self._resumed = 0
+        self._errors: list[LayerError] = []
+        self._warnings: list[str] = []
+
+    def keep(self, out: Path, stack: ExitStack, *, resume: bool) -> None:
+        """Keep a journal until `stack` ends, and with `resume` go on with the one that is there."""
+        check_space(out, self._plan.nbytes)  # the journal's weights, beside the artifact's
+        processor = Machine.detect()
+        journal = Journal(
+            out,
+            Run.of(
+                self._plan,
+                self._source(),
+                self._calibration_json(),
+                _versions(),
+                [processor.processor, processor.isa_levels, torch.get_num_threads()],
+            ),
+        )
+        self._journal = stack.enter_context(journal.opened(resume=resume))
+        self._resumed = journal.blocks
+        if journal.warning:
+            logger.warning("%s", journal.warning)
+            self._warnings.append(journal.warning)
+
+    def stream(self) -> Iterator[tuple[str, Weight]]:
+        tokens = None if self._calibration is None else self._calibration.tokens
+        return stream(
+            self._checkpoint, self._plan, tokens=tokens, progress=self._watch, journal=self._journal
+        )
+
+    def found(self, out: Path) -> Summary:
+        """The summary of an output that was finished before. Raises `UsageError` when that is another run's."""
+        made = open_artifact(out)
+        own = self.card().to_json()
+        others = [
+            key for key in ("source", "versions", "plan", "calibration") if made.card.get(key) != own[key]
+        ]
+        if others:
+            raise UsageError(
+                f"{out} is finished, by another command (not the same {', '.join(others)}): choose another name, or "
+                "overwrite it (--overwrite)"
+            )
+        self._resumed = len(self._checkpoint.blocks())
+        self._errors = [LayerError(**error) for error in made.card["layer_errors"]]
+        self._warnings = [note for note in made.card["notes"] if note != TRANSPOSED]
+        return self.summary(out, made.nbytes)
+
+    def card(self) -> Card:
+        layout = layout_of(self._checkpoint)
+        notes = list(self._warnings)
+        if any(
+            name in self._plan.choices and self._plan.choices[name].scheme is not None
+            for name in layout.transposed
+        ):
+            notes.append(TRANSPOSED)
+        return Card(
+            plan=self._plan,
+            layout=layout,
+            source={
+                "name": Path(self._checkpoint.name).name,  # a path would differ from machine to machine
+                "sha256": self._source(),
+                "tensor_bytes": self._checkpoint.source_nbytes(),
+            },
+            versions=_versions(),
+            machine=self._machine,
+            layer_errors=[error.to_json() for error in self._errors],
+            notes=notes,
+            calibration=self._calibration_json(),
+        )
+
+    def summary(self, out: Path, written: int) -> Summary:
+        """`written`: bytes of tensors."""
+        return Summary(
+            out,
+            self._plan,
+            written,
+            self._checkpoint.source_nbytes(),
+            sum(file.stat().st_size for file in out.iterdir()),
+            time.perf_counter() - self._started,
+            tuple(self._errors),
+            tuple(self._warnings),
+            self._calibration_json(),
+            self._resumed,
+        )
+
+    def _watch(self, step: Progress) -> None:
+        if step.error is not None:
+            self._errors.append(step.error)
+        if step.warning:
+            self._warnings.append(step.warning)
+        if self._progress is not None:
+            self._progress(step)
+
+    def _source(self) -> str:
+        if self._digest is None:
+            self._digest = self._checkpoint.source_digest()
+        return self._digest
+
+    def _calibration_json(self) -> dict[str, Any] | None:
+        return None if self._calibration is None else self._calibration.to_json()
 
 
 def read_calibration(
@@ -166,35 +286,8 @@ def read_calibration(
     return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
 
 
-def _card(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    errors: Sequence[LayerError],
-    warnings: Sequence[str],
-    calibration: Calibration | None,
-    machine: Mapping[str, Any] | None,
-) -> Card:
-    layout = layout_of(checkpoint)
-    notes = list(warnings)
-    if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
-        notes.append(
-            "Weights that this model's code holds as [in, out] (Conv1D, some experts) are stored as [out, in], so "
-            "transformers cannot load this artifact; Zeropoint does."
-        )
-    return Card(
-        plan=plan,
-        layout=layout,
-        source={
-            "name": Path(checkpoint.name).name,  # a path would differ from machine to machine
-            "sha256": checkpoint.source_digest(),
-            "tensor_bytes": checkpoint.source_nbytes(),
-        },
-        versions={name: _version(name) for name in PACKAGES},
-        machine=machine,
-        layer_errors=[error.to_json() for error in errors],
-        notes=notes,
-        calibration=None if calibration is None else calibration.to_json(),
-    )
+def _versions() -> dict[str, str]:
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

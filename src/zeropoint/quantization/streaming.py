@@ -18,7 +18,8 @@ from zeropoint.plan import Plan
 from zeropoint.planning.coverage import check_complete
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.calibrated import CalibratedBlocks
-from zeropoint.quantization.layers import LayerError, Quantized, needs, quantize_view
+from zeropoint.quantization.journal import Journal, Made
+from zeropoint.quantization.layers import LayerError, needs, quantize_view
 from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
 from zeropoint.reference.rounding import check_finite
@@ -56,6 +57,7 @@ def stream(
     *,
     tokens: NDArray[np.int64] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    journal: Journal | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan once, in plan order: `(view or parameter name, Weight)`.
 
@@ -63,6 +65,8 @@ def stream(
     Tied names are not repeated. One weight is held at a time; one block, and the hidden states of all `tokens`, while
     statistics are gathered. Raises `CheckpointError` naming the weight that holds NaN or inf, `UsageError` when the
     plan is not this model's or needs tokens and has none, `SchemeError` when a scale overflows.
+
+    With tokens, finished blocks are kept in an opened `journal`, and those that it has are taken from there.
 
     Where the plan tunes the whole model, it is held, twice in float32: `UsageError` when the machine's memory is too
     small for that.
@@ -72,10 +76,10 @@ def stream(
         raise UsageError("this plan's algorithms observe the model on text: give calibration tokens")
     tuner = model_tuner(plan)
     if tuner is None or tokens is None:
-        yield from _weights(checkpoint, plan, tokens, progress)
+        yield from _weights(checkpoint, plan, tokens, progress, journal)
         return
     refuse_large(checkpoint, tuner, tokens.shape[1])
-    made = dict(_weights(checkpoint, plan, tokens, progress))
+    made = dict(_weights(checkpoint, plan, tokens, progress, journal))
     made, warning = tuner.tune(checkpoint, made, torch.from_numpy(tokens), plan.seed)
     if warning and progress is not None:
         total = sum(
@@ -91,33 +95,55 @@ def _weights(
     plan: Plan,
     tokens: NDArray[np.int64] | None,
     progress: Callable[[Progress], None] | None,
+    journal: Journal | None,
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan in turn, as its layer's and its block's algorithms make it."""
-    views = {view.name: view for view in checkpoint.views()[0]}
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
-    sizes.update({name: view.shape[0] * view.shape[1] for name, view in views.items()})
+    sizes.update({view.name: view.shape[0] * view.shape[1] for view in checkpoint.views()[0]})
     total, done = sum(sizes[name] for name in plan.choices), 0
     blocks = None if tokens is None else CalibratedBlocks(checkpoint, plan, torch.from_numpy(tokens))
-    stats = _moments(checkpoint, plan) if blocks is None else {}
-    for name, choice in plan.choices.items():
-        made: Quantized | None = None
-        weight: Weight
-        if choice.scheme is None or choice.scheme.is_float:
-            weight = _kept(checkpoint, name, choice.scheme, None if blocks is None else blocks.folded(name))
-        elif blocks is not None and blocks.covers(name):
-            made = blocks.take(name)
-            weight = made.weight
-        else:
-            made = quantize_view(views[name], choice, stats.get(name))
-            weight = made.weight
-            if blocks is not None:
-                blocks.replace(name, made.weight)
+    make = _maker(checkpoint, plan, blocks)
+    ends: set[str] = set()
+    if blocks is None:
+        journal = None  # the weights are read and rounded once: there is nothing worth keeping
+    elif journal is not None:
+        blocks.restore(journal.states())
+        ends = blocks.ends()
+    for name in plan.choices:
+        kept = None if journal is None else journal.get(name)
+        made = make(name) if kept is None else kept
+        if blocks is not None and isinstance(made.weight, QuantizedTensor):
+            blocks.replace(name, made.weight)
+        if journal is not None and kept is None:
+            journal.add(name, made)
         done += sizes[name]
         if progress is not None:
-            error, warning = (made.error, made.warning) if made is not None else (None, "")
-            progress(Progress(name, done, total, error, warning))
-        del made
+            progress(Progress(name, done, total, made.error, made.warning))
+        weight = made.weight
+        del kept, made
         yield name, weight
+        if journal is not None and blocks is not None and name in ends:
+            journal.finish_blocks(blocks.states())
+
+
+def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) -> Callable[[str], Made]:
+    """What makes each weight of the plan, asked in its order."""
+    views = {view.name: view for view in checkpoint.views()[0]}
+    stats = _moments(checkpoint, plan) if blocks is None else {}
+
+    def make(name: str) -> Made:
+        choice = plan.choices[name]
+        if choice.scheme is None or choice.scheme.is_float:
+            return Made(
+                _kept(checkpoint, name, choice.scheme, None if blocks is None else blocks.folded(name))
+            )
+        if blocks is not None and blocks.covers(name):
+            made = blocks.take(name)
+        else:
+            made = quantize_view(views[name], choice, stats.get(name))
+        return Made(made.weight, made.error, made.warning)
+
+    return make
 
 
 def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:

@@ -5,6 +5,7 @@
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
+  zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     after it was interrupted
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. No data is needed by rtn, the default
 algorithm; gptq observes the model on a text, which halves what 4 bits lose. Algorithms that do different work
@@ -98,7 +99,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coverage", action="store_true", help="list every parameter and what happened to it"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact already")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace OUT if it is an artifact, or an interrupted run of it",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run of this command, to the same bytes; where none was kept, begin",
+    )
     parser.add_argument("--revision", metavar="REV", help="of a hub model")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
@@ -126,10 +136,10 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import coverage, quantized_fraction
-    from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_existing
+    from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_output
 
     check_writable(args.json, args.save_plan)
-    refuse_existing(args.out, overwrite=args.overwrite)
+    refuse_output(args.out, resume=args.resume, overwrite=args.overwrite)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
     plan = _plan(checkpoint, args)
     observed = None
@@ -144,10 +154,18 @@ def run(args: argparse.Namespace) -> int:
             plan=plan,
             min_coverage=args.min_coverage,
             overwrite=args.overwrite,
-            machine=Machine.detect().to_json(),
+            machine=Machine.detect().lasting(),
             calibration=observed,
+            resume=args.resume,
             progress=lambda p: bar(_shorten(p.name), p.done, p.total),
         )
+    if args.resume:
+        found = (
+            f"{summary.resumed} finished blocks were found"
+            if summary.resumed
+            else "no finished block was found"
+        )
+        print(f"resumed: {found}")
     if args.save_plan is not None:
         write_json(args.save_plan, plan.to_json())
     rows = coverage(checkpoint, plan)
