@@ -91,6 +91,19 @@ ZP_API zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows,
 ZP_API zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
                          int64_t out_stride);
 
+/* Of two models' predictions of one token: p's divergence from q in nats, each one's loss at the token that
+ * came, and whether both think the same token the most likely (the first of equals). */
+typedef struct {
+  double divergence, p_loss, q_loss;
+  int32_t agrees;
+} zp_divergence_row;
+
+/* Rows of `count` finite or masked (-infinite) logits; p is the reference. A token that only one of the two
+ * masks counts as one of probability e^-10000 there. */
+ZP_API zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_t q_stride,
+                               const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
+                               int32_t threads);
+
 /* Bit i set: this CPU (and operating system) can run level i. */
 ZP_API uint32_t zp_isa_levels(void);
 /* The level in use; negative when ZEROPOINT_ISA names one that does not exist or cannot run here. */

@@ -5,6 +5,7 @@
 #include ZP_VEC
 
 #include "attention.h"
+#include "divergence.h"
 #include "elementwise.h"
 #include "float_weights.h"
 
@@ -12,7 +13,7 @@ namespace zp::ZP_LEVEL {
 namespace {
 
 constexpr DecoderKernels kDecoderTable = {norm,   activate,       add,    scale, softcap,
-                                          rotate, store_position, attend, merge, floats};
+                                          rotate, store_position, attend, merge, floats, divergence};
 
 }  // namespace
 

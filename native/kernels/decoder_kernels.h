@@ -44,6 +44,13 @@ struct AttentionState {
   float* out;
 };
 
+// Of two rows of logits, see divergence.h. The first place of the largest decides what is predicted.
+struct DivergenceSums {
+  float p_most, q_most;
+  int64_t p_first, q_first;
+  double p_sum, q_sum, excess;
+};
+
 struct DecoderKernels {
   // out = norm(x) of one row; the bias may be null. `kind` is ZP_NORM_...
   void (*norm)(int kind, const float* x, const float* weight, const float* bias, int64_t count, float eps,
@@ -65,6 +72,7 @@ struct DecoderKernels {
   void (*merge)(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total);
   // Output blocks [begin, end) of a product by float weights.
   void (*floats)(const Product& product, int64_t begin, int64_t end, void* scratch);
+  void (*divergence)(const float* p, const float* q, int64_t count, DivergenceSums* out);
 };
 
 // Floats of scratch: scores, corrections, and a page of keys and of values.

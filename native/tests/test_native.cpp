@@ -174,6 +174,32 @@ void test_threads(std::mt19937& random) {
   zp_free(weight);
 }
 
+void test_divergence(std::mt19937& random) {
+  constexpr int64_t rows = 7, words = 1037;
+  std::normal_distribution<float> normal;
+  std::vector<float> p(rows * words), q(rows * words);
+  for (auto& v : p) v = 5 * normal(random);
+  for (size_t i = 0; i < q.size(); ++i) q[i] = p[i] + normal(random);
+  std::vector<int64_t> targets(rows, words - 1);
+  std::vector<zp_divergence_row> found(rows);
+  expect(zp_divergence(p.data(), words, q.data(), words, targets.data(), rows, words, found.data(), 2) ==
+             ZP_OK,
+         "divergence");
+  for (int64_t row = 0; row < rows; ++row) {
+    const float *a = p.data() + row * words, *b = q.data() + row * words;
+    double p_sum = 0, q_sum = 0, kl = 0;
+    for (int64_t i = 0; i < words; ++i) p_sum += std::exp(double{a[i]}), q_sum += std::exp(double{b[i]});
+    for (int64_t i = 0; i < words; ++i)
+      kl += std::exp(double{a[i]}) / p_sum * (double{a[i]} - std::log(p_sum) - b[i] + std::log(q_sum));
+    expect(std::abs(found[row].divergence - kl) < 2e-6, "divergence of a row");
+    expect(std::abs(found[row].q_loss - (std::log(q_sum) - b[words - 1])) < 1e-5, "loss of a row");
+  }
+  targets[3] = words;
+  expect(zp_divergence(p.data(), words, q.data(), words, targets.data(), rows, words, found.data(), 2) ==
+             ZP_INVALID,
+         "a token out of range");
+}
+
 }  // namespace
 
 int main() {
@@ -184,6 +210,7 @@ int main() {
       expect(zp_isa_select(level) == ZP_OK, "select");
       test_shapes(level, random);
       test_threads(random);
+      test_divergence(random);
     }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

@@ -37,8 +37,8 @@ def test_against_numpy_over_several_chunks() -> None:
         return e / e.sum(1, keepdims=True)
 
     p, q = softmax(reference)[:-1], softmax(candidate)[:-1]
-    np.testing.assert_allclose(scores["c"].kl, (p * np.log(p / q)).sum(1), rtol=1e-7, atol=1e-15)
-    np.testing.assert_allclose(nll, -np.log(p[np.arange(149), targets]), rtol=1e-9)
+    np.testing.assert_allclose(scores["c"].kl, (p * np.log(p / q)).sum(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nll, -np.log(p[np.arange(149), targets]), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(scores["c"].agrees, p.argmax(1) == q.argmax(1))
 
 

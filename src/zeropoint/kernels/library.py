@@ -10,6 +10,8 @@ from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_ui
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
 
 ABI_VERSION = 2
@@ -38,6 +40,11 @@ class Format(ctypes.Structure):
     )
 
 
+#: `zp_divergence_row`.
+DIVERGENCE_ROW = np.dtype(
+    [("divergence", "f8"), ("p_loss", "f8"), ("q_loss", "f8"), ("agrees", "i4")], align=True
+)
+
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_abi_version": (c_int32, []),
     "zp_last_error": (c_char_p, []),
@@ -56,6 +63,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32],
     ),
     "zp_rows": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64]),
+    "zp_divergence": (
+        c_int32,
+        [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int32],
+    ),
     "zp_isa_levels": (c_uint32, []),
     "zp_isa_active": (c_int32, []),
     "zp_isa_select": (c_int32, [c_int32]),

@@ -1,0 +1,33 @@
+// The divergence of one model's predictions from another's, many rows at once.
+#include <cmath>
+
+#include "core/internal.h"
+#include "core/parallel.h"
+#include "kernels/decoder_kernels.h"
+
+zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_t q_stride,
+                        const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
+                        int32_t threads) {
+  if (rows < 0 || count < 1 || p_stride < count || q_stride < count || threads < 1 ||
+      threads > zp::Pool::kMaxThreads)
+    return zp::fail(ZP_INVALID, "a divergence of %lld rows of %lld logits on %d threads cannot be",
+                    static_cast<long long>(rows), static_cast<long long>(count), threads);
+  for (int64_t i = 0; i < rows; ++i)
+    if (targets[i] < 0 || targets[i] >= count)
+      return zp::fail(ZP_INVALID, "token %lld is not one of %lld", static_cast<long long>(targets[i]),
+                      static_cast<long long>(count));
+  const zp::DecoderKernels* kernels = zp::active_decoder_kernels();
+  if (kernels == nullptr) return ZP_UNSUPPORTED;
+  zp::each_row(threads, rows, static_cast<double>(count), [&](int64_t row) {
+    const float *a = p + row * p_stride, *b = q + row * q_stride;
+    zp::DivergenceSums sums;
+    kernels->divergence(a, b, count, &sums);
+    const double p_log = std::log(sums.p_sum), q_log = std::log(sums.q_sum);
+    zp_divergence_row& found = out[row];
+    found.divergence = sums.excess / sums.p_sum - p_log + q_log;
+    found.p_loss = p_log - (static_cast<double>(a[targets[row]]) - sums.p_most);
+    found.q_loss = q_log - (static_cast<double>(b[targets[row]]) - sums.q_most);
+    found.agrees = sums.p_first == sums.q_first;
+  });
+  return ZP_OK;
+}
