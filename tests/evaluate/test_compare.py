@@ -116,7 +116,7 @@ def test_check_passes_the_near_and_fails_the_far(models: list[str], text_file: s
 
 
 def entry(value: float, low: float, high: float) -> dict[str, float]:
-    return {"value": value, "low": low, "high": high, "standard_error": (high - low) / 4}
+    return {"value": value, "low": low, "high": high, "detectable": 0.7 * (high - low)}
 
 
 def test_only_a_whole_interval_inside_passes() -> None:

@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.evaluate.quality import measure_quality, score_window
-from zeropoint.evaluate.statistics import estimate, resampler
 from zeropoint.evaluate.windows import Windows
 
 
@@ -107,32 +106,3 @@ def test_logits_that_are_not_numbers_are_named() -> None:
     broken.table[:] = np.nan
     with pytest.raises(ArtifactError, match="int4 gives logits that are not finite"):
         measure_quality(Fixed(0), {"int4": broken}, windows=windows())
-
-
-def test_bootstrap_of_a_mean_matches_its_standard_error() -> None:
-    rng = np.random.default_rng(0)
-    documents = np.repeat(np.arange(200), 5)
-    values = rng.normal(3, 1, 200).repeat(5)  # wholly dependent within a document
-    draws = resampler(documents, seed=1)
-    found = estimate(float(values.mean()), draws.means(values), values.size)
-    assert found.standard_error == pytest.approx(values.std() / np.sqrt(200), rel=0.1)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * found.standard_error, rel=0.1)
-
-
-def test_bootstrap_against_a_plain_loop() -> None:
-    rng = np.random.default_rng(0)
-    documents = np.sort(rng.integers(0, 10, 300))
-    values = rng.exponential(1, 300)
-    draws = resampler(documents, seed=2, resamples=50)
-    for index in range(50):
-        drawn = np.concatenate(
-            [np.tile(values[documents == d], int(n)) for d, n in enumerate(draws.counts[index])]
-        )
-        assert draws.means(values)[index] == pytest.approx(drawn.mean())
-        assert draws.quantiles(values, 0.9)[index] == np.quantile(drawn, 0.9, method="inverted_cdf")
-
-
-def test_few_documents_are_resampled_by_runs() -> None:
-    draws = resampler(np.zeros(1280, np.int64))
-    assert draws.units == 10
-    assert draws.kind == "runs of 128 tokens"

@@ -30,7 +30,6 @@ from zeropoint.evaluate import client
 from zeropoint.evaluate.bench import Progress
 from zeropoint.evaluate.compare import noise_floor, quality_request
 from zeropoint.evaluate.models import describe
-from zeropoint.evaluate.statistics import DETECTABLE_STANDARD_ERRORS
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
 
 logger = logging.getLogger(__name__)
@@ -188,8 +187,7 @@ def judge(
             return
         value, low, high = (found[key] - shift for key in ("value", "low", "high"))
         passed = high <= bound if direction == "below" else low >= bound
-        detectable = DETECTABLE_STANDARD_ERRORS * found["standard_error"]
-        rows.append(BoundResult(metric, direction, bound, value, low, high, passed, detectable))
+        rows.append(BoundResult(metric, direction, bound, value, low, high, passed, found["detectable"]))
 
     add("kl_divergence", entry["kl_divergence"], max_kl, "below", 0.0)
     add("perplexity_increase", entry["perplexity_ratio"], max_perplexity_increase, "below", 1.0)

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.evaluate.statistics import (
-    DETECTABLE_STANDARD_ERRORS,
     RESAMPLES,
     Estimate,
     Resampler,
-    estimate,
+    estimate_exponential_of_mean,
+    estimate_mean,
+    estimate_quantile,
+    estimate_share,
     resampler,
 )
 from zeropoint.evaluate.windows import Windows
@@ -68,11 +70,11 @@ class Quality:
     @property
     def detectable_kl(self) -> float:
         """The smallest change of mean KL this many documents would show 80 % of the time."""
-        return DETECTABLE_STANDARD_ERRORS * self.kl_mean.standard_error
+        return self.kl_mean.detectable
 
     @property
     def detectable_perplexity_ratio(self) -> float:
-        return DETECTABLE_STANDARD_ERRORS * self.perplexity_ratio.standard_error
+        return self.perplexity_ratio.detectable
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -126,7 +128,7 @@ def measure_quality(
     nll = np.concatenate(reference_nll)
     draws = resampler(windows.documents[:, 1:].ravel(), seed=seed, resamples=resamples)
     return QualityRun(
-        _perplexity(nll, draws),
+        estimate_exponential_of_mean(nll, draws),
         {name: summarize(_join(parts), nll, draws) for name, parts in scores.items()},
         windows.scored_tokens,
         draws.units,
@@ -169,22 +171,16 @@ def _join(parts: list[TokenScores]) -> TokenScores:
     )
 
 
-def _perplexity(nll: Floats, draws: Resampler) -> Estimate:
-    return estimate(float(np.exp(nll.mean())), np.exp(draws.means(nll)), nll.size)
-
-
 def summarize(scores: TokenScores, reference_nll: Floats, draws: Resampler) -> Quality:
     """Per-token scores `[n]` -> means, tails and their bootstrap intervals. The perplexity ratio
     is paired: both models are resampled with the same documents."""
-    kl, n = scores.kl, scores.kl.size
-    excess = scores.nll - reference_nll
-    agrees = scores.agrees.astype(np.float64)
+    kl = scores.kl
     return Quality(
-        perplexity=_perplexity(scores.nll, draws),
-        perplexity_ratio=estimate(float(np.exp(excess.mean())), np.exp(draws.means(excess)), n),
-        kl_mean=estimate(float(kl.mean()), draws.means(kl), n),
-        kl_p99=estimate(float(np.quantile(kl, 0.99)), draws.quantiles(kl, 0.99), n),
-        kl_max=Estimate.exact(float(kl.max()), n),
-        top1_agreement=estimate(float(agrees.mean()), draws.means(agrees), n),
+        perplexity=estimate_exponential_of_mean(scores.nll, draws),
+        perplexity_ratio=estimate_exponential_of_mean(scores.nll - reference_nll, draws),
+        kl_mean=estimate_mean(kl, draws),
+        kl_p99=estimate_quantile(kl, 0.99, draws),
+        kl_max=Estimate.exact(float(kl.max()), kl.size),
+        top1_agreement=estimate_share(scores.agrees.astype(np.float64), draws),
         kl_percentiles={str(q): float(np.percentile(kl, q)) for q in _PERCENTILES},
     )
