@@ -201,6 +201,7 @@ def test_abandoned_folders_are_removed(tiny_checkpoint: Tiny, tmp_path: Path) ->
     for name in (".out.partial-0", ".out.retired-0", ".other.partial-0"):
         (tmp_path / name).mkdir()
     quantize(tiny_checkpoint("gpt2"), tmp_path / "out")
-    assert left_over(tmp_path) == [".other.partial-0", ".out.retired-0"]  # it may be all that is left of an old one
+    # The retired one may be all that is left of an old artifact.
+    assert left_over(tmp_path) == [".other.partial-0", ".out.retired-0"]
     quantize(tiny_checkpoint("gpt2"), tmp_path / "out", overwrite=True)
     assert left_over(tmp_path) == [".other.partial-0"]
