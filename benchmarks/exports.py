@@ -73,7 +73,7 @@ def compare(artifact: Path, file: Path, text_file: Path, count: int) -> str:
     same_ids = theirs["ids"].tolist() == runner.encode(sample)
     kl = quality.kl_mean
     return (
-        f"| {file.name} | {kl.value:.5f} ({kl.low:.5f}–{kl.high:.5f}) | {quality.top1_agreement.value:.3f} | "
+        f"| {file.name} | {kl.value:.2g} ({kl.low:.2g}–{kl.high:.2g}) | {quality.top1_agreement.value:.3f} | "
         f"{agreeing} of {len(ours)} | {'yes' if same_ids else 'NO'} |"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
     if data.get("quantization_config"):
         method = data["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
-        raise CheckpointError(f"{path} is already quantized ({method}): quantize the original model instead")
+        raise CheckpointError(
+            f"{path} is already quantized ({method}): quantize the original model instead, or keep these numbers with "
+            "`zeropoint import`"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -75,6 +79,25 @@ def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module
         ) from cause
     built: torch.nn.Module = model.eval()
     return built
+
+
+def config_from(path: Path, data: Mapping[str, Any]) -> Any:
+    """The transformers config of a model whose config.json is `data`. Raises `CheckpointError`."""
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{path} has the model_type {str(model_type)[:60]!r}, which transformers does not know"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = AutoConfig.for_model(**data)
+    except Exception as cause:  # bad values and validation errors all end here
+        raise CheckpointError(
+            f"{path} is not described by a valid {model_type} config: {_line(cause)}"
+        ) from cause
+    _check_causal(path, config)
+    return config
 
 
 def empty_model(config: Any, *, allow_remote_code: bool = False) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from zeropoint.checkpoint import folder, gguf
 from zeropoint.checkpoint.architecture import build_meta_model, load_config
@@ -117,6 +118,12 @@ class Checkpoint:
             raise CheckpointError(_shape_message(name, tuple(value.shape), expected))
         return value
 
+    def stored_name(self, name: str) -> str | None:
+        """The checkpoint tensor that a parameter is, as it stands; None when it is made of several."""
+        name = self._tied.get(name, name)
+        recipe = self._recipes.get(name) or self._recipes.get(self._stand_in(name))
+        return None if recipe is None or recipe.converter is not None else recipe.sources[0][0]
+
     def views(self) -> tuple[list[LayerView], list[Kept]]:
         """Every quantizable weight and every other parameter, tied names left out, in model order."""
         if self._views is None:
@@ -222,12 +229,33 @@ def open_checkpoint(
     files = folder.weight_files(path)
     config = load_config(path, allow_remote_code=allow_remote_code)
     tensors = folder.open_files(files)
+    return assemble(
+        path,
+        name,
+        config,
+        files,
+        lambda key: as_torch(tensors[key].read(key)),
+        _headers(tensors),
+        allow_remote_code=allow_remote_code,
+    )
+
+
+def assemble(
+    path: Path,
+    name: str,
+    config: Any,
+    files: list[Path],
+    read: Callable[[str], torch.Tensor],
+    sources: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    *,
+    allow_remote_code: bool = False,
+) -> Checkpoint:
+    """A checkpoint of the tensors `sources`, untied where they contradict the config. Raises `CheckpointError`."""
     model = build_meta_model(config, allow_remote_code=allow_remote_code)
-    read = _reader(tensors)
-    if _tie_is_contradicted(model, list(tensors), read):
+    if _tie_is_contradicted(model, list(sources), read):
         config.tie_word_embeddings = False
         model = build_meta_model(config, allow_remote_code=allow_remote_code)
-    return Checkpoint(path, name, config, model, files, read, _headers(tensors))
+    return Checkpoint(path, name, config, model, files, read, sources)
 
 
 def _headers(tensors: dict[str, TensorFile]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -242,14 +270,11 @@ def _headers(tensors: dict[str, TensorFile]) -> dict[str, tuple[torch.dtype, tup
     return headers
 
 
-def _reader(tensors: dict[str, TensorFile]) -> Callable[[str], torch.Tensor]:
-    def read(name: str) -> torch.Tensor:
-        array = tensors[name].read(name)
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-        return torch.from_numpy(array)
-
-    return read
+def as_torch(array: NDArray[Any]) -> torch.Tensor:
+    """The array as a tensor of the same type, bfloat16 included."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _tie_is_contradicted(

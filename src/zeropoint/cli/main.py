@@ -21,7 +21,19 @@ from zeropoint.cli import commands
 from zeropoint.errors import ZeropointError
 
 #: The order of the help text: from looking, to making, to measuring, to using.
-ORDER = ("doctor", "inspect", "quantize", "fit", "check", "compare", "bench", "generate", "chat", "export")
+ORDER = (
+    "doctor",
+    "inspect",
+    "quantize",
+    "fit",
+    "check",
+    "compare",
+    "bench",
+    "generate",
+    "chat",
+    "export",
+    "import",
+)
 
 #: What the small install leaves out, and the extra that brings it.
 EXTRAS = {"torch": "quantize", "transformers": "quantize", "accelerate": "quantize", "gguf": "export"}

@@ -106,6 +106,19 @@ class Placement:
             weight = weight[self.rows]
         return np.ascontiguousarray(weight + np.float32(1) if self.one_plus else weight)
 
+    def restore(self, weight: Weight) -> Weight:
+        """The inverse of `place`: the file's weight in the artifact's order."""
+        back = None if self.rows is None else np.argsort(self.rows)
+        if isinstance(weight, QuantizedTensor):
+            return weight if back is None else _reordered(weight, back)
+        if weight.ndim == 1:
+            weight = weight.astype(np.float32)
+        if self.one_plus:
+            weight = weight - np.float32(1)
+        if back is not None:
+            weight = weight[back]
+        return np.array(weight.T if self.transposed and weight.ndim == 2 else weight, order="C")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Description:

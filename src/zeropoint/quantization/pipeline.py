@@ -175,7 +175,7 @@ class _Running:
                 self._plan,
                 self._source(),
                 self._calibration_json(),
-                _versions(),
+                versions(),
                 [processor.processor, processor.isa_levels, torch.get_num_threads()],
             ),
         )
@@ -224,7 +224,7 @@ class _Running:
                 "sha256": self._source(),
                 "tensor_bytes": self._checkpoint.source_nbytes(),
             },
-            versions=_versions(),
+            versions=versions(),
             machine=self._machine,
             layer_errors=[error.to_json() for error in self._errors],
             notes=notes,
@@ -286,7 +286,8 @@ def read_calibration(
     return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The packages that decide what an artifact holds, for its card."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -311,7 +312,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
     """The files to copy; a GGUF source's tokenizer is written out first, to a folder that `stack` removes."""
     if checkpoint.path.is_dir():
-        return [file for name in COMPANIONS if (file := checkpoint.path / name).is_file()]
+        return companion_files(checkpoint.path)
     from transformers import AutoTokenizer
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
@@ -323,4 +324,9 @@ def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
             "the tokenizer of %s could not be read (%s): the artifact has none", checkpoint.name, cause
         )
         return []
+    return companion_files(folder)
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """The files of a model folder that go with any weights."""
     return [file for name in COMPANIONS if (file := folder / name).is_file()]

@@ -1,0 +1,138 @@
+"""compressed-tensors folders, as llm-compressor writes them: `int-quantized` and `pack-quantized`.
+
+It is the artifact's own format without its card, so `artifact.layout.decode` reads the weights; what is read here is
+the `quantization_config`. Codes in an order of their own (`weight_g_idx`) are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zeropoint.artifact import layout as layouts
+from zeropoint.artifact.layout import Layout
+from zeropoint.checkpoint import folder
+from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
+from zeropoint.importers import Source
+from zeropoint.importers._folders import configured, float_headers, plain_config, scale_type
+from zeropoint.qtensor import Weight
+from zeropoint.quantization.pipeline import companion_files
+from zeropoint.scheme import Activation, Scheme
+from zeropoint.tensorfile import TensorFile
+
+METHOD = "compressed-tensors"
+
+#: What marks a quantized module's tensors.
+SCALE = ".weight_scale"
+
+
+def recognizes(path: Path) -> bool:
+    return configured(path, METHOD) is not None
+
+
+def open(path: Path) -> Source:
+    section = configured(path, METHOD)
+    assert section is not None
+    config, files = plain_config(path), folder.weight_files(path)
+    where = folder.open_files(files)
+    if reordered := [name for name in where if name.endswith(".weight_g_idx")]:
+        raise UnsupportedError(
+            f"{path}: {reordered[0]} gives groups an order of their own, which is not kept"
+        )
+    schemes: dict[str, Scheme] = {}
+    for key in [key for key in where if key.endswith(SCALE)]:
+        module = key.removesuffix(SCALE)
+        if f"{module}.weight" not in where and f"{module}.weight_packed" not in where:
+            continue  # the copy of a tied weight's scales
+        schemes[f"{module}.weight"] = _scheme(
+            _group(section, module, path), scale_type(where[key].info(key)[0]), path
+        )
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    own = {key for name, scheme in schemes.items() for key in layouts.tensor_names(name, scheme, Layout())}
+    if missing := own - set(where):
+        raise CheckpointError(f"{path} lacks the tensor {min(missing)}: download or copy it again")
+    for name, scheme in schemes.items():
+        tensors[name] = ("F32", _shape(where, name, scheme))
+    copies = {key for key in where if key.endswith((SCALE, ".weight_zero_point"))}
+    tensors |= float_headers(where, own | copies)
+    read = partial(_read, where, schemes)
+    return Source(METHOD, config, tuple(files), tensors, read, lambda _: companion_files(path))
+
+
+def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: str) -> Weight:
+    scheme = schemes.get(name)
+    if scheme is None:
+        return where[name].read(name)
+    keys = layouts.tensor_names(name, scheme, Layout())
+    try:
+        return layouts.decode(name, scheme, {key: where[key].read(key) for key in keys})
+    except ZeropointError as cause:
+        raise CheckpointError(f"{name}: {cause}") from cause
+
+
+def _shape(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> tuple[int, int]:
+    """`[out, in]`, from a header or the small tensor that states it."""
+    if not scheme.is_packed:
+        shape = where[name].info(name)[1]
+    else:
+        key = f"{layouts.module_of(name)}.weight_shape"
+        shape = tuple(int(each) for each in where[key].read(key).reshape(-1)[:3])
+    if len(shape) != 2 or min(shape) < 1:
+        raise CheckpointError(f"{name} has the shape {shape}, which is no matrix")
+    return shape[0], shape[1]
+
+
+def _group(section: Mapping[str, Any], module: str, path: Path) -> Mapping[str, Any]:
+    """The config group of a quantized module: by its name, by a pattern, or the one group that names a class."""
+    groups = section.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise CheckpointError(f"{path}: quantization_config has no config_groups")
+    found = [group for group in groups.values() if _names(group.get("targets"), module)]
+    found = found or [group for group in groups.values() if _names_class(group.get("targets"))]
+    if len(found) != 1:
+        raise UnsupportedError(f"{path}: {len(found)} config groups are for {module}, not one")
+    chosen: Mapping[str, Any] = found[0]
+    return chosen
+
+
+def _names(targets: Any, module: str) -> bool:
+    return isinstance(targets, Sequence) and any(
+        re.match(target[3:], module) is not None if target.startswith("re:") else target == module
+        for target in targets
+        if isinstance(target, str)
+    )
+
+
+def _names_class(targets: Any) -> bool:
+    return isinstance(targets, Sequence) and any(target in ("Linear", "Embedding") for target in targets)
+
+
+def _scheme(group: Mapping[str, Any], scale_dtype: Any, path: Path) -> Scheme:
+    weights = group.get("weights")
+    if not isinstance(weights, dict) or weights.get("type") != "int":
+        raise UnsupportedError(
+            f"{path}: weights of the type {weights and weights.get('type')!r} are not imported"
+        )
+    try:
+        return Scheme(
+            bits=weights.get("num_bits", 0),
+            granularity=weights.get("strategy", ""),
+            group_size=weights.get("group_size") or 0 if weights.get("strategy") == "group" else 0,
+            symmetric=bool(weights.get("symmetric")),
+            scale_dtype=scale_dtype,
+            activation=_activation(group.get("input_activations"), path),
+        )
+    except (SchemeError, TypeError) as cause:
+        raise UnsupportedError(f"{path}: its weights' format is not one of ours: {cause}") from cause
+
+
+def _activation(inputs: Any, path: Path) -> Activation | None:
+    if inputs is None:
+        return None
+    strategy = inputs.get("strategy") if isinstance(inputs, dict) else None
+    if strategy not in ("token", "group") or not inputs.get("dynamic") or not inputs.get("symmetric"):
+        raise UnsupportedError(f"{path}: inputs quantized statically or asymmetrically are not imported")
+    return Activation(inputs.get("num_bits", 0), inputs.get("group_size") or 0 if strategy == "group" else 0)
