@@ -1,18 +1,21 @@
-"""Exported files in the runtimes they are for, against the artifacts they were made from.
+"""Exported and imported models in the runtimes they are for, against our artifacts of the same numbers.
 
     python benchmarks/peers/install.py llama_cpp             # once
     python benchmarks/exports.py build/int8:build/int8.gguf build/int4:build/int4.gguf
 
-Each `ARTIFACT:FILE` is run by our engine and, in its own environment, by llama.cpp: the same windows of text and the
-same prompt. Shown: KL of the file's logits from the artifact's (nats per token), top-1 agreement, how many of the first
-greedy tokens agree, and whether llama.cpp makes the same tokens of the text. The weights are equal (`zeropoint export`
-compares them); what is left is each runtime's arithmetic.
+Each `ARTIFACT:OTHER` is run by our engine and, in its own environment, by the other's runtime: llama.cpp for a file,
+transformers for a folder (with GPTQModel's kernels if that made it). The same windows of text, the same prompt. Shown:
+KL of the other's logits from the artifact's (nats per token), top-1 agreement, how many of the first greedy tokens
+agree, and whether both make the same tokens of a text. The weights are equal (`zeropoint export` compares them); what
+is left is each runtime's arithmetic.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,16 +44,27 @@ class Recorded:
         return self._by_window[tokens.tobytes()]
 
 
-def run_llama_cpp(file: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    python = ROOT / "build/peers/llama_cpp/bin/python"
+def runtime_of(other: Path) -> tuple[Path, str]:
+    """The interpreter and the runner for a file or folder."""
+    if other.is_file():
+        return ROOT / "build/peers/llama_cpp/bin/python", "llama_cpp.py"
+    section = json.loads((other / "config.json").read_text())["quantization_config"]
+    if section["quant_method"] == "gptq":
+        return ROOT / "build/peers/gptqmodel/bin/python", "transformers.py"
+    return Path(sys.executable), "transformers.py"
+
+
+def run_other(other: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    python, runner = runtime_of(other)
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "request.npz", Path(folder) / "result.npz"
         np.savez(asked, **request)
-        subprocess.run([python, "-P", HERE / "runners/llama_cpp.py", file, asked, answered], check=True)
+        command = [python, "-P", HERE / "runners" / runner, other, asked, answered]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return dict(np.load(answered))
 
 
-def compare(artifact: Path, file: Path, text_file: Path, count: int) -> str:
+def compare(artifact: Path, other: Path, text_file: Path, count: int) -> str:
     runner = open_runner(artifact)
     text = load_text(text_file)
     windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
@@ -62,18 +76,18 @@ def compare(artifact: Path, file: Path, text_file: Path, count: int) -> str:
         "new_tokens": NEW_TOKENS,
         "text": np.frombuffer(sample.encode(), np.uint8),
     }
-    theirs = run_llama_cpp(file, request)
-    run = measure_quality(runner, {"file": Recorded(windows, theirs["logits"])}, windows=windows)
-    quality = run.candidates["file"]
+    theirs = run_other(other, request)
+    run = measure_quality(runner, {"other": Recorded(windows, theirs["logits"])}, windows=windows)
+    quality = run.candidates["other"]
     ours = runner.generate(prompt, max_new_tokens=NEW_TOKENS)
     greedy = theirs["greedy"].tolist()
     agreeing = next(
         (i for i, pair in enumerate(zip(ours, greedy, strict=False)) if pair[0] != pair[1]), len(ours)
     )
     same_ids = theirs["ids"].tolist() == runner.encode(sample)
-    kl = quality.kl_mean
+    kl, top1 = quality.kl_mean, quality.top1_agreement.value
     return (
-        f"| {file.name} | {kl.value:.2g} ({kl.low:.2g}–{kl.high:.2g}) | {quality.top1_agreement.value:.3f} | "
+        f"| {artifact.name} | {other.name} | {kl.value:.2g} ({kl.low:.2g}–{kl.high:.2g}) | {top1:.3f} | "
         f"{agreeing} of {len(ours)} | {'yes' if same_ids else 'NO'} |"
     )
 
@@ -82,15 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pairs", nargs="+", metavar="ARTIFACT:FILE")
+    parser.add_argument("pairs", nargs="+", metavar="ARTIFACT:OTHER")
     parser.add_argument("--text", type=Path, default=ROOT / "examples/data/eval.txt")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens")
     options = parser.parse_args()
-    print("| file | KL from our engine | top-1 | equal greedy tokens | same tokens of a text |")
-    print("|---|---|---|---|---|")
+    print("| artifact | other | KL from our engine | top-1 | equal greedy tokens | same tokens of a text |")
+    print("|---|---|---|---|---|---|")
     for pair in options.pairs:
-        artifact, _, file = pair.partition(":")
-        print(compare(Path(artifact), Path(file), options.text, options.windows), flush=True)
+        artifact, _, other = pair.partition(":")
+        print(compare(Path(artifact), Path(other), options.text, options.windows), flush=True)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def _beside(metadata: Mapping[str, Any], arch: str, tensors: Container[str]) -> 
 def _rope(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     kind = metadata.get(f"{arch}.rope.scaling.type", "none")
     rope = {"rope_theta": metadata.get(f"{arch}.rope.freq_base", 10_000.0), "rope_type": "default"}
-    if kind == "none":
+    if isinstance(kind, str) and kind == "none":
         return rope
-    if kind not in ("linear", "yarn"):
+    if not isinstance(kind, str) or kind not in ("linear", "yarn"):
         raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not known here")
     rope |= {"rope_type": kind, "factor": metadata.get(f"{arch}.rope.scaling.factor", 1.0)}
     original = metadata.get(f"{arch}.rope.scaling.original_context_length")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import TokenType
 
 from zeropoint.errors import CheckpointError, UnsupportedError
@@ -22,15 +23,17 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     Raises `UnsupportedError` for a kind of tokenizer or a way of splitting text that is not known here.
     """
     kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
-    steps = next((steps for steps, name in SPLITS.items() if name == split), None)
-    if kind != "gpt2" or steps is None:
+    steps = next((steps for steps, name in SPLITS.items() if name == str(split)), None)
+    if not isinstance(kind, str) or kind != "gpt2" or steps is None:
         raise UnsupportedError(
             f"its tokenizer ({str(kind)[:40]!r}, split {str(split)[:40]!r}) is not known here"
         )
-    tokens, types = _list(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type", ())
+    tokens, types = _list(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
     merges = _list(metadata, "merges")
-    if len(types) != len(tokens) or not all(text.count(" ") == 1 for text in merges):
-        raise CheckpointError("the tokenizer in its header is damaged")
+    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(tokens):
+        raise CheckpointError("its header does not give each token a type")
+    if not all(text.count(" ") == 1 for text in merges):
+        raise CheckpointError("a merge in its header is not of two tokens")
     data = {
         "version": "1.0",
         "added_tokens": [_added(number, tokens[number], int(types[number])) for number in _added_ids(types)],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,7 @@ from zeropoint.gguf.tokenizer import write_tokenizer
 from zeropoint.ggufile import MAGIC, GgufFile
 from zeropoint.importers import Source
 from zeropoint.qtensor import Weight
+from zeropoint.reference.rounding import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +85,11 @@ def _described(file: GgufFile, place: Placement) -> tuple[str, tuple[int, ...]]:
 
 def _read(file: GgufFile, place: Placement) -> Weight:
     kind = file.tensors[place.name].kind
-    if kind in FLOATS:
-        raw = file.raw(place.name)
-        return place.restore(raw.view(FLOATS[kind]))
     if kind in blocks.DECODERS:
         try:
             return place.restore(blocks.decode(file.raw(place.name), kind))
-        except SchemeError:  # minima between the codes: not a grid of ours
-            pass
-    values: NDArray[np.float32] = file.floats(place.name)
-    return place.restore(values)
+        except SchemeError:
+            pass  # minima between the codes: not a grid of ours
+    raw: NDArray[Any] = file.raw(place.name).view(FLOATS[kind]) if kind in FLOATS else file.floats(place.name)
+    check_finite(raw, place.name)
+    return place.restore(raw)

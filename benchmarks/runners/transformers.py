@@ -1,0 +1,52 @@
+"""A quantized model folder in transformers, for `exports.py`: run where the tool that made it is installed.
+
+    PYTHON benchmarks/runners/transformers.py FOLDER REQUEST.npz RESULT.npz
+
+REQUEST and RESULT are those of `llama_cpp.py`. Weights are dequantized to float32 by the tool's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def load(folder: Path) -> Any:
+    method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+    if method == "gptq":
+        from gptqmodel import BACKEND, GPTQModel
+
+        return GPTQModel.load(str(folder), device="cpu", dtype=torch.float32, backend=BACKEND.TORCH).model
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def main() -> None:
+    folder, request, result = (Path(each) for each in sys.argv[1:])
+    asked = np.load(request)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = asked["text"].tobytes().decode()
+    with torch.inference_mode():
+        model = load(folder).eval()
+        logits = [model(torch.from_numpy(row)[None]).logits[0].float().numpy() for row in asked["windows"]]
+        prompt = torch.from_numpy(asked["prompt"])[None]
+        count = int(asked["new_tokens"])
+        found = model.generate(input_ids=prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    np.savez(
+        result,
+        logits=np.stack(logits),
+        greedy=found[0, prompt.shape[1] :].numpy(),
+        ids=np.array(tokenizer.encode(text, add_special_tokens=False), np.int64),
+    )
+
+
+if __name__ == "__main__":
+    main()
