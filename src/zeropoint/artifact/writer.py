@@ -65,7 +65,7 @@ def write(
     refuse_existing(out, overwrite=overwrite)
     check_space(out, plan.nbytes + sum(file.stat().st_size for file in files))
     with _partial_folder(out, overwrite=overwrite) as folder:
-        shards = _Shards(folder, shard_bytes)
+        shards = Shards(folder, shard_bytes)
         shapes = _write_weights(weights, plan, layout, shards)
         written = shards.close()
         if written != plan.nbytes:
@@ -73,8 +73,8 @@ def write(
                 f"the plan promised {plan.nbytes} bytes of tensors and {written} were written"
             )
         section = quantization_config(plan, layout, shapes)
-        _write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
-        _write_text(folder / CARD_NAME, dumps(finish().to_json()))
+        write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
+        write_text(folder / CARD_NAME, dumps(finish().to_json()))
         for file in files:
             shutil.copyfile(file, folder / file.name)
             sync(folder / file.name)
@@ -115,7 +115,7 @@ def check_space(out: Path, nbytes: int) -> None:
 
 
 def _write_weights(
-    weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: _Shards
+    weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: Shards
 ) -> dict[str, tuple[int, ...]]:
     """Encode the stream into shards; the shapes of all weights by name."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -136,7 +136,7 @@ def _write_weights(
     return shapes
 
 
-class _Shards:
+class Shards:
     """Collects tensors and writes a safetensors file whenever enough have gathered."""
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -175,7 +175,7 @@ class _Shards:
             path.rename(self._folder / final)
             weight_map.update(dict.fromkeys(names, final))
         data = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_text(self._folder / INDEX, json.dumps(data, indent=1) + "\n")
+        write_text(self._folder / INDEX, json.dumps(data, indent=1) + "\n")
         return self._total
 
 
@@ -268,7 +268,8 @@ def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Pla
     return merged
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file and wait until it is on disk."""
     path.write_text(text, encoding="utf-8")
     sync(path)
 

@@ -1,0 +1,99 @@
+"""What exporters of model folders share: writing a compressed-tensors folder, and reading one back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.artifact import Artifact
+from zeropoint.artifact import layout as layouts
+from zeropoint.artifact.format import INT, MIXED, PACKED
+from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, sync, write_text
+from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.exporters import Floats, Pair, Progress, Written
+from zeropoint.jsonfile import CARD_NAME
+from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.shards import INDEX, SINGLE, shard_files
+from zeropoint.tensorfile import TensorFile
+
+Encode = Callable[[Artifact, str, Weight], Iterable[tuple[str, NDArray[Any]]]]
+Decode = Callable[[Artifact, str, Mapping[str, TensorFile]], Weight]
+
+
+def encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
+    """A weight's tensors as the artifact itself stores them."""
+    if isinstance(weight, QuantizedTensor):
+        yield from layouts.encode(name, weight, artifact.layout)
+    else:
+        yield name, weight
+
+
+def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
+    """The inverse of `encode`."""
+    scheme = artifact.plan.choices[name].scheme
+    if scheme is None or scheme.is_float:
+        return where[name].read(name)
+    keys = layouts.tensor_names(name, scheme, artifact.layout)
+    return layouts.decode(name, scheme, {key: where[key].read(key) for key in keys})
+
+
+def write_folder(
+    artifact: Artifact, path: Path, config: Mapping[str, Any], progress: Progress, encode: Encode = encode
+) -> Written:
+    """Write a model folder: tensors as `encode` gives them, the artifact's other files but its card."""
+    check_space(path, artifact.nbytes)
+    path.mkdir()
+    shards, formats = Shards(path, SHARD_BYTES), Counter[str]()
+    for done, (name, weight) in enumerate(artifact.stream()):
+        progress(f"write {name}", done, len(artifact.names()))
+        formats["float" if isinstance(weight, np.ndarray) else str(weight.scheme)] += 1
+        for key, tensor in encode(artifact, name, weight):
+            shards.add(key, tensor)
+    shards.close()
+    write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+    left_out = {CARD_NAME, "config.json", SINGLE, INDEX}
+    for file in sorted(artifact.path.iterdir()):
+        if file.is_file() and file.name not in left_out and file.suffix != ".safetensors":
+            shutil.copyfile(file, path / file.name)
+            sync(path / file.name)
+    return Written(dict(formats))
+
+
+def read_folder(artifact: Artifact, path: Path, decode: Decode = decode) -> Iterator[Pair]:
+    """Every weight of a written folder beside the artifact's."""
+    where = {
+        key: file
+        for file in (TensorFile(each, ArtifactError) for each in shard_files(path, ArtifactError))
+        for key in file.names()
+    }
+    for name, meant in artifact.stream():
+        try:
+            found = decode(artifact, name, where)
+        except (KeyError, ZeropointError) as cause:
+            raise ArtifactError(f"{name} cannot be read back: {cause}") from cause
+        yield Pair(name, floats(found), floats(meant))
+
+
+def floats(weight: Weight) -> Floats:
+    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
+
+
+def with_formats(config: Mapping[str, Any], packed: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """The config with each group's format set by whether it is `packed`."""
+    section = dict(config.get("quantization_config") or {})
+    if not section:
+        return dict(config)
+    groups = {
+        key: {**group, "format": PACKED if packed(group) else INT}
+        for key, group in section["config_groups"].items()
+    }
+    formats = {group["format"] for group in groups.values()}
+    overall = formats.pop() if len(formats) == 1 else MIXED
+    return {**config, "quantization_config": {**section, "config_groups": groups, "format": overall}}

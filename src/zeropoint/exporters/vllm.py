@@ -1,0 +1,151 @@
+"""A folder for vLLM: compressed-tensors as its loader wants it.
+
+An artifact is nearly that. vLLM has kernels for 8-bit weights beside float inputs only where the codes are packed in
+32-bit words, which transformers' preset does not do; here they are. What vLLM has no counterpart for is a problem. The
+rules are those of vllm/model_executor/layers/quantization/compressed_tensors (`_get_scheme_from_parts`,
+`find_matched_target`, `CompressedTensorsWNA16`) and of the Marlin kernels behind them; vLLM itself was not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.artifact import Artifact
+from zeropoint.artifact import layout as layouts
+from zeropoint.errors import UnsupportedError
+from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
+from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.reference.packing import pack, unpack
+from zeropoint.reference.rounding import STORAGE
+from zeropoint.scheme import Scheme
+from zeropoint.tensorfile import TensorFile
+
+#: Projections that vLLM runs as one, by the leaf of the module's name.
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+#: Group sizes of the Marlin kernels; a scale per channel is another.
+GROUP_SIZES = (32, 64, 128)
+BITS = (4, 8)
+
+#: config.json's dtype -> the scale type that vLLM then holds scales in.
+SCALES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def problems(artifact: Artifact) -> list[str]:
+    plan, layout = artifact.plan, artifact.layout
+    schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
+    dtype = str(artifact.config.get("dtype", artifact.config.get("torch_dtype", "float32")))
+    found: dict[str, list[str]] = {}
+    for name, scheme in schemes.items():
+        for why in _refusals(name, scheme, artifact, SCALES.get(dtype, "")):
+            found.setdefault(why, []).append(name)
+    lines = [f"{why} ({_counted(names)})" for why, names in found.items()]
+    everything = {name: _shown(schemes.get(name)) for name in plan.choices if name not in layout.embeddings}
+    return lines + list(_unequal(everything))
+
+
+def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
+    if found := problems(artifact):
+        raise UnsupportedError(f"{artifact.path} cannot be exported to vllm: {'; '.join(found)}")
+    config = with_formats(artifact.config, _is_packed)
+    return write_folder(artifact, path, config, progress, _encode)
+
+
+def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
+    return read_folder(artifact, path, _decode)
+
+
+def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -> Iterator[str]:
+    """Why vLLM does not take this weight as it is."""
+    layout = artifact.layout
+    if name in layout.embeddings:
+        yield "vLLM wants embeddings unquantized: quantize with --embedding keep"
+        return
+    if name in layout.experts or name in layout.transposed:
+        yield "vLLM stores experts and Conv1D weights otherwise"
+    if scheme.bits not in BITS:
+        yield f"vLLM has no kernel for {scheme.bits}-bit weights"
+    if scheme.activation is None or scheme.activation.bits == 16:
+        yield from _weight_only(name, scheme, artifact)
+    elif scheme.bits != 8 or scheme.granularity == "group" or not scheme.symmetric:
+        yield "vLLM multiplies 8-bit inputs with symmetric 8-bit weights of one scale per channel or tensor only"
+    elif scheme.activation.group_size:
+        yield "vLLM rounds inputs per token, not per group: quantize with a8token or a16token"
+    stored = "bf16" if scheme.scale_dtype == "nested" else scheme.scale_dtype
+    if scale_dtype not in (stored, "fp32"):
+        yield f"vLLM would round {stored} scales to the model's dtype"
+
+
+def _weight_only(name: str, scheme: Scheme, artifact: Artifact) -> Iterator[str]:
+    if scheme.granularity == "tensor":
+        yield "vLLM has no weight-only kernel for one scale per tensor"
+    if scheme.granularity == "group":
+        if scheme.group_size not in GROUP_SIZES:
+            yield f"vLLM has no groups of {scheme.group_size}, only of {', '.join(map(str, GROUP_SIZES))}"
+        elif _columns(artifact, name) % scheme.group_size:
+            yield "vLLM wants the groups of a row to be whole"
+    if scheme.bits == 8 and not scheme.symmetric:
+        yield "vLLM's weight-only 8-bit kernels are symmetric here"
+
+
+def _unequal(schemes: Mapping[str, str]) -> Iterator[str]:
+    """Projections that vLLM fuses and that do not have one format."""
+    for leaves in FUSED:
+        first = f".{leaves[0]}.weight"
+        different = []
+        for name in [name for name in schemes if name.endswith(first)]:
+            stem = name.removesuffix(first)
+            group = {schemes.get(f"{stem}.{leaf}.weight") for leaf in leaves}
+            if len(group) > 1:
+                different.append(stem)
+        if different:
+            yield f"vLLM runs {', '.join(leaves)} as one, and their formats differ ({_counted(different)})"
+
+
+def _columns(artifact: Artifact, name: str) -> int:
+    weight = artifact.read(name)
+    return int(weight.shape[1])
+
+
+def _shown(scheme: Scheme | None) -> str:
+    return "kept" if scheme is None else str(scheme)
+
+
+def _counted(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _is_packed(group: Mapping[str, Any]) -> bool:
+    return group["input_activations"] is None or group["weights"]["num_bits"] != 8
+
+
+def _repacked(scheme: Scheme) -> bool:
+    """Whether the artifact holds these codes one byte each and vLLM wants them packed."""
+    return scheme.bits == 8 and (scheme.activation is None or scheme.activation.bits == 16)
+
+
+def _encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
+    if not isinstance(weight, QuantizedTensor) or not _repacked(weight.scheme):
+        yield from encode(artifact, name, weight)
+        return
+    module = layouts.module_of(name)
+    yield f"{module}.weight_packed", pack(weight.codes, 8)
+    yield f"{module}.weight_shape", np.array(weight.shape, dtype=np.int64)
+    yield f"{module}.weight_scale", weight.scale.astype(STORAGE[weight.scheme.scale_dtype])
+
+
+def _decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
+    scheme = artifact.plan.choices[name].scheme
+    if scheme is None or scheme.is_float or not _repacked(scheme):
+        return decode(artifact, name, where)
+    module = layouts.module_of(name)
+    words, shape, scale = (
+        where[key].read(key) for key in (f"{module}.weight_{leaf}" for leaf in ("packed", "shape", "scale"))
+    )
+    return QuantizedTensor(scheme, unpack(words, 8, int(shape[1])), scale.astype(np.float32))
