@@ -130,6 +130,34 @@ def test_gptq(symmetric: bool, version: str, tiny_checkpoint: Tiny, tmp_path: Pa
         assert str(scheme) == f"int4:g32:{'sym' if symmetric else 'asym'}:fp16:a16token"
 
 
+def test_awq(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
+    source, out = tiny_checkpoint("llama_untied"), tmp_path / "awq"
+    meant = write_gptq(source, out, symmetric=False, version="gptq_v2")
+    tensors = load_file(out / "model.safetensors")
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    for stem in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        del tensors[f"{stem}.g_idx"]
+        codes = unpack(tensors[f"{stem}.qweight"].T).T
+        for leaf, values in (("qweight", codes), ("qzeros", unpack(tensors[f"{stem}.qzeros"]))):
+            tensors[f"{stem}.{leaf}"] = pack(
+                values.reshape(len(values), -1, 8)[:, :, order].reshape(values.shape)
+            )
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+    (out / "config.json").write_text(json.dumps(config))
+    importers.import_model(out, tmp_path / "out")
+    opened = artifact.open(tmp_path / "out")
+    for name, values in meant.items():
+        np.testing.assert_array_equal(floats(opened.read(name)), values, err_msg=name)
+
+
+def unpack(words: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `pack`."""
+    spread = words.view(np.uint32)[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32)
+    return (spread & 15).reshape(len(words), -1)
+
+
 def test_groups_of_scattered_inputs_are_refused(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
     write_gptq(tiny_checkpoint("llama_untied"), tmp_path / "gptq", symmetric=True, scattered=True)
     with pytest.raises(UnsupportedError, match="scattered"):

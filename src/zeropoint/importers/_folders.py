@@ -1,4 +1,4 @@
-"""What importers of model folders share: the config without its quantization section, and the tensors left alone."""
+"""What importers of model folders share: the plain config, the tensors left alone, unsigned packed codes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import CheckpointError, UnsupportedError
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, load_json
-from zeropoint.scheme import ScaleDtype
+from zeropoint.qtensor import QuantizedTensor
+from zeropoint.scheme import ScaleDtype, Scheme
 from zeropoint.tensorfile import DTYPES, TensorFile
 
 SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
@@ -44,3 +48,36 @@ def float_headers(
         if dtype not in DTYPES:
             raise CheckpointError(f"{name} is stored as {dtype}, which is not supported")
     return headers
+
+
+def unpack_words(words: NDArray[Any], bits: int) -> NDArray[np.int16]:
+    """int32 `[m, n]` -> unsigned codes `[m, n * 32 / bits]`, the lowest bits of a word first."""
+    if words.ndim != 2 or words.dtype != np.int32:
+        raise SchemeError(f"packed codes must be a 2-D int32 tensor, not {words.dtype} {words.shape}")
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    spread = (np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return spread.reshape(len(words), -1).astype(np.int16)
+
+
+def unsigned_grid(
+    codes: NDArray[np.int16],
+    zeros: NDArray[np.int16],
+    scales: NDArray[Any],
+    bits: int,
+    scale_dtype: str,
+) -> QuantizedTensor:
+    """`(code - zero) * scale` of unsigned codes `[out, in]`, zeros and scales `[out, groups]`, as a weight of ours.
+
+    Symmetric where every zero is the middle code. Raises `SchemeError` for arrays that do not fit each other.
+    """
+    columns, groups = codes.shape[1], scales.shape[1]
+    half = 1 << (bits - 1)
+    symmetric = bool((zeros == half).all()) and (bits < 8 or int(codes.min()) > 0)
+    grid: dict[str, Any] = {"granularity": "group", "group_size": -(-columns // groups)} if groups > 1 else {}
+    scheme = Scheme(bits, symmetric=symmetric, scale_dtype=scale_type(scale_dtype), **grid)
+    zero = zeros - half
+    if not symmetric and not (scheme.qmin <= int(zero.min()) and int(zero.max()) <= scheme.qmax):
+        raise SchemeError("a zero point lies outside the codes")
+    zero_point = None if symmetric else np.ascontiguousarray(zero.astype(np.int8))
+    scale = np.ascontiguousarray(scales.astype(np.float32))
+    return QuantizedTensor(scheme, (codes - half).astype(np.int8), scale, zero_point)

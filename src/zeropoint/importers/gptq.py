@@ -20,10 +20,15 @@ from numpy.typing import NDArray
 from zeropoint.checkpoint import folder
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.importers import Source
-from zeropoint.importers._folders import configured, float_headers, plain_config, scale_type
+from zeropoint.importers._folders import (
+    configured,
+    float_headers,
+    plain_config,
+    unpack_words,
+    unsigned_grid,
+)
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.pipeline import companion_files
-from zeropoint.scheme import Scheme
 from zeropoint.tensorfile import TensorFile
 
 METHOD = "gptq"
@@ -69,33 +74,11 @@ def _read(where: Mapping[str, TensorFile], modules: set[str], bits: int, shift: 
 
 
 def _weight(part: Mapping[str, NDArray[Any]], scale_dtype: str, bits: int, shift: int) -> QuantizedTensor:
-    codes = _unpack(part["qweight"].T, bits)
-    scale = np.ascontiguousarray(part["scales"].T.astype(np.float32))
-    zeros = (_unpack(part["qzeros"], bits) + shift).T
-    columns, groups = codes.shape[1], scale.shape[1]
-    size = _group_size(part.get("g_idx"), columns, groups)
-    half = 1 << (bits - 1)
-    grid: dict[str, Any] = {"granularity": "group", "group_size": size} if groups > 1 else {}
-    symmetric = bool((zeros == half).all()) and (bits < 8 or int(codes.min()) > 0)
-    scheme = Scheme(bits, symmetric=symmetric, scale_dtype=scale_type(scale_dtype), **grid)
-    zero = zeros - half
-    if not symmetric and not (scheme.qmin <= int(zero.min()) and int(zero.max()) <= scheme.qmax):
-        raise SchemeError("a zero point lies outside the codes")
-    zero_point = None if symmetric else np.ascontiguousarray(zero.astype(np.int8))
-    return QuantizedTensor(scheme, (codes - half).astype(np.int8), scale, zero_point)
-
-
-def _group_size(index: NDArray[Any] | None, columns: int, groups: int) -> int:
-    size = -(-columns // groups)
+    codes = unpack_words(part["qweight"].T, bits)
+    zeros = (unpack_words(part["qzeros"], bits) + shift).T
+    weight = unsigned_grid(codes, zeros, part["scales"].T, bits, scale_dtype)
+    columns, size = codes.shape[1], weight.scheme.group_size or codes.shape[1]
+    index = part.get("g_idx")
     if index is not None and not np.array_equal(index.reshape(-1), np.arange(columns) // size):
         raise UnsupportedError("its groups are of scattered inputs (activation order), which is not kept")
-    return size
-
-
-def _unpack(words: NDArray[Any], bits: int) -> NDArray[np.int16]:
-    """int32 `[m, n]` -> unsigned codes `[m, n * 32 / bits]`, the lowest bits of a word first."""
-    if words.ndim != 2 or words.dtype != np.int32:
-        raise SchemeError(f"packed codes must be a 2-D int32 tensor, not {words.dtype} {words.shape}")
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    spread = (np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
-    return spread.reshape(len(words), -1).astype(np.int16)
+    return weight
