@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zeropoint.api import AutoModelForCausalLM, compare, fit, load, quantize
+    from zeropoint.api import AutoModelForCausalLM, compare, export, fit, import_model, load, quantize
     from zeropoint.errors import ZeropointError
     from zeropoint.scheme import Scheme
 
@@ -24,7 +24,9 @@ __all__ = [
     "ZeropointError",
     "__version__",
     "compare",
+    "export",
     "fit",
+    "import_model",
     "load",
     "quantize",
 ]
@@ -34,7 +36,9 @@ _HOMES = {
     "Scheme": "zeropoint.scheme",
     "ZeropointError": "zeropoint.errors",
     "compare": "zeropoint.api",
+    "export": "zeropoint.api",
     "fit": "zeropoint.api",
+    "import_model": "zeropoint.api",
     "load": "zeropoint.api",
     "quantize": "zeropoint.api",
 }

@@ -14,7 +14,9 @@ from zeropoint.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from zeropoint.exporters import Export
     from zeropoint.fitting import Fit
+    from zeropoint.importers import Imported
     from zeropoint.plan import Plan
     from zeropoint.quantization import Progress, Summary
     from zeropoint.report import Report
@@ -223,3 +225,21 @@ def compare(
         tokens=tokens,
         threads=threads or Machine.detect().cores,
     )
+
+
+def export(
+    path: str | Path, target: str, out: str | Path, *, verify: bool = True, overwrite: bool = False
+) -> Export:
+    """Write an artifact for another runtime (`gguf`, `vllm`, `transformers`), read back and compared bit for bit; see
+    `zeropoint.exporters`."""
+    from zeropoint import artifact, exporters
+
+    return exporters.export(artifact.open(path), target, out, verify=verify, overwrite=overwrite)
+
+
+def import_model(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Imported:
+    """Make an artifact of a model that another tool quantized (GGUF, GPTQ, AWQ, compressed-tensors), its numbers kept;
+    see `zeropoint.importers`."""
+    from zeropoint.importers import import_model as run
+
+    return run(path, out, overwrite=overwrite)

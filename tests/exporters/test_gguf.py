@@ -187,3 +187,11 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*command, "--overwrite", "--no-verify"]) == 0
     assert "not verified" in capsys.readouterr().out
     assert main(["export", str(tmp_path), "--to", "gguf", "--out", str(tmp_path / "n.gguf")]) == 2
+
+
+def test_the_python_entry_points(make: Make, tmp_path: Path) -> None:
+    import zeropoint
+
+    made = zeropoint.export(make("llama_tied", "int8"), "gguf", tmp_path / "m.gguf")
+    assert made.verified is not None
+    assert zeropoint.import_model(tmp_path / "m.gguf", tmp_path / "back").format == "gguf"

@@ -1,7 +1,7 @@
 """AWQ folders, as AutoAWQ's "gemm" version writes them: 4 bits in groups.
 
-Of a module: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales` `[groups, out]`; eight columns
-a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. A weight is `(code - zero) * scale`.
+Of a module: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales` `[groups, out]`; eight
+columns a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. A weight is `(code - zero) * scale`.
 """
 
 from __future__ import annotations
