@@ -79,13 +79,13 @@ def test_inputs_are_those_of_the_quantized_model(
     plan = uniform_plan(checkpoint, "int4", algorithm="gptq")
     tokens = random_tokens()
     seen: dict[str, LayerStats | None] = {}
-    original = module.quantize_view
+    original = module.quantize_views
 
-    def spy(view, choice, stats):  # type: ignore[no-untyped-def]
-        seen[view.name] = stats
-        return original(view, choice, stats)
+    def spy(views, choice, stats):  # type: ignore[no-untyped-def]
+        seen.update({view.name: stats for view in views})
+        return original(views, choice, stats)
 
-    monkeypatch.setattr(module, "quantize_view", spy)
+    monkeypatch.setattr(module, "quantize_views", spy)
     made = dict(stream(checkpoint, plan, tokens=tokens))
     model, exact = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2)

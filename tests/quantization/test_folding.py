@@ -30,11 +30,11 @@ def folded_model(
     """The float model with everything folded and nothing rounded, what was said, and how many folds were made."""
     checkpoint = open_checkpoint(folder)
     values: dict[str, torch.Tensor] = {}
-    original, applied = calibrated.quantize_view, []
+    original, applied = calibrated.quantize_views, []
 
-    def spy(view, choice, stats):  # type: ignore[no-untyped-def]
-        values[view.name] = view.read().t() if view.transposed else view.read()
-        return original(view, choice, stats)
+    def spy(views, choice, stats):  # type: ignore[no-untyped-def]
+        values.update({v.name: v.read().t() if v.transposed else v.read() for v in views})
+        return original(views, choice, stats)
 
     def count(self, names, maker, scale, *, keep=True):  # type: ignore[no-untyped-def]
         same = apply(self, names, maker, scale, keep=keep)
@@ -42,7 +42,7 @@ def folded_model(
         return same
 
     apply = Folder._apply
-    monkeypatch.setattr(calibrated, "quantize_view", spy)
+    monkeypatch.setattr(calibrated, "quantize_views", spy)
     monkeypatch.setattr(Folder, "_apply", count)
     steps: list[Progress] = []
     plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm, keep=keep)

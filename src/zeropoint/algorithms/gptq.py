@@ -2,11 +2,12 @@
 
 Idea (Frantar et al. 2022, arXiv:2210.17323): what counts is the error of the layer's output, `tr(E H E')` with
 `E = W - W'` and `H = sum x x'` over the calibration tokens, so an error in one column can be made up for in
-another that goes with it. With `H = R R'`, R upper triangular, the output error is `|E R|^2`, and its column j is
-`E_j R_jj + sum_{i<j} E_i R_ij`: rounding `W_j + sum_{i<j} E_i R_ij / R_jj` makes it as small as it gets. That is
-the paper's procedure without the inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
+another that goes with it. With `H = U' U`, U upper triangular, the output error is `|E U'|^2`, and its column j is
+`E_j U_jj + sum_{i>j} E_i U_ji`: from the last column to the first, rounding `W_j + sum_{i>j} E_i U_ji / U_jj` makes it
+as small as it gets. That is the paper's procedure without the inverse of H (Chee et al. 2023, arXiv:2307.13304,
+theorem 6).
 
-Columns go by falling `H_jj`, the ones that matter most first. Scales and zero points are `rtn`'s, found before the
+Columns lie by rising `H_jj`, so that the ones that matter most are rounded first. Scales and zero points are `rtn`'s, found before the
 first column is rounded, so that the order touches no group, and any scale type will do.
 
 `propagate`: a layer behind quantized ones does not see the float model's input y but another, x. The weights nearest
@@ -40,8 +41,9 @@ from zeropoint.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
 
-#: Columns between two updates of all that follow: long enough for the update to be a matrix product.
-BLOCK = 128
+#: Columns between two updates of all that follow: long enough for the update to be a matrix product, few enough for their
+#: errors to stay in the cache.
+BLOCK = 64
 
 #: The largest damping tried; at 1 the Hessian is mostly the identity, and `rtn` does as well.
 MOST_DAMPING = 1.0
@@ -76,32 +78,35 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
         raise StatisticsError(
             "gptq needs the Hessian of the layer's input, and no calibration token reached it"
         )
-    hessian = stats.hessian.astype(np.float64)
-    order = np.argsort(-hessian.diagonal(), kind="stable") if options.order else np.arange(len(hessian))
-    factor = _factor(hessian, order, options.damping)
+    hessian = stats.hessian
+    # Rounding goes from the last column to the first.
+    order = np.argsort(-hessian.diagonal(), kind="stable")[::-1] if options.order else np.arange(len(hessian))[::-1]
+    factor, damping = _factor(hessian, order, options.damping)
     if options.propagate and stats.drift is not None:
         weight = weight + _step(weight, stats.drift, factor, order, options.propagate)
     start = rtn.quantize(weight, stats, scheme, rtn.Options())
     made = QuantizedTensor(scheme, _round(weight, start, factor, order), start.scale, start.zero_point)
     if options.sweeps:
-        damped = np.empty(hessian.shape, np.float32)
-        damped[np.ix_(order, order)] = factor @ factor.T
+        damped = hessian + damping * np.eye(len(hessian), dtype=np.float32)
         made = descend(weight, made, damped, options.sweeps)
     return made
 
 
-def _factor(hessian: NDArray[np.float64], order: NDArray[np.intp], damping: float) -> NDArray[np.float64]:
-    """R, upper triangular, with `H = R R'` in the given order, for the least damping of 1, 10, 100 ... `damping`
-    that makes H positive definite."""
-    mean = float(hessian.diagonal().mean())
+def _factor(
+    hessian: Floats, order: NDArray[np.intp], damping: float
+) -> tuple[NDArray[np.float64], float]:
+    """U, upper triangular, with `H + d = U' U` in the given order, and d: of 1, 10, 100 ... `damping` times the mean of
+    H's diagonal the least that makes H positive definite."""
+    mean = float(hessian.diagonal().mean(dtype=np.float64))
     if not np.isfinite(hessian).all() or mean <= 0:
         raise StatisticsError("the layer's input is all zeros, or not finite, on the calibration text")
-    # The usual factor is H = L L' with L lower triangular: backwards before and after, L is upper triangular.
-    backwards = torch.from_numpy(hessian[np.ix_(order[::-1], order[::-1])])
+    damped = torch.from_numpy(hessian[np.ix_(order, order)]).double()
+    diagonal = damped.diagonal().clone()
     while damping <= MOST_DAMPING:
-        lower, failed = torch.linalg.cholesky_ex(backwards + damping * mean * torch.eye(len(order)))
+        damped.diagonal().copy_(diagonal + damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped, upper=True)
         if not failed:
-            return np.ascontiguousarray(lower.numpy()[::-1, ::-1])
+            return factor.numpy(), damping * mean
         damping = max(10 * damping, 1e-6)
     raise StatisticsError("the Hessian of the layer's input is not positive definite, however damped")
 
@@ -110,11 +115,12 @@ def _step(
     weight: Floats, drift: Floats, factor: NDArray[np.float64], order: NDArray[np.intp], part: float
 ) -> Floats:
     """`part` of `W D H^-1`, what to add to W so that its output from quantized inputs is nearest the float one."""
-    right = torch.from_numpy(np.ascontiguousarray((weight @ drift)[:, order].T)).double()
-    upper = torch.from_numpy(factor)
-    half = torch.linalg.solve_triangular(upper, right, upper=True)
+    wanted, towards = torch.from_numpy(weight), torch.from_numpy(drift)
+    tall = len(weight) > len(drift)  # then D H^-1 takes fewer multiplications than (W D) H^-1
+    right = (towards if tall else wanted @ towards).T[torch.from_numpy(order.copy())]
+    solved = torch.cholesky_solve(right, torch.from_numpy(factor.astype(np.float32)), upper=True).T
     step = np.empty_like(weight)
-    step[:, order] = part * torch.linalg.solve_triangular(upper.T, half, upper=False).T.numpy()
+    step[:, order] = part * (wanted @ solved if tall else solved).numpy()
     return step
 
 
@@ -123,23 +129,26 @@ def _round(
 ) -> NDArray[np.int8]:
     """Codes `[out, in]` on the grid of `start`. Inside, a column of the weight is a contiguous row."""
     scheme, shape = start.scheme, weight.shape
-    wanted, scale, zero = weight.T[order], _columns(start.scale, scheme, shape)[order], _zeros(start)
-    zero = zero[order] if len(zero) > 1 else zero
-    ratio = (factor / factor.diagonal()).astype(np.float32)  # R_ij / R_jj
+    wanted, scale = weight.T[order], _columns(start.scale, scheme, shape)[order]
+    zero = None if start.zero_point is None else _zeros(start)[order]
+    ratio = (factor / factor.diagonal()[:, None]).astype(np.float32)  # U_ji / U_jj
     errors = np.empty_like(wanted)
     codes = np.empty(wanted.shape, np.int8)
-    for begin in range(0, len(wanted), BLOCK):
-        end = min(begin + BLOCK, len(wanted))
-        made_up = wanted[begin:end] + ratio[:begin, begin:end].T @ errors[:begin]
-        for j in range(begin, end):
-            offset = zero[j % len(zero)]
-            code = made_up[j - begin] + ratio[begin:j, j] @ errors[begin:j]
+    for end in range(len(wanted), 0, -BLOCK):
+        begin = max(end - BLOCK, 0)
+        made_up = wanted[begin:end] + ratio[begin:end, end:] @ errors[end:]
+        for j in range(end - 1, begin - 1, -1):
+            code = made_up[j - begin]
+            code += ratio[j, j + 1 : end] @ errors[j + 1 : end]
             code /= scale[j]
             np.rint(code, out=code)
-            code += offset
-            np.clip(code, scheme.qmin, scheme.qmax, out=code)
+            if zero is not None:
+                code += zero[j]
+            np.maximum(code, scheme.qmin, out=code)
+            np.minimum(code, scheme.qmax, out=code)
             codes[j] = code
-            code -= offset
+            if zero is not None:
+                code -= zero[j]
             code *= scale[j]
             np.subtract(wanted[j], code, out=errors[j])
     found = np.empty(shape, np.int8)
@@ -160,16 +169,18 @@ def descend(weight: Floats, start: QuantizedTensor, hessian: Floats, sweeps: int
         for begin in range(0, len(levels), BLOCK):
             end = min(begin + BLOCK, len(levels))
             pull = hessian[begin:end] @ errors
+            changes = np.empty_like(pull)
             for j in range(begin, end):
-                code = pull[j - begin] / scale[j]
-                code /= hessian[j, j]
+                code = pull[j - begin]
+                code -= hessian[j, begin:j] @ changes[: j - begin]
+                code /= scale[j] * hessian[j, j]
                 code += levels[j]
                 np.rint(code, out=code)
-                np.clip(code, scheme.qmin, scheme.qmax, out=code)
-                change = (code - levels[j]) * scale[j]
+                np.maximum(code, scheme.qmin, out=code)
+                np.minimum(code, scheme.qmax, out=code)
+                np.multiply(code - levels[j], scale[j], out=changes[j - begin])
                 levels[j] = code
-                errors[j] -= change
-                pull[j + 1 - begin :] -= hessian[j + 1 : end, j, None] * change
+            errors[begin:end] -= changes
     codes = np.ascontiguousarray(levels.T).astype(np.int8)
     return QuantizedTensor(scheme, codes, start.scale, start.zero_point)
 

@@ -15,18 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.plan import Plan
+from zeropoint.plan import Choice, Plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import Folder, folds
 from zeropoint.quantization.journal import States
-from zeropoint.quantization.layers import Quantized, needs, quantize_view
+from zeropoint.quantization.layers import Quantized, needs, quantize_views
 from zeropoint.quantization.replay import Replay
-from zeropoint.quantization.taps import Seen, gather, record
+from zeropoint.quantization.taps import Seen, Stage, gather, record
 from zeropoint.quantization.tuning import Tuner, block_loss, tuner_of
 from zeropoint.views import LayerView
 
@@ -144,7 +145,7 @@ class CalibratedBlocks:
         refusals = self._fold(path, index, block) if path in self._folds else {}
         views = {view.name: view for view in self._views[path]}
         replay = Replay(
-            block, path, list(views.values()), partial(self._runner.run, index, block), self._hidden[0]
+            block, path, list(views.values()), partial(self._run, index, block), self._hidden[0]
         )
         drifting = [
             s.names[0] for s in replay.stages if s.shared and any("drift" in self._needs[n] for n in s.names)
@@ -155,16 +156,20 @@ class CalibratedBlocks:
             kept: dict[int, torch.Tensor] | None = {} if replay.keeps(stage) else None
             runs = [partial(replay.again, number, hidden) for number, hidden in enumerate(self._hidden)]
             stats = gather(stage, wanted, runs, exact, kept)
-            for name in stage.names:
-                made = quantize_view(views[name], self._plan.choices[name], stats.get(name))
-                self._ready[name] = made
-                _put(block, views[name], path, made.weight)
+            for names_alike in _alike(stage, self._plan):
+                first = names_alike[0]
+                done = quantize_views(
+                    [views[name] for name in names_alike], self._plan.choices[first], stats.get(first)
+                )
+                for name, made in zip(names_alike, done, strict=True):
+                    self._ready[name] = made
+                    _put(block, views[name], path, made.weight)
             if kept is not None:
                 replay.keep(stage, kept)
         exact.clear()
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
-                self._ready[view.name] = quantize_view(view, self._plan.choices[view.name], None)
+                (self._ready[view.name],) = quantize_views([view], self._plan.choices[view.name], None)
         for name, why in refusals.items():
             made = self._ready[name]
             said = "; ".join(part for part in (made.warning, why) if part)
@@ -176,6 +181,11 @@ class CalibratedBlocks:
             for number, batch in enumerate(self._hidden):
                 self._hidden[number] = replay.finish(number, batch)
         self._model.drop(names)
+
+    def _run(self, index: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """The block on one batch, as it is observed."""
+        with bfloat16_layers():
+            return self._runner.run(index, block, hidden)
 
     def _fold(self, path: str, index: int, block: torch.nn.Module) -> dict[str, str]:
         """Fold the block before any of it is quantized; what must be said of its layers."""
@@ -213,6 +223,26 @@ class CalibratedBlocks:
         return kept
 
 
+def _alike(stage: Stage, plan: Plan) -> list[list[str]]:
+    """The views of a stage that can be quantized as one: given the same tensor, and by the same choice."""
+    groups: list[list[str]] = []
+    for name in stage.names:
+        choice = plan.choices[name]
+        for group in groups:
+            other = plan.choices[group[0]]
+            if stage.shared and _how(other) == _how(choice):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def _how(choice: Choice) -> tuple[Any, ...]:
+    """A choice without its reason."""
+    return choice.scheme, choice.algorithm, choice.options
+
+
 def _put(block: torch.nn.Module, view: LayerView, path: str, weight: QuantizedTensor) -> None:
     """Replace a view of a running block's weight by what its codes stand for."""
     owner = block.get_submodule(view.module.removeprefix(path).removeprefix("."))
@@ -235,3 +265,17 @@ def reduced_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def bfloat16_layers() -> Iterator[None]:
+    """Layers and attention in bfloat16 on processors that multiply it natively, as most models were trained.
+
+    What is between them, and what the blocks hand on, stays float32. Three times faster on AMX than products of
+    reduced precision alone.
+    """
+    known = torch.cpu.get_capabilities()
+    native = any(known.get(flag, False) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    # Weights change in place from one run to the next: casts of them must not be kept.
+    with torch.autocast("cpu", torch.bfloat16, enabled=native, cache_enabled=False):
+        yield

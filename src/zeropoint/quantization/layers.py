@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,23 +65,48 @@ def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> 
 
     Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
     """
+    return quantize_views([view], choice, stats)[0]
+
+
+def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
+    """`quantize_view` of weights `[out, in]` that share an input and a choice.
+
+    They are quantized as one tall weight, so that what an algorithm makes of their input's statistics is made once:
+    to algorithms that quantize layers, the rows of a weight do not depend on each other, unless they share a scale.
+    """
     scheme = choice.scheme
     assert scheme is not None
-    values = view.read().numpy()
-    check_finite(values, view.name)
+    if scheme.granularity == "tensor" and len(views) > 1:
+        return [quantize_view(view, choice, stats) for view in views]
+    values = [view.read().numpy() for view in views]
+    for view, value in zip(views, values, strict=True):
+        check_finite(value, view.name)
+    names = ", ".join(view.name for view in views)
+    try:
+        made, warning = _quantize(values[0] if len(values) == 1 else np.concatenate(values), choice, stats, names)
+    except SchemeError as cause:  # an algorithm does not know whose weight it was given
+        raise SchemeError(f"{names} as {scheme}: {cause}") from cause
+    ends = np.cumsum([len(value) for value in values]).tolist()
+    return [
+        Quantized(part, measure(view.name, value, part), warning if index == 0 else "")
+        for index, (view, value, end) in enumerate(zip(views, values, ends, strict=True))
+        for part in [made.rows(end - len(value), end)]
+    ]
+
+
+def _quantize(
+    values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, names: str
+) -> tuple[QuantizedTensor, str]:
+    """The weight, and what must be said of how it was made."""
     name = parts(choice.algorithm)["quantize"]
     algorithm, options = load(name), part_options(choice.algorithm, choice.options)[name]
-    warning = ""
     try:
-        try:
-            made: QuantizedTensor = algorithm.quantize(values, stats, scheme, options)
-        except StatisticsError as cause:
-            warning = f"{view.name} was rounded by {FALLBACK} instead: {cause}"
-            logger.warning("%s", warning)
-            made = load(FALLBACK).quantize(values, stats, scheme, make_options(FALLBACK, {}))
-    except SchemeError as cause:  # an algorithm does not know whose weight it was given
-        raise SchemeError(f"{view.name} as {scheme}: {cause}") from cause
-    return Quantized(made, measure(view.name, values, made), warning)
+        made: QuantizedTensor = algorithm.quantize(values, stats, choice.scheme, options)
+        return made, ""
+    except StatisticsError as cause:
+        warning = f"{names} was rounded by {FALLBACK} instead: {cause}"
+        logger.warning("%s", warning)
+    return load(FALLBACK).quantize(values, stats, choice.scheme, make_options(FALLBACK, {})), warning
 
 
 def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:

@@ -11,6 +11,7 @@ Kept inputs are bfloat16, which is what a product of reduced precision makes of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class Replay:
         self, block: torch.nn.Module, path: str, views: Sequence[LayerView], run: Run, first: torch.Tensor
     ) -> None:
         self._block, self._path, self._views, self._run = block, path, views, run
-        self.stages = stages(views, partial(self.observe, first))
-        self._skips = _find_skips(block, path, views, self.stages, lambda: run(first))
+        with _watched(block) as ended:
+            self.stages = stages(views, partial(self.observe, first))
+        self._skips = _find_skips(block, path, views, self.stages, ended)
         self._kept: dict[str, dict[int, torch.Tensor]] = {}
 
     def observe(self, hidden: torch.Tensor, seen: Seen) -> torch.Tensor:
@@ -84,47 +86,51 @@ def _look_away(_name: str, _given: torch.Tensor) -> None:
     """Nothing is to be seen in this run."""
 
 
+@contextmanager
+def _watched(block: torch.nn.Module) -> Iterator[list[tuple[str, Any]]]:
+    """Within, the paths in `block` of the modules that ended are noted, with their outputs."""
+    ended: list[tuple[str, Any]] = []
+    handles = [
+        module.register_forward_hook(lambda _module, _in, out, inner=inner: ended.append((inner, out)))
+        for inner, module in block.named_modules()
+        if inner
+    ]
+    try:
+        yield ended
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _find_skips(
     block: torch.nn.Module,
     path: str,
     views: Sequence[LayerView],
     found: Sequence[Stage],
-    run: Callable[[], Any],
+    ended: Sequence[tuple[str, Any]],
 ) -> list[Skip]:
-    """The submodules of `block` that `run` shows to end in one of their own layers, and in none of an earlier stage."""
+    """The submodules of `block` that ended in one of their own layers, and in none of an earlier stage."""
     order = {name: number for number, stage in enumerate(found) if stage.shared for name in stage.names}
     layers = {
         view.module.removeprefix(path).removeprefix("."): view.name for view in views if view.expert is None
     }
     outputs: list[tuple[torch.Tensor, str]] = []
-    calls: dict[str, int] = {}
     skips: dict[str, Skip] = {}
-
-    def ended(inner: str, module: torch.nn.Module, out: Any) -> None:
-        calls[inner] = calls.get(inner, 0) + 1
+    for inner, out in ended:
         if inner in layers:
             outputs.append((out, inner))
-            return
+            continue
         length, tensor = (len(out), out[0]) if isinstance(out, tuple) else (0, out)
         last = next((name for made, name in outputs if made is tensor), None)
         inside = [view.name for view in views if view.module.startswith(f"{path}.{inner}.")]
         if last is None or not all(name in order for name in inside):
-            return
+            continue
         if length > 1 and any(other is not None for other in out[1:]):
-            return
+            continue
         if order[layers[last]] == max((order[name] for name in inside), default=-1):
-            skips[inner] = Skip(module, block.get_submodule(last), layers[last], length)
-
-    handles = [
-        module.register_forward_hook(lambda module, _in, out, inner=inner: ended(inner, module, out))
-        for inner, module in block.named_modules()
-        if inner
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            module, layer = block.get_submodule(inner), block.get_submodule(last)
+            skips[inner] = Skip(module, layer, layers[last], length)
+    calls = Counter(inner for inner, _ in ended)
     names = {name: inner for inner, name in layers.items()}
     return [skip for inner, skip in skips.items() if calls[inner] == calls[names[skip.name]] == 1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def tapped(block: torch.nn.Module, views: Sequence[LayerView], path: str, seen: 
                 owner.register_forward_pre_hook(lambda _m, inputs, name=view.name: seen(name, inputs[0]))
             )
     try:
-        with _ExpertTap(stacks, {view.name for view in views}, seen):
+        with _ExpertTap(stacks, {view.name for view in views}, seen) if stacks else nullcontext():
             yield
     finally:
         for handle in handles:
@@ -110,14 +110,15 @@ class Sums:
         self._totals: dict[str, torch.Tensor] = {}
 
     def add(self, given: torch.Tensor, exact: torch.Tensor | None = None) -> None:
-        """Inputs `[..., in]`; `exact` is what the float model has in their place."""
-        flat = given.reshape(-1, given.shape[-1])
+        """Inputs `[..., in]`; `exact` is what the float model has in their place. Sums are float32 wherever it runs."""
+        flat = given.reshape(-1, given.shape[-1]).float()
         self._count += len(flat)
         self._sum("second_moment", flat.square().sum(0))
-        if "hessian" in self._needs:
-            self._sum_products("hessian", flat, flat)
-        if "drift" in self._needs and exact is not None:
-            self._sum_products("drift", exact.reshape(flat.shape) - flat, flat)
+        with torch.autocast("cpu", enabled=False):
+            if "hessian" in self._needs:
+                self._sum_products("hessian", flat, flat)
+            if "drift" in self._needs and exact is not None:
+                self._sum_products("drift", exact.reshape(flat.shape).float() - flat, flat)
 
     def _sum_products(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
         if name in self._totals:
