@@ -7,8 +7,8 @@ another that goes with it. With `H = U' U`, U upper triangular, the output error
 as small as it gets. That is the paper's procedure without the inverse of H (Chee et al. 2023, arXiv:2307.13304,
 theorem 6).
 
-Columns lie by rising `H_jj`, so that the ones that matter most are rounded first. Scales and zero points are `rtn`'s, found before the
-first column is rounded, so that the order touches no group, and any scale type will do.
+Columns lie by rising `H_jj`, so that the ones that matter most are rounded first. Scales and zero points are `rtn`'s,
+found before the first column is rounded, so that the order touches no group, and any scale type will do.
 
 `propagate`: a layer behind quantized ones does not see the float model's input y but another, x. The weights nearest
 to giving the float output from it are `W + W D H^-1` with `D = sum (y - x) x'`; a part of that step is taken before
@@ -41,7 +41,7 @@ from zeropoint.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
 
-#: Columns between two updates of all that follow: long enough for the update to be a matrix product, few enough for their
+#: Columns between two updates of all that follow: enough for the update to be a matrix product, few enough for their
 #: errors to stay in the cache.
 BLOCK = 64
 
@@ -80,7 +80,11 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
         )
     hessian = stats.hessian
     # Rounding goes from the last column to the first.
-    order = np.argsort(-hessian.diagonal(), kind="stable")[::-1] if options.order else np.arange(len(hessian))[::-1]
+    order = (
+        np.argsort(-hessian.diagonal(), kind="stable")[::-1]
+        if options.order
+        else np.arange(len(hessian))[::-1]
+    )
     factor, damping = _factor(hessian, order, options.damping)
     if options.propagate and stats.drift is not None:
         weight = weight + _step(weight, stats.drift, factor, order, options.propagate)
@@ -92,9 +96,7 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     return made
 
 
-def _factor(
-    hessian: Floats, order: NDArray[np.intp], damping: float
-) -> tuple[NDArray[np.float64], float]:
+def _factor(hessian: Floats, order: NDArray[np.intp], damping: float) -> tuple[NDArray[np.float64], float]:
     """U, upper triangular, with `H + d = U' U` in the given order, and d: of 1, 10, 100 ... `damping` times the mean of
     H's diagonal the least that makes H positive definite."""
     mean = float(hessian.diagonal().mean(dtype=np.float64))

@@ -83,7 +83,9 @@ def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats
         check_finite(value, view.name)
     names = ", ".join(view.name for view in views)
     try:
-        made, warning = _quantize(values[0] if len(values) == 1 else np.concatenate(values), choice, stats, names)
+        made, warning = _quantize(
+            values[0] if len(values) == 1 else np.concatenate(values), choice, stats, names
+        )
     except SchemeError as cause:  # an algorithm does not know whose weight it was given
         raise SchemeError(f"{names} as {scheme}: {cause}") from cause
     ends = np.cumsum([len(value) for value in values]).tolist()
