@@ -115,29 +115,39 @@ def quantize(
     overwrite: bool = False,
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
+    time_budget: float | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
 
     `calibration` is a text or chat `.jsonl` file for the algorithms that observe the model; without it they take the
-    built-in sample. `calibration_tokens` is how much of it is read. `resume` goes on with an interrupted run of the
+    built-in sample. `calibration_tokens` is how much of it is read. With `algorithm="auto"`, `time_budget` seconds
+    (300) decide what is done; the log says what was picked and why. `resume` goes on with an interrupted run of the
     same arguments.
     """
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine import Machine
     from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import quantize_checkpoint, read_calibration
+    from zeropoint.quantization import auto, quantize_checkpoint, read_calibration
 
     checkpoint = open_checkpoint(str(model))
+    if time_budget is not None and (algorithm != auto.NAME or plan is not None):
+        raise UsageError('a time budget is for algorithm="auto"')
+    if plan is None and algorithm == auto.NAME:
+        if options:
+            raise UsageError("auto has options of its own: name the algorithm to give others")
+        auto.refuse_resume(resume)
+        picked = auto.pick(checkpoint, format, time_budget or auto.DEFAULT_BUDGET, tokens=calibration_tokens)
+        algorithm, options, calibration_tokens = picked.algorithm, picked.options, picked.tokens
     if plan is None:
         plan = uniform_plan(checkpoint, format, keep=keep, algorithm=algorithm, options=options, seed=seed)
+    if calibration_tokens is None and calibration is not None:
+        calibration_tokens = DEFAULT_TOKENS
     observed = None
-    if calibration is not None or calibration_tokens is not None:
-        observed = read_calibration(
-            checkpoint, calibration, tokens=calibration_tokens or DEFAULT_TOKENS, seed=plan.seed
-        )
+    if calibration_tokens:
+        observed = read_calibration(checkpoint, calibration, tokens=calibration_tokens, seed=plan.seed)
     return quantize_checkpoint(
         checkpoint,
         out,

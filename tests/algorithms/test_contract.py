@@ -59,6 +59,21 @@ def test_contract(name: str, text: str) -> None:
     assert np.linalg.norm((first.dequantize() - values) @ inputs.T) < np.linalg.norm(values @ inputs.T)
 
 
+@pytest.mark.parametrize("text", ["int8", "int4:g32:asym", "int4:g24:nested"])
+@pytest.mark.parametrize("name", algorithms.names("quantize"))
+def test_rows_do_not_depend_on_each_other(name: str, text: str) -> None:
+    """So that layers of one input can be quantized as one weight."""
+    module, scheme, values = algorithms.load(name), parse(text), weights()
+    inputs = np.random.default_rng(1).standard_normal((100, 72)).astype(np.float32) * np.arange(72)
+    hessian = (inputs.T @ inputs).astype(np.float32)
+    stats = LayerStats(hessian.diagonal().copy(), 100, hessian, hessian * np.float32(0.01))
+    together = module.quantize(values, stats, scheme, module.Options())
+    for start, stop in ((0, 5), (5, 48)):
+        alone = module.quantize(values[start:stop], stats, scheme, module.Options())
+        np.testing.assert_array_equal(alone.scale, together.rows(start, stop).scale)
+        np.testing.assert_array_equal(alone.codes, together.rows(start, stop).codes)
+
+
 @pytest.mark.parametrize("name", algorithms.names("quantize"))
 def test_nan_is_refused(name: str) -> None:
     module = algorithms.load(name)

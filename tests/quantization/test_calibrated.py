@@ -3,6 +3,7 @@ said."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,34 @@ def test_inputs_are_those_of_the_quantized_model(
     scale = float((x.T @ x).diagonal().max())
     np.testing.assert_allclose(stats.hessian, (x.T @ x).numpy(), atol=0.01 * scale)
     np.testing.assert_allclose(stats.drift, ((y - x).T @ x).numpy(), atol=0.01 * scale)
+
+
+def test_layers_of_one_input_and_one_choice_are_quantized_as_one(
+    tiny_checkpoint: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("llama_tied"))
+    plan = uniform_plan(checkpoint, "int4", algorithm="gptq")
+    key = "model.layers.0.self_attn.k_proj.weight"
+    other = uniform_plan(checkpoint, "int8", algorithm="gptq").choices[key]
+    plan = dataclasses.replace(plan, choices={**plan.choices, key: other})
+    groups: list[list[str]] = []
+    original = module.quantize_views
+
+    def spy(views, choice, stats):  # type: ignore[no-untyped-def]
+        groups.append([view.module.rpartition(".")[2] for view in views])
+        return original(views, choice, stats)
+
+    monkeypatch.setattr(module, "quantize_views", spy)
+    made = dict(stream(checkpoint, plan, tokens=random_tokens()))
+    assert groups[:5] == [
+        ["q_proj", "v_proj"],
+        ["k_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+    assert groups[5] == ["q_proj", "k_proj", "v_proj"]
+    assert made[key].scheme == other.scheme  # type: ignore[union-attr]
 
 
 def test_an_expert_that_no_token_reaches_is_said(tiny_checkpoint: Tiny, tmp_path: Path) -> None:

@@ -39,8 +39,17 @@ DEFAULT_QUANTIZER = "rtn"
 BEST: tuple[str, Mapping[str, Any]] = ("gptq", {"sweeps": 2})
 
 
+#: Names that stand for a composition and its options.
+SHORTHANDS = ("best", "auto")
+
+
 def resolve(algorithm: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The algorithm and options that a name a user gave stands for. Raises `UsageError` for `best` with options."""
+    """The algorithm and options that a name a user gave stands for.
+
+    Raises `UsageError` for `best` with options, and for `auto`, which is chosen for a model (`quantization.auto`).
+    """
+    if algorithm == "auto":
+        raise UsageError("auto is chosen for one model and time budget: name an algorithm here")
     if algorithm != "best":
         return algorithm, dict(options)
     if options:
@@ -110,9 +119,15 @@ def part_options(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def read_options(algorithm: str, texts: Iterable[str]) -> dict[str, Any]:
     """Options written as `damping=0.05`, or `gptq.damping=0.05`, in the form that `part_options` takes.
 
-    Raises `UsageError` when one is written otherwise, or names an algorithm that is not part of the composition.
+    Raises `UsageError` when one is written otherwise, or names an algorithm that is not part of the composition, or
+    when `algorithm` is `best` or `auto`, which have options of their own.
     """
     found: dict[str, Any] = {}
+    texts = list(texts)
+    if algorithm in SHORTHANDS:
+        if texts:
+            raise UsageError(f"{algorithm} has options of its own: name the algorithm to give others")
+        return found
     named = parts(algorithm).values()
     for text in texts:
         path, equals, value = text.partition("=")

@@ -4,6 +4,7 @@
   zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, embeddings at 8 bits
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
+  zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     after it was interrupted
 
@@ -28,6 +29,7 @@ from zeropoint.cli.common import (
     progress_bar,
     write_json,
 )
+from zeropoint.errors import UsageError
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -53,7 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         default="rtn",
         metavar="A[+A...]",
-        help=f"how codes are chosen (default: rtn); {listed}",
+        help="how codes are chosen (default: rtn); best: what lost least when measured; auto: the best of those "
+        f"that fit --time-budget; {listed}",
+    )
+    parser.add_argument(
+        "--time-budget",
+        type=_seconds,
+        metavar="SECONDS",
+        help="with --algorithm auto: how long quantizing may take, as estimated on this machine (default: 300)",
     )
     parser.add_argument(
         "--option",
@@ -131,6 +140,13 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
@@ -141,12 +157,12 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json, args.save_plan)
     refuse_output(args.out, resume=args.resume, overwrite=args.overwrite)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
-    plan = _plan(checkpoint, args)
+    plan, tokens = _plan(checkpoint, args)
+    if tokens is None and args.calibration is not None:
+        tokens = DEFAULT_TOKENS
     observed = None
-    if args.calibration is not None or args.calibration_tokens is not None:
-        observed = read_calibration(
-            checkpoint, args.calibration, tokens=args.calibration_tokens or DEFAULT_TOKENS, seed=plan.seed
-        )
+    if tokens:
+        observed = read_calibration(checkpoint, args.calibration, tokens=tokens, seed=plan.seed)
     with progress_bar() as bar:
         summary = quantize_checkpoint(
             checkpoint,
@@ -195,22 +211,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> Plan:
+def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[Plan, int | None]:
+    """What to do, and how many calibration tokens to read (0: none; None: the usual number, where any are needed)."""
     from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
+    from zeropoint.quantization import auto
 
-    if args.plan is None:
-        return uniform_plan(
-            checkpoint,
-            args.format,
-            embedding=args.embedding,
-            lm_head=args.lm_head,
-            keep=tuple(args.keep),
-            algorithm=args.algorithm,
-            options=algorithms.read_options(args.algorithm, args.option),
-            seed=args.seed,
-        )
-    return Plan.read(args.plan)
+    if args.time_budget is not None and (args.algorithm != auto.NAME or args.plan is not None):
+        raise UsageError("--time-budget is for --algorithm auto")
+    tokens = args.calibration_tokens
+    if args.plan is not None:
+        return Plan.read(args.plan), tokens
+    options = algorithms.read_options(args.algorithm, args.option)
+    algorithm = args.algorithm
+    if algorithm == auto.NAME:
+        auto.refuse_resume(args.resume)
+        picked = auto.pick(checkpoint, args.format, args.time_budget or auto.DEFAULT_BUDGET, tokens=tokens)
+        print(f"auto: {picked.reason}")
+        algorithm, options, tokens = picked.algorithm, dict(picked.options), picked.tokens
+    plan = uniform_plan(
+        checkpoint,
+        args.format,
+        embedding=args.embedding,
+        lm_head=args.lm_head,
+        keep=tuple(args.keep),
+        algorithm=algorithm,
+        options=options,
+        seed=args.seed,
+    )
+    return plan, tokens
 
 
 def _shorten(name: str, width: int = 42) -> str:

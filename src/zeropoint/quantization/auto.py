@@ -1,0 +1,182 @@
+"""Choose an algorithm by the time there is: `--algorithm auto --time-budget SECONDS`.
+
+What lost less when measured also takes longer (`LADDER`). How long on this machine and for this model is estimated from
+the work itself: rounding a sample of the weights, and quantizing the second of the blocks on two lengths of random
+text, which tells the part that grows with the text from the part that does not. Blocks are taken to be alike. The best
+that fits is taken; where nothing fits, the fastest, and the reason says so. It is an estimate, not a promise: it knows
+nothing of slow disks, nor of what else the machine will be doing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zeropoint import algorithms
+from zeropoint.algorithms import rtn
+from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.errors import UnsupportedError, UsageError
+from zeropoint.plan import Plan
+from zeropoint.planning import uniform_plan
+from zeropoint.quantization.blocks import BATCH_TOKENS
+from zeropoint.quantization.calibrated import CalibratedBlocks
+from zeropoint.scheme import Scheme
+
+logger = logging.getLogger(__name__)
+
+#: Compositions and their calibration tokens by rising quality and time, as measured (docs/algorithms.md).
+LADDER: tuple[tuple[str, int], ...] = (
+    ("rtn", 0),
+    ("gptq", 8192),
+    ("gptq", 16384),
+    ("gptq", DEFAULT_TOKENS),
+    ("best", DEFAULT_TOKENS),
+)
+
+#: Weights that are rounded to see how long that takes.
+SAMPLE = 1 << 20
+
+#: Tokens of random text that a block is timed on.
+SHORT, LONG = BATCH_TOKENS, 3 * BATCH_TOKENS
+
+#: What a user calls it.
+NAME = "auto"
+
+#: The seconds without a budget.
+DEFAULT_BUDGET = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds on this machine: `rounding` all weights to nearest; quantizing one of `blocks` blocks, whatever the text,
+    by the algorithm of each name in `block`; and running it on a `token` of text."""
+
+    rounding: float
+    block: Mapping[str, float]
+    token: float
+    blocks: int
+
+    def estimate(self, name: str, tokens: int) -> float:
+        """Seconds that a rung of the ladder takes."""
+        observed = self.blocks * (self.block[name] + self.token * tokens) if tokens else 0.0
+        return self.rounding + observed
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What `auto` stands for here: `tokens` of calibration text (0: none), estimated `seconds`, and why."""
+
+    algorithm: str
+    options: Mapping[str, Any]
+    tokens: int
+    seconds: float
+    reason: str
+
+
+def pick(
+    checkpoint: Checkpoint, format: str, budget: float = DEFAULT_BUDGET, *, tokens: int | None = None
+) -> Picked:
+    """The best rung of `LADDER` that is estimated to quantize the model to `format` within `budget` seconds.
+
+    `tokens` is how much text every rung that needs text reads; None: what the ladder says. A few blocks are quantized
+    on random text to see how long that takes, unless rounding to nearest alone does not fit. Raises `UsageError` for a
+    budget that is not positive, and the errors of `uniform_plan`.
+    """
+    if not budget > 0:
+        raise UsageError(f"a time budget is a positive number of seconds, not {budget:g}")
+    rounding = rounding_seconds(checkpoint, uniform_plan(checkpoint, format))
+    if rounding > budget:
+        return _rtn(rounding, f"the fastest, and still about {rounding:.0f} s of {budget:.0f}")
+    ladder = list(dict.fromkeys((name, tokens if tokens and wanted else wanted) for name, wanted in LADDER))
+    try:
+        pace = measure_pace(checkpoint, format, rounding)
+    except UnsupportedError as cause:
+        return _rtn(rounding, f"nothing else can be done here: {cause}")
+    seconds = {rung: pace.estimate(*rung) for rung in ladder}
+    rung = [rung for rung in ladder if seconds[rung] <= budget][-1]
+    reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
+    following = ladder[ladder.index(rung) + 1 :]
+    if following:
+        reason += f"; {_said(*following[0])} would take about {seconds[following[0]]:.0f} s"
+    algorithm, options = algorithms.resolve(rung[0], {})
+    logger.info("auto: %s: %s", _said(*rung), reason)
+    return Picked(algorithm, options, rung[1], seconds[rung], f"{_said(*rung)}: {reason}")
+
+
+def refuse_resume(resume: bool) -> None:
+    """Raise `UsageError` where an interrupted run is to go on: timed again, another rung may be picked."""
+    if resume:
+        raise UsageError("auto may pick something else this time: to resume, name the algorithm it picked")
+
+
+def _rtn(seconds: float, why: str) -> Picked:
+    logger.info("auto: rtn: %s", why)
+    return Picked("rtn", {}, 0, seconds, f"rtn: {why}")
+
+
+def _said(name: str, tokens: int) -> str:
+    algorithm, options = algorithms.resolve(name, {})
+    said = [f"{key}={value}" for key, value in options.items()] + [f"{tokens:,} tokens"] * bool(tokens)
+    return f"{algorithm} ({', '.join(said)})" if said else algorithm
+
+
+def measure_pace(checkpoint: Checkpoint, format: str, rounding: float) -> Pace:
+    """How long the blocks take by each algorithm of the ladder.
+
+    Raises `UnsupportedError` when the model cannot be run block by block, or nothing in its blocks is quantized.
+    """
+    plans = {}
+    for name, tokens in LADDER:
+        if tokens:
+            algorithm, options = algorithms.resolve(name, {})
+            plans[name] = uniform_plan(checkpoint, format, algorithm=algorithm, options=options)
+    short = {name: block_seconds(checkpoint, plan, SHORT) for name, plan in plans.items()}
+    first = next(iter(plans))
+    token = max(block_seconds(checkpoint, plans[first], LONG) - short[first], 0.0) / (LONG - SHORT)
+    block = {name: max(seconds - SHORT * token, 0.0) for name, seconds in short.items()}
+    return Pace(rounding, block, token, len(checkpoint.blocks()))
+
+
+def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
+    """Seconds that one block takes on so many tokens of random text: the second one, where there are two."""
+    config = checkpoint.config.get_text_config()
+    length = min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH)
+    generator = torch.Generator().manual_seed(plan.seed)
+    ids = torch.randint(0, config.vocab_size, (max(1, tokens // length), length), generator=generator)
+    blocks = CalibratedBlocks(checkpoint, plan, ids)
+    covered = [view for view in checkpoint.views()[0] if blocks.covers(view.name)]
+    owned = ([v.name for v in covered if v.module.startswith(f"{path}.")] for path in checkpoint.blocks())
+    firsts = [names[0] for names in owned if names][:2]
+    if not firsts:
+        raise UnsupportedError("no weight of the blocks is quantized")
+    for name in firsts[:-1]:
+        blocks.take(name)
+    started = time.perf_counter()
+    blocks.take(firsts[-1])
+    return time.perf_counter() - started
+
+
+def rounding_seconds(checkpoint: Checkpoint, plan: Plan) -> float:
+    """Seconds that rounding all weights of a plan to nearest takes, from a sample in each of its formats."""
+    shapes = {view.name: view.shape for view in checkpoint.views()[0]}
+    found: dict[Scheme, list[tuple[int, int]]] = {}
+    for name, choice in plan.choices.items():
+        if choice.scheme is not None and not choice.scheme.is_float:
+            found.setdefault(choice.scheme, []).append(shapes[name])
+    seconds = 0.0
+    for scheme, alike in found.items():
+        columns = alike[0][1]
+        generator = np.random.default_rng(plan.seed)
+        weight = generator.standard_normal((max(1, SAMPLE // columns), columns), np.float32)
+        started = time.perf_counter()
+        rtn.quantize(weight, None, scheme, rtn.Options())
+        passed = time.perf_counter() - started
+        seconds += passed / weight.size * sum(rows * columns for rows, columns in alike)
+    return seconds
