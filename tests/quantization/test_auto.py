@@ -28,8 +28,8 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that rounds in 2 s, and takes a block 1 s, 4 s by `best`, and 1 ms for each token."""
 
     def seconds(_checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
-        given = next(iter(plan.choices.values()))
-        is_best = (given.algorithm, dict(given.options)) == algorithms.resolve("best", {})
+        ways = [(choice.algorithm, dict(choice.options)) for choice in plan.choices.values()]
+        is_best = algorithms.resolve("best", {}) in ways
         return (4 if is_best else 1) + tokens / 1000
 
     monkeypatch.setattr(auto, "rounding_seconds", lambda *_: 2.0)
@@ -99,7 +99,7 @@ def test_the_command_says_what_was_picked(
     assert main([*arguments, str(tmp_path / "b"), *budget, "5", "--resume"]) == 2
     assert main([*arguments, str(tmp_path / "b"), "--algorithm", "best", "--calibration-tokens", "256"]) == 0
     choices = json.loads((tmp_path / "b" / "zeropoint.json").read_text())["plan"]["choices"]
-    assert {choice["algorithm"] for choice in choices.values() if choice["scheme"]} == {algorithms.BEST[0]}
+    assert algorithms.BEST[0] in {choice["algorithm"] for choice in choices.values()}
     made = quantize(checkpoint.path, tmp_path / "c", format="int4", algorithm="auto", time_budget=1e-6)
     assert made.calibration is None
     with pytest.raises(UsageError, match="time budget"):
