@@ -19,9 +19,8 @@ both models in float32, the gradients of what is trained, and the logits of a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -74,25 +73,6 @@ class Tuned:
     after: float
 
 
-class _Store(torch.autograd.Function):
-    """Rounding to a type, of which the gradient takes no notice."""
-
-    @staticmethod
-    def forward(
-        ctx: object, value: torch.Tensor, store: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        return store(value.detach())
-
-    @staticmethod
-    def backward(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
-
-
-def _stored(value: torch.Tensor, store: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    result: torch.Tensor = _Store.apply(value, store)  # type: ignore[no-untyped-call]
-    return result
-
-
 def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: int) -> Tuned:
     """Train what is free in `student` on windows of tokens `[windows, length]`.
 
@@ -108,13 +88,10 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
     before = _mean(student, start, unseen)
     if not len(seen) or not start:
         return Tuned(start, before, before)
-    factors = {name: torch.ones_like(value, requires_grad=True) for name, value in start.items()}
+    factors = {name: torch.ones_like(value) for name, value in start.items()}
 
-    def values() -> dict[str, torch.Tensor]:
-        return {
-            name: _stored(factor * start[name], partial(student.store, name))
-            for name, factor in factors.items()
-        }
+    def stored() -> dict[str, torch.Tensor]:
+        return {name: student.store(name, factor * start[name]) for name, factor in factors.items()}
 
     optimizer = torch.optim.Adam(factors.values(), lr=options.rate, betas=(0.9, 0.99))
     steps = max(1, round(options.epochs * len(seen) / options.batch))
@@ -122,16 +99,16 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
         half = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
         for group in optimizer.param_groups:
             group["lr"] = options.rate * half * min(1.0, (step + 1) / WARM_UP)
-        optimizer.zero_grad()
-        for number in range(
-            options.batch
-        ):  # one window at a time: its logits are the largest thing in memory
+        values = {name: value.requires_grad_() for name, value in stored().items()}
+        for number in range(options.batch):
+            # One window at a time: its logits are the largest thing in memory.
             window = seen[(step * options.batch + number) % len(seen)][None]
-            loss = divergence(student.exact(window), student.logits(values(), window)) / options.batch
+            loss = divergence(student.exact(window), student.logits(values, window)) / options.batch
             loss.backward()  # type: ignore[no-untyped-call]
+        for name, value in values.items():  # rounding to the type is passed over, on the way back
+            factors[name].grad = None if value.grad is None else value.grad * start[name]
         optimizer.step()
-    with torch.no_grad():
-        found = values()
+    found = stored()
     after = _mean(student, found, unseen)
     return Tuned(found, before, after) if after < before else Tuned(start, before, before)
 

@@ -7,7 +7,7 @@ Unlike everything before it, this holds the model: twice in float32, and what a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from zeropoint.machine import Machine
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight, expand_groups
 from zeropoint.quantization.blocks import FilledModel
-from zeropoint.quantization.calibrated import reduced_precision
+from zeropoint.quantization.calibrated import bfloat16_layers, reduced_precision
 from zeropoint.quantization.tuning import stored
 from zeropoint.reference.rounding import round_scale
 
@@ -98,6 +98,9 @@ class Twin:
     def __init__(self, checkpoint: Checkpoint, made: Mapping[str, Weight]) -> None:
         self._model = FilledModel(checkpoint)
         self._model.fill(self._model.names(""))
+        for path in self._model.blocks:
+            block = self._model.module.get_submodule(path)
+            block.forward = _in_bfloat16(block.forward)
         self._made = made
         self._ties = {info.name: info.tied_to for info in checkpoint.parameters() if info.tied_to is not None}
         self._views = {view.name: view for view in checkpoint.views()[0]}
@@ -152,9 +155,9 @@ class Twin:
         if not isinstance(weight, QuantizedTensor):
             return value
         scheme, columns = weight.scheme, weight.shape[1]
-        levels = weight.codes.astype(np.float32)
+        levels = weight.codes  # what is kept for the way back
         if weight.zero_point is not None:
-            levels -= expand_groups(weight.zero_point, scheme, columns)
+            levels = levels.astype(np.int16) - expand_groups(weight.zero_point, scheme, columns)
         if scheme.granularity == "group":
             value = value.repeat_interleave(scheme.group_size, dim=1)[:, :columns]
         return torch.from_numpy(levels) * value
@@ -165,3 +168,13 @@ class Twin:
         )
         result: torch.Tensor = out.logits
         return result
+
+
+def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's `forward` with its layers in bfloat16. The output head, whose logits are compared, is in no block."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with bfloat16_layers():
+            return forward(*args, **kwargs)
+
+    return run
