@@ -7,7 +7,8 @@ Each `ARTIFACT:OTHER` is run by our engine and, in its own environment, by the o
 transformers for a folder (with GPTQModel's kernels if that made it). The same windows of text, the same prompt. Shown:
 KL of the other's logits from the artifact's (nats per token), top-1 agreement, how many of the first greedy tokens
 agree, and whether both make the same tokens of a text. The weights are equal (`zeropoint export` compares them); what
-is left is each runtime's arithmetic.
+is left is each runtime's arithmetic. `MODEL:FILE`, with the float model in the artifact's place, shows instead what a
+file lost.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.artifact import is_artifact
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.windows import Windows, load_text, make_windows
 from zeropoint.runtime import open_runner
@@ -65,7 +67,7 @@ def run_other(other: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def compare(artifact: Path, other: Path, text_file: Path, count: int) -> str:
-    runner = open_runner(artifact)
+    runner = open_runner(artifact) if is_artifact(artifact) else open_runner(artifact, dtype="float32")
     text = load_text(text_file)
     windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
     prompt = runner.chat_prompt(PROMPT)

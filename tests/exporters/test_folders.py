@@ -52,9 +52,12 @@ def test_the_folder_computes_what_the_artifact_computes(
 ) -> None:
     # g64 would leave the MLP's rows of 96 with a short group
     source = quantized(tiny_checkpoint("llama_untied"), tmp_path / "a", scheme, down_proj="int4:g32:sym:bf16")
+    (tmp_path / "a/.zeropoint-packed-0.0").write_bytes(b"a cache of our engine")
     made = exporters.export(source, target, tmp_path / "out")
     assert made.verified is not None
-    assert not (tmp_path / "out/zeropoint.json").exists()
+    assert not {"zeropoint.json", ".zeropoint-packed-0.0"} & {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
     assert (tmp_path / "out/tokenizer.json").exists()
     torch.testing.assert_close(logits(tmp_path / "out"), logits(tmp_path / "a"), rtol=0, atol=0)
 

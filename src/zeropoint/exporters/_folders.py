@@ -16,11 +16,11 @@ from zeropoint.artifact import Artifact
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.format import INT, MIXED, PACKED
 from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, sync, write_text
+from zeropoint.companions import companion_files
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.exporters import Floats, Pair, Progress, Written
-from zeropoint.jsonfile import CARD_NAME
 from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.shards import INDEX, SINGLE, shard_files
+from zeropoint.shards import shard_files
 from zeropoint.tensorfile import TensorFile
 
 Encode = Callable[[Artifact, str, Weight], Iterable[tuple[str, NDArray[Any]]]]
@@ -47,7 +47,7 @@ def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> We
 def write_folder(
     artifact: Artifact, path: Path, config: Mapping[str, Any], progress: Progress, encode: Encode = encode
 ) -> Written:
-    """Write a model folder: tensors as `encode` gives them, the artifact's other files but its card."""
+    """Write a model folder: tensors as `encode` gives them, and the tokenizer's files; no card, no cache."""
     check_space(path, artifact.nbytes)
     path.mkdir()
     shards, formats = Shards(path, SHARD_BYTES), Counter[str]()
@@ -58,11 +58,9 @@ def write_folder(
             shards.add(key, tensor)
     shards.close()
     write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-    left_out = {CARD_NAME, "config.json", SINGLE, INDEX}
-    for file in sorted(artifact.path.iterdir()):
-        if file.is_file() and file.name not in left_out and file.suffix != ".safetensors":
-            shutil.copyfile(file, path / file.name)
-            sync(path / file.name)
+    for file in companion_files(artifact.path):
+        shutil.copyfile(file, path / file.name)
+        sync(path / file.name)
     return Written(dict(formats))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint import folder
+from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.importers import Source
 from zeropoint.importers._folders import (
@@ -25,7 +26,6 @@ from zeropoint.importers._folders import (
     unsigned_grid,
 )
 from zeropoint.qtensor import Weight
-from zeropoint.quantization.pipeline import companion_files
 from zeropoint.tensorfile import TensorFile
 
 METHOD = "awq"

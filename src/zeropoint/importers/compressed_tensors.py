@@ -15,11 +15,11 @@ from typing import Any
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
 from zeropoint.checkpoint import folder
+from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
 from zeropoint.importers import Source
 from zeropoint.importers._folders import configured, float_headers, plain_config, scale_type
 from zeropoint.qtensor import Weight
-from zeropoint.quantization.pipeline import companion_files
 from zeropoint.scheme import Activation, Scheme
 from zeropoint.tensorfile import TensorFile
 

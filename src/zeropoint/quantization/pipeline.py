@@ -22,6 +22,7 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.jsonfile import load_json
 from zeropoint.machine import Machine
@@ -34,23 +35,6 @@ from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
 
 logger = logging.getLogger(__name__)
-
-#: Files beside the weights that belong to a model: generation defaults, tokenizer, chat template.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 #: Packages whose versions decide what an artifact holds.
 PACKAGES = ("zeropoint", "torch", "transformers", "numpy", "safetensors", "ml_dtypes")
@@ -325,8 +309,3 @@ def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
         )
         return []
     return companion_files(folder)
-
-
-def companion_files(folder: Path) -> list[Path]:
-    """The files of a model folder that go with any weights."""
-    return [file for name in COMPANIONS if (file := folder / name).is_file()]
