@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 VOCABULARY = 260
 
@@ -177,6 +177,38 @@ def _trained_like(model: torch.nn.Module, seed: int) -> None:
             if "wte" not in name and "wpe" not in name:
                 rows = torch.randperm(parameter.shape[0], generator=generator)[:3]
                 parameter[rows] *= 10
+
+
+#: A few words for a SentencePiece vocabulary.
+WORDS = ("\u2581the", "\u2581then", "\u2581hat", "\u2581tea")
+
+
+def write_sentencepiece(folder: Path, words: Sequence[str], *, prefix: bool) -> int:
+    """A SentencePiece-like tokenizer of bytes, letters and the beginnings of words, as Llama 2's (with a space before
+    a text, `prefix`) and Gemma's are written; returns how many tokens it has."""
+    letters = ["\u2581", *sorted({letter for word in words for letter in word if letter != "\u2581"})]
+    pieces = list(dict.fromkeys(word[:end] for end in range(2, 12) for word in words if len(word) >= end))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *pieces]
+    known = set(tokens)
+    merges = [
+        (piece[:i], piece[i:])
+        for piece in pieces
+        for i in range(1, len(piece))
+        if piece[:i] in known and piece[i:] in known
+    ]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    replace = normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("\u2581"), replace]) if prefix else replace
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(tokens)
 
 
 def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]] = ()) -> None:

@@ -16,6 +16,7 @@ from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
+from zeropoint.gguf.vocabulary import read_vocabulary
 from zeropoint.ggufile import GgufFile
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
@@ -153,6 +154,36 @@ def test_a_tokenizer_without_a_counterpart_is_a_problem(
     file = folder / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     assert any(why in problem for problem in exporters.load("gguf").problems(artifact.open(folder)))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_vocabulary_has_scores(prefix: bool, tmp_path: Path) -> None:
+    size = tiny.write_sentencepiece(tmp_path, tiny.WORDS, prefix=prefix)
+    found = read_vocabulary(tmp_path, {}, size + 1)
+    assert (found.model, found.space_prefix) == ("llama", prefix)
+    assert [kind.name for kind in found.types[:4]] == ["UNKNOWN", "CONTROL", "CONTROL", "BYTE"]
+    assert found.types[-1].name == "UNUSED"
+    score = dict(zip(found.tokens, found.scores, strict=True))
+    assert score["\u2581t"] > score["\u2581the"] > score["a"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda data: data["model"]["merges"].pop(-1), r"in \d of \d ways"),
+        (lambda data: data["model"]["merges"].append(data["model"]["merges"][0]), "in two places"),
+        (lambda data: data.update(pre_tokenizer={"type": "Whitespace"}), "treats spaces"),
+    ],
+)
+def test_merges_that_no_score_expresses_are_a_problem(
+    change: Callable[[dict[str, Any]], Any], why: str, tmp_path: Path
+) -> None:
+    size = tiny.write_sentencepiece(tmp_path, tiny.WORDS, prefix=True)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(data)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UnsupportedError, match=why):
+        read_vocabulary(tmp_path, {}, size)
 
 
 def test_a_changed_weight_is_caught_and_nothing_is_left(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from tests import tiny
 from tests.conftest import ROOT
@@ -35,6 +37,17 @@ KINDS = (
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not installed in build/peers")
 
 
+def run(checkpoint: Path, folder: Path, tokens: Any, text: str) -> Any:
+    """llama.cpp's answers for an exported checkpoint, its weights as they are."""
+    quantize_checkpoint(checkpoint, folder / "artifact", format="fp32")
+    exporters.export(artifact.open(folder / "artifact"), "gguf", folder / "model.gguf")
+    request = {"windows": tokens, "prompt": tokens[0], "new_tokens": 4}
+    np.savez(folder / "request.npz", **request, text=np.frombuffer(text.encode(), np.uint8))
+    command = [PYTHON, "-P", RUNNER, folder / "model.gguf", folder / "request.npz", folder / "result.npz"]
+    subprocess.run(command, check=True)
+    return np.load(folder / "result.npz")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
     import torch
@@ -42,22 +55,27 @@ def test_llama_cpp_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
 
     checkpoint = tiny.make_checkpoint(kind, tmp_path / "model")
     tiny.write_tokenizer(checkpoint, merges=[("t", "h")])
-    quantize_checkpoint(checkpoint, tmp_path / "artifact", format="fp32")
-    exporters.export(artifact.open(tmp_path / "artifact"), "gguf", tmp_path / "model.gguf")
     tokens = np.random.default_rng(0).integers(0, 256, (2, 48))
-    text = b"then the other; 12 thin things\n"
-    request = {"windows": tokens, "prompt": tokens[0], "new_tokens": 4, "text": np.frombuffer(text, np.uint8)}
-    np.savez(tmp_path / "request.npz", **request)
-    subprocess.run(
-        [PYTHON, "-P", RUNNER, tmp_path / "model.gguf", tmp_path / "request.npz", tmp_path / "result.npz"],
-        check=True,
-    )
-    found = np.load(tmp_path / "result.npz")
+    text = "then the other; 12 thin things\n"
+    found = run(checkpoint, tmp_path, tokens, text)
     with torch.inference_mode():
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         meant = model(torch.from_numpy(tokens)).logits.numpy()
     np.testing.assert_allclose(found["logits"], meant, atol=5e-3 * np.abs(meant).max())
-    from tokenizers import Tokenizer
+    assert found["ids"].tolist() == Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text).ids
 
-    ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text.decode()).ids
-    assert found["ids"].tolist() == ids
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_reads_sentencepiece_tokens_alike(prefix: bool, tmp_path: Path) -> None:
+    import transformers
+
+    words = [*tiny.WORDS, "there", "heathen", "\u2581\u2581\u2581", "ten", "nth", "eat"]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    size = tiny.write_sentencepiece(folder, words, prefix=prefix)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(vocab_size=size, max_position_embeddings=64, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    text = "the heathen   hat then ate  ten teas at the tenth table; \u00e9t\u00e9\n\tthere\u2026 hhtteeaann"
+    found = run(folder, tmp_path, np.ones((1, 4), np.int64), text)
+    assert found["ids"].tolist() == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids

@@ -16,6 +16,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from zeropoint.errors import UnsupportedError
+from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
 from zeropoint.jsonfile import load_json
 from zeropoint.runtime.native.tokenizer import chat_template
 
@@ -50,22 +51,30 @@ SPECIALS = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary, as llama.cpp's tokenizer model "gpt2" wants it."""
+    """A vocabulary as llama.cpp wants it: a byte-level BPE ("gpt2") with a way to split text and merges, or a
+    SentencePiece one ("llama") with scores and a space before a text or none."""
 
+    model: str
     split: str
     tokens: Sequence[str]
     types: Sequence[TokenType]
     merges: Sequence[str]
+    scores: Sequence[float]
+    space_prefix: bool
     specials: Mapping[str, int]
     starts_with_bos: bool
     chat_template: str | None
 
     def write(self, writer: GGUFWriter) -> None:
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.split)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
-        writer.add_token_merges(self.merges)
+        if self.model == "llama":
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.space_prefix)
+        else:
+            writer.add_token_merges(self.merges)
         for name, number in self.specials.items():
             getattr(writer, f"add_{name}_token_id")(number)
         writer.add_add_bos_token(self.starts_with_bos)
@@ -82,18 +91,23 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         raise UnsupportedError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is exported")
     data = load_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
     model = _section(data, "model")
-    split = _split(data, model)
-    tokens, types = _tokens(data, model, rows)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
-    if not merges:
+    if model.get("type") != "BPE":
+        raise UnsupportedError(f"its tokenizer is a {model.get('type')} model; BPE is exported")
+    if not model.get("merges"):
         raise UnsupportedError("its tokenizer has no merges, and llama.cpp needs some")
+    pieces = is_sentencepiece(model)
+    split = "default" if pieces else _split(data, model)
+    tokens, types = _tokens(data, model, rows)
     settings = _optional(folder / "tokenizer_config.json")
     specials = _specials(settings, config, tokens)
     return Vocabulary(
+        model="llama" if pieces else "gpt2",
         split=split,
         tokens=tokens,
         types=types,
-        merges=merges,
+        merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        scores=scores(model, tokens, types) if pieces else (),
+        space_prefix=space_prefix(data) if pieces else False,
         specials=specials,
         starts_with_bos=_starts_with(data.get("post_processor"), tokens, specials.get("bos")),
         chat_template=chat_template(folder, settings),
@@ -102,9 +116,6 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
 
 def _split(data: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """llama.cpp's name for how this tokenizer splits text."""
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "a SentencePiece-like BPE" if model.get("byte_fallback") else f"a {model.get('type')} model"
-        raise UnsupportedError(f"its tokenizer is {kind}; byte-level BPE is exported")
     normalizer = data.get("normalizer")
     if normalizer is not None and normalizer != {"type": "NFC"}:
         raise UnsupportedError("its tokenizer normalizes text in a way that llama.cpp does not")
@@ -140,16 +151,18 @@ def _tokens(
     """Texts and types of all ids below `rows`; ids that no token has are filled in as unused."""
     named: dict[int, tuple[str, TokenType]] = {}
     for text, number in _section(model, "vocab").items():
-        named[number] = (text, TokenType.NORMAL)
+        known = kind(text, model.get("unk_token")) if is_sentencepiece(model) else TokenType.NORMAL
+        named[number] = (text, known)
     for added in data.get("added_tokens") or ():
-        kind = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
-        named[added["id"]] = (added["content"], kind)
+        if named.get(added["id"], ("", TokenType.NORMAL))[1] != TokenType.UNKNOWN:
+            special = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
+            named[added["id"]] = (added["content"], special)
     if not named or max(named) >= rows:
         raise UnsupportedError(
             f"its tokenizer has ids up to {max(named, default=0)}, its embedding {rows} rows"
         )
     found = [named.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
-    return [text for text, _ in found], [kind for _, kind in found]
+    return [text for text, _ in found], [each for _, each in found]
 
 
 def _specials(

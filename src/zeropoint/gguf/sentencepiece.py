@@ -1,0 +1,86 @@
+"""SentencePiece vocabularies that tokenizer.json holds as BPE merges (Llama 2, Gemma): scores instead of merges.
+
+llama.cpp merges the neighbours whose joined piece has the highest score, over every split of that piece; tokenizers
+merges the pair that comes first in a list. They agree if the list was made from scores: all splits of a piece, one
+piece after the other. That is checked here, and the piece's place in the list, negated, is its score. Kudo and
+Richardson, SentencePiece, arXiv:1808.06226.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gguf import TokenType
+
+from zeropoint.errors import UnsupportedError
+
+SPACE = "▁"
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+#: Gemma's: the spaces that it would split at are replaced before.
+NO_EFFECT = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def is_sentencepiece(model: Mapping[str, Any]) -> bool:
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
+
+
+def space_prefix(data: Mapping[str, Any]) -> bool:
+    """Whether a space is put before a text. Raises `UnsupportedError` for a treatment of text not known here."""
+    normalizer, splitter = data.get("normalizer"), data.get("pre_tokenizer")
+    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
+    if steps == [PREPEND, REPLACE] and splitter is None:
+        return True
+    if normalizer == REPLACE and splitter in (None, NO_EFFECT):
+        return False
+    if normalizer is None and isinstance(splitter, dict) and splitter.get("type") == "Metaspace":
+        scheme = splitter.get("prepend_scheme")
+        if (
+            splitter.get("replacement") == SPACE
+            and splitter.get("split") is False
+            and scheme in ("always", "never")
+        ):
+            return bool(scheme == "always")
+    raise UnsupportedError("its SentencePiece tokenizer treats spaces in a way that llama.cpp does not")
+
+
+def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[TokenType]) -> list[float]:
+    """A score for each token. Raises `UnsupportedError` when the merges are not those that scores make."""
+    known = set(tokens)
+    places: dict[str, int] = {}
+    splits: dict[str, int] = {}
+    last = ""
+    for merge in model.get("merges") or ():
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        piece = "".join(pair)
+        if piece != last and piece in places:
+            raise UnsupportedError(f"its tokenizer merges {piece!r} in two places, which no score expresses")
+        last = piece
+        places.setdefault(piece, len(places))
+        splits[piece] = splits.get(piece, 0) + 1
+    for piece, each in zip(tokens, types, strict=True):
+        if each != TokenType.NORMAL:  # an added token is found before any merging, by both
+            continue
+        found = splits.get(piece, 0)
+        possible = sum(piece[:i] in known and piece[i:] in known for i in range(1, len(piece)))
+        if found != possible:
+            raise UnsupportedError(
+                f"its tokenizer merges {piece!r} in {found} of {possible} ways, and llama.cpp in each"
+            )
+    floor = -float(len(places))
+    return [-float(places[token]) if token in places else floor for token in tokens]
+
+
+def kind(text: str, unknown: str | None) -> TokenType:
+    """The type of a token that was not added."""
+    if text == unknown:
+        return TokenType.UNKNOWN
+    return TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL
