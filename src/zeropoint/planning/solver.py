@@ -7,7 +7,10 @@ Losses do not quite add up in a model: whoever calls this measures what comes ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,16 +76,31 @@ def solve(
         scale = max(abs(most), 1e-12)
         left = (most - table.fixed(name)) / scale
         constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, left))
-    found = milp(
-        np.asarray(objective).ravel(),
-        integrality=np.ones(groups * formats),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 1e-6, "time_limit": 20.0},
-    )
+    with _standard_output_closed():
+        found = milp(
+            np.asarray(objective).ravel(),
+            integrality=np.ones(groups * formats),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 1e-6, "time_limit": 20.0},
+        )
     if found.x is None:
         return None
     return np.asarray(found.x.reshape(groups, formats).argmax(axis=1), np.int64)
+
+
+@contextmanager
+def _standard_output_closed() -> Iterator[None]:
+    """HiGHS prints a line when it mends a rounded solution, whatever its options say."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _scaled(table: CostTable, name: str) -> Floats:

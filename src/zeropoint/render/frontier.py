@@ -58,7 +58,7 @@ def section(report: Report) -> dict[str, Any] | None:
         ],
         "wider": list(found.get("wider", ()))[:8],
         "more": max(len(found.get("wider", ())) - 8, 0),
-        "notes": list(found.get("notes", ())),
+        "notes": [*found.get("notes", ()), *found.get("said", ())],
         "passed": verdict.get("passed"),
         "met": bool(found.get("met")),
     }

@@ -182,6 +182,7 @@ def _write_page(args: argparse.Namespace, found: Fit) -> None:
     from zeropoint.report import Report
 
     fitted = {key: value for key, value in found.to_json().items() if key != "plan"}
+    fitted["said"] = [] if found.verdict is None else [*found.verdict.sentences(), *found.missed()]
     extra = {
         "model": Path(args.model).name,
         "fit": fitted,

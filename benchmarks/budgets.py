@@ -1,0 +1,186 @@
+"""Budgets of every kind, each met or refused by `zeropoint fit`, then measured again by others: did it tell the truth?
+
+    python benchmarks/budgets.py build/reference-model --text examples/data/eval.txt --results budgets.json \\
+        --markdown benchmarks/results/budgets.md
+
+An artifact that met its budget is measured in fresh processes on a text that neither the planning nor the gate read
+(`--other-text`; the built-in one by default). A refusal is put to the test by every uniform plan and 200 random ones:
+it holds if none of them meets the budget. Finished budgets are kept in `--results` and not run again; `--only N` runs
+one, so that a busy machine can be had for a minute at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeropoint.budget import Budget
+from zeropoint.checkpoint import open_checkpoint
+from zeropoint.evaluate import bench, check
+from zeropoint.fitting import Settings, default_folder, fit
+from zeropoint.fitting.planner import Planner
+from zeropoint.kernels import native
+
+BUDGETS = (
+    Budget(max_memory=60_000_000),
+    Budget(max_memory=80_000_000),
+    Budget(max_memory=95_000_000, max_kl=0.1),
+    Budget(max_memory=110_000_000, min_decode=250),
+    Budget(max_memory=120_000_000, max_kl=0.002),
+    Budget(max_memory=140_000_000, max_kl=0.006),
+    Budget(max_memory=200_000_000),
+    Budget(max_kl=0.02),
+    Budget(max_kl=0.1, min_decode=300),
+    Budget(max_kl=0.01, min_decode=400),
+    Budget(max_perplexity_increase=0.03, min_prefill=2000),
+    Budget(min_decode=1000),
+)
+RANDOM_PLANS = 200
+
+
+def words(budget: Budget) -> str:
+    said = {
+        "max_memory": "{:.0f} MB",
+        "max_kl": "KL {:g}",
+        "max_perplexity_increase": "perplexity +{:.0%}",
+        "min_decode": "decode {:g} tok/s",
+        "min_prefill": "prefill {:g} tok/s",
+    }
+    scale = {"max_memory": 1e-6}
+    bounds = {name: value for name, value in asdict(budget).items() if value is not None}
+    return ", ".join(said[name].format(value * scale.get(name, 1)) for name, value in bounds.items())
+
+
+def run(model: str, budget: Budget, settings: Settings, other_text: str | None) -> dict[str, Any]:
+    """`fit`, and what others say of the outcome."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "fitted"
+        found = fit(model, out, budget, settings, lambda *_: None)
+        answer = {"budget": words(budget), "met": found.met, "refusal": found.refusal}
+        if found.refusal is not None:
+            return answer | refuted(model, budget, settings)
+        assert found.predicted is not None
+        again = check(str(out), model, max_kl=1.0, text=other_text, tokens=6144, threads=settings.threads)
+        rates = {m.metric: m.value for m in bench(str(out), threads=settings.threads).measurements}
+        size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+        return answer | {
+            "predicted": found.predicted.to_json(),
+            "gate_kl": None if found.verdict is None else found.verdict.bounds[0].value,
+            "kl": again.bounds[0].value,
+            "kl_low": again.bounds[0].low,
+            "kl_high": again.bounds[0].high,
+            "perplexity_increase": again.quality["perplexity_ratio"]["value"] - 1,
+            "decode": rates["decode_tokens_per_second"],
+            "prefill": rates["prefill_tokens_per_second"],
+            "file_bytes": size,
+        }
+
+
+def refuted(model: str, budget: Budget, settings: Settings) -> dict[str, Any]:
+    """How many of all uniform and of many random plans meet a budget that was refused."""
+    planner = Planner(open_checkpoint(model), replace(budget, max_memory=None), settings, lambda *_: None)
+    table, rng = planner.table, np.random.default_rng(0)
+    plans = [table.uniform(format) for format in table.formats]
+    for _ in range(RANDOM_PLANS):  # some mostly narrow, some mostly wide
+        share = rng.dirichlet(np.ones(len(table.formats)))
+        plans.append(rng.choice(len(table.formats), len(table.groups), p=share))
+    meeting = 0
+    for picks in plans:
+        cheap = (
+            table.total("nbytes", picks) <= (budget.max_memory or np.inf)
+            and 1 / table.total("decode", picks) >= (budget.min_decode or 0)
+            and 1 / table.total("prefill", picks) >= (budget.min_prefill or 0)
+        )
+        if cheap:
+            loss = planner.search.measure(picks).loss
+            meeting += loss.kl <= (budget.max_kl or np.inf) and loss.perplexity_increase <= (
+                budget.max_perplexity_increase or np.inf
+            )
+    planner.keep()
+    return {"plans_tried": len(plans), "plans_meeting": int(meeting)}
+
+
+def markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
+    lines = [
+        "# Budgets, met or refused, and measured again",
+        "",
+        f"- command: `python benchmarks/budgets.py {Path(options.model).name} --text {options.text} ...`, "
+        f"{options.threads} threads",
+        "- planned on odd documents of the text, gated on even ones, and measured again on a text that neither saw, "
+        "in fresh processes",
+        "- a refusal is tried against every uniform plan and 200 random ones",
+        "",
+        "| budget | answer | size: predicted, file | decode: predicted, measured "
+        "| KL: predicted, gate, other text | holds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results.values():
+        if row["refusal"] is not None:
+            tried = f"{row['plans_meeting']} of {row['plans_tried']} other plans meet it"
+            lines.append(f"| {row['budget']} | refused: {row['refusal']} | | | | {tried} |")
+            continue
+        predicted = row["predicted"]
+        lines.append(
+            f"| {row['budget']} | {'met' if row['met'] else 'gate failed'} "
+            f"| {predicted['weights_bytes'] / 1e6:.2f}, {row['file_bytes'] / 1e6:.2f} MB "
+            f"| {predicted['decode_tokens_per_second']:.0f}, {row['decode']:.0f} tok/s "
+            f"({row['decode'] / predicted['decode_tokens_per_second'] - 1:+.0%}) "
+            f"| {predicted['kl']:.4f}, {row['gate_kl']:.4f}, {row['kl']:.4f} "
+            f"({row['kl'] / predicted['kl'] - 1:+.0%}) | {row['holds']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def holds(budget: Budget, row: dict[str, Any]) -> str:
+    """Which bounds the second measurement breaks."""
+    broken = [
+        name
+        for name, bad in (
+            ("size", row["predicted"]["weights_bytes"] > (budget.max_memory or np.inf)),
+            ("KL", row["kl_low"] > (budget.max_kl or np.inf)),
+            ("perplexity", row["perplexity_increase"] > (budget.max_perplexity_increase or np.inf)),
+            ("decode", row["decode"] < (budget.min_decode or 0)),
+            ("prefill", row["prefill"] < (budget.min_prefill or 0)),
+        )
+        if bad
+    ]
+    return "no: " + ", ".join(broken) if broken else "yes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--text", default=None, help="that fit plans on and gates by")
+    parser.add_argument("--other-text", default=None)
+    parser.add_argument("--results", type=Path, default=Path("budgets.json"))
+    parser.add_argument("--only", type=int, metavar="N", help=f"one of the {len(BUDGETS)} budgets, from 0")
+    parser.add_argument("--cache", type=Path, default=default_folder())
+    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+
+    settings = Settings(text=options.text, threads=options.threads, cache=options.cache, anyway=True)
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    for number in range(len(BUDGETS)) if options.only is None else (options.only,):
+        if str(number) not in results:
+            row = run(options.model, BUDGETS[number], settings, options.other_text)
+            if row["refusal"] is None:
+                row["holds"] = holds(BUDGETS[number], row)
+            results[str(number)] = row
+            print(json.dumps(row, indent=1), flush=True)
+            options.results.write_text(json.dumps(results, indent=1))
+    results = dict(sorted(results.items(), key=lambda item: int(item[0])))
+    if options.markdown:
+        options.markdown.write_text(markdown(results, options))
+
+
+if __name__ == "__main__":
+    main()
