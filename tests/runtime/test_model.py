@@ -139,6 +139,23 @@ def test_scores_are_log_probabilities() -> None:
         scorer.loglikelihood("ab", "")
 
 
+def test_one_pass_serves_the_choices_that_share_it() -> None:
+    class Counting(Alphabet):
+        passes = 0
+
+        def logits(self, tokens: Tokens) -> Logits:
+            self.passes += 1
+            return super().logits(tokens)
+
+    pairs = [("ab", "c"), ("xy", "z"), ("ab", "cdef"), ("ab", "x"), ("ab", "cz"), ("abc", "d"), ("b", "c")]
+    runner, done = Counting(), list[float]()
+    found = harness.Scorer(runner).loglikelihoods(pairs, done.append)
+    assert runner.passes == 3  # ab + cde, xy, b
+    assert done == pytest.approx([i / 7 for i in range(1, 8)])
+    for (context, choice), each in zip(pairs, found, strict=True):
+        assert each == harness.Scorer(Alphabet()).loglikelihood(context, choice)
+
+
 def test_long_contexts_lose_their_beginning() -> None:
     scorer = harness.Scorer(Alphabet(), max_length=4)
     assert scorer.loglikelihood("x" * 100 + "abc", "d")[1]

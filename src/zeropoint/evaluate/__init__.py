@@ -4,8 +4,9 @@
 Nothing here imports torch; models are reached through `zeropoint.runtime.open_runner`, in the worker.
 """
 
+from zeropoint.evaluate.accuracy import TaskRequest
 from zeropoint.evaluate.bench import bench
 from zeropoint.evaluate.compare import compare
 from zeropoint.evaluate.gate import Verdict, check
 
-__all__ = ["Verdict", "bench", "check", "compare"]
+__all__ = ["TaskRequest", "Verdict", "bench", "check", "compare"]

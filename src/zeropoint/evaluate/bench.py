@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from zeropoint.evaluate import client, environment
 from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate.progress import Progress
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.machine import Machine
 from zeropoint.report import Measurement, Report
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the finished fraction of the whole, 0 to 1."""
 
 
 def bench(

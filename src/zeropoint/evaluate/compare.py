@@ -14,8 +14,9 @@ from typing import Any
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import client, environment
 from zeropoint.evaluate.answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
-from zeropoint.evaluate.bench import Progress, measure
+from zeropoint.evaluate.bench import measure
 from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
@@ -73,7 +74,7 @@ def compare(
             dtype=running_dtype(each),
             engine=running_engine(each, engine),
             text=text,
-            progress=_part(progress, index / steps, 1 / steps, each.name),
+            progress=part(progress, index / steps, 1 / steps, each.name),
         )
     request = quality_request(
         models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
@@ -81,7 +82,7 @@ def compare(
     request |= {"prompts": list(prompts), "answer_tokens": answer_tokens}
     share = len(models) / steps
     found = client.call(
-        request, threads=threads, subject="quality", progress=_part(progress, share, 1 - share, "quality")
+        request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
     )
     rows += quality_measurements(models[0].name, found)
     names = [model, *artifacts]
@@ -209,11 +210,3 @@ def coverage(model: Model) -> dict[str, Any]:
         else:
             schemes[scheme] = schemes.get(scheme, 0) + 1
     return {"schemes": schemes, "kept": kept, "weights": len(choices)}
-
-
-def _part(progress: Progress | None, start: float, share: float, name: str) -> Progress | None:
-    """`progress` of one step as progress of the whole."""
-    if progress is None:
-        return None
-    outer = progress
-    return lambda what, done: outer(f"{name}: {what}", start + share * done)

@@ -21,21 +21,24 @@ models; large models stay well inside them:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import client
-from zeropoint.evaluate.bench import Progress
+from zeropoint.evaluate.accuracy import TaskRequest, TaskResult, measure_accuracy
 from zeropoint.evaluate.compare import noise_floor, quality_request
 from zeropoint.evaluate.models import describe
+from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
 
 logger = logging.getLogger(__name__)
 
 # (widest bits of the row, max mean KL in nats, max relative rise of perplexity)
 DEFAULT_BOUNDS = ((3, 0.50, 0.60), (4, 0.25, 0.25), (7, 0.10, 0.10), (8, 0.03, 0.03), (32, 0.005, 0.005))
+# Of the progress of a check with tasks, about.
+_TASKS_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class BoundResult:
     passed: bool
     detectable: float
     """The smallest change of this metric that this text would show 80 % of the time."""
+    remedy: str = "the text is too short to decide"
+    """What to say when the bound lies inside the interval."""
 
     @property
     def undecided(self) -> bool:
@@ -62,7 +67,7 @@ class BoundResult:
         end = "upper" if self.direction == "below" else "lower"
         limit = self.high if self.direction == "below" else self.low
         state = "meets" if self.passed else "misses"
-        tail = "; the text is too short to decide" if self.undecided else ""
+        tail = f"; {self.remedy}" if self.undecided else ""
         return (
             f"{self.metric} {self.value:.4g} ({self.low:.4g} to {self.high:.4g}): its {end} end {limit:.4g} "
             f"{state} the bound {self.bound:.4g}{tail}"
@@ -88,6 +93,7 @@ class Verdict:
     text_digest: str
     context: int
     seed: int
+    tasks: tuple[TaskResult, ...] = ()
 
     def sentences(self) -> list[str]:
         """What a person needs to read, the decision first."""
@@ -96,6 +102,7 @@ class Verdict:
         return [
             f"{first}: {self.artifact} against {self.against}, {source}.",
             *(bound.sentence() for bound in self.bounds),
+            *(task.sentence() for task in self.tasks),
             f"noise floor: mean KL {self.noise_floor_kl:.2g} (the reference in 16 bits against itself)",
             f"smallest change of mean KL this text can show: {self.minimal_detectable_kl:.2g} "
             f"({self.scored_tokens} tokens, {self.units} {self.unit_kind})",
@@ -118,17 +125,21 @@ def check(
     threads: int = 2,
     engine: str = "auto",
     seed: int = 0,
+    tasks: TaskRequest | None = None,
+    max_accuracy_drop: float | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Measure an artifact against the model it came from and judge it.
 
     `max_kl` bounds the mean KL in nats per token, `max_perplexity_increase` the relative rise
-    (0.01 = 1 %), `min_top1` the share of tokens whose most likely word stays. With none of them the
+    (0.01 = 1 %), `min_top1` the share of tokens whose most likely word stays, `max_accuracy_drop` the fall of
+    accuracy on each of `tasks` (0.02 = two more wrong answers in 100). With none of them the
     module's default bounds apply. Raises UsageError for bounds out of range and the models' own errors.
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
+    _check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact])
-    given = any(bound is not None for bound in (max_kl, max_perplexity_increase, min_top1))
+    given = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
     if not given:
         max_kl, max_perplexity_increase = default_bounds(candidate.smallest_bits)
     request = quality_request(
@@ -140,9 +151,16 @@ def check(
         context=context,
         seed=seed,
     )
-    found = client.call(request, threads=threads, subject=candidate.name, progress=progress)
+    share = 0.0 if tasks is None else _TASKS_SHARE
+    answers: tuple[TaskResult, ...] = ()
+    if tasks is not None:  # first: a task that cannot be read should not cost the time of all the rest
+        step = part(progress, 0.0, share)
+        answers = measure_accuracy(reference, candidate, tasks, engine=engine, threads=threads, progress=step)
+    step = part(progress, share, 1 - share)
+    found = client.call(request, threads=threads, subject=candidate.name, progress=step)
     entry = found["candidates"][candidate.name]
     bounds = judge(entry, max_kl=max_kl, max_perplexity_increase=max_perplexity_increase, min_top1=min_top1)
+    bounds += judge_accuracy(answers, max_accuracy_drop)
     verdict = Verdict(
         artifact=candidate.name,
         against=reference.name,
@@ -152,6 +170,7 @@ def check(
         noise_floor_kl=noise_floor(reference.name, found)["kl_divergence"]["value"],
         minimal_detectable_kl=entry["detectable_kl"],
         quality=entry,
+        tasks=answers,
         **{
             key: found[key]
             for key in ("scored_tokens", "units", "unit_kind", "text", "text_digest", "context", "seed")
@@ -193,6 +212,44 @@ def judge(
     add("perplexity_increase", entry["perplexity_ratio"], max_perplexity_increase, "below", 1.0)
     add("top1_agreement", entry["top1_agreement"], min_top1, "above", 0.0)
     return tuple(rows)
+
+
+def judge_accuracy(tasks: Sequence[TaskResult], bound: float | None) -> tuple[BoundResult, ...]:
+    """Hold each task's fall of accuracy against the bound: non-inferiority. All must meet it, so more tasks make a
+    wrong pass no likelier."""
+    if bound is None:
+        return ()
+    rows = []
+    for task in tasks:
+        found = task.paired
+        needed = found.items_for(bound)
+        remedy = f"{found.n} items are too few to decide" + (f", about {needed} would" if needed else "")
+        passed = found.high <= bound
+        rows.append(
+            BoundResult(
+                f"accuracy_drop {task.task}",
+                "below",
+                bound,
+                found.drop,
+                found.low,
+                found.high,
+                passed,
+                found.detectable,
+                remedy,
+            )
+        )
+    return tuple(rows)
+
+
+def _check_accuracy_bound(max_accuracy_drop: float | None, tasks: TaskRequest | None) -> None:
+    if max_accuracy_drop is None:
+        return
+    if tasks is None:
+        raise UsageError("a bound on the drop of accuracy needs tasks to measure it on")
+    if not 0 < max_accuracy_drop < 1:
+        raise UsageError(
+            f"the bound on the drop of accuracy is a share between 0 and 1, not {max_accuracy_drop}"
+        )
 
 
 def _check_bounds(

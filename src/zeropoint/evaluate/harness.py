@@ -6,16 +6,20 @@ on the left, trailing spaces of a context belong to the continuation, an empty c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.model import generate_text
 from zeropoint.runtime.protocol import Message, Runner
 from zeropoint.runtime.sampling import Sampling
 
+T = TypeVar("T")
+
+MISSING = "lm-eval is not installed: pip install lm-eval"
 DEFAULT_LENGTH = 2048
 DEFAULT_NEW_TOKENS = 256
 
@@ -36,6 +40,32 @@ class Scorer:
 
     def loglikelihood(self, context: str, continuation: str) -> tuple[float, bool]:
         """Log probability of the continuation, and whether greedy decoding gives it."""
+        return self.score(*self.tokens(context, continuation))
+
+    def loglikelihoods(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[float], None] | None = None
+    ) -> list[tuple[float, bool]]:
+        """The same for many. The choices of a question share its context, and a choice of one token feeds the model
+        nothing more: one pass serves every pair whose tokens begin it. `progress` gets the finished fraction."""
+        encoded = [self.tokens(*pair) for pair in pairs]
+        windows = [self._window(before, after) for before, after in encoded]
+        # In falling order a sequence comes right after those that it begins.
+        order = sorted(range(len(windows)), key=lambda i: windows[i][:-1], reverse=True)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        fed: list[int] = []
+        rows = np.empty((0, self.runner.vocab_size), np.float32)
+        for done, index in enumerate(order):
+            tokens, count = windows[index], len(encoded[index][1])
+            if fed[: len(tokens) - 1] != tokens[:-1]:
+                fed = tokens[:-1]
+                rows = self.runner.logits(np.asarray(fed, np.int64))
+            found[index] = _chances(rows[: len(tokens) - 1][-count:], tokens)
+            if progress is not None:
+                progress((done + 1) / len(order))
+        return found
+
+    def tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Both texts as token ids. Raises `UsageError` for a continuation without a token of its own."""
         cut = len(context) - len(context.rstrip())
         if cut and context.rstrip():
             context, continuation = context[:-cut], context[-cut:] + continuation
@@ -44,16 +74,17 @@ class Scorer:
         after = whole[len(before) :] if context else whole
         if not after:
             raise UsageError("the continuation adds no token to its context")
-        return self.score(before, after)
+        return before, after
 
     def score(self, before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
-        """The same for token ids."""
-        tokens = np.asarray([*before, *after][-(self.max_length + 1) :], np.int64)
-        rows = self.runner.logits(tokens[:-1])[-len(after) :].astype(np.float64)
-        targets = tokens[-len(rows) :]
-        rows -= rows.max(1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), targets] - np.log(np.exp(rows).sum(1))
-        return float(chosen.sum()), bool((rows.argmax(1) == targets).all())
+        """Log probability of `after`, and whether it is the greedy continuation, for token ids."""
+        tokens = self._window(before, after)
+        rows = self.runner.logits(np.asarray(tokens[:-1], np.int64))
+        return _chances(rows[-len(after) :], tokens)
+
+    def _window(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
+        """What the model takes of both: the end, and one token more, which is only predicted."""
+        return [*before, *after][-(self.max_length + 1) :]
 
     def rolling(self, text: str) -> float:
         """Log probability of a whole text, each token scored once, in windows of the model's length."""
@@ -82,12 +113,24 @@ class Scorer:
         return "".join(parts)
 
 
-def adapter(runner: Runner, *, max_length: int | None = None) -> Any:
-    """An `lm_eval.api.model.LM` on a runner. Raises `UsageError` when lm-eval is not installed."""
+def _chances(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, bool]:
+    """Log probability of the last tokens by the logits `[count, vocabulary]` before each; whether all are likeliest."""
+    targets = np.asarray(tokens[-len(rows) :])
+    logits = rows.astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    chosen = logits[np.arange(len(rows)), targets] - np.log(np.exp(logits).sum(1))
+    return float(chosen.sum()), bool((logits.argmax(1) == targets).all())
+
+
+def adapter(
+    runner: Runner, *, max_length: int | None = None, progress: Callable[[float], None] | None = None
+) -> Any:
+    """An `lm_eval.api.model.LM` on a runner; `progress` gets the finished fraction of each kind of request.
+    Raises `UsageError` when lm-eval is not installed."""
     try:
         from lm_eval.api.model import LM
     except ModuleNotFoundError as cause:
-        raise UsageError("lm-eval is not installed: pip install lm-eval") from cause
+        raise UsageError(MISSING) from cause
     scorer = Scorer(runner, max_length=max_length)
 
     class Adapter(LM):  # type: ignore[misc,unused-ignore]
@@ -96,15 +139,15 @@ def adapter(runner: Runner, *, max_length: int | None = None) -> Any:
         def loglikelihood(
             self, requests: Sequence[Request], disable_tqdm: bool = False
         ) -> list[tuple[float, bool]]:
-            return [scorer.loglikelihood(*request.args) for request in requests]
+            return scorer.loglikelihoods([request.args for request in requests], progress)
 
         def loglikelihood_rolling(
             self, requests: Sequence[Request], disable_tqdm: bool = False
         ) -> list[float]:
-            return [scorer.rolling(*request.args) for request in requests]
+            return _each(requests, lambda args: scorer.rolling(*args), progress)
 
         def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-            return [scorer.generate_until(*request.args) for request in requests]
+            return _each(requests, lambda args: scorer.generate_until(*args), progress)
 
         def apply_chat_template(
             self, chat_history: Sequence[Message], add_generation_prompt: bool = True
@@ -112,3 +155,16 @@ def adapter(runner: Runner, *, max_length: int | None = None) -> Any:
             return runner.decode(runner.chat_tokens(chat_history))
 
     return Adapter()
+
+
+def _each(
+    requests: Sequence[Request],
+    answer: Callable[[tuple[Any, ...]], T],
+    progress: Callable[[float], None] | None,
+) -> list[T]:
+    found = []
+    for index, request in enumerate(requests):
+        found.append(answer(request.args))
+        if progress is not None:
+            progress((index + 1) / len(requests))
+    return found

@@ -76,13 +76,14 @@ class PairedAccuracy:
         )
 
     def items_for(self, bound: float) -> int | None:
-        """About how many items would show a drop below `bound`, if drop and flips stay as measured; None when the
-        measured drop is not below it. Half of the time, that is: the interval's end is a random number."""
+        """About how many items would show the drop to be below `bound` 80 % of the time, if drop and flips stay as
+        measured; None when the measured drop is not below it."""
         room = bound - self.drop
         if room <= 0:
             return None
         flips = (self.losses + self.gains + 1) / self.n
-        return math.ceil(_normal(0.5 + CONFIDENCE / 2) ** 2 * max(flips - self.drop**2, 0.0) / room**2)
+        factor = _normal(0.5 + CONFIDENCE / 2) + _normal(POWER)
+        return math.ceil(factor**2 * max(flips - self.drop**2, 0.0) / room**2)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import ZeropointError
-from zeropoint.evaluate import environment, memory
+from zeropoint.evaluate import environment, memory, tasks
 from zeropoint.evaluate.answers import answer, mark
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.speed import measure_speed
@@ -145,9 +145,21 @@ def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Te
     ]
 
 
+def accuracy(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
+    """Load one model and let it answer tasks; which items it got right.
+
+    Request: `model`, `threads`, `files`, `allow_code`, `limit` (items a task, None for all).
+    """
+    tell("tasks", 0.0)
+    found = tasks.load(request["files"], allow_code=request["allow_code"])
+    runner = _open(request["model"], request["threads"], opener)
+    return tasks.answer(runner, found, limit=request["limit"], progress=lambda done: tell("tasks", done))
+
+
 TASKS: dict[str, Callable[[Mapping[str, Any], Open, Tell], dict[str, Any]]] = {
     "performance": performance,
     "quality": quality,
+    "accuracy": accuracy,
 }
 
 

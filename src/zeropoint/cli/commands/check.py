@@ -1,12 +1,14 @@
 """The quality gate: does an artifact still say what its model says? Exit 0 when it does, 1 when not.
 
-The same tokens go through both; a bound counts as met only when the whole 95 % interval is inside it.
+The same tokens go through both, and the same items of tasks; a bound counts as met only when the whole 95 % interval
+is inside it.
 The verdict is written into the artifact's card (zeropoint.json).
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import (
     add_engine_option,
@@ -15,10 +17,14 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
+    positive_int,
     progress_fraction,
     text_file,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from zeropoint.evaluate import TaskRequest
 
 HELP = "the quality gate: exit 0 or 1"
 
@@ -36,11 +42,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="1%% or 0.01: relative rise of perplexity",
     )
     parser.add_argument("--min-top1", type=_percentage, metavar="X", help="top-1 agreement, 0.95 or 95%%")
+    add_task_options(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
     add_text_options(parser)
     add_engine_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tasks", "answered through lm-evaluation-harness (pip install lm-eval)")
+    group.add_argument(
+        "--tasks", metavar="FILE_OR_DIR,...", help="lm-eval task files, or folders of them, beside their data"
+    )
+    group.add_argument(
+        "--max-accuracy-drop",
+        type=_percentage,
+        metavar="X",
+        help="2%% or 0.02: how far the accuracy on each task may fall",
+    )
+    group.add_argument("--limit", type=positive_int, metavar="N", help="only the first N items of each task")
+    group.add_argument(
+        "--allow-code", action="store_true", help="let task files run Python (`!function`); off by default"
+    )
 
 
 def _percentage(text: str) -> float:
@@ -59,7 +83,21 @@ def run(args: argparse.Namespace) -> int:
         max_perplexity_increase=args.max_perplexity_increase,
         min_top1=args.min_top1,
         engine=args.engine,
+        tasks=_tasks(args),
+        max_accuracy_drop=args.max_accuracy_drop,
     )
+
+
+def _tasks(args: argparse.Namespace) -> TaskRequest | None:
+    """The tasks that `add_task_options` asked for. Raises `UsageError` when there are none such."""
+    from zeropoint.errors import UsageError
+    from zeropoint.evaluate import TaskRequest
+
+    if args.tasks is None:
+        if args.limit is not None or args.allow_code or args.max_accuracy_drop is not None:
+            raise UsageError("--max-accuracy-drop, --limit and --allow-code need --tasks")
+        return None
+    return TaskRequest([name for name in args.tasks.split(",") if name], args.limit, args.allow_code)
 
 
 def run_gate(
@@ -71,6 +109,8 @@ def run_gate(
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
     engine: str = "auto",
+    tasks: TaskRequest | None = None,
+    max_accuracy_drop: float | None = None,
 ) -> int:
     """Measure, print the verdict, write it into the card; the exit code."""
     from zeropoint.artifact import update_card
@@ -89,6 +129,8 @@ def run_gate(
             threads=default_threads(args.threads),
             engine=engine,
             seed=args.seed,
+            tasks=tasks,
+            max_accuracy_drop=max_accuracy_drop,
             progress=progress,
         )
     for sentence in verdict.sentences():

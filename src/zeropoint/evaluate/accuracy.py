@@ -1,0 +1,99 @@
+"""Tasks, paired: the reference and a candidate answer the same items, each in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeropoint.errors import UsageError, ZeropointError
+from zeropoint.evaluate import client
+from zeropoint.evaluate.compare import running_dtype, running_engine
+from zeropoint.evaluate.models import Model
+from zeropoint.evaluate.paired import PairedAccuracy
+from zeropoint.evaluate.progress import Progress, part
+from zeropoint.evaluate.tasks import task_files
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """Which tasks to answer: YAML files or folders of them, `limit` items of each (None: all). `allow_code` lets task
+    files run Python. Raises UsageError for paths that are no tasks and a limit below 1."""
+
+    paths: Sequence[str | Path]
+    limit: int | None = None
+    allow_code: bool = False
+
+    def __post_init__(self) -> None:
+        task_files(self.paths)
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"a limit of {self.limit} items leaves nothing to answer")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One task: `metric` says what counted as right, `lost` and `gained` which items flipped, by their place."""
+
+    task: str
+    metric: str
+    paired: PairedAccuracy
+    lost: tuple[int, ...]
+    gained: tuple[int, ...]
+
+    def sentence(self) -> str:
+        p = self.paired
+        return (
+            f"{self.task} ({self.metric}, {p.n} items): {p.reference_accuracy:.1%} -> {p.accuracy:.1%}, "
+            f"{p.losses} items lost and {p.gains} gained (McNemar p = {p.p_value:.2g}); "
+            f"a drop of {p.detectable:.1%} would be found 80 % of the time"
+        )
+
+
+def measure_accuracy(
+    reference: Model,
+    candidate: Model,
+    tasks: TaskRequest,
+    *,
+    engine: str,
+    threads: int,
+    progress: Progress | None = None,
+) -> tuple[TaskResult, ...]:
+    """Both models answer; the reference in float32, as for quality. Raises UsageError for what is wrong with a task."""
+    answers = []
+    for index, model in enumerate((reference, candidate)):
+        request = {
+            "task": "accuracy",
+            "model": {
+                "path": model.path,
+                "dtype": "float32" if model.is_reference else running_dtype(model),
+                "engine": running_engine(model, engine),
+            },
+            "threads": threads,
+            "files": [str(file) for file in task_files(tasks.paths)],
+            "allow_code": tasks.allow_code,
+            "limit": tasks.limit,
+        }
+        step = part(progress, index / 2, 0.5, model.name)
+        answers.append(client.call(request, threads=threads, subject=model.name, progress=step))
+    return tuple(pair(name, *(found[name] for found in answers)) for name in answers[0])
+
+
+def pair(task: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> TaskResult:
+    """One task's answers of both models, as `tasks.answer` gives them. Raises ZeropointError when they were not asked
+    the same."""
+    if reference["items"] != candidate["items"] or reference["metric"] != candidate["metric"]:
+        raise ZeropointError(
+            f"the two models were asked different items of {task}: its data are not the same twice"
+        )
+    before, after = (np.asarray(found["correct"], np.bool_) for found in (reference, candidate))
+    lost, gained = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
+    return TaskResult(
+        task,
+        reference["metric"],
+        PairedAccuracy.of(before, after),
+        tuple(map(int, lost)),
+        tuple(map(int, gained)),
+    )
