@@ -100,6 +100,14 @@ def test_folds_keep_the_contract(name: str, text: str) -> None:
     assert first.after <= first.before
 
 
+@pytest.mark.parametrize("name", algorithms.names("rotate"))
+def test_rotations_keep_the_contract(name: str) -> None:
+    first, second, other = (algorithms.load(name).rotate(72, seed) for seed in (1, 1, 2))
+    np.testing.assert_allclose(first @ first.T, np.eye(72), atol=1e-5)
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
 @pytest.mark.parametrize("name", algorithms.names())
 def test_every_module_says_what_it_is(name: str) -> None:
     module = algorithms.load(name)
@@ -113,6 +121,7 @@ def test_compositions_are_carried_out_in_the_order_of_kinds() -> None:
     assert list(algorithms.parts("rounding+gptq").values()) == ["gptq", "rounding"]
     assert list(algorithms.parts("rounding").values()) == ["rtn", "rounding"]
     assert list(algorithms.parts("rounding+gptq+awq").values()) == ["awq", "gptq", "rounding"]
+    assert list(algorithms.parts("awq+rotation").values()) == ["rotation", "awq", "rtn"]
     with pytest.raises(UsageError, match="same work"):
         algorithms.parts("awq+smoothquant")
     with pytest.raises(UsageError, match="same work"):

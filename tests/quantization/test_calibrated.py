@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from tests.tiny import ARCHITECTURES
 from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
+from zeropoint.plan import Choice
 from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import Progress, stream
 from zeropoint.quantization import calibrated as module
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
+from zeropoint.scheme import parse
 from zeropoint.stats import LayerStats
 
 Tiny = Callable[[str], Path]
@@ -55,8 +59,17 @@ def test_blocks_one_by_one_are_the_model(
     torch.testing.assert_close(torch.cat(hidden), last[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", [*algorithms.names(), "gptq+rounding+distill"])
-@pytest.mark.parametrize("name", ["llama_tied", "gpt2", "bloom", "mixtral", "qwen2_moe"])
+#: What goes through any model; a rotation refuses some (test_rotating.py).
+ANY = [*(set(algorithms.names()) - set(algorithms.names("rotate"))), "awq+gptq", "gptq+rounding+distill"]
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        *product(["llama_tied", "gpt2", "bloom", "mixtral", "qwen2_moe"], sorted(ANY)),
+        *product(["mixtral", "qwen2_moe"], ["rotation", "rotation+awq+gptq"]),
+    ],
+)
 def test_every_algorithm_goes_through(name: str, algorithm: str, tiny_checkpoint: Tiny) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(name))
     plan = uniform_plan(checkpoint, "int4", algorithm=algorithm)
@@ -64,7 +77,9 @@ def test_every_algorithm_goes_through(name: str, algorithm: str, tiny_checkpoint
     tokens = random_tokens()
     first = dict(stream(checkpoint, plan, tokens=tokens, progress=steps.append))
     assert list(first) == list(plan.choices)
-    assert [step.warning for step in steps if step.warning and "nothing better" not in step.warning] == []
+    assert [
+        s.warning for s in steps if s.warning and not re.search("nothing (better|was folded)", s.warning)
+    ] == []
     for key, weight in stream(checkpoint, plan, tokens=tokens):  # same seed, same bytes
         if isinstance(weight, QuantizedTensor):
             np.testing.assert_array_equal(weight.codes, first[key].codes)
@@ -142,19 +157,59 @@ def test_layers_of_one_input_and_one_choice_are_quantized_as_one(
     assert made[key].scheme == other.scheme  # type: ignore[union-attr]
 
 
-def test_an_expert_that_no_token_reaches_is_said(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("gptq", "rounded by rtn instead"),
+        ("rtn", "as if its inputs were alike"),
+        ("awq", "as if its inputs were alike"),
+        ("smoothquant+gptq", "rounded by rtn instead"),
+    ],
+)
+def test_an_expert_that_no_token_reaches_is_said(
+    algorithm: str, words: str, tiny_checkpoint: Tiny, tmp_path: Path
+) -> None:
     folder = tiny_checkpoint("mixtral")
     text = tmp_path / "text.txt"
     text.write_text("a" * 16)  # the same token everywhere goes to the same two of four experts
     summary = quantize(
-        folder, tmp_path / "out", format="int4", algorithm="gptq", calibration=text, calibration_tokens=16
+        folder, tmp_path / "out", format="int4", algorithm=algorithm, calibration=text, calibration_tokens=16
     )
-    cold = [line for line in summary.warnings if ".experts." in line]
-    assert cold
-    assert all("rounded by rtn instead" in line and "no calibration token" in line for line in cold)
+    cold = [line for line in summary.warnings if "no calibration token" in line]
+    assert len(cold) == 2 * 2 * 2  # two experts of two weights in two blocks
+    assert all(".experts." in line and words in line for line in cold)
     card = artifact.open(tmp_path / "out").card
     assert set(cold) <= set(card["notes"])
     assert card["calibration"]["source"] == "text.txt"
+
+
+def test_no_change_against_rtn_is_said(tiny_checkpoint: Tiny) -> None:
+    """Uncorrelated inputs give GPTQ nothing to make up with."""
+    checkpoint = open_checkpoint(tiny_checkpoint("llama_tied"))
+    view = next(view for view in checkpoint.views()[0] if view.name.endswith("up_proj.weight"))
+    sizes = np.linspace(1, 2, view.shape[1], dtype=np.float32)
+    alike = LayerStats(sizes, 100, np.diag(sizes))
+    for choice, stats, warns in (
+        (Choice(parse("int4"), "gptq"), alike, True),
+        (Choice(parse("int8"), "gptq"), alike, True),
+        (Choice(parse("int4"), "gptq"), LayerStats(sizes, 100, np.diag(sizes) + 0.5), False),
+        (Choice(parse("int4"), "rtn"), alike, False),
+        (Choice(parse("int4"), "hqq"), alike, False),
+    ):
+        (made,) = module.quantize_views([view], choice, stats)
+        assert ("gptq changed nothing against rtn" in made.warning) == warns
+
+
+def test_inputs_that_could_not_be_measured_are_said(
+    tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeropoint.quantization.streaming.input_moments", lambda *_, **__: {})
+    summary = quantize(tiny_checkpoint("mixtral"), tmp_path / "out", format="int4")
+    assert (
+        len(summary.warnings) == 2 * 4
+    )  # of each block, the attention: experts are never measured without text
+    assert all("as if its inputs were alike: they could not be measured" in line for line in summary.warnings)
+    assert set(summary.warnings) <= set(artifact.open(tmp_path / "out").card["notes"])
 
 
 def test_an_algorithm_that_needs_text_says_so(tiny_checkpoint: Tiny) -> None:

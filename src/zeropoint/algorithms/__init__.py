@@ -3,6 +3,7 @@
 A module here has a docstring (idea, paper, cost), `NEEDS` (the statistics it asks for), a frozen dataclass
 `Options`, and exactly one of the functions in `KINDS`:
 
+- `rotate(width, seed) -> matrix`: an orthogonal one, by which spaces of the model are turned before anything else;
 - `fold(group, stats, scheme, options) -> Fold`: a scale for each channel that a group of layers is given, divided out
   of what makes it and multiplied into their weights, before any is quantized;
 - `quantize(weight, stats, scheme, options) -> QuantizedTensor`: one layer, with `needs(scheme, options)`;
@@ -30,7 +31,7 @@ from typing import Any
 from zeropoint.errors import UsageError
 
 #: The function that makes a module an algorithm of a kind, in the order in which a composition is carried out.
-KINDS = ("fold", "quantize", "quantize_block", "tune_model")
+KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")
 
 #: What quantizes the layers of a composition that names nothing for it.
 DEFAULT_QUANTIZER = "rtn"

@@ -8,7 +8,7 @@ smaller in the input leave the others more of its range.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ MOST = 1e3
 
 #: Channels count as at least this part of the largest: one that was silent on the sample is not scaled without end.
 FLOOR = 1e-5
+
+#: Outputs of each layer, evenly spaced, by which candidates are compared: the error is a mean over them.
+ROWS = 256
 
 #: How candidates are rounded while they are compared: a short search of `rtn`, weighed by the scaled input.
 ROUNDING = rtn.Options(steps=3)
@@ -48,7 +51,8 @@ class Group:
 class Fold:
     """`scale` `[in]`: what the input is divided and the weights' columns are multiplied by; all 1 where nothing helps.
 
-    `before` and `after` are the relative squared output errors without and with it, summed over the layers.
+    `before` and `after` are the relative squared errors of a sample of outputs without and with it, summed over the
+    layers.
     """
 
     scale: Floats
@@ -58,6 +62,8 @@ class Fold:
 
 def search(group: Group, stats: LayerStats, scheme: Scheme, candidates: Iterable[Floats]) -> Fold:
     """The candidate `[in]` of the least output error, or none of them."""
+    if scheme.granularity != "tensor":  # there, all rows share a scale
+        group = replace(group, weights=tuple(weight[:: -(-len(weight) // ROWS)] for weight in group.weights))
     ones = np.ones(group.inputs.shape[1], np.float32)
     before = output_error(group, stats, scheme, ones)
     best, least = ones, before

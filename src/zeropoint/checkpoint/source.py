@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -91,6 +92,17 @@ class Checkpoint:
         self._views: tuple[list[LayerView], list[Kept]] | None = None
         self._shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         self._last: tuple[Recipe, dict[str, torch.Tensor]] | None = None
+        self._changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._changed: tuple[str, torch.Tensor] | None = None
+
+    def changed(self, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Checkpoint:
+        """The same model with other numbers: parameter name -> what becomes of it, in float32 both.
+
+        Matrices are then read in float32, vectors in their own dtype.
+        """
+        made = copy.copy(self)
+        made._changes, made._views, made._last, made._changed = changes, None, None, None
+        return made
 
     def parameters(self) -> list[ParameterInfo]:
         """Every parameter and persistent buffer, in the model's order; tied ones say so."""
@@ -116,7 +128,17 @@ class Checkpoint:
         expected = self._shapes[name]
         if tuple(value.shape) != expected:
             raise CheckpointError(_shape_message(name, tuple(value.shape), expected))
-        return value
+        return self._after_change(name, value)
+
+    def _after_change(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if name not in self._changes:
+            return value
+        if (
+            self._changed is None or self._changed[0] != name
+        ):  # the experts of a stack are read one after the other
+            self._changed = name, self._changes[name](value.float())
+        made = self._changed[1]
+        return made if made.ndim > 1 else made.to(value.dtype)
 
     def stored_name(self, name: str) -> str | None:
         """The checkpoint tensor that a parameter is, as it stands; None when it is made of several."""

@@ -139,11 +139,12 @@ class _Picker:
         return Choice(fitting, self.algorithm, dict(self.options), reason)
 
     def _outside_blocks(self) -> tuple[str, dict[str, Any]]:
-        """Algorithm and options of what no block holds: round to nearest, and what tunes the whole model."""
-        tuner = parts(self.algorithm).get("tune_model")
-        if tuner is None:
+        """Algorithm and options of what no block holds: round to nearest, and what is done to the whole model."""
+        named = parts(self.algorithm)
+        whole = [name for kind in ("rotate", "tune_model") if (name := named.get(kind)) is not None]
+        if not whole:
             return "rtn", {}
-        return f"rtn+{tuner}", {tuner: self.options[tuner]} if tuner in self.options else {}
+        return "+".join(["rtn", *whole]), {n: self.options[n] for n in whole if n in self.options}
 
     def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
         is_tied = view.name in self.tied

@@ -12,7 +12,7 @@ model's hidden states and the inputs of one block's layers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from zeropoint.quantization.layers import Quantized, needs, quantize_views
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.taps import Seen, Stage, gather, record
 from zeropoint.quantization.tuning import Tuner, block_loss, tuner_of
+from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
 
 
@@ -156,9 +157,7 @@ class CalibratedBlocks:
             stats = gather(stage, wanted, runs, exact, kept)
             for names_alike in _alike(stage, self._plan):
                 first = names_alike[0]
-                done = quantize_views(
-                    [views[name] for name in names_alike], self._plan.choices[first], stats.get(first)
-                )
+                done = self._quantize([views[name] for name in names_alike], stats.get(first))
                 for name, made in zip(names_alike, done, strict=True):
                     self._ready[name] = made
                     _put(block, views[name], path, made.weight)
@@ -167,11 +166,9 @@ class CalibratedBlocks:
         exact.clear()
         for view in views.values():
             if view.name not in self._ready:  # the model's code never multiplies by it
-                (self._ready[view.name],) = quantize_views([view], self._plan.choices[view.name], None)
+                (self._ready[view.name],) = self._quantize([view], None)
         for name, why in refusals.items():
-            made = self._ready[name]
-            said = "; ".join(part for part in (made.warning, why) if part)
-            self._ready[name] = Quantized(made.weight, made.error, said)
+            self._ready[name] = self._ready[name].saying(why)
         if (tuner := self._tuners[index]) is not None:
             self._tune(index, block, tuner)
             replay.forget()
@@ -184,6 +181,20 @@ class CalibratedBlocks:
         """The block on one batch, as it is observed."""
         with bfloat16_layers():
             return self._runner.run(index, block, hidden)
+
+    def _quantize(self, views: Sequence[LayerView], stats: LayerStats | None) -> list[Quantized]:
+        """Weights of one choice on what was seen of their input; that nothing was seen is said where it is missed."""
+        done = quantize_views(views, self._plan.choices[views[0].name], stats)
+        if stats is not None:
+            return done
+        return [
+            made.saying(
+                f"{view.name} was rounded as if its inputs were alike: no calibration token reached it"
+            )
+            if self._needs[view.name] and not made.warning
+            else made
+            for view, made in zip(views, done, strict=True)
+        ]
 
     def _fold(self, path: str, index: int, block: torch.nn.Module) -> dict[str, str]:
         """Fold the block before any of it is quantized; what must be said of its layers."""

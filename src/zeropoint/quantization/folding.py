@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms._folds import Group
 from zeropoint.plan import Choice
-from zeropoint.quantization.taps import Seen, record, stages, tapped
+from zeropoint.quantization.taps import Seen, norm_outputs, record, stages, tapped
 from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
 
@@ -36,6 +36,9 @@ SAMPLE, BATCHES = 512, 8
 
 #: A fold may change what a block adds to the hidden states by this part of it, in float32.
 TOLERANCE = 1e-4
+
+#: Layers that a refusal lists.
+NAMED = 4
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """The block on one batch of hidden states."""
@@ -101,14 +104,15 @@ class Folder:
 
     def fold(self) -> Folded:
         """Change the block's parameters, and say how."""
+        with full_precision(), norm_outputs(self._block) as self._emitted:
+            found = stages(list(self._views.values()), self._observe)
+        samples = self._samples([stage.names[0] for stage in found if stage.shared])
         with full_precision():
-            self._outputs = self._run(self._hidden[0])
-            self._emitted: dict[str, torch.Tensor] = {}
-            with self._watched():
-                found = [s.names for s in stages(list(self._views.values()), self._observe) if s.shared]
-            samples = self._samples([names[0] for names in found])
-            for names in found:
-                self._fold_group(names, samples[names[0]])
+            for stage in found:
+                if stage.shared:
+                    self._fold_group(stage.names, samples[stage.names[0]])
+                elif folds([self._choices[name] for name in stage.names]):
+                    self._refuse(stage.names, "routed copies of a tensor that others are given too")
         return self._done
 
     def _fold_group(self, names: Sequence[str], inputs: torch.Tensor) -> None:
@@ -117,40 +121,38 @@ class Folder:
         if any(_wish(self._choices[other]) != _wish(choice) for other in names):
             self._refuse(names, "its layers share an input, but not one fold and format")
             return
-        maker = None if name is None else self._maker(names)
-        if name is None or maker is None or choice.scheme is None:
+        if name is None or choice.scheme is None:
             return
-        group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), maker.source)
+        makers = self._makers(names)
+        if not makers:
+            self._refuse(names, "nothing that scales makes their input")
+            return
+        group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), makers[0].source)
         stats = LayerStats(np.square(group.inputs).sum(axis=0), len(group.inputs))
         made = load(name).fold(
             group, stats, choice.scheme, part_options(choice.algorithm, choice.options)[name]
         )
         logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], made.after, made.before)
-        if made.after < made.before and not self._apply(names, maker, torch.from_numpy(made.scale)):
-            self._refuse(names, f"{name} would change what the block computes")
+        if made.after >= made.before:
+            self._refuse(names, f"{name} found no scale that lessens the error of their outputs")
+        elif not any(self._apply(names, maker, torch.from_numpy(made.scale)) for maker in makers):
+            self._refuse(names, f"folding into {makers[0].inner} would change what the block computes")
 
-    def _maker(self, names: Sequence[str]) -> Maker | None:
-        """What makes the input of a group, proved by folding a scale at random and back."""
+    def _makers(self, names: Sequence[str]) -> list[Maker]:
+        """What may make the input of a group; folding into it will prove it."""
         given = self._given[names[0]]
         width = given.shape[-1]
-        scale = torch.exp2(torch.rand(width, generator=torch.Generator().manual_seed(0)) * 2 - 1)
         emitter = next((inner for inner, out in self._emitted.items() if out is given), None)
         if emitter is not None:
-            for kind in ("gain", "offset gain"):
-                maker = Maker(emitter, kind, np.arange(width))
-                if self._apply(names, maker, scale, keep=False):
-                    return maker
-            self._refuse(names, f"folding into {emitter} would change what the block computes")
-            return None
-        if len(names) > 1:
-            return None
-        for name, view in self._views.items():
-            if name == names[0] or view.expert is not None or width % view.shape[0]:
-                continue
-            linear = self._linear_maker(names[0], view, given)
-            if linear is not None and self._apply(names, linear, scale[linear.source], keep=False):
-                return linear
-        return None
+            return [Maker(emitter, "gain", np.arange(width)), Maker(emitter, "offset gain", np.arange(width))]
+        earlier = list(self._given)[: list(self._given).index(names[0])] if len(names) == 1 else []
+        for name in reversed(earlier):  # the maker is most often the last of those before
+            view = self._views[name]
+            if view.expert is None and width % view.shape[0] == 0:
+                maker = self._linear_maker(names[0], view, given)
+                if maker is not None:
+                    return [maker]
+        return []
 
     def _linear_maker(self, name: str, view: LayerView, given: torch.Tensor) -> Maker | None:
         """Scale each output of `view` by its own number, and look for that in the input `given` to `name`."""
@@ -167,8 +169,8 @@ class Folder:
             return None
         return Maker(view.module.removeprefix(f"{self._path}."), "linear", source.numpy())
 
-    def _apply(self, names: Sequence[str], maker: Maker, scale: torch.Tensor, *, keep: bool = True) -> bool:
-        """Fold `scale` if the block then gives what it gave; `keep=False` only tries."""
+    def _apply(self, names: Sequence[str], maker: Maker, scale: torch.Tensor) -> bool:
+        """Fold `scale` if the block then gives what it gave, and if that is not all 1 in the type of the norm."""
         module = self._block.get_submodule(maker.inner)
         saved = [pair for name in names for pair in self._saved(self._views[name])]
         saved += [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
@@ -181,10 +183,9 @@ class Folder:
             scale = self._scale_norm(maker, module, scale)
         for name in names:
             self._weight(name).mul_(scale)
-        same = self._same()
-        if not same or not keep:
+        if bool((scale == 1).all()) or not self._same():
             self._restore(saved)
-            return same
+            return False
         for name in names:
             self._done.columns[name] = self._done.columns.get(name, torch.ones_like(scale)) * scale
         if rows is not None:
@@ -235,8 +236,9 @@ class Folder:
             parameter.detach().copy_(value)
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
-        self._done.refusals[names[0]] = f"nothing was folded into {', '.join(names)}: {why}"
-        logger.warning("%s", self._done.refusals[names[0]])
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
+        logger.info("%s", self._done.refusals[names[0]])
 
     def _observe(self, seen: Seen) -> None:
         self._given: dict[str, torch.Tensor] = {}
@@ -246,7 +248,7 @@ class Folder:
             seen(name, given)
 
         with tapped(self._block, list(self._views.values()), self._path, note):
-            self._run(self._hidden[0])
+            self._outputs = self._run(self._hidden[0])
 
     def _look(self, name: str) -> torch.Tensor:
         """What view `name` is given of the first batch now."""
@@ -254,24 +256,6 @@ class Folder:
         with tapped(self._block, [self._views[name]], self._path, lambda _name, given: found.append(given)):
             self._run(self._hidden[0])
         return found[0]
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Within, what each norm of the block hands out is noted: a module whose parameters are all vectors."""
-
-        def note(inner: str) -> Callable[..., None]:
-            return lambda _module, _inputs, out: self._emitted.__setitem__(inner, out)
-
-        handles = []
-        for inner, module in self._block.named_modules():
-            own = dict(module.named_parameters())
-            if "weight" in own and all(p.ndim == 1 for p in own.values()):
-                handles.append(module.register_forward_hook(note(inner)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _samples(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Inputs `[tokens, in]` of some views, evenly spaced over the first batches."""

@@ -94,6 +94,11 @@ def is_unfinished(out: Path) -> bool:
     return (folder_of(out) / NAME).is_file()
 
 
+def forget(out: Path) -> None:
+    """Remove what is kept of an output that is finished."""
+    shutil.rmtree(folder_of(out), ignore_errors=True)
+
+
 def refuse_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Raise `UsageError` where an output exists, or an unfinished run of it that nobody said what to do with."""
     out = Path(path).expanduser()

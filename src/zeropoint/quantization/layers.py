@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from zeropoint.algorithms import load, make_options, part_options, parts
 from zeropoint.errors import SchemeError, StatisticsError
 from zeropoint.plan import Choice
 from zeropoint.qtensor import QuantizedTensor
-from zeropoint.reference.rounding import check_finite
+from zeropoint.reference.rounding import check_finite, quantize
 from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
 
@@ -49,6 +49,10 @@ class Quantized:
     error: LayerError
     warning: str = ""
 
+    def saying(self, warning: str) -> Quantized:
+        """The same, with this to be said as well."""
+        return replace(self, warning="; ".join(part for part in (self.warning, warning) if part))
+
 
 def needs(choice: Choice) -> frozenset[str]:
     """The statistics that quantizing a weight in this way takes."""
@@ -61,7 +65,8 @@ def needs(choice: Choice) -> frozenset[str]:
 
 
 def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
-    """Carry out an integer choice. An algorithm that is not told enough gives way to `rtn`, with a warning.
+    """Carry out an integer choice. An algorithm that is not told enough gives way to `rtn`, with a warning; one that
+    makes of its statistics no more than `rtn` does says so too.
 
     Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
     """
@@ -89,11 +94,15 @@ def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats
     except SchemeError as cause:  # an algorithm does not know whose weight it was given
         raise SchemeError(f"{names} as {scheme}: {cause}") from cause
     ends = np.cumsum([len(value) for value in values]).tolist()
-    return [
-        Quantized(part, measure(view.name, value, part), warning if index == 0 else "")
-        for index, (view, value, end) in enumerate(zip(views, values, ends, strict=True))
-        for part in [made.rows(end - len(value), end)]
-    ]
+    found: list[Quantized] = []
+    for view, value, end in zip(views, values, ends, strict=True):
+        part = made.rows(end - len(value), end)
+        said = warning if not found else ""
+        if not warning and _is_fallback(value, choice, stats, part):
+            said = f"{parts(choice.algorithm)['quantize']} changed nothing against {FALLBACK} in {view.name}"
+            logger.warning("%s", said)
+        found.append(Quantized(part, measure(view.name, value, part), said))
+    return found
 
 
 def _quantize(
@@ -109,6 +118,21 @@ def _quantize(
         warning = f"{names} was rounded by {FALLBACK} instead: {cause}"
         logger.warning("%s", warning)
     return load(FALLBACK).quantize(values, stats, choice.scheme, make_options(FALLBACK, {})), warning
+
+
+def _is_fallback(
+    values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, made: QuantizedTensor
+) -> bool:
+    """Whether an algorithm made of a weight's statistics what the fallback does; the search for a grid comes last."""
+    if parts(choice.algorithm)["quantize"] == FALLBACK or not needs(choice):
+        return False
+    for start, stop in ((0, 1), (0, len(values))):
+        part = made.rows(start, stop)
+        nearest = quantize(values[start:stop], part.scheme, scale=part.scale, zero_point=part.zero_point)
+        if not np.array_equal(nearest.codes, part.codes):
+            return False
+    plain = load(FALLBACK).quantize(values, stats, made.scheme, make_options(FALLBACK, {}))
+    return bool(np.array_equal(plain.codes, made.codes) and np.array_equal(plain.scale, made.scale))
 
 
 def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:

@@ -30,7 +30,7 @@ from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.qtensor import Weight
-from zeropoint.quantization.journal import Journal, Run, is_unfinished, refuse_output
+from zeropoint.quantization.journal import Journal, Run, forget, is_unfinished, refuse_output
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
 
@@ -187,6 +187,7 @@ class _Running:
                 f"{out} is finished, by another command (not the same {', '.join(others)}): choose another name, or "
                 "overwrite it (--overwrite)"
             )
+        forget(out)  # the run was killed before it did
         self._resumed = len(self._checkpoint.blocks())
         self._errors = [LayerError(**error) for error in made.card["layer_errors"]]
         self._warnings = [note for note in made.card["notes"] if note != TRANSPOSED]

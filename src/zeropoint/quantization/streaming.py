@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.plan import Plan
+from zeropoint.plan import Choice, Plan
 from zeropoint.planning.coverage import check_complete
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.calibrated import CalibratedBlocks
@@ -22,9 +22,11 @@ from zeropoint.quantization.journal import Journal, Made
 from zeropoint.quantization.layers import LayerError, needs, quantize_view
 from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
+from zeropoint.quantization.rotating import rotated
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
+from zeropoint.views import LayerView
 
 NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 
@@ -46,7 +48,7 @@ class Progress:
 def needs_calibration(plan: Plan) -> bool:
     """Whether the plan asks for more of the layers' inputs than random tokens can tell."""
     return any(
-        needs(choice) - {"second_moment"} or len(parts(choice.algorithm)) > 1
+        needs(choice) - {"second_moment"} or parts(choice.algorithm).keys() - {"rotate", "quantize"}
         for choice in plan.choices.values()
     )
 
@@ -72,6 +74,7 @@ def stream(
     small for that.
     """
     check_complete(checkpoint, plan)
+    checkpoint = rotated(checkpoint, plan)
     if tokens is None and needs_calibration(plan):
         raise UsageError("this plan's algorithms observe the model on text: give calibration tokens")
     tuner = model_tuner(plan)
@@ -129,18 +132,22 @@ def _weights(
 def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) -> Callable[[str], Made]:
     """What makes each weight of the plan, asked in its order."""
     views = {view.name: view for view in checkpoint.views()[0]}
+    dtypes = {info.name: info.dtype for info in checkpoint.parameters()}
     stats = _moments(checkpoint, plan) if blocks is None else {}
 
     def make(name: str) -> Made:
         choice = plan.choices[name]
         if choice.scheme is None or choice.scheme.is_float:
-            return Made(
-                _kept(checkpoint, name, choice.scheme, None if blocks is None else blocks.folded(name))
-            )
+            folded = None if blocks is None else blocks.folded(name)
+            return Made(_kept(checkpoint, name, dtypes[name], choice.scheme, folded))
         if blocks is not None and blocks.covers(name):
             made = blocks.take(name)
         else:
             made = quantize_view(views[name], choice, stats.get(name))
+            if blocks is None and name not in stats and _wants_moments(views[name], choice):
+                made = made.saying(
+                    f"{name} was rounded as if its inputs were alike: they could not be measured"
+                )
         return Made(made.weight, made.error, made.warning)
 
     return make
@@ -148,17 +155,21 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
 
 def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
     """What round-to-nearest asks to know of its layers' inputs; nothing runs when no weight asks."""
-    names = {name for name, choice in plan.choices.items() if "second_moment" in needs(choice)}
+    views = {view.name: view for view in checkpoint.views()[0]}
+    names = {n for n, choice in plan.choices.items() if n in views and _wants_moments(views[n], choice)}
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
 
 
+def _wants_moments(view: LayerView, choice: Choice) -> bool:
+    """Whether random tokens are to tell the sizes of a weight's inputs: not for the embedding, head or experts."""
+    return view.kind in ("linear", "conv1d") and "second_moment" in needs(choice)
+
+
 def _kept(
-    checkpoint: Checkpoint, name: str, scheme: Scheme | None, folded: torch.Tensor | None
+    checkpoint: Checkpoint, name: str, dtype: torch.dtype, scheme: Scheme | None, folded: torch.Tensor | None
 ) -> NDArray[Any]:
-    """A parameter, or what it was `folded` into, in its own dtype or cast to the plan's float format."""
-    tensor = checkpoint.read(name).contiguous()
-    if folded is not None:
-        tensor = folded.to(tensor.dtype)
+    """A parameter, or what it was `folded` into, in its own `dtype` or cast to the plan's float format."""
+    tensor = (checkpoint.read(name) if folded is None else folded).to(dtype).contiguous()
     if tensor.dtype == torch.bfloat16:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     else:

@@ -76,6 +76,26 @@ class _ExpertTap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def norm_outputs(block: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Within, what each norm of a running block hands out: a module all of whose parameters are vectors."""
+    emitted: dict[str, torch.Tensor] = {}
+
+    def note(inner: str) -> Callable[..., None]:
+        return lambda _module, _inputs, out: emitted.__setitem__(inner, out)
+
+    handles = []
+    for inner, module in block.named_modules():
+        own = dict(module.named_parameters())
+        if "weight" in own and all(p.ndim == 1 for p in own.values()):
+            handles.append(module.register_forward_hook(note(inner)))
+    try:
+        yield emitted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def stages(views: Sequence[LayerView], run: Callable[[Seen], Any]) -> list[Stage]:
     """The order in which a block's views are given their inputs, found by `run`ning it once."""
     inputs: list[torch.Tensor] = []

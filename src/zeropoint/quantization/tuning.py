@@ -54,8 +54,7 @@ class Tuner:
         warning = f"{self.name} found nothing better for the block of {first} than what it started from"
         logger.warning("%s", warning)
         kept = {name: made for name, (_, made) in layers.items()}
-        said = "; ".join(part for part in (kept[first].warning, warning) if part)
-        kept[first] = Quantized(kept[first].weight, kept[first].error, said)
+        kept[first] = kept[first].saying(warning)
         return kept
 
 

@@ -10,12 +10,13 @@
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. No data is needed by rtn, the default
 algorithm; gptq observes the model on a text, which halves what 4 bits lose. Algorithms that do different work
-are joined by "+" in any order; they are carried out as folds, then layers, then blocks, then the model.
+are joined by "+" in any order; they are carried out as a rotation, folds, layers, blocks, then the model.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     if summary.calibration is not None:
         text = summary.calibration
         print(f"observed on {text['windows'] * text['length']} tokens of {text['source']}")
-    for line in [*(f"warning: {text}" for text in summary.warnings), *_surprises(rows)]:
+    for line in [*_warnings(summary.warnings), *_surprises(rows)]:
         print(line)
     result = _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows)
     result |= {"calibration": summary.calibration, "warnings": list(summary.warnings)}
@@ -257,16 +258,23 @@ def _print_coverage(rows: list[CoverageRow]) -> None:
     Console().print(table)
 
 
+def _warnings(texts: Sequence[str]) -> list[str]:
+    """What was not made as the plan says."""
+    return _shortened(
+        [f"warning: {text}" for text in texts], "warning: {} more (the artifact's card lists them)"
+    )
+
+
 def _surprises(rows: list[CoverageRow]) -> list[str]:
     """Kept matrices and their reasons: vectors are always kept and need no line."""
     lines = [
         f"kept: {row.name} ({row.reason})" for row in rows if row.decision == "kept" and len(row.shape) > 1
     ]
-    return (
-        lines
-        if len(lines) <= 6
-        else [*lines[:5], f"kept: {len(lines) - 5} more matrices (--coverage lists them)"]
-    )
+    return _shortened(lines, "kept: {} more matrices (--coverage lists them)")
+
+
+def _shortened(lines: list[str], more: str, most: int = 6) -> list[str]:
+    return lines if len(lines) <= most else [*lines[: most - 1], more.format(len(lines) - most + 1)]
 
 
 def _as_json(nbytes: int, source: int, seconds: float, rows: list[CoverageRow]) -> dict[str, object]:

@@ -1,0 +1,311 @@
+"""Rotate a checkpoint before anything of it is quantized: the same function from other weights.
+
+There is no table of architectures. The norms of a block that hand a tensor to its layers read the hidden states; what
+is inside the modules that are given that tensor and takes `width` numbers is turned on the way in, what gives `width`
+numbers on the way out. Which pair of layers hands on the values of attention is found by trying. Each block is run
+before and after on random hidden states, and the model is refused by name where that differs: where a norm takes the
+mean off (LayerNorm), or stands behind a layer instead of before it.
+
+Matrices are turned in float32 and quantized from there; biases, and matrices that the plan keeps, are then rounded to
+the type they are stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from zeropoint.algorithms import load, part_options, parts
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.errors import UnsupportedError, UsageError
+from zeropoint.plan import Plan
+from zeropoint.quantization.blocks import BlockRunner, FilledModel
+from zeropoint.quantization.folding import TOLERANCE, full_precision
+from zeropoint.quantization.taps import norm_outputs
+from zeropoint.views import LayerView
+
+#: Random tokens that blocks are run on, before and after.
+TOKENS = 24
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""A parameter in float32, as the model holds it, to what it becomes."""
+
+
+def rotated(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
+    """The checkpoint that a plan's rotation makes of this one; itself where the plan names none.
+
+    Raises `UsageError` when the plan's choices name different ones, or one of nothing, `UnsupportedError` when the
+    model cannot be rotated.
+    """
+    found: list[tuple[str, Any]] = []
+    for choice in plan.choices.values():
+        name = parts(choice.algorithm).get("rotate") if choice.scheme is not None else None
+        if name is not None:
+            wanted = name, part_options(choice.algorithm, choice.options)[name]
+            if wanted not in found:
+                found.append(wanted)
+    if len(found) > 1:
+        raise UsageError("the whole model is rotated at once: give all weights the same rotation in the plan")
+    if not found:
+        return checkpoint
+    name, options = found[0]
+    if not (options.residual or options.heads):
+        raise UsageError(f"the options of {name} leave it nothing to rotate")
+    with full_precision():
+        changes = _Rotation(checkpoint, load(name).rotate, plan.seed).find(options.residual, options.heads)
+    return checkpoint.changed(changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A parameter of a block, `[out, in]` or a stack of such; `transposed` where the model holds `[in, out]`.
+
+    `norm` is the one that reads the hidden states for it, if any; `given` says that it is given that norm's output.
+    """
+
+    name: str
+    out: int
+    columns: int
+    transposed: bool
+    norm: str | None
+    given: bool
+
+    def on_the_way_in(self, matrix: torch.Tensor) -> Change:
+        """`W Q`: it is given `x Q` in place of `x`."""
+        return lambda value: matrix.T @ value if self.transposed else value @ matrix
+
+    def on_the_way_out(self, matrix: torch.Tensor) -> Change:
+        """`Q' W`: it gives `y Q` in place of `y`."""
+        return lambda value: value @ matrix if self.transposed else matrix.T @ value
+
+    def times(self, gain: torch.Tensor) -> Change:
+        """`W diag(g)`: it is given `x` in place of `g x`."""
+        return lambda value: value * (gain[:, None] if self.transposed else gain)
+
+
+class _Rotation:
+    """Finds what becomes of each parameter of a model: `matrix(width, seed)` gives the rotations."""
+
+    def __init__(self, checkpoint: Checkpoint, matrix: Callable[[int, int], Any], seed: int) -> None:
+        config = checkpoint.config.get_text_config()
+        self._checkpoint = checkpoint
+        self._model = FilledModel(checkpoint)
+        self._views = {view.parameter: view for view in checkpoint.views()[0]}
+        self._width: int = config.hidden_size
+        self._head: int = getattr(config, "head_dim", None) or self._width // config.num_attention_heads
+        self._turn = torch.from_numpy(matrix(self._width, seed))
+        self._turn_head = torch.from_numpy(matrix(self._head, seed + 1))
+        ids = torch.randint(0, config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(seed))
+        self._runner = BlockRunner(self._model, ids)
+        self._offset = 0.0
+
+    def find(self, residual: bool, heads: bool) -> dict[str, Change]:
+        """Parameter name -> its change. Raises `UnsupportedError` where the function would not be the same."""
+        tied = [info.name for info in self._checkpoint.parameters() if info.tied_to is not None]
+        if residual and tied:
+            raise self._refusal(
+                f"its embedding is tied to {tied[0]}, which alone takes the last norm's gain",
+                "leave it as it is with the option residual=false of rotation",
+            )
+        outside = self._model.outside()
+        self._model.fill(outside)
+        hidden = self._runner.start()[0]
+        changes: dict[str, Change] = {}
+        for index, path in enumerate(self._model.blocks):
+            names = self._model.names(f"{path}.")
+            self._model.fill(names)
+            block = _Block(self._runner, index, path, self._model.module.get_submodule(path), hidden)
+            if residual:
+                changes |= self._turn_residual(block)
+            if heads:
+                changes |= self._turn_heads(block)
+            hidden = block.out
+            self._model.drop(names)
+        if residual:
+            changes |= self._turn_ends(outside, hidden)
+        self._model.drop(outside)
+        return changes
+
+    def _turn_residual(self, block: _Block) -> dict[str, Change]:
+        matrices = block.matrices(self._views)
+        readers = [
+            m for m in matrices if m.norm and m.columns == self._width and (m.given or m.out != self._width)
+        ]
+        writers = [m for m in matrices if m not in readers and m.out == self._width]
+        for offset in (self._offset, 1.0 - self._offset):
+            changes: dict[str, Change] = {}
+            for reader in readers:
+                gain = block.value(f"{block.path}.{reader.norm}.weight") + offset
+                changes[reader.name] = _both(reader.times(gain), reader.on_the_way_in(self._turn))
+                changes[f"{block.path}.{reader.norm}.weight"] = _constant(1.0 - offset)
+            for writer in writers:
+                changes[writer.name] = writer.on_the_way_out(self._turn)
+                if (bias := writer.name.removesuffix("weight") + "bias") in block.names:
+                    changes[bias] = _times(self._turn)
+            if block.is_same(changes, self._turn):
+                self._offset = offset
+                block.changes, block.turn = changes, self._turn
+                return changes
+        if block.has_layer_norm():
+            raise self._refusal(
+                f"the norms of {block.path} take the mean off, which a rotation does not keep"
+            )
+        raise self._refusal(f"turned hidden states would change what {block.path} computes")
+
+    def _turn_heads(self, block: _Block) -> dict[str, Change]:
+        """The layer that makes the values of attention, and the one that takes them, found by trying."""
+        matrices = [
+            m for m in block.matrices(self._views) if m.out * m.columns == block.value(m.name).numel()
+        ]
+        for taker in (m for m in matrices if not m.given and m.columns % self._head == 0):
+            for maker in reversed([m for m in matrices if m.given and m.out % self._head == 0]):
+                if taker.columns % maker.out:
+                    continue
+                made, taken = (self._all_heads(n) for n in (maker.out, taker.columns))
+                changes = {
+                    maker.name: _both(block.changes.get(maker.name), maker.on_the_way_out(made)),
+                    taker.name: _both(block.changes.get(taker.name), taker.on_the_way_in(taken)),
+                }
+                if (bias := maker.name.removesuffix("weight") + "bias") in block.names:
+                    changes[bias] = _times(made)
+                if block.is_same(block.changes | changes, block.turn):
+                    return changes
+        raise self._refusal(
+            f"no layer of {block.path} makes the values of attention alone",
+            "leave them as they are with the option heads=false of rotation",
+        )
+
+    def _all_heads(self, width: int) -> torch.Tensor:
+        return torch.kron(torch.eye(width // self._head), self._turn_head)
+
+    def _turn_ends(self, outside: list[str], hidden: torch.Tensor) -> dict[str, Change]:
+        """The embedding writes the first hidden states; the last norm and the output head read the last ones."""
+        kinds = {view.kind: view.name for view in self._views.values()}
+        embedding, head = kinds.get("embedding"), kinds.get("lm_head")
+        norms = [name for name in outside if name != embedding]
+        if embedding is None or head is None or len(norms) != 1:
+            raise self._refusal(f"{', '.join(norms)} are more than one norm between the blocks and the head")
+        self._model.fill([head])
+        norm = self._model.module.get_submodule(norms[0].removesuffix(".weight"))
+        gain = norm.get_parameter("weight") + self._offset
+        reader = _Matrix(head, 0, self._width, False, norms[0], given=True)
+        changes = {
+            embedding: _Matrix(embedding, 0, self._width, False, None, given=False).on_the_way_in(self._turn),
+            head: _both(reader.times(gain), reader.on_the_way_in(self._turn)),
+            norms[0]: _constant(1.0 - self._offset),
+        }
+        weight = self._model.module.get_parameter(head).detach()
+        before = norm(hidden) @ weight.T
+        plain = {"weight": changes[norms[0]](norm.get_parameter("weight").detach())}
+        after = functional_call(norm, plain, (hidden @ self._turn,)) @ changes[head](weight).T
+        self._model.drop([head])
+        if (after - before).norm() > TOLERANCE * before.norm():
+            raise self._refusal(f"{norms[0]} does not pass a rotation on")
+        return changes
+
+    def _refusal(self, why: str, advice: str = "") -> UnsupportedError:
+        """The model is named by its type."""
+        end = f"; {advice}" if advice else ""
+        return UnsupportedError(f"rotation does not fit {self._checkpoint.model_type}: {why}{end}")
+
+
+class _Block:
+    """One filled block, run on hidden states `[1, tokens, width]`; `changes` and `turn` are those of its residual."""
+
+    def __init__(
+        self, runner: BlockRunner, index: int, path: str, module: torch.nn.Module, hidden: torch.Tensor
+    ) -> None:
+        self.path, self._module, self._hidden = path, module, hidden
+        self._run = partial(runner.run_with, index, module)
+        self.names = {f"{path}.{inner}" for inner, _ in module.named_parameters()}
+        self.changes: dict[str, Change] = {}
+        self.turn = torch.eye(hidden.shape[-1])
+        self._fed: dict[str, str] = {}
+        self._norms: dict[str, torch.nn.Module] = {}
+        with torch.no_grad(), norm_outputs(module) as emitted, self._noting(emitted):
+            self.out = self._run({}, hidden)
+
+    def value(self, name: str) -> torch.Tensor:
+        return self._module.get_parameter(name.removeprefix(f"{self.path}.")).detach()
+
+    def matrices(self, views: Mapping[str, LayerView]) -> list[_Matrix]:
+        found = []
+        for name in self.names:
+            value = self.value(name)
+            if value.ndim < 2:
+                continue
+            transposed = name in views and views[name].transposed
+            columns, out = value.shape[-2:] if transposed else (value.shape[-1], value.shape[-2])
+            owner = name.removeprefix(f"{self.path}.").rpartition(".")[0]
+            around = [inner for inner in self._fed if owner == inner or owner.startswith(f"{inner}.")]
+            norm = self._fed[max(around, key=len)] if around else None
+            found.append(_Matrix(name, out, columns, transposed, norm, owner in self._fed))
+        return sorted(
+            found, key=lambda matrix: list(views).index(matrix.name) if matrix.name in views else -1
+        )
+
+    def is_same(self, changes: Mapping[str, Change], turn: torch.Tensor) -> bool:
+        """Whether the changed block turns `x turn` into `y turn` where it turned x into y."""
+        with torch.no_grad():
+            made = {
+                name.removeprefix(f"{self.path}."): change(self.value(name))
+                for name, change in changes.items()
+            }
+            difference = self._run(made, self._hidden @ turn) - self.out @ turn
+        return bool(difference.norm() <= TOLERANCE * (self.out - self._hidden).norm())
+
+    def has_layer_norm(self) -> bool:
+        """Whether a norm gives the same for all of its input moved by one number."""
+        with torch.no_grad():
+            return any(
+                torch.allclose(norm(self._hidden), norm(self._hidden + 1), atol=1e-3)
+                for norm in self._norms.values()
+            )
+
+    @contextmanager
+    def _noting(self, emitted: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Within, which modules are given the output of which norm of the hidden states, in whatever shape."""
+        width = self._hidden.shape[-1]
+
+        def note(inner: str) -> Callable[..., None]:
+            def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                for value in (*args, *kwargs.values()):
+                    for norm, out in emitted.items():
+                        if isinstance(value, torch.Tensor) and out.shape[-1] == width and _shares(value, out):
+                            self._fed[inner] = norm
+                            self._norms[norm] = self._module.get_submodule(norm)
+
+            return look
+
+        handles = [
+            module.register_forward_pre_hook(note(inner), with_kwargs=True)
+            for inner, module in self._module.named_modules()
+            if inner
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _shares(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.data_ptr() == second.data_ptr() and first.numel() == second.numel()
+
+
+def _both(first: Change | None, second: Change) -> Change:
+    return second if first is None else lambda value: second(first(value))
+
+
+def _times(matrix: torch.Tensor) -> Change:
+    return lambda value: value @ matrix
+
+
+def _constant(number: float) -> Change:
+    return lambda value: torch.full_like(value, number)
