@@ -14,6 +14,8 @@ from quantizer import Calibration
 HEAD = "embedding = head quantized too"
 FORMATS = {
     "Q8_0": ("8 bits", HEAD),
+    "Q5_0": ("5 bits, groups of 32", f"{HEAD}; imatrix"),
+    "Q5_1": ("5 bits, groups of 32", f"{HEAD}; imatrix; asymmetric"),
     "Q4_0": ("4 bits, groups of 32", f"{HEAD}; imatrix"),
     "Q4_1": ("4 bits, groups of 32", f"{HEAD}; imatrix; asymmetric"),
     "Q4_K_M": ("4 bits, mixed with wider", f"{HEAD}; imatrix; rows of 576 fall back to Q5_0"),
