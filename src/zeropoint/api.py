@@ -170,6 +170,7 @@ def fit(
     max_perplexity_increase: float | None = None,
     min_decode: float | None = None,
     min_prefill: float | None = None,
+    max_accuracy_drop: float | None = None,
     threads: int | None = None,
     progress: Callable[[str, float], None] | None = None,
     **settings: Any,
@@ -185,7 +186,7 @@ def fit(
     from zeropoint.machine import Machine
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-    budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill)
+    budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill, max_accuracy_drop)
     try:
         wanted = Settings(threads=threads or Machine.detect().cores, **settings)
     except TypeError as cause:

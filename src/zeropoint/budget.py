@@ -20,6 +20,7 @@ class Budget:
     - `max_memory`: bytes of all weights, in the artifact and so in memory;
     - `max_kl`: mean KL divergence from the 16-bit model, nats a token;
     - `max_perplexity_increase`: relative, 0.01 is 1 %;
+    - `max_accuracy_drop`: the fall of accuracy on each task, 0.02 is two more wrong answers in 100;
     - `min_decode`, `min_prefill`: tokens a second of one sequence on this machine, generated and read.
     """
 
@@ -28,6 +29,7 @@ class Budget:
     max_perplexity_increase: float | None = None
     min_decode: float | None = None
     min_prefill: float | None = None
+    max_accuracy_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -43,6 +45,7 @@ class Budget:
         max_perplexity_increase: str | None = None,
         min_decode: str | None = None,
         min_prefill: str | None = None,
+        max_accuracy_drop: float | None = None,
     ) -> Budget:
         """From human units. Raises `UsageError` for what cannot be read."""
         return cls(
@@ -51,6 +54,7 @@ class Budget:
             None if max_perplexity_increase is None else parse_share(max_perplexity_increase),
             None if min_decode is None else parse_rate(min_decode),
             None if min_prefill is None else parse_rate(min_prefill),
+            max_accuracy_drop,
         )
 
     @property
@@ -59,7 +63,8 @@ class Budget:
 
     @property
     def is_empty(self) -> bool:
-        return all(value is None for value in asdict(self).values())
+        """Nothing to plan by: accuracy alone is only known when a plan has been carried out."""
+        return all(value is None for name, value in asdict(self).items() if name != "max_accuracy_drop")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

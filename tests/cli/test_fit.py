@@ -9,7 +9,10 @@ import pytest
 
 from tests.tiny import make_checkpoint
 from zeropoint import artifact
+from zeropoint.budget import Budget
 from zeropoint.cli.main import main
+from zeropoint.errors import UsageError
+from zeropoint.fitting import Settings, fit
 
 QUICK = ["--tokens", "600", "--planning-tokens", "300", "--evaluations", "2", "--threads", "1"]
 
@@ -133,3 +136,17 @@ def test_a_plan_for_another_machine(
     (tmp_path / "box.json").write_text("[]")
     assert run(model, cache, "-o", tmp_path / "again", *options) == 2
     assert "does not describe a machine" in capsys.readouterr().err
+
+
+def test_accuracy_is_the_gates(
+    model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(model, cache, "-o", out, "--max-memory", "75kB", "--max-accuracy-drop", "2%") == 2
+    assert "need --tasks" in capsys.readouterr().err
+    task = tmp_path / "task.yaml"
+    task.write_text("task: t\n")
+    assert run(model, cache, "-o", out, "--tasks", task, "--max-accuracy-drop", "2%") == 2
+    assert "give a budget" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="nothing to plan by"):
+        fit(model, None, Budget(max_accuracy_drop=0.1), Settings(), lambda *_: None)

@@ -41,7 +41,12 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
     engine does not run, and the errors of the steps.
     """
     if budget.is_empty:
-        raise UsageError("the budget is empty: bound the memory, the loss or the speed")
+        raise UsageError(
+            "there is nothing to plan by: bound the memory, the loss as KL or perplexity, or the speed; "
+            "accuracy on tasks is a bound of the gate only"
+        )
+    if budget.max_accuracy_drop is not None and settings.tasks is None:
+        raise UsageError("a bound on accuracy needs tasks to measure it on")
     if settings.objective is not None and settings.objective not in OBJECTIVES:
         raise UsageError(f"there is no objective {settings.objective!r}: use {', '.join(OBJECTIVES)}")
     if out is not None:
@@ -105,6 +110,8 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
             str(checkpoint.path),
             max_kl=max_kl,
             max_perplexity_increase=budget.max_perplexity_increase,
+            tasks=settings.tasks,
+            max_accuracy_drop=budget.max_accuracy_drop,
             text=str(text),
             tokens=settings.gate_tokens,
             threads=settings.threads,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.budget import Budget
-from zeropoint.evaluate import Verdict
+from zeropoint.evaluate import TaskRequest, Verdict
 from zeropoint.machine import Machine
 from zeropoint.plan import Plan
 from zeropoint.planning.solver import Quantity
@@ -25,7 +25,7 @@ OBJECTIVES: dict[str, dict[Quantity, float]] = {
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate; what was measured is kept in
-    the folder `cache`, or nowhere; `machine` is where it shall run, None for this one."""
+    the folder `cache`, or nowhere; `machine` is where it shall run, None for this one; `tasks` are the gate's."""
 
     formats: tuple[str, ...] = ("int8", "int4")
     algorithm: str = "rtn"
@@ -42,6 +42,7 @@ class Settings:
     anyway: bool = False
     cache: Path | None = None
     machine: Machine | None = None
+    tasks: TaskRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)

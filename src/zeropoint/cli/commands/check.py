@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
         max_perplexity_increase=args.max_perplexity_increase,
         min_top1=args.min_top1,
         engine=args.engine,
-        tasks=_tasks(args),
+        tasks=task_request(args),
         max_accuracy_drop=args.max_accuracy_drop,
     )
 
 
-def _tasks(args: argparse.Namespace) -> TaskRequest | None:
+def task_request(args: argparse.Namespace) -> TaskRequest | None:
     """The tasks that `add_task_options` asked for. Raises `UsageError` when there are none such."""
     from zeropoint.errors import UsageError
     from zeropoint.evaluate import TaskRequest

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zeropoint.cli.commands.check import add_task_options, task_request
 from zeropoint.cli.common import (
     add_json_option,
     add_threads_option,
@@ -134,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="a page with what could be had, and what was taken"
     )
+    add_task_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact already")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     add_threads_option(parser)
@@ -163,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         anyway=args.anyway,
         cache=None if args.no_cache else args.cache or default_folder(),
+        tasks=task_request(args),
         machine=None if args.machine is None else read_machine(args.machine),
     )
     with progress_fraction() as progress:
@@ -206,7 +209,7 @@ def _budget(args: argparse.Namespace) -> Budget:
         options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
         out = "--plan-only" if args.out is None else f"-o {args.out}"
         print(f"the same without questions: zeropoint fit {args.model} {out} {options}\n")
-    return Budget.parse(**given)
+    return Budget.parse(**given, max_accuracy_drop=args.max_accuracy_drop)
 
 
 def _ask() -> dict[str, str]:
