@@ -145,7 +145,9 @@ class CalibratedBlocks:
         block = self._model.module.get_submodule(path)
         refusals = self._fold(path, index, block) if path in self._folds else {}
         views = {view.name: view for view in self._views[path]}
-        replay = Replay(block, path, list(views.values()), partial(self._run, index, block), self._hidden[0])
+        replay = Replay(
+            block, path, list(views.values()), partial(self._run, index, block), self._hidden[0][:1]
+        )
         drifting = [
             s.names[0] for s in replay.stages if s.shared and any("drift" in self._needs[n] for n in s.names)
         ]
