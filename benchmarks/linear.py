@@ -1,12 +1,16 @@
 """One linear layer: our integer kernels against every int8 and int4 product that torch has on the CPU.
 
-    python benchmarks/linear.py --threads 2 --markdown benchmarks/results/linear.md --json linear.json
+    python benchmarks/linear.py --threads 2 --rows 1 --json 1.json     # one run for each number of rows, then
+    python benchmarks/linear.py --from 1.json 8.json 128.json 512.json --markdown benchmarks/results/linear.md
 
 All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
 slow second on a shared machine hurts all alike. Torch's products take an input that is already in their type, so
 ours are timed twice: the product alone, of an input that is quantized already, as a layer gets it whose norm or
 neighbour has quantized it; and with the quantization, from float32. At few rows (`--rotate-rows`) each call uses
 the next of many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
+
+Two comparisons, because an `a16token` activation is two int8 digits and costs two products: what a layer takes
+(`a16token`) against the fastest that torch has, and one int8 product (`a8token`) against torch's, `_int_mm`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +37,13 @@ from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import parse
 
 SHAPES = ((2048, 2048), (5632, 2048), (576, 1536), (49152, 576))
-OURS = ("int8:channel:sym:bf16:a16token", "int8:channel:sym:bf16:a8token", "int4:g32:sym:nested:a16token")
+INT8, INT4 = "int8:channel:sym:bf16:a16token", "int4:g32:sym:nested:a16token"
+INT8_TOKEN, INT4_TOKEN = "int8:channel:sym:bf16:a8token", "int4:g32:sym:nested:a8token"
+OURS = (INT8, INT8_TOKEN, INT4, INT4_TOKEN)
+FOUR_BITS = "_weight_int4pack_mm_for_cpu g32"
+ONE_INT8_PRODUCT = "_int_mm"
+FLOATS = "F.linear"
+SAYS, TABLES = "## What it says", "## Tables"
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,10 @@ def theirs(shape: tuple[int, int], x: torch.Tensor) -> list[Contestant]:
     return [
         Contestant("F.linear float32", copied(w, lambda v: F.linear(x, v))),
         Contestant("F.linear bfloat16", copied(w.bfloat16(), lambda v: F.linear(half, v))),
-        Contestant("_int_mm", copied(int8, lambda v: torch._int_mm(codes, v.t()))),
+        Contestant(ONE_INT8_PRODUCT, copied(int8, lambda v: torch._int_mm(codes, v.t()))),
         Contestant("_weight_int8pack_mm", copied(int8, lambda v: torch._weight_int8pack_mm(half, v, scale))),
         Contestant(
-            "_weight_int4pack_mm_for_cpu g32",
+            FOUR_BITS,
             copied(int4, lambda v: int4_product(half, v, 32, scale_and_zero)),
         ),
         Contestant("quantized.linear_dynamic", dynamic),
@@ -182,6 +193,61 @@ def table(results: list[dict[str, object]], header: list[str]) -> str:
     return "\n".join(lines)
 
 
+def summary_row(cell: dict[str, Any]) -> str:
+    """One cell's ratios, our time into torch's."""
+    us = {r["name"]: r["median_us"] for r in cell["rows"]}
+    torch_us = {name: value for name, value in us.items() if not name.startswith("zeropoint")}
+    best = min(torch_us, key=lambda name: torch_us[name])
+    integers = [name for name in torch_us if not name.startswith(FLOATS)]
+    eight_bits = min(torch_us[name] for name in integers if name != FOUR_BITS)
+
+    def ratio(peer_us: float, scheme: str, more: str = "") -> str:
+        return f"{peer_us / us[f'zeropoint {scheme}{more}']:.2f}"
+
+    of_all = [ratio(torch_us[best], scheme) for scheme in (INT8, INT4)]
+    from_float = [ratio(torch_us[best], scheme, ", from float32") for scheme in (INT8, INT4)]
+    same_bits = [ratio(eight_bits, INT8), ratio(torch_us[FOUR_BITS], INT4)]
+    one_product = [ratio(torch_us[ONE_INT8_PRODUCT], scheme) for scheme in (INT8_TOKEN, INT4_TOKEN)]
+    shape = [f"{cell['out']} x {cell['in']}", str(cell["m"]), best, f"{torch_us[best]:.0f}"]
+    return "| " + " | ".join(shape + of_all + from_float + same_bits + one_product) + " |"
+
+
+def summary(runs: list[dict[str, Any]]) -> str:
+    """The head of the results' page: how it was measured, and the ratios of every cell."""
+    columns = ["N x K", "M", "best of torch", "µs", "int8", "int4", "int8 from float32", "int4 from float32"]
+    columns += ["int8 against torch's 8 bits", "int4 against torch's 4 bits"]
+    columns += ["int8 `a8token` against `_int_mm`", "int4 `a8token` against `_int_mm`"]
+    lines = [
+        "# One linear layer: our kernels and torch's, same process",
+        "",
+        "One run for each number of rows, with nothing else at work. `GB/s` is the packed weight's bytes over the",
+        "median time. Torch's products take an input of their own type; ours take one that is quantized already,",
+        'and "from float32" includes quantizing it.',
+        "",
+        *dict.fromkeys(line for run in runs for line in run["header"]),  # each once
+        "",
+        "## Summary: speed against torch, more than 1 is faster",
+        "",
+        f"int8 is `{INT8}`, int4 `{INT4}`: two int8 products for each weight. They stand against the fastest of torch,",
+        "then against the fastest that reads as many bits (8 bits: all but `F.linear` and `_weight_int4pack_mm`).",
+        "The last two columns compare the same arithmetic, one int8 product: ours of `a8token` against `_int_mm`.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *(summary_row(cell) for run in runs for cell in run["cells"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def page(runs: list[dict[str, Any]], path: Path) -> str:
+    """The whole page. What `path` says about its figures already was written by hand and stays."""
+    old = path.read_text() if path.exists() else ""
+    says = old[old.index(SAYS) : old.index(TABLES)] if SAYS in old and TABLES in old else f"{SAYS}\n\n"
+    cells = [cell for run in runs for cell in run["cells"]]
+    return f"{summary(runs)}\n{says}{TABLES}\n\n{table(cells, [])}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,20 +260,29 @@ def main() -> None:
     parser.add_argument("--rotate-rows", type=int, default=8, help="rotate weights up to this many rows")
     parser.add_argument("--rotate-mb", type=int, default=640)
     parser.add_argument("--skip", nargs="*", default=[], help="contestants whose name holds one of these")
+    parser.add_argument(
+        "--from", dest="runs", type=Path, nargs="+", help="measure nothing: the page of these runs"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    if options.runs:
+        if options.markdown is None:
+            parser.error("--from needs --markdown, the page to write")
+        text = page([json.loads(run.read_text()) for run in options.runs], options.markdown)
+        options.markdown.write_text(text)
+        return
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     limit = library.read_bandwidth(640 << 20, options.threads, 5) / 1e9
     machine = Machine.detect()
     header = [
-        f"- command: `python benchmarks/linear.py {' '.join(sys.argv[1:])}`",
+        f"- `python benchmarks/linear.py {' '.join(sys.argv[1:])}`, memory read then {limit:.1f} GB/s",
         f"- machine: {machine.processor}, {machine.cores} cores, kernels {active_isa()}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
-        f"- {options.threads} threads; memory read {limit:.1f} GB/s with as many (640 MB, best of 5); rotated "
-        f"weights take more than {options.rotate_mb} MB",
+        f"- memory read: 640 MB by {options.threads} threads, the best of 5; rotated weights take more than "
+        f"{options.rotate_mb} MB",
         f"- {options.rounds} interleaved rounds of about {options.round_ms:.0f} ms each; µs a call",
     ]
     results: list[dict[str, object]] = []
@@ -234,7 +309,7 @@ def main() -> None:
             json.dumps({"header": header, "bandwidth_gbps": limit, "cells": results}, indent=1)
         )
     if options.markdown:
-        options.markdown.write_text("# One linear layer\n\n" + table(results, header))
+        options.markdown.write_text(page([{"header": header, "cells": results}], options.markdown))
 
 
 if __name__ == "__main__":

@@ -237,8 +237,7 @@ constexpr int64_t kStreamBytes = 16 << 20;
 
 int64_t amx_scratch_bytes(const Weight& w, int64_t rows) {
   if (is_few(w, rows)) return kFewBytes;
-  return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 +
-         (w.nibbles ? 32 * w.columns_padded : 0);
+  return (8 * kMaxChunk + 4) * kTile + kept_bytes(w, rows) + w.segments * 256 + 256 + widened_bytes(w);
 }
 
 void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
@@ -253,7 +252,7 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   for (int64_t block = begin; block < end; block += 2) {
     const int blocks = static_cast<int>(smaller(2, end - block));
     const Panel panel = prepare(w, p.rows, block, blocks, streams, static_cast<uint8_t*>(scratch));
-    if (!w.scale_by_segment && !w.input_by_segment)
+    if (sums_whole_rows(w))
       whole_rows(p, panel);
     else if (byte_zeros(w))
       any<true>(p, panel);

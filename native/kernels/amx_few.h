@@ -15,7 +15,7 @@ constexpr int64_t kFewBytes = (4 + 4 * kSlots) * kTile;  // scratch: tiles of su
 
 // All rows fit two tiles of the input, and are summed as integers to their ends.
 bool is_few(const Weight& w, int64_t rows) {
-  return !w.scale_by_segment && !w.input_by_segment && rows * w.digits <= 32;
+  return sums_whole_rows(w) && rows * w.digits <= 32;
 }
 
 // TILES of the input times as many blocks as leave four tiles of sums: tile t and block n in 2 * t + n.

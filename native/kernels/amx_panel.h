@@ -79,12 +79,13 @@ constexpr int kMaxChunk = 4;  // segments
 
 // Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
 struct Panel {
-  const uint8_t* codes[2];
-  uint8_t* kept;        // tiles of sums between two parts of a long row
-  float* scale;         // [segments or 1][2][16]
-  int32_t* zero_point;  // likewise; null unless codes of 8 bits have one
-  uint8_t* buffer;      // two chunks of tiles
-  float* total;         // [4][16][16] sums kept between chunks
+  const uint8_t* codes[2];  // null when nibbles are widened in parts
+  uint8_t* widened;         // codes of nibbles: a part of the columns, or all
+  uint8_t* kept;            // tiles of sums between two parts of a long row
+  float* scale;             // [segments or 1][2][16]
+  int32_t* zero_point;      // likewise; null unless codes of 8 bits have one
+  uint8_t* buffer;          // two chunks of tiles
+  float* total;             // [4][16][16] sums kept between chunks
   int64_t block;
   int blocks;
   bool streams;  // past the caches into memory
@@ -103,15 +104,29 @@ __m512i load_zero(const Weight& w, int64_t at) {
 }
 
 // Columns of a weight that are multiplied before the next: 32 channels of them stay in the first-level cache.
-constexpr int64_t kPart = 1024;
+constexpr int64_t kPart = 1024;  // at most
+
+// Parts as long as each other, since each brings sums to and fro.
+int64_t part_columns(const Weight& w) {
+  const int64_t parts = (w.columns_padded + kPart - 1) / kPart;
+  return (w.columns_padded / 64 + parts - 1) / parts * 64;
+}
 
 int64_t pairs_of(const Weight& w, int64_t rows) {
   return w.digits == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
 }
 
+// One scale serves a row, and one a channel: integers are summed to the rows' ends.
+bool sums_whole_rows(const Weight& w) {
+  return !w.scale_by_segment && !w.input_by_segment;
+}
+
+int64_t widened_bytes(const Weight& w) {
+  return w.nibbles ? 32 * (sums_whole_rows(w) ? kPart : w.columns_padded) : 0;
+}
+
 int64_t kept_bytes(const Weight& w, int64_t rows) {
-  const bool whole = !w.scale_by_segment && !w.input_by_segment;
-  return whole && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
+  return sums_whole_rows(w) && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
 // Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-15.
@@ -190,6 +205,7 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
     p.zero_point = reinterpret_cast<int32_t*>(scratch);
     scratch += w.segments * 128;
   }
+  p.widened = scratch;
   for (int n = 0; n < 2; ++n) {
     const int64_t b = block + (n < blocks ? n : 0);
     for (int64_t s = 0; s < parts; ++s)
@@ -201,12 +217,9 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
                            load_zero(w, (b * w.groups + s / w.segments_per_group) * 16));
     if (!w.nibbles) {
       p.codes[n] = w.codes + b * w.columns_padded * 16;
-    } else if (n < blocks) {
-      widen(w, b, 0, w.columns_padded, scratch);
-      p.codes[n] = scratch;
-      scratch += w.columns_padded * 16;
-    } else {
-      p.codes[n] = p.codes[0];
+    } else if (!sums_whole_rows(w)) {
+      p.codes[n] = p.widened + (b - block) * w.columns_padded * 16;
+      if (n < blocks) widen(w, b, 0, w.columns_padded, p.widened + n * w.columns_padded * 16);
     }
   }
   compiler_barrier();
@@ -270,19 +283,17 @@ class Prefetch {
   Prefetch(const Product& p, const Panel& panel, int64_t steps) {
     const Weight& w = *p.weight;
     const int64_t bytes = w.columns_padded * (w.nibbles ? 8 : 16);
-    next_ = w.codes + (panel.block + 2) * bytes;
-    end_ = w.codes + smaller(panel.block + 4, w.blocks) * bytes;
-    step_ = (2 * bytes / steps / 64 + 1) * 64;
+    const int64_t blocks = smaller(2, w.blocks - (panel.block + 2));
+    next_ = reinterpret_cast<const char*>(w.codes + (panel.block + 2) * bytes);
+    lines_ = blocks > 0 ? (blocks * bytes / 64 + steps - 1) / steps : 0;
   }
   ZP_INLINE void some() {
-    const uint8_t* stop = next_ + step_ < end_ ? next_ + step_ : end_;
-    for (; next_ < stop; next_ += 64) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T1);
+    for (int64_t i = 0; i < lines_; ++i, next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
   }
 
  private:
-  const uint8_t* next_;
-  const uint8_t* end_;
-  int64_t step_;
+  const char* next_;
+  int64_t lines_;
 };
 
 // Takes the lines of a block of the output for writing before its sums are ready: in order behind a

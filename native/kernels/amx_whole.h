@@ -1,77 +1,96 @@
 // Many rows on AMX tiles when one scale serves a row and a channel: part of amx.cpp.
 #pragma once
 
+#include <utility>
+
 #include "amx_panel.h"
 
 namespace zp {
 namespace {
 
+// Tile C = 2 * m + n of sums lies in slot 2 * n + m: rows of a block one after the other.
+template <int C>
+constexpr int64_t kSlot = (C % 2 * 2 + C / 2) * kTile;
+
 // Tile C's way from one block of the output to the next: its sums go to `before`, if there was a block
 // before, and it goes on from those at `from`, or from zero.
 template <int C>
 ZP_INLINE void change_sums(uint8_t* before, const uint8_t* from) {
-  if (before) tile_store<C>(before + C * kTile);
+  if (before) tile_store<C>(before + kSlot<C>);
   if (from)
-    tile_load<C>(from + C * kTile, 64);
+    tile_load<C>(from + kSlot<C>, 64);
   else
     tile_zero<C>();
 }
 
-// A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. The
-// matrix unit would wait for it, so it goes a few rows at a time between the tile products of the block
-// after.
-template <int DIGITS, bool ZERO>
+// A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. It
+// goes a few rows at a time between the tile products of the block after, and in few instructions, so that
+// the next products are never far.
+template <int DIGITS, bool ZERO, bool STREAMS>
 class Finish {
  public:
   static constexpr int kRows = DIGITS == 2 ? 16 : 32;
 
-  Finish(const Product& p, const Panel& panel)
-      : p_(p),
-        panel_(panel),
-        columns_{output_columns(p, panel.block, panel.streams),
-                 output_columns(p, panel.block + panel.blocks - 1, panel.streams)} {
+  Finish(const Product& p, const Panel& panel) : p_(p), output_(p.y + panel.block * 16), stride_(p.y_stride) {
     for (int n = 0; n < 2; ++n) {
       scale_[n] = _mm512_load_ps(panel.scale + n * 16);
       if constexpr (ZERO) zero_[n] = _mm512_load_si512(panel.zero_point + n * 16);
+      const OutputColumns columns = output_columns(p, panel.block + smaller(n, panel.blocks - 1), false);
+      bias_[n] = columns.bias;
+      mask_[n] = n < panel.blocks ? columns.mask : __mmask16{0};
     }
   }
 
   void start(const Rows& rows, const uint8_t* tiles) {
-    rows_ = rows;
+    const int64_t segments = p_.weight->segments;
+    for (int t = 0; t < 2; ++t) {
+      const int64_t tokens = DIGITS == 2 ? rows.first / 16 : rows.tile[t];
+      _mm512_store_ps(by_row_ + t * 16, _mm512_loadu_ps(p_.input.scale + tokens * 16 * segments));
+      if constexpr (ZERO)
+        _mm512_store_si512(codes_ + t * 16, _mm512_loadu_si512(p_.input.sums + rows.tile[t] * 16 * segments));
+    }
     tiles_ = tiles;
+    y_ = output_ + rows.first * stride_;
     row_ = 0;
-    end_ = static_cast<int>(smaller(kRows, p_.rows - rows.first));
+    end_ = smaller(kRows, p_.rows - rows.first);
   }
   // The next `count` rows, if there are any left.
-  ZP_INLINE void some(int count) {
-    const int stop = row_ + count < end_ ? row_ + count : end_;
-    for (; row_ < stop; ++row_)
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n)
-        if (n < panel_.blocks) columns_[n].store(rows_.first + row_, value(row_ / 16, row_ % 16, n));
+  ZP_INLINE void some(int64_t count) {
+    for (const int64_t stop = smaller(row_ + count, end_); row_ < stop; ++row_, y_ += stride_) {
+      store(y_, mask_[0], value(0));
+      store(y_ + 16, mask_[1], value(1));
+    }
   }
   void rest() { some(kRows); }
 
  private:
-  ZP_INLINE __m512 sum(int tile, int r, int n) const {
-    const int32_t* codes = p_.input.sums + rows_.tile[tile] * 16 * p_.weight->segments;
-    return sums_of_row<ZERO>(tiles_ + (tile * 2 + n) * kTile, r, zero_[n], codes);
+  ZP_INLINE __m512 sum(int digit, int n) const {
+    return sums_of_row<ZERO>(tiles_ + (n * 2 + digit) * kTile, row_, zero_[n], codes_ + digit * 16);
   }
-  ZP_INLINE __m512 value(int tile, int r, int n) const {
-    __m512 found = sum(tile, r, n);
-    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, r, n), _mm512_set1_ps(128.0f), found);
-    const float* scale = p_.input.scale + (rows_.first / 16 + tile) * 16 * p_.weight->segments;
-    return _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(scale[r]));
+  ZP_INLINE __m512 value(int n) const {
+    __m512 found = sum(0, n);
+    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), found);
+    found = _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(by_row_[row_]));
+    return _mm512_add_ps(found, bias_[n]);
+  }
+  ZP_INLINE static void store(float* y, __mmask16 mask, __m512 value) {
+    if constexpr (STREAMS)
+      _mm512_stream_ps(y, value);
+    else
+      _mm512_mask_storeu_ps(y, mask, value);
   }
 
   const Product& p_;
-  const Panel& panel_;
-  OutputColumns columns_[2];
-  __m512 scale_[2];
+  float* output_;
+  int64_t stride_;
+  __m512 scale_[2], bias_[2];
   __m512i zero_[2];
-  Rows rows_{};
+  __mmask16 mask_[2];
+  alignas(64) float by_row_[32];   // the input's scales
+  alignas(64) int32_t codes_[32];  // and the sums of its codes: of a digit, or of a tile
   const uint8_t* tiles_ = nullptr;
-  int row_ = 0, end_ = 0;
+  float* y_ = nullptr;
+  int64_t row_ = 0, end_ = 0;
 };
 
 // The products of 64 columns. `change<C>()` comes right before tile C's.
@@ -92,35 +111,51 @@ ZP_INLINE void multiply_step(const int8_t* a0, const int8_t* a1, const uint8_t* 
   tile_dot<3, 5, 7>();
 }
 
+// Columns [begin, end) of a panel. Nibbles are widened to where the part before was, so that they never leave
+// the first-level cache.
+struct Part {
+  Part(const Weight& w, const Panel& panel, int64_t begin, int64_t end) {
+    for (int n = 0; n < 2; ++n) {
+      codes[n] =
+          w.nibbles ? panel.widened + (n < panel.blocks ? n : 0) * kPart * 16 : panel.codes[n] + begin * 16;
+      if (w.nibbles && n < panel.blocks)
+        widen(w, panel.block + n, begin, end, panel.widened + n * kPart * 16);
+    }
+    compiler_barrier();
+  }
+  const uint8_t* codes[2];
+};
+
 // A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows
 // pass over it; the sums wait in the second.
-template <int DIGITS, bool ZERO>
+template <int DIGITS, bool ZERO, bool STREAMS>
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded;
+  const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded, width = part_columns(w);
   Prefetch ahead(p, panel, pairs * (columns / 64));
-  Finish<DIGITS, ZERO> finish(p, panel);
+  Finish<DIGITS, ZERO, STREAMS> finish(p, panel);
   uint8_t* before = nullptr;
   Rows rows_before{};
-  for (int64_t begin = 0; begin < columns; begin += kPart) {
-    const int64_t end = smaller(begin + kPart, columns);
+  for (int64_t begin = 0; begin < columns; begin += width) {
+    const int64_t end = smaller(begin + width, columns), steps = (end - begin) / 64;
+    const int64_t at_once = (finish.kRows + steps - 1) / steps;
     const bool last = end == columns;
-    const int steps = static_cast<int>((end - begin) / 64), at_once = (finish.kRows + steps - 1) / steps;
+    const Part part(w, panel, begin, end);
     for (int64_t pair = 0; pair < pairs; ++pair) {
       const Rows rows = rows_at(p, pair);
       if (last) prefetch_output(p, panel, rows.first);
       uint8_t* kept = panel.kept + pair * 4 * kTile;
       const uint8_t* from = begin == 0 ? nullptr : kept;
-      const int8_t* a0 = p.input.codes + rows.tile[0] * 16 * columns;
-      const int8_t* a1 = p.input.codes + rows.tile[1] * 16 * columns;
-      multiply_step(a0 + begin * 16, a1 + begin * 16, panel.codes[0] + begin * 16,
-                    panel.codes[1] + begin * 16, [&]<int C>() { change_sums<C>(before, from); });
+      const int8_t* a0 = p.input.codes + rows.tile[0] * 16 * columns + begin * 16;
+      const int8_t* a1 = p.input.codes + rows.tile[1] * 16 * columns + begin * 16;
+      const uint8_t* b0 = part.codes[0];
+      const uint8_t* b1 = part.codes[1];
+      multiply_step(a0, a1, b0, b1, [&]<int C>() { change_sums<C>(before, from); });
       ahead.some();
       compiler_barrier();
       if (last && pair > 0) finish.start(rows_before, before);
-      for (int64_t k = begin + 64; k < end; k += 64) {
-        multiply_step(a0 + k * 16, a1 + k * 16, panel.codes[0] + k * 16, panel.codes[1] + k * 16,
-                      []<int C>() {});
+      for (int64_t k = kTile; k < steps * kTile; k += kTile) {
+        multiply_step(a0 + k, a1 + k, b0 + k, b1 + k, []<int C>() {});
         ahead.some();
         finish.some(at_once);
       }
@@ -129,10 +164,18 @@ void whole_rows(const Product& p, const Panel& panel) {
       rows_before = rows;
     }
   }
-  store_tiles(before);
+  [&]<int... C>(std::integer_sequence<int, C...>) {
+    (tile_store<C>(before + kSlot<C>), ...);
+  }(std::make_integer_sequence<int, 4>());
   compiler_barrier();
   finish.start(rows_before, before);
   finish.rest();
+}
+
+template <int DIGITS, bool ZERO>
+void whole_rows(const Product& p, const Panel& panel) {
+  const bool full = panel.blocks == 2 && (panel.block + 2) * 16 <= p.weight->rows;
+  panel.streams&& full ? whole_rows<DIGITS, ZERO, true>(p, panel) : whole_rows<DIGITS, ZERO, false>(p, panel);
 }
 
 void whole_rows(const Product& p, const Panel& panel) {
