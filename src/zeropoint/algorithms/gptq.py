@@ -117,13 +117,19 @@ def _step(
     weight: Floats, drift: Floats, factor: NDArray[np.float64], order: NDArray[np.intp], part: float
 ) -> Floats:
     """`part` of `W D H^-1`, what to add to W so that its output from quantized inputs is nearest the float one."""
-    wanted, towards = torch.from_numpy(weight), torch.from_numpy(drift)
+    wanted, towards, columns = (
+        torch.from_numpy(weight),
+        torch.from_numpy(drift),
+        torch.from_numpy(order.copy()),
+    )
     tall = len(weight) > len(drift)  # then D H^-1 takes fewer multiplications than (W D) H^-1
-    right = (towards if tall else wanted @ towards).T[torch.from_numpy(order.copy())]
-    solved = torch.cholesky_solve(right, torch.from_numpy(factor.astype(np.float32)), upper=True).T
-    step = np.empty_like(weight)
-    step[:, order] = part * (wanted @ solved if tall else solved).numpy()
-    return step
+    right = (towards if tall else wanted @ towards).T.contiguous()
+    solved = torch.empty_like(right)
+    solved[columns] = torch.cholesky_solve(
+        right[columns], torch.from_numpy(factor.astype(np.float32)), upper=True
+    )
+    step: Floats = (wanted @ solved.T if tall else solved.T.contiguous()).numpy()
+    return np.multiply(step, np.float32(part), out=step)
 
 
 def _round(

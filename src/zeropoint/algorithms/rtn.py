@@ -98,14 +98,19 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
         if found_zero is not None and best[1] is not None:
             found_zero[piece] = best[1]
 
+    def nest(start: int) -> None:
+        piece = slice(start, start + tall)
+        nested[piece] = _nest(groups[piece], nested[piece], plain.scale[piece], importance, scheme)
+
+    nested, tall = found_scale.reshape(shape), max(1, PIECE // weight.shape[1])
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy lets go of the interpreter lock
         list(pool.map(improve, range(0, len(flat), rows)))
-    if scheme.scale_dtype == "nested":
-        found_scale = _nest(groups, found_scale.reshape(shape), plain.scale, importance, scheme)
+        if scheme.scale_dtype == "nested":
+            list(pool.map(nest, range(0, len(weight), tall)))
     return rounding.quantize(
         weight,
         scheme,
-        scale=found_scale.reshape(shape),
+        scale=nested,
         zero_point=None if found_zero is None else found_zero.reshape(shape),
     )
 

@@ -99,6 +99,7 @@ class BlockRunner:
         failure: Exception | None = None
         for wrap in (False, True):  # a block gives its hidden states alone, or first in a tuple
             try:
+                self._pass(self._batches[0][:1], wrap)  # so that a single window can be run too
                 return [self._pass(ids, wrap) for ids in self._batches]
             except Exception as cause:  # the model's own code: anything can happen
                 failure = failure or cause

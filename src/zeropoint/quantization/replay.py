@@ -4,7 +4,7 @@ Each stage of a block's layers takes a run up to its own inputs, and the last ru
 them would compute the attention again. But where a submodule hands on the very tensor that its last layer made
 (attention that of its output projection, an MLP that of its down projection), and all its layers are quantized, the
 input of that layer says all: the submodule is passed over, and only its last layer runs, on the input that was kept.
-Which submodules these are is seen on the first batch. Whatever does not look so is run as before.
+Which submodules these are is seen on the first window. Whatever does not look so is run as before.
 
 Kept inputs are bfloat16, which is what a product of reduced precision makes of them.
 """

@@ -133,7 +133,8 @@ class Sums:
         """Inputs `[..., in]`; `exact` is what the float model has in their place. Sums are float32 wherever it runs."""
         flat = given.reshape(-1, given.shape[-1]).float()
         self._count += len(flat)
-        self._sum("second_moment", flat.square().sum(0))
+        if "hessian" not in self._needs:  # whose diagonal it is
+            self._sum("second_moment", flat.square().sum(0))
         with torch.autocast("cpu", enabled=False):
             if "hessian" in self._needs:
                 self._sum_products("hessian", flat, flat)
@@ -157,6 +158,8 @@ class Sums:
         if not self._count:
             return None
         arrays = {name: total.numpy() for name, total in self._totals.items()}
+        if "hessian" in arrays:
+            arrays["second_moment"] = arrays["hessian"].diagonal().copy()
         return LayerStats(count=self._count, **arrays)
 
 
