@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.evaluate import TaskRequest, check, client
 from zeropoint.evaluate.accuracy import TaskResult, pair
 from zeropoint.evaluate.gate import judge_accuracy
-from zeropoint.evaluate.tasks import task_files
+from zeropoint.evaluate.tasks import load, task_files
 
 
 @pytest.fixture
@@ -134,6 +135,12 @@ def test_task_files(folder: Path, tmp_path: Path) -> None:
         TaskRequest([tmp_path / "empty"])
     with pytest.raises(UsageError, match="limit of 0 items"):
         TaskRequest([folder], 0)
+
+
+def test_a_missing_harness_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UsageError, match=r"^lm-eval is not installed: pip install lm-eval$"):
+        load([folder / "first.yaml"], allow_code=True)
 
 
 def test_bounds_on_accuracy_need_tasks_and_a_range(folder: Path) -> None:
