@@ -139,21 +139,25 @@ def test_scores_are_log_probabilities() -> None:
         scorer.loglikelihood("ab", "")
 
 
-def test_one_pass_serves_the_choices_that_share_it() -> None:
+def test_one_sequence_serves_the_choices_that_share_it() -> None:
     class Counting(Alphabet):
-        passes = 0
+        def __init__(self) -> None:
+            self.fed: list[tuple[int, ...]] = []
 
         def logits(self, tokens: Tokens) -> Logits:
-            self.passes += 1
+            self.fed.append(tokens.shape)
             return super().logits(tokens)
 
     pairs = [("ab", "c"), ("xy", "z"), ("ab", "cdef"), ("ab", "x"), ("ab", "cz"), ("abc", "d"), ("b", "c")]
     runner, done = Counting(), list[float]()
     found = harness.Scorer(runner).loglikelihoods(pairs, done.append)
-    assert runner.passes == 3  # ab + cde, xy, b
-    assert done == pytest.approx([i / 7 for i in range(1, 8)])
+    assert runner.fed == [(3, 5)]  # b, xy and ab + cde, at once
+    assert done == [1.0]
     for (context, choice), each in zip(pairs, found, strict=True):
         assert each == harness.Scorer(Alphabet()).loglikelihood(context, choice)
+    many = [("a" * n, chr(97 + n)) for n in range(1, 60)]
+    assert [greedy for _, greedy in harness.Scorer(runner).loglikelihoods(many)] == [True] + [False] * 58
+    assert max(rows * columns for rows, columns in runner.fed) <= 128
 
 
 def test_long_contexts_lose_their_beginning() -> None:

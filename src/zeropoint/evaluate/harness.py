@@ -6,7 +6,7 @@ on the left, trailing spaces of a context belong to the continuation, an empty c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 MISSING = "lm-eval is not installed: pip install lm-eval"
 DEFAULT_LENGTH = 2048
+# Their logits are held at once: 128 x 150,000 words are 77 MB.
+_BATCH_TOKENS = 128
 DEFAULT_NEW_TOKENS = 256
 
 
@@ -46,22 +48,26 @@ class Scorer:
         self, pairs: Sequence[tuple[str, str]], progress: Callable[[float], None] | None = None
     ) -> list[tuple[float, bool]]:
         """The same for many. The choices of a question share its context, and a choice of one token feeds the model
-        nothing more: one pass serves every pair whose tokens begin it. `progress` gets the finished fraction."""
+        nothing more: one sequence serves every pair whose tokens begin it, and sequences go through the model some
+        at a time. `progress` gets the finished fraction."""
         encoded = [self.tokens(*pair) for pair in pairs]
         windows = [self._window(before, after) for before, after in encoded]
-        # In falling order a sequence comes right after those that it begins.
-        order = sorted(range(len(windows)), key=lambda i: windows[i][:-1], reverse=True)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        fed: list[int] = []
-        rows = np.empty((0, self.runner.vocab_size), np.float32)
-        for done, index in enumerate(order):
-            tokens, count = windows[index], len(encoded[index][1])
-            if fed[: len(tokens) - 1] != tokens[:-1]:
-                fed = tokens[:-1]
-                rows = self.runner.logits(np.asarray(fed, np.int64))
-            found[index] = _chances(rows[: len(tokens) - 1][-count:], tokens)
+        done = 0
+        for batch in _batches(windows):
+            # Padded on the right, where a causal model does not look.
+            longest = max(len(windows[served[0]]) for served in batch) - 1
+            fed = np.zeros((len(batch), longest), np.int64)
+            for row, served in enumerate(batch):
+                tokens = windows[served[0]][:-1]
+                fed[row, : len(tokens)] = tokens
+            for logits, served in zip(self.runner.logits(fed), batch, strict=True):
+                for index in served:
+                    rows = logits[: len(windows[index]) - 1][-len(encoded[index][1]) :]
+                    found[index] = _chances(rows, windows[index])
+                done += len(served)
             if progress is not None:
-                progress((done + 1) / len(order))
+                progress(done / len(pairs))
         return found
 
     def tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -111,6 +117,27 @@ class Scorer:
             sampling=Sampling(temperature=temperature, top_p=float(options.get("top_p", 1.0))),
         )
         return "".join(parts)
+
+
+def _batches(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Groups of indices of sequences, the first of each beginning with what the others feed; some groups at a time."""
+    # In falling order a sequence comes right after those that it begins.
+    groups: list[list[int]] = []
+    for index in sorted(range(len(windows)), key=lambda i: windows[i][:-1], reverse=True):
+        fed = windows[index][:-1]
+        if groups and windows[groups[-1][0]][: len(fed)] == fed and len(windows[groups[-1][0]]) > len(fed):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    groups.sort(key=lambda served: len(windows[served[0]]))  # alike in length, so that little is padding
+    batch: list[list[int]] = []
+    for served in groups:
+        if batch and (len(batch) + 1) * len(windows[served[0]]) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(served)
+    if batch:
+        yield batch
 
 
 def _chances(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, bool]:
