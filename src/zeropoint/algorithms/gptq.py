@@ -16,11 +16,12 @@ rounding (Arai and Ichikawa 2025, "QEP", arXiv:2504.09629; Li et al. 2025, "GPTA
 
 `sweeps`: afterwards each column is rounded again, now that those after it are known too, and so on, as long as they
 are asked for: coordinate descent on the same error, which can only fall (Nair and Suggala 2024, "CDQuant",
-arXiv:2406.17542). Two take another 6 % off it, and 1 % off the
-reference model's KL divergence, for as much time again as all the rounding.
+arXiv:2406.17542). Two take another 6 % off it, and 1 % off the reference model's KL divergence, for as much time again
+as all the rounding.
 
 Cost: `in^2 out` multiplications a layer, as much as `in / 2` tokens' worth of running it, and the Hessian: as much
-again as running the calibration text. SmolLM2-135M takes two minutes on two cores.
+again as running the calibration text. Layers given as one tall weight share all that depends on the input alone. A
+block of SmolLM2-135M takes 0.7 s on one core with AMX, and 0.1 s more for every 1,024 tokens of text.
 """
 
 from __future__ import annotations
