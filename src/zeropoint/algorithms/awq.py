@@ -5,7 +5,8 @@ their columns up by `s_j = mean|x_j|^a`, and the input down, divides the errors 
 the group's scale stays what it was. `a` is searched for each group of layers, by the group's output error; ranges are
 searched with it, by `rtn`.
 
-Cost: `steps` roundings of each weight and as many products with 512 tokens; SmolLM2-135M takes a minute on one core.
+Cost: `steps` roundings of 256 rows of each weight, as many products with 512 tokens, and a dozen runs of the block on a
+batch; SmolLM2-135M takes 40 seconds on one core.
 """
 
 from __future__ import annotations

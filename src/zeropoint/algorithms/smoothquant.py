@@ -5,7 +5,8 @@ the rest leave those no range. Dividing channel j of the input by `s_j = max|x_j
 column j of the weights by it changes nothing but the ranges, of which `a` says how much the weights take over. Here
 `a` is searched for each group of layers, by the group's output error with weights and input rounded as they will be.
 
-Cost: `steps` roundings of each weight and as many products with 512 tokens; SmolLM2-135M takes a minute on one core.
+Cost: `steps` roundings of 256 rows of each weight, as many products with 512 tokens, and a dozen runs of the block on a
+batch; SmolLM2-135M takes 40 seconds on one core.
 """
 
 from __future__ import annotations
