@@ -4,10 +4,11 @@
     python benchmarks/linear.py --from 1.json 8.json 128.json 512.json --markdown benchmarks/results/linear.md
 
 All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
-slow second on a shared machine hurts all alike. Torch's products take an input that is already in their type, so
-ours are timed twice: the product alone, of an input that is quantized already, as a layer gets it whose norm or
-neighbour has quantized it; and with the quantization, from float32. At few rows (`--rotate-rows`) each call uses
-the next of many copies of the weight, more in all than `--rotate-mb`, so that no cache holds the one in use.
+slow second on a shared machine hurts all alike; what other processes take of the processors is measured, and said.
+Torch's products take an input that is already in their type, so ours are timed twice: the product alone, of an
+input that is quantized already, as a layer gets it whose norm or neighbour has quantized it; and with the
+quantization, from float32. At few rows (`--rotate-rows`) each call uses the next of many copies of the weight, more
+in all than `--rotate-mb`, so that no cache holds the one in use.
 
 Two comparisons, because an `a16token` activation is two int8 digits and costs two products: what a layer takes
 (`a16token`) against the fastest that torch has, and one int8 product (`a8token`) against torch's, `_int_mm`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -43,6 +45,7 @@ OURS = (INT8, INT8_TOKEN, INT4, INT4_TOKEN)
 FOUR_BITS = "_weight_int4pack_mm_for_cpu g32"
 ONE_INT8_PRODUCT = "_int_mm"
 FLOATS = "F.linear"
+SHARED = 0.03  # of the processors in use by others: from there on the page says so
 SAYS, TABLES = "## What it says", "## Tables"
 
 
@@ -130,6 +133,13 @@ def theirs(shape: tuple[int, int], x: torch.Tensor) -> list[Contestant]:
     ]
 
 
+def seconds_of_others() -> float:
+    """Processor seconds that other processes have used so far; grows by none while the machine is ours."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    busy = sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))  # user, nice, system, interrupts, stolen
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 def measure(
     contestants: list[Contestant], rotate_bytes: int, rounds: int, round_s: float
 ) -> list[dict[str, object]]:
@@ -179,6 +189,8 @@ def table(results: list[dict[str, object]], header: list[str]) -> str:
         best = min(peers, key=lambda r: r["median_us"])
         title = f"### N={cell['out']} K={cell['in']} M={cell['m']}"
         lines += [title + (" (weights rotated)" if cell["rotated"] else ""), ""]
+        if (others := cell.get("others", 0.0)) > SHARED:
+            lines += [f"**Measured beside other work**, which used {others:.0%} of the processors.", ""]
         lines += [
             "| product | median µs | fastest - slowest | weight GB/s | speed against the best of torch |"
         ]
@@ -208,7 +220,8 @@ def summary_row(cell: dict[str, Any]) -> str:
     from_float = [ratio(torch_us[best], scheme, ", from float32") for scheme in (INT8, INT4)]
     same_bits = [ratio(eight_bits, INT8), ratio(torch_us[FOUR_BITS], INT4)]
     one_product = [ratio(torch_us[ONE_INT8_PRODUCT], scheme) for scheme in (INT8_TOKEN, INT4_TOKEN)]
-    shape = [f"{cell['out']} x {cell['in']}", str(cell["m"]), best, f"{torch_us[best]:.0f}"]
+    rows = f"{cell['m']}{' (beside other work)' if cell.get('others', 0.0) > SHARED else ''}"
+    shape = [f"{cell['out']} x {cell['in']}", rows, best, f"{torch_us[best]:.0f}"]
     return "| " + " | ".join(shape + of_all + from_float + same_bits + one_product) + " |"
 
 
@@ -297,10 +310,13 @@ def main() -> None:
             ]
             contestants = [c for c in contestants if not any(word in c.name for word in options.skip)]
             rotated = m <= options.rotate_rows
+            start, others = time.perf_counter(), seconds_of_others()
             rows = measure(
                 contestants, options.rotate_mb << 20 if rotated else 0, options.rounds, options.round_ms / 1e3
             )
+            used = (seconds_of_others() - others) / (time.perf_counter() - start) / machine.cores
             cell = {"out": features_out, "in": features_in, "m": m, "rotated": rotated, "rows": rows}
+            cell["others"] = used
             results.append(cell)
             print(table([cell], []), flush=True)
     print("\n".join(header))
