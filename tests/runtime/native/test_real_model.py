@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.runtime.native.test_engine import divergence, relative_error
 from zeropoint import quantize
+from zeropoint.errors import UsageError
 from zeropoint.runtime import open_runner
+from zeropoint.runtime.native.runner import NativeRunner
+from zeropoint.runtime.native.session import Session
 
 pytestmark = pytest.mark.reference_model
 
@@ -59,6 +62,37 @@ def test_quantized_is_the_universal_runtime(format: str, artifact: Callable[[str
     tokens = np.array(native.encode(TEXT))
     want = open_runner(path, engine="universal").logits(tokens)
     assert divergence(want, native.logits(tokens)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_eight_prompts_of_mixed_lengths_decode_as_alone(format: str, artifact: Callable[[str], Path]) -> None:
+    runner = NativeRunner.open(artifact(format), threads=2)
+    tokens = runner.encode(TEXT)
+    prompts = [tokens[:length] for length in (1, 2, 5, 9, 14, 20, 31, 40)]
+    together = runner.generate_batch(prompts, max_new_tokens=16)
+    assert together == [runner.generate(prompt, max_new_tokens=16) for prompt in prompts]
+
+
+@pytest.mark.parametrize("format", ["fp16", "int8", "int4"])
+def test_a_prompt_in_chunks_is_one_token_at_a_time(format: str, artifact: Callable[[str], Path]) -> None:
+    runner = NativeRunner.open(artifact(format), threads=2)
+    tokens = runner.encode(TEXT)
+    session = Session(runner.decoder, threads=2)
+    one_by_one = np.stack([session.feed([token]).copy() for token in tokens])
+    assert divergence(one_by_one, runner.logits(np.array(tokens))).mean() < 1e-5
+
+
+def test_the_whole_context_of_8192_tokens(artifact: Callable[[str], Path]) -> None:
+    runner = NativeRunner.open(artifact("int4"), threads=2)
+    tokens = (runner.encode(TEXT) * 200)[:8192]
+    session = Session(runner.decoder, threads=2)
+    session.feed(tokens[:-1])
+    assert np.isfinite(session.feed(tokens[-1:])).all()
+    layers, kv_heads, head_dim = 30, 3, 64
+    payload = 2 * 2 * layers * kv_heads * head_dim * 8192  # keys and values of 2 bytes
+    assert payload <= session.cache_bytes <= payload * 1.01
+    with pytest.raises(UsageError, match="8193 tokens, and the model's context ends at 8192"):
+        session.feed([1])
 
 
 MEASURE = """
