@@ -58,31 +58,42 @@ void prefetch_row(const void* ahead, int64_t element) {
   for (int64_t i = 0; i < kBytes; i += 64) V::prefetch(at + i);
 }
 
-// scores [rows][64] = query . keys.
-template <class Source, int ROWS>
-void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim,
-                const void* ahead, float* scores) {
-  for (int64_t j = 0; j < kPage; j += kTileVectors * kLanes) {
-    V::Float total[ROWS][kTileVectors];
+// scores [rows][64] = query . keys, for VECTORS of the positions from `position` on.
+template <class Source, int ROWS, int VECTORS>
+void score_vectors(const float* const* query, const typename Source::Type* keys, int64_t head_dim,
+                   int64_t position, const void* ahead, float* scores) {
+  V::Float total[ROWS][VECTORS];
 #pragma GCC unroll 8
-    for (int m = 0; m < ROWS; ++m)
+  for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < kTileVectors; ++n) total[m][n] = V::set_float(0.0f);
-    for (int64_t d = 0; d < head_dim; ++d) {
-      V::Float key[kTileVectors];
+    for (int n = 0; n < VECTORS; ++n) total[m][n] = V::set_float(0.0f);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    V::Float key[VECTORS];
 #pragma GCC unroll 4
-      for (int n = 0; n < kTileVectors; ++n) key[n] = Source::load(keys + d * kPage + j + n * kLanes);
-      if constexpr (Source::kInCache) prefetch_row<Source>(ahead, d * kPage + j);
+    for (int n = 0; n < VECTORS; ++n) key[n] = Source::load(keys + d * kPage + position + n * kLanes);
+    if constexpr (Source::kInCache && VECTORS == kTileVectors)
+      prefetch_row<Source>(ahead, d * kPage + position);
 #pragma GCC unroll 8
-      for (int m = 0; m < ROWS; ++m) {
-        const V::Float q = V::set_float(query[m][d]);
+    for (int m = 0; m < ROWS; ++m) {
+      const V::Float q = V::set_float(query[m][d]);
 #pragma GCC unroll 4
-        for (int n = 0; n < kTileVectors; ++n) total[m][n] = V::fma(q, key[n], total[m][n]);
-      }
+      for (int n = 0; n < VECTORS; ++n) total[m][n] = V::fma(q, key[n], total[m][n]);
     }
-    for (int m = 0; m < ROWS; ++m)
-      for (int n = 0; n < kTileVectors; ++n) V::store(scores + m * kPage + j + n * kLanes, total[m][n]);
   }
+  for (int m = 0; m < ROWS; ++m)
+    for (int n = 0; n < VECTORS; ++n) V::store(scores + m * kPage + position + n * kLanes, total[m][n]);
+}
+
+// Scores of the positions before `end`. Single vectors, whose sums wait for one another, are faster than a
+// whole tile if they are few.
+template <class Source, int ROWS>
+void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, int64_t end,
+                const void* ahead, float* scores) {
+  constexpr int64_t kWhole = kTileVectors * kLanes, kFew = kTileVectors / 2 * kLanes;
+  int64_t j = 0;
+  for (; j + kFew < end; j += kWhole)
+    score_vectors<Source, ROWS, kTileVectors>(query, keys, head_dim, j, ahead, scores);
+  for (; j < end; j += kLanes) score_vectors<Source, ROWS, 1>(query, keys, head_dim, j, ahead, scores);
 }
 
 // out = out * correction + weights . values, positions [begin, end), channels from `channel` on.
@@ -172,7 +183,7 @@ void attend_page(const Attention& a, const typename Source::Type* keys, const ty
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
-    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, values, scores + row * kPage);
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, end, values, scores + row * kPage);
     for (int64_t m = row; m < row + kRows; ++m) correction[m] = weigh(a, m, page, part, scores + m * kPage);
     value_tiles<Source, kRows>(scores + row * kPage, correction + row, values, a.layout.padded, begin, end,
                                page.next, part.out + row * a.layout.padded);
@@ -239,15 +250,33 @@ void merge(int64_t rows, int64_t padded, const AttentionState& part, const Atten
 
 // -- writing --------------------------------------------------------------------------------------
 
+// The channels of a position lie lines apart. Stores that miss the first-level cache wait for one another;
+// prefetches do not.
+template <class T>
+void fetch_channels(const T* keys, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; ++i) V::prefetch(keys + i * kPage);
+}
+
+// The first `count` lanes, all if there are more: without a comparison each, which takes longer than a store.
+void scatter_channels(const uint16_t* lanes, int64_t count, uint16_t* keys) {
+  if (count < kLanes) {
+    for (int64_t j = 0; j < count; ++j) keys[j * kPage] = lanes[j];
+    return;
+  }
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < kLanes; ++j) keys[j * kPage] = lanes[j];
+}
+
 void store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
                   uint8_t* page) {
   auto* keys = reinterpret_cast<uint16_t*>(page);
   auto* values = reinterpret_cast<uint16_t*>(page + layout.values) + position * layout.padded;
+  fetch_channels(keys + position, layout.head_dim);
   for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
     const int64_t left = layout.head_dim - i;
     uint16_t lanes[kLanes];
     V::store_half(lanes, load(key + i, left));
-    for (int64_t j = 0; j < smaller(left, kLanes); ++j) keys[(i + j) * kPage + position] = lanes[j];
+    scatter_channels(lanes, left, keys + i * kPage + position);
     V::store_half(values + i, load(value + i, left));
   }
 }
@@ -276,6 +305,7 @@ void store_bytes(const PageLayout& layout, const float* key, const float* value,
   auto* values = reinterpret_cast<int8_t*>(page + layout.values) + position * layout.padded;
   auto* key_scale = reinterpret_cast<float*>(page + layout.key_scale);
   auto* value_scale = reinterpret_cast<float*>(page + layout.value_scale);
+  fetch_channels(keys + position, layout.head_dim);
   value_scale[position] = to_bytes(value, layout.head_dim, values);
   int8_t codes[kMaxHeadDim];
   key_scale[position] = to_bytes(key, layout.head_dim, codes);
