@@ -57,6 +57,19 @@ def test_packing_in_memory_is_the_same(artifact: Path, monkeypatch: pytest.Monke
     assert not (artifact / store.NAME).exists()
 
 
+@pytest.mark.parametrize("piece", [1000, 4096, 1 << 40])
+def test_writing_in_pieces_changes_no_byte(
+    piece: int, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits(artifact)
+    file = artifact / store.NAME
+    whole = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(store, "PIECE", piece)
+    logits(artifact)
+    assert file.read_bytes() == whole
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 0x10

@@ -34,6 +34,7 @@ NAME = f"{PREFIX}{library.ABI_VERSION}.{VERSION}"
 
 MAGIC = b"zeropoint packed"
 ALIGNMENT = 64
+PIECE = 2 << 20  # a large page of x86-64
 MAX_INDEX_BYTES = 64 << 20
 _HEAD = struct.Struct("<16sQQQ")
 
@@ -73,20 +74,45 @@ def _sweep(path: Path) -> None:
                 other.unlink()
 
 
+class _Pieces:
+    """Writes in whole pieces, wherever the parts end: a file system keeps such a piece in one large page, which is
+    then mapped as one. Reading weights through pages of 4 KiB takes a walk through the page tables every 64 lines."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.position = 0
+        self._file = file
+        self._begun = bytearray()
+
+    def write(self, part: bytes | memoryview) -> None:
+        rest = memoryview(part).cast("B")
+        self.position += len(rest)
+        while len(self._begun) + len(rest) >= PIECE:
+            missing = PIECE - len(self._begun)
+            self._file.write(self._begun + rest[:missing] if self._begun else rest[:missing])
+            self._begun.clear()
+            rest = rest[missing:]
+        self._begun += rest
+
+    def finish(self) -> None:
+        self._file.write(self._begun)
+
+
 def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
-    file.write(bytes(ALIGNMENT))
+    pieces = _Pieces(file)
+    pieces.write(bytes(ALIGNMENT))
     entries: list[dict[str, Any]] = []
     for part in packed:
         memory = part.value.memory if isinstance(part.value, Weight) else part.value.view(np.uint8)
-        entry = {"name": part.name, "at": file.tell(), "bytes": memory.nbytes, "sum": checksum(memory)}
+        entry = {"name": part.name, "at": pieces.position, "bytes": memory.nbytes, "sum": checksum(memory)}
         if isinstance(part.value, Weight):
             entry["rows"] = part.rows and [getattr(part.rows, field) for field in _ROWS_FIELDS]
             entry["format"] = [getattr(part.value.format, field) for field in _FORMAT_FIELDS]
         entries.append(entry)
-        file.write(memory.data)
-        file.write(bytes(-memory.nbytes % ALIGNMENT))
-    at, index = file.tell(), json.dumps({"key": key, "entries": entries}).encode()
-    file.write(index)
+        pieces.write(memory.data)
+        pieces.write(bytes(-memory.nbytes % ALIGNMENT))
+    at, index = pieces.position, json.dumps({"key": key, "entries": entries}).encode()
+    pieces.write(index)
+    pieces.finish()
     file.seek(0)
     file.write(_HEAD.pack(MAGIC, at, len(index), zlib.crc32(index)))
 
@@ -100,6 +126,8 @@ def read(path: Path, key: str) -> Parcel:
         if os.fstat(file.fileno()).st_size < ALIGNMENT:
             raise StoreError("is cut off")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with contextlib.suppress(OSError):  # only a hint, which a kernel without large pages refuses
+        mapped.madvise(mmap.MADV_HUGEPAGE)
     memory: Bytes = np.frombuffer(mapped, np.uint8)
     index = _index(memory)
     if index.get("key") != key:
