@@ -1,12 +1,10 @@
 """Zeropoint itself, as `zeropoint quantize` works; measured on the integer kernels, activations quantized too.
 
-A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-*` are plans for the
-reference model, a format for each layer, found on other text than the rows are measured on; the row's algorithm carries
-them out:
+A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-103MB` is a plan
+for the reference model, a format for each layer, found on other text than the rows are measured on; the row's algorithm
+carries it out:
 
     zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-103MB.json --max-memory 103.7MB
-    zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-96MB.json --max-memory 96.6MB \
-        --formats int8 int5:g32:sym:bf16:a16token int4:g32:asym:bf16:a16token --planning-tokens 1024 --evaluations 6
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ SCHEMES = {
     "int4-g128": ("4 bits, groups of 128", "int4:g128:sym:bf16:a16token"),
     "int4-channel": ("4 bits, per channel", "int4:channel:sym:bf16:a16token"),
     "int3-g32": ("3 bits, groups of 32", "int3:g32:sym:nested:a16token"),
-    "fit-96MB": ("4 bits, mixed with wider", PLANS / "fit-96MB.json"),
     "fit-103MB": ("4 bits, mixed with wider", PLANS / "fit-103MB.json"),
 }
 WITHOUT_TEXT = {"rtn", "hqq"}
