@@ -15,9 +15,11 @@ from tokenizers import Tokenizer
 
 from tests import tiny
 from zeropoint import artifact, exporters, importers
+from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.jsonfile import CARD_NAME
+from zeropoint.planning import uniform_plan
 from zeropoint.qtensor import Weight
 from zeropoint.quantization import quantize_checkpoint
 
@@ -72,6 +74,37 @@ def test_a_compressed_tensors_folder_is_an_artifact_without_its_card(
     importers.import_model(source, tmp_path / "back")
     (tmp_path / CARD_NAME).rename(source / CARD_NAME)
     assert_equal(source, tmp_path / "back")
+
+
+def test_packed_codes_of_8_bits(tmp_path: Path) -> None:
+    checkpoint = tiny.make_checkpoint("llama_untied", tmp_path / "model")
+    plan = uniform_plan(open_checkpoint(checkpoint), "int8", embedding="keep")
+    quantize_checkpoint(checkpoint, tmp_path / "a", plan=plan)
+    exporters.export(artifact.open(tmp_path / "a"), "vllm", tmp_path / "packed")
+    importers.import_model(tmp_path / "packed", tmp_path / "back")
+    assert_equal(tmp_path / "a", tmp_path / "back")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_codes_of_minus_128_survive(packed: bool, tmp_path: Path) -> None:
+    """compressed-tensors' symmetric grid has 256 codes, ours 255."""
+    checkpoint = tiny.make_checkpoint("llama_untied", tmp_path / "model")
+    plan = uniform_plan(open_checkpoint(checkpoint), "int8", embedding="keep")
+    quantize_checkpoint(checkpoint, tmp_path / "a", plan=plan)
+    folder = tmp_path / ("packed" if packed else "plain")
+    exporters.export(artifact.open(tmp_path / "a"), "vllm" if packed else "transformers", folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    if packed:
+        tensors[f"{name}.weight_packed"][0, 0] &= ~0xFF  # the lowest byte is the first code plus 128
+    else:
+        tensors[f"{name}.weight"][0, 0] = -128
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    importers.import_model(folder, tmp_path / "back")
+    weight = artifact.open(tmp_path / "back").read(f"{name}.weight")
+    assert floats(weight)[0, 0] == -128 * tensors[f"{name}.weight_scale"][0, 0].astype(np.float32)
+    tiny.write_tokenizer(tmp_path / "back", merges=[("t", "h")])
+    exporters.export(artifact.open(tmp_path / "back"), "gguf", tmp_path / "m.gguf")
 
 
 def write_gptq(

@@ -6,6 +6,8 @@ One quantized weight `<module>.weight` becomes, as compressed-tensors has it:
 - below 8 bits ("pack-quantized"): `weight_packed` int32, `weight_shape` int64 `[2]`, `weight_scale`, and
   `weight_zero_point` int32, packed down the columns, if asymmetric.
 
+Other tools pack 8 bits too: whoever reads or writes their folders says `packed=True`.
+
 A stacked expert's view `<parameter>.3` is stored as `<parameter>.3.weight...`. An embedding tied to the output
 head is stored once, plus a copy of its scales under the head's name: transformers ties `weight` itself but not
 what belongs to it, and would leave the head's scales uninitialized.
@@ -92,28 +94,30 @@ def stored_nbytes(name: str, scheme: Scheme, shape: tuple[int, int], layout: Lay
     return scheme.nbytes(shape) + copies * rows * groups * extra
 
 
-def encode(name: str, weight: QuantizedTensor, layout: Layout) -> Iterator[tuple[str, NDArray[Any]]]:
+def encode(
+    name: str, weight: QuantizedTensor, layout: Layout, *, packed: bool = False
+) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensors that store one quantized weight."""
     scheme, module = weight.scheme, module_of(name)
+    packed = packed or scheme.is_packed
     scale = weight.scale.astype(STORAGE[scheme.scale_dtype])
     zero = weight.zero_point
-    if scheme.is_packed:
+    if packed:
         yield f"{module}.weight_packed", pack(weight.codes, scheme.bits)
         yield f"{module}.weight_shape", np.array(weight.shape, dtype=np.int64)
-        if zero is not None and packs_zero_point(scheme):
+        if zero is not None and scheme.granularity != "tensor":
             zero = pack(zero, scheme.bits, axis=0)  # type: ignore[assignment]
     else:
         yield f"{module}.weight", weight.codes
-    owners = [module, *(module_of(alias) for alias in layout.aliases(name) if copies_scale(scheme))]
-    for owner in owners:
+    for owner in _owners(name, layout, packed=packed):
         yield f"{owner}.weight_scale", stored_scale(scale, scheme)
         if zero is not None:
             yield f"{owner}.weight_zero_point", stored_scale(zero, scheme)
 
 
-def packs_zero_point(scheme: Scheme) -> bool:
-    """Zero points are packed like codes, down each column, except the single one of a whole tensor."""
-    return scheme.is_packed and not scheme.symmetric and scheme.granularity != "tensor"
+def _owners(name: str, layout: Layout, *, packed: bool) -> list[str]:
+    """The modules that hold a weight's scales."""
+    return [module_of(name)] + ([] if packed else [module_of(alias) for alias in layout.aliases(name)])
 
 
 def stored_scale(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
@@ -121,30 +125,32 @@ def stored_scale(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
     return values.reshape(1) if scheme.granularity == "tensor" else values
 
 
-def tensor_names(name: str, scheme: Scheme, layout: Layout) -> list[str]:
+def tensor_names(name: str, scheme: Scheme, layout: Layout, *, packed: bool = False) -> list[str]:
     """The names `encode` gives, in its order."""
-    module = module_of(name)
-    leaves = ["weight_packed", "weight_shape"] if scheme.is_packed else ["weight"]
+    module, packed = module_of(name), packed or scheme.is_packed
+    leaves = ["weight_packed", "weight_shape"] if packed else ["weight"]
     scales = ["weight_scale"] + ([] if scheme.symmetric else ["weight_zero_point"])
-    owners = [module, *(module_of(alias) for alias in layout.aliases(name) if copies_scale(scheme))]
+    owners = _owners(name, layout, packed=packed)
     return [f"{module}.{leaf}" for leaf in leaves] + [
         f"{owner}.{leaf}" for owner in owners for leaf in scales
     ]
 
 
-def decode(name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]]) -> QuantizedTensor:
+def decode(
+    name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]], *, packed: bool = False
+) -> QuantizedTensor:
     """The inverse of `encode` from the tensors of one weight. Raises `ArtifactError`, `SchemeError`."""
-    module = module_of(name)
-    if scheme.is_packed:
-        packed, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
+    module, packed = module_of(name), packed or scheme.is_packed
+    if packed:
+        words, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
         _expect(f"{module}.weight_shape", stated, np.int64, (2,))
         rows, columns = int(stated[0]), int(stated[1])
-        if not (0 < rows <= packed.shape[0] and columns > 0):
+        if not (0 < rows <= words.shape[0] and columns > 0):
             raise ArtifactError(
                 f"{module}.weight_shape says {rows}x{columns}, which is not the packed tensor's"
             )
-        _expect(f"{module}.weight_packed", packed, np.int32, (rows, ceil_div(columns * scheme.bits, 32)))
-        codes = unpack(packed, scheme.bits, columns)
+        _expect(f"{module}.weight_packed", words, np.int32, (rows, ceil_div(columns * scheme.bits, 32)))
+        codes = unpack(words, scheme.bits, columns)
     else:
         codes = tensors[f"{module}.weight"]
         if codes.ndim != 2 or codes.dtype != np.int8:
@@ -156,23 +162,15 @@ def decode(name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]]) -> Qu
     _expect(f"{module}.weight_scale", scale, STORAGE[scheme.scale_dtype], stored_grid)
     zero = None
     if not scheme.symmetric:
-        zero = _decode_zero(f"{module}.weight_zero_point", tensors, scheme, grid, stored_grid)
+        key = f"{module}.weight_zero_point"
+        zero = tensors[key]
+        if packed and scheme.granularity != "tensor":  # like codes, down each column
+            _expect(key, zero, np.int32, (ceil_div(grid[0] * scheme.bits, 32), grid[1]))
+            zero = unpack(zero, scheme.bits, grid[0], axis=0)
+        else:
+            _expect(key, zero, np.int8, stored_grid)
+            zero = zero.reshape(grid)
     return QuantizedTensor(scheme, codes, scale.astype(np.float32).reshape(grid), zero)
-
-
-def _decode_zero(
-    key: str,
-    tensors: Mapping[str, NDArray[Any]],
-    scheme: Scheme,
-    grid: tuple[int, int],
-    stored_grid: tuple[int, ...],
-) -> NDArray[np.int8]:
-    zero = tensors[key]
-    if packs_zero_point(scheme):
-        _expect(key, zero, np.int32, (ceil_div(grid[0] * scheme.bits, 32), grid[1]))
-        return unpack(zero, scheme.bits, grid[0], axis=0)
-    _expect(key, zero, np.int8, stored_grid)
-    return zero.reshape(grid)
 
 
 def _expect(name: str, value: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:

@@ -27,21 +27,23 @@ Encode = Callable[[Artifact, str, Weight], Iterable[tuple[str, NDArray[Any]]]]
 Decode = Callable[[Artifact, str, Mapping[str, TensorFile]], Weight]
 
 
-def encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
-    """A weight's tensors as the artifact itself stores them."""
+def encode(
+    artifact: Artifact, name: str, weight: Weight, *, packed: bool = False
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """A weight's tensors as the artifact itself stores them, or `packed` whatever their width."""
     if isinstance(weight, QuantizedTensor):
-        yield from layouts.encode(name, weight, artifact.layout)
+        yield from layouts.encode(name, weight, artifact.layout, packed=packed)
     else:
         yield name, weight
 
 
-def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
+def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile], *, packed: bool = False) -> Weight:
     """The inverse of `encode`."""
     scheme = artifact.plan.choices[name].scheme
     if scheme is None or scheme.is_float:
         return where[name].read(name)
-    keys = layouts.tensor_names(name, scheme, artifact.layout)
-    return layouts.decode(name, scheme, {key: where[key].read(key) for key in keys})
+    keys = layouts.tensor_names(name, scheme, artifact.layout, packed=packed)
+    return layouts.decode(name, scheme, {key: where[key].read(key) for key in keys}, packed=packed)
 
 
 def write_folder(

@@ -12,17 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
-from zeropoint.artifact import layout as layouts
 from zeropoint.errors import UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.reference.packing import pack, unpack
-from zeropoint.reference.rounding import STORAGE
+from zeropoint.qtensor import Weight
 from zeropoint.scheme import Scheme
 from zeropoint.tensorfile import TensorFile
 
@@ -125,27 +121,16 @@ def _is_packed(group: Mapping[str, Any]) -> bool:
     return group["input_activations"] is None or group["weights"]["num_bits"] != 8
 
 
-def _repacked(scheme: Scheme) -> bool:
+def _repacked(scheme: Scheme | None) -> bool:
     """Whether the artifact holds these codes one byte each and vLLM wants them packed."""
+    if scheme is None:
+        return False
     return scheme.bits == 8 and (scheme.activation is None or scheme.activation.bits == 16)
 
 
 def _encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
-    if not isinstance(weight, QuantizedTensor) or not _repacked(weight.scheme):
-        yield from encode(artifact, name, weight)
-        return
-    module = layouts.module_of(name)
-    yield f"{module}.weight_packed", pack(weight.codes, 8)
-    yield f"{module}.weight_shape", np.array(weight.shape, dtype=np.int64)
-    yield f"{module}.weight_scale", weight.scale.astype(STORAGE[weight.scheme.scale_dtype])
+    return encode(artifact, name, weight, packed=_repacked(artifact.plan.choices[name].scheme))
 
 
 def _decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
-    scheme = artifact.plan.choices[name].scheme
-    if scheme is None or scheme.is_float or not _repacked(scheme):
-        return decode(artifact, name, where)
-    module = layouts.module_of(name)
-    words, shape, scale = (
-        where[key].read(key) for key in (f"{module}.weight_{leaf}" for leaf in ("packed", "shape", "scale"))
-    )
-    return QuantizedTensor(scheme, unpack(words, 8, int(shape[1])), scale.astype(np.float32))
+    return decode(artifact, name, where, packed=_repacked(artifact.plan.choices[name].scheme))

@@ -23,7 +23,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import Number, QuantizedTensor
+from zeropoint.qtensor import Number, QuantizedTensor, expand_groups
 from zeropoint.scheme import Scheme
 
 BLOCK = 32
@@ -53,8 +53,7 @@ def choose(weight: QuantizedTensor) -> GGMLQuantizationType:
     else:
         if scheme.bits <= 4 and bool(_is_half(_minimum(weight)).all()):
             return Kind.Q4_1
-        high = scheme.qmax - scheme.qmin
-        low = -high
+        low, high = _reach(weight)
     for kind, (least, most) in RANGES.items():
         if least <= low and high <= most:
             return kind
@@ -98,6 +97,16 @@ def _code_bytes(codes: Codes, kind: GGMLQuantizationType) -> list[Bytes]:
     if kind != Kind.Q5_0:
         return [nibbles]
     return [np.packbits(unsigned >> 4, axis=2, bitorder="little"), nibbles]
+
+
+def _reach(weight: QuantizedTensor) -> tuple[int, int]:
+    """How far `code - zero_point` may reach; at 8 bits, where no type holds what may be, how far it does."""
+    scheme = weight.scheme
+    most = scheme.qmax - scheme.qmin
+    if scheme.bits < 8 or weight.zero_point is None:
+        return -most, most
+    centred = weight.codes.astype(np.int16) - expand_groups(weight.zero_point, scheme, weight.shape[1])
+    return int(centred.min()), int(centred.max())
 
 
 def _per_block(values: NDArray[Number], weight: QuantizedTensor) -> NDArray[Number]:

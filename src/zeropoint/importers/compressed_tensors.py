@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
@@ -19,7 +23,8 @@ from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
 from zeropoint.importers import Source
 from zeropoint.importers._folders import configured, float_headers, plain_config, scale_type
-from zeropoint.qtensor import Weight
+from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.reference.packing import pack
 from zeropoint.scheme import Activation, Scheme
 from zeropoint.tensorfile import TensorFile
 
@@ -51,7 +56,7 @@ def open(path: Path) -> Source:
             _group(section, module, path), scale_type(where[key].info(key)[0]), path
         )
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    own = {key for name, scheme in schemes.items() for key in layouts.tensor_names(name, scheme, Layout())}
+    own = {key for name, scheme in schemes.items() for key in _keys(where, name, scheme)}
     if missing := own - set(where):
         raise CheckpointError(f"{path} lacks the tensor {min(missing)}: download or copy it again")
     for name, scheme in schemes.items():
@@ -66,16 +71,44 @@ def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: 
     scheme = schemes.get(name)
     if scheme is None:
         return where[name].read(name)
-    keys = layouts.tensor_names(name, scheme, Layout())
+    packed = _is_packed(where, name)
     try:
-        return layouts.decode(name, scheme, {key: where[key].read(key) for key in keys})
+        part = {key: where[key].read(key) for key in _keys(where, name, scheme)}
+        if scheme.bits != 8 or not scheme.symmetric:
+            return layouts.decode(name, scheme, part, packed=packed)
+        return _decode_8_bits(name, scheme, part, packed=packed)
     except ZeropointError as cause:
         raise CheckpointError(f"{name}: {cause}") from cause
 
 
+def _decode_8_bits(
+    name: str, scheme: Scheme, part: Mapping[str, NDArray[Any]], *, packed: bool
+) -> QuantizedTensor:
+    """A symmetric weight of another tool, whose codes may reach -128; ours may only beside a zero point (here 0)."""
+    module = layouts.module_of(name)
+    scale = part[f"{module}.weight_scale"]
+    zero = np.zeros(scale.shape, np.int8)
+    if packed and scale.ndim == 2:
+        zero = pack(zero, 8, axis=0)  # type: ignore[assignment]
+    wide = replace(scheme, symmetric=False)
+    weight = layouts.decode(name, wide, {**part, f"{module}.weight_zero_point": zero}, packed=packed)
+    if int(weight.codes.min(initial=0)) < scheme.qmin:
+        return weight
+    return QuantizedTensor(scheme, weight.codes, weight.scale)
+
+
+def _is_packed(where: Mapping[str, TensorFile], name: str) -> bool:
+    """Whether the codes lie in 32-bit words; llm-compressor packs 8 bits too where inputs are floats."""
+    return f"{layouts.module_of(name)}.weight_packed" in where
+
+
+def _keys(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> list[str]:
+    return layouts.tensor_names(name, scheme, Layout(), packed=_is_packed(where, name))
+
+
 def _shape(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> tuple[int, int]:
     """`[out, in]`, from a header or the small tensor that states it."""
-    if not scheme.is_packed:
+    if not (scheme.is_packed or _is_packed(where, name)):
         shape = where[name].info(name)[1]
     else:
         key = f"{layouts.module_of(name)}.weight_shape"
