@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,15 @@ def test_the_python_entry_points(make: Make, tmp_path: Path) -> None:
     made = zeropoint.export(make("llama_tied", "int8"), "gguf", tmp_path / "m.gguf")
     assert made.verified is not None
     assert zeropoint.import_model(tmp_path / "m.gguf", tmp_path / "back").format == "gguf"
+
+
+def test_the_small_install_is_told_which_extra_it_lacks(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make("llama_tied", "int8")
+    for name in list(sys.modules):
+        if name.startswith(("zeropoint.exporters.gguf", "zeropoint.gguf")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main(["export", str(source), "--to", "gguf", "--out", str(tmp_path / "m.gguf")]) == 2
+    assert "zeropoint[export]" in capsys.readouterr().err
