@@ -71,7 +71,7 @@ def test_examples_are_answered_in_order(stub_worker: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"{{question}}"', "!function evil.text", "runs Python code"),
+        ('"{{question}}"', "!function evil.text", r"runs Python code \(!function evil\.text\)"),
         (
             '"{{question}}"',
             '"{{question}}"\ninclude: other.yaml',
@@ -113,7 +113,7 @@ def test_faults_of_a_task_are_one_sentence(tmp_path: Path, stub_worker: tuple[st
     with pytest.raises(UsageError, match=r"has no data file .*colours\.jsonl"):
         ask([file], stub_worker)
     file.write_text("just words\n")
-    with pytest.raises(UsageError, match=r"cannot be read|is not a task"):
+    with pytest.raises(UsageError, match="is not a task"):
         ask([file], stub_worker)
     second = tmp_path / "other"
     second.mkdir()
