@@ -214,7 +214,8 @@ def summary_row(cell: dict[str, Any]) -> str:
     eight_bits = min(torch_us[name] for name in integers if name != FOUR_BITS)
 
     def ratio(peer_us: float, scheme: str, more: str = "") -> str:
-        return f"{peer_us / us[f'zeropoint {scheme}{more}']:.2f}"
+        mine = us.get(f"zeropoint {scheme}{more}")
+        return "" if mine is None else f"{peer_us / mine:.2f}"
 
     of_all = [ratio(torch_us[best], scheme) for scheme in (INT8, INT4)]
     from_float = [ratio(torch_us[best], scheme, ", from float32") for scheme in (INT8, INT4)]
