@@ -191,7 +191,14 @@ def run_cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_interrupting_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     big = make_checkpoint("llama_tied", tmp_path / "big", hidden_size=512, layers=24)
     command = [sys.executable, "-m", "zeropoint", "quantize", str(big), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # what is started in the background of a script ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
