@@ -129,10 +129,13 @@ class Planner:
         return {f: self.search.measure(self.table.uniform(f)) for f in self.candidates.formats}
 
     def nothing_found(self) -> str:
-        closest = min(self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
+        limits = self.search.limits(self.budget).items()
+        within = [p for p in self.search.measured if all(getattr(p, name) <= most for name, most in limits)]
+        closest = min(within or self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
         return (
-            "no plan was found that meets the budget on all sides: the closest measured "
-            f"takes {closest.nbytes / 1e6:.1f} MB with a mean KL of {closest.loss.kl:.4f}"
+            "no plan was found that meets the budget on all sides: the closest measured takes "
+            f"{closest.nbytes / 1e6:.1f} MB, decodes {1 / closest.decode:.0f} tokens/s and has a mean KL of "
+            f"{closest.loss.kl:.4f}"
         )
 
     def answer(self, point: Point | None) -> Fit:
