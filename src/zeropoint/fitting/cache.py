@@ -8,7 +8,6 @@ not the answer: that is said in the log.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from zeropoint.artifact.card import replace_text
+from zeropoint.errors import ArtifactError
 from zeropoint.fitting.loss import Loss
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
@@ -90,15 +91,11 @@ class Cache:
         path = self._path(key, "json")
         if path is None:
             return
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(_plain(key, known), indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as cause:
+            replace_text(path, json.dumps(_plain(key, known), indent=1) + "\n")
+        except (OSError, ArtifactError) as cause:
             logger.warning("measured costs are not kept: %s", cause)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()

@@ -82,9 +82,7 @@ class _Frame:
         return self.left + (self.right - self.left) * size / self.size_ticks[-1]
 
     def y(self, kl: float) -> float:
-        lowest, highest = self.exponents[0], self.exponents[-1]
-        height = (math.log10(max(kl, 10.0**lowest)) - lowest) / (highest - lowest)
-        return self.bottom - (self.bottom - self.top) * min(max(height, 0), 1)
+        return log_height(kl, self.exponents, self.top, self.bottom)
 
 
 def scatter(points: Sequence[Point], floor: float | None, *, width: float = 660, height: float = 400) -> str:
@@ -110,14 +108,25 @@ def _frame(points: Sequence[Point], floor: float | None, width: float, height: f
     return _Frame(52, width - 14, 34, height - 44, ticks, exponents)
 
 
-def _axes(frame: _Frame) -> list[str]:
+def log_height(value: float, exponents: Sequence[int], top: float, bottom: float) -> float:
+    """The pixel of a value between powers of ten; what lies outside is drawn at the edge."""
+    lowest, highest = exponents[0], exponents[-1]
+    height = (math.log10(max(value, 10.0**lowest)) - lowest) / (highest - lowest)
+    return bottom - (bottom - top) * min(max(height, 0), 1)
+
+
+def log_grid(exponents: Sequence[int], left: float, right: float, y: Callable[[float], float]) -> list[str]:
+    """A line at each power of ten, its number to the left."""
     parts = []
-    for exponent in frame.exponents:
-        y = frame.y(10.0**exponent)
-        parts.append(svg.line(frame.left, y, frame.right, y, css="grid"))
-        parts.append(
-            svg.text(frame.left - 8, y + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end")
-        )
+    for exponent in exponents:
+        at = y(10.0**exponent)
+        parts.append(svg.line(left, at, right, at, css="grid"))
+        parts.append(svg.text(left - 8, at + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end"))
+    return parts
+
+
+def _axes(frame: _Frame) -> list[str]:
+    parts = log_grid(frame.exponents, frame.left, frame.right, frame.y)
     unit, factor = ("GB", 1e9) if frame.size_ticks[-1] >= 2e9 else ("MB", 1e6)
     for tick in frame.size_ticks:
         x = frame.x(tick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from zeropoint.render import numbers, svg
+from zeropoint.render.charts import log_grid, log_height
 from zeropoint.report import Report
 
 _Point = Mapping[str, Any]
@@ -80,9 +80,7 @@ class _Plane:
         return self.left + (self.right - self.left) * value / self.axis.divide / self.ticks[-1]
 
     def y(self, kl: float) -> float:
-        low, high = self.exponents[0], self.exponents[-1]
-        height = (math.log10(max(kl, 10.0**low)) - low) / (high - low)
-        return self.bottom - (self.bottom - self.top) * min(max(height, 0.0), 1.0)
+        return log_height(kl, self.exponents, self.top, self.bottom)
 
     def at(self, point: _Point) -> tuple[float, float]:
         return self.x(point[self.axis.key]), self.y(point["kl"])
@@ -150,13 +148,7 @@ def _allowed(plane: _Plane, budget: Mapping[str, Any]) -> list[str]:
 
 
 def _grid(plane: _Plane) -> list[str]:
-    parts = []
-    for exponent in plane.exponents:
-        y = plane.y(10.0**exponent)
-        parts.append(svg.line(plane.left, y, plane.right, y, css="grid"))
-        parts.append(
-            svg.text(plane.left - 8, y + 4, numbers.plain(10.0**exponent, 1), css="tick", anchor="end")
-        )
+    parts = log_grid(plane.exponents, plane.left, plane.right, plane.y)
     for tick in plane.ticks:
         x = plane.x(tick * plane.axis.divide)
         parts.append(svg.text(x, plane.bottom + 19, f"{tick:g}", css="tick", anchor="middle"))
