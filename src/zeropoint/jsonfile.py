@@ -5,6 +5,7 @@ Shared by source checkpoints and artifacts, which fail with different errors: a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def load_json(
     if not isinstance(data, dict):
         raise error(f"{path} does not hold a JSON object: {advice}")
     return data
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of a plain JSON value, the same in whatever order its keys stand, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _no_constants(text: str) -> float:

@@ -8,7 +8,6 @@ not the answer: that is said in the log.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ import numpy as np
 from zeropoint.artifact.card import replace_text
 from zeropoint.errors import ArtifactError
 from zeropoint.fitting.loss import Loss
+from zeropoint.jsonfile import json_digest
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.parcel import Packed, Parcel
@@ -98,8 +98,7 @@ class Cache:
             logger.warning("measured costs are not kept: %s", cause)
 
     def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
-        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-        return None if self._folder is None else self._folder / f"fit-{digest[:32]}.{kind}"
+        return None if self._folder is None else self._folder / f"fit-{json_digest(dict(key))[:32]}.{kind}"
 
     def _read(self, path: Path) -> Parcel:
         parcel = store.read(path, path.stem)

@@ -12,7 +12,6 @@ less than `SHARE` of the time since; blocks finished after the last time are qua
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from zeropoint.artifact import refuse_existing
 from zeropoint.artifact.card import replace_text
 from zeropoint.artifact.writer import lock, sync
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.jsonfile import MAX_CARD_BYTES, load_json
+from zeropoint.jsonfile import MAX_CARD_BYTES, json_digest, load_json
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.layers import LayerError
@@ -81,7 +80,7 @@ class Run:
 
     @classmethod
     def of(cls, plan: Plan, source: str, calibration: Any, versions: Mapping[str, str], machine: Any) -> Run:
-        return cls(*map(_digest, (plan.to_json(), source, calibration, versions, machine)))
+        return cls(*map(json_digest, (plan.to_json(), source, calibration, versions, machine)))
 
 
 def folder_of(out: Path) -> Path:
@@ -303,7 +302,3 @@ def _stored(made: Mapping[str, Made]) -> Iterator[tuple[str, NDArray[Any]]]:
             yield from layouts.encode(name, weight, PLAIN)
         else:
             yield name, weight
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

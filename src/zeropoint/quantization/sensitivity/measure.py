@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
+from zeropoint.jsonfile import json_digest
 from zeropoint.quantization.calibrated import reduced_precision
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
@@ -44,7 +44,7 @@ def sensitivity_key(
         "seed": seed,
         "packages": {name: version(name) for name in ("zeropoint", "torch", "transformers", "numpy")},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest(parts)
 
 
 def measure(
