@@ -12,7 +12,8 @@ constexpr int kLanes = 16;  // output channels in a block
 
 // Codes lie in blocks of 16 output channels: [block][k / 4][channel][k % 4]. That is the operand of
 // VPDPBUSD and, 16 (k / 4)s long, an AMX B tile. Nibbles: a 64-byte line holds two such vectors, the
-// first in the low halves, as code + 8.
+// first in the low halves, as code + 8. Of 5 bits the lower four are nibbles, and the fifth ones lie apart, 64
+// to a vector: of code + 16.
 //
 // Integers are summed over a segment, within which no scale varies. Nested scales vary along a row by whole
 // multiples only, so that a row is summed as integers to its end.
@@ -29,13 +30,15 @@ struct Weight {
   int64_t segments_per_input;  // of the activation
   int32_t activation;
   int32_t digits;  // int8 digits of an activation: 1, or 2 for 16 bits (code = 128 * second + first)
-  bool nibbles;
+  bool nibbles;  // of codes of at most 5 bits
+  bool fifths;   // and of 5 bits
   bool asymmetric;
   bool scale_bf16;
   bool nested;
   bool scale_by_segment;     // the weight's float scale differs along a row
   bool input_by_segment;     // so does the activation scale
   const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]
+  const uint8_t* fifth;      // [blocks][columns_padded / 8][2][64 bits]
   const void* scale;         // [blocks][groups][16], bfloat16 or float; nested: float [blocks][16]
   const int8_t* multiplier;  // nested: [blocks][groups][16]
   const int8_t* zero_point;  // [blocks][groups][16]

@@ -42,7 +42,8 @@ Weight layout_of(const zp_format& f) {
   w.columns = f.columns;
   w.blocks = ceil_div(f.rows, kLanes);
   w.activation = f.activation;
-  w.nibbles = f.bits <= 4;
+  w.nibbles = f.bits <= 5;
+  w.fifths = f.bits == 5;
   w.asymmetric = f.asymmetric != 0;
   w.kind = f.kind;
   w.digits = f.activation_bits == 16 ? 2 : 1;
@@ -65,13 +66,15 @@ Weight layout_of(const zp_format& f) {
 }
 
 struct Parts {  // offsets into the allocation
-  size_t scale, multiplier, zero_point, end;
+  size_t fifth, scale, multiplier, zero_point, end;
 };
 
 Parts parts_of(const Weight& w) {
   const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, kAlignment)); };
   Parts parts{};
-  parts.scale = aligned(w.blocks * kLanes * w.columns_padded / (w.nibbles ? 2 : 1));
+  const int64_t codes = w.blocks * kLanes * w.columns_padded;
+  parts.fifth = aligned(codes / (w.nibbles ? 2 : 1));
+  parts.scale = parts.fifth + (w.fifths ? aligned(codes / 8) : 0);
   const int64_t groups = w.blocks * kLanes * w.groups;
   parts.multiplier =
       parts.scale + aligned(w.nested ? w.blocks * kLanes * 4 : groups * (w.scale_bf16 ? 2 : 4));
@@ -84,24 +87,39 @@ Parts parts_of(const Weight& w) {
 void point_into(Weight& w, const uint8_t* memory) {
   const Parts parts = parts_of(w);
   w.codes = memory;
+  w.fifth = memory + parts.fifth;
   w.scale = memory + parts.scale;
   w.multiplier = reinterpret_cast<const int8_t*>(memory + parts.multiplier);
   w.zero_point = reinterpret_cast<const int8_t*>(memory + parts.zero_point);
 }
 
-void pack_codes(const Weight& w, const int8_t* codes, uint8_t* out) {
+// Where the fifth bit of a code is: its byte, of eight for each four columns, and its place there.
+int64_t fifth_at(const Weight& w, int64_t row, int64_t k) {
+  return row / kLanes * w.columns_padded * 2 + k / 4 * 8 + (row % kLanes * 4 + k % 4) / 8;
+}
+
+int fifth_bit(int64_t row, int64_t k) {
+  return static_cast<int>((row * 4 + k % 4) % 8);
+}
+
+void pack_codes(const Weight& w, const int8_t* codes, uint8_t* out, uint8_t* fifth) {
   for (int64_t row = 0; row < w.rows; ++row) {
     const int8_t* in = codes + row * w.columns;
     const int64_t lane = row % kLanes * 4;
     if (!w.nibbles) {
       uint8_t* block = out + row / kLanes * kLanes * w.columns_padded;
       for (int64_t k = 0; k < w.columns; ++k) block[k / 4 * 64 + lane + k % 4] = static_cast<uint8_t>(in[k]);
-    } else {
-      uint8_t* block = out + row / kLanes * kLanes * w.columns_padded / 2;
-      for (int64_t k = 0; k < w.columns; ++k) {
-        const auto code = static_cast<unsigned>(in[k] + 8) & 15u;
-        uint8_t& byte = block[k / 8 * 64 + lane + k % 4];
-        byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? code : code << 4));
+      continue;
+    }
+    uint8_t* block = out + row / kLanes * kLanes * w.columns_padded / 2;
+    const int offset = w.fifths ? 16 : 8;
+    for (int64_t k = 0; k < w.columns; ++k) {
+      const auto code = static_cast<unsigned>(in[k] + offset);
+      uint8_t& byte = block[k / 8 * 64 + lane + k % 4];
+      byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? code & 15u : (code & 15u) << 4));
+      if (w.fifths) {
+        uint8_t& high = fifth[fifth_at(w, row, k)];
+        high = static_cast<uint8_t>(high | (code >> 4 & 1u) << fifth_bit(row, k));
       }
     }
   }
@@ -112,7 +130,9 @@ int code_at(const Weight& w, int64_t row, int64_t k) {
   if (!w.nibbles)
     return static_cast<int8_t>(w.codes[block * kLanes * w.columns_padded + k / 4 * 64 + lane + k % 4]);
   const uint8_t byte = w.codes[block * kLanes * w.columns_padded / 2 + k / 8 * 64 + lane + k % 4];
-  return (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+  const int low = k % 8 < 4 ? byte & 15 : byte >> 4;
+  if (!w.fifths) return low - 8;
+  return low + (w.fifth[fifth_at(w, row, k)] >> fifth_bit(row, k) & 1) * 16 - 16;
 }
 
 float scale_at(const Weight& w, int64_t at) {
@@ -250,7 +270,7 @@ zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* sca
   weight->memory = memory;
   weight->bytes = parts.end;
   zp::point_into(w, memory);
-  zp::pack_codes(w, codes, memory);
+  zp::pack_codes(w, codes, memory, memory + parts.fifth);
   if (w.asymmetric) zp::pack_zero_points(w, *format, zero_point, memory, parts);
   if (!w.nested) {
     zp::pack_scales(w, *format, scale, memory, parts);

@@ -39,7 +39,7 @@ typedef struct {
   int64_t rows;
   int64_t columns;
   int32_t kind;            /* ZP_INTEGER or a float type */
-  int32_t bits;            /* 2..8; up to 4 bits are stored as nibbles, more as bytes */
+  int32_t bits;            /* 2..8; up to 4 bits are stored as nibbles, 5 as nibbles and bits, more as bytes */
   int32_t group_size;      /* input channels that share a scale; 0: the whole row */
   int32_t per_tensor;      /* 1: one scale (and zero point) in all; group_size is 0 */
   int32_t asymmetric;      /* 1: zero points are given */

@@ -129,22 +129,33 @@ int64_t kept_bytes(const Weight& w, int64_t rows) {
   return sums_whole_rows(w) && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
-// Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-15.
+// Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-31.
+template <bool FIFTHS>
 ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
   const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const int64_t group = w.segment * w.segments_per_group;
   const uint8_t* in = w.codes + (block * w.columns_padded + begin) * 8;
+  const uint8_t* bits = w.fifth + (FIFTHS ? (block * w.columns_padded + begin) * 2 : 0);
   for (int64_t k = begin; k < end;) {
     const int64_t g = smaller(k / group, w.groups - 1),
                   stop = g + 1 < w.groups ? smaller((g + 1) * group, end) : end;
-    __m512i zero = _mm512_set1_epi8(8);
+    __m512i zero = _mm512_set1_epi8(FIFTHS ? 16 : 8);
     if (w.asymmetric)
       zero = _mm512_add_epi8(zero, _mm512_shuffle_epi8(load_zero(w, (block * w.groups + g) * 16), spread));
     for (; k < stop; k += 8, in += 64, out += 128) {
       const __m512i both = _mm512_loadu_si512(in);
-      _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(both, mask), zero));
-      _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), mask), zero));
+      __m512i first = _mm512_and_si512(both, mask);
+      __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+      if constexpr (FIFTHS) {
+        uint64_t set[2];
+        std::memcpy(set, bits, 16);
+        bits += 16;
+        first = _mm512_mask_add_epi8(first, set[0], first, fifth);
+        second = _mm512_mask_add_epi8(second, set[1], second, fifth);
+      }
+      _mm512_store_si512(out, _mm512_sub_epi8(first, zero));
+      _mm512_store_si512(out + 64, _mm512_sub_epi8(second, zero));
     }
   }
 }
@@ -180,7 +191,12 @@ ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64
 }
 
 ZP_INLINE void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  w.nested ? widen_nested(w, block, begin, end, out) : widen_plain(w, block, begin, end, out);
+  if (w.nested)
+    widen_nested(w, block, begin, end, out);
+  else if (w.fifths)
+    widen_plain<true>(w, block, begin, end, out);
+  else
+    widen_plain<false>(w, block, begin, end, out);
 }
 
 bool byte_zeros(const Weight& w) {

@@ -15,6 +15,28 @@ namespace {
 
 constexpr int64_t kPrefetchBytes = 2048;  // of a block's codes, while others stream beside it
 
+// What codes are stored as: bytes, nibbles, or nibbles and their fifth bits.
+enum class Stored { kBytes, kNibbles, kFives };
+
+template <Stored STORED>
+struct Form {
+  static constexpr bool kNibbles = STORED != Stored::kBytes;
+  static constexpr bool kFifths = STORED == Stored::kFives;
+  static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // codes are raised by it
+  static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // of a block, 8 columns
+  static constexpr int64_t kFifthsPer8 = 16;
+
+  static void load(const uint8_t* codes, const uint8_t* fifths, V::Codes& first, V::Codes& second) {
+    if constexpr (kNibbles) {
+      V::load_nibbles(codes, first, second);
+      if constexpr (kFifths) V::add_fifths(fifths, first, second);
+    } else {
+      first = V::load_bytes(codes);
+      second = V::load_bytes(codes + 64);
+    }
+  }
+};
+
 // -- output ---------------------------------------------------------------------------------------
 
 V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
@@ -40,16 +62,23 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 // -- int8 input -----------------------------------------------------------------------------------
 
 // `row` and `rows` count digit rows. NESTED: the multipliers are all that varies along the row.
-template <int ROWS, int BLOCKS, bool NIBBLES, bool NESTED>
+template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
-  constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
-  constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;  // of a block, 8 columns
+  using Form = Form<STORED>;
+  constexpr bool kNibbles = Form::kNibbles;
+  constexpr int32_t kOffset = Form::kOffset;
+  constexpr int64_t kBytesPer8 = Form::kBytesPer8;
   const Weight& w = *p.weight;
   // Behind a block's end a prefetch goes on where the tile after this one begins.
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
   const int64_t turn = w.columns_padded - kPrefetchBytes / kBytesPer8 * 8, jump = (BLOCKS - 1) * block_bytes;
   const uint8_t* code[BLOCKS];
-  for (int n = 0; n < BLOCKS; ++n) code[n] = w.codes + smaller(block + n, block + blocks - 1) * block_bytes;
+  const uint8_t* fifth[BLOCKS] = {};
+  for (int n = 0; n < BLOCKS; ++n) {
+    const int64_t b = smaller(block + n, block + blocks - 1);
+    code[n] = w.codes + b * block_bytes;
+    if constexpr (Form::kFifths) fifth[n] = w.fifth + b * w.columns_padded / 8 * Form::kFifthsPer8;
+  }
   const int8_t* x[ROWS];
   int64_t sums_at[ROWS], scale_at[ROWS];
   for (int m = 0; m < ROWS; ++m) {
@@ -110,28 +139,23 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const uint8_t* at = code[n] + k / 8 * kBytesPer8;
-        if constexpr (NIBBLES) {
-          V::load_nibbles(at, first[n], second[n]);
-        } else {
-          first[n] = V::load_bytes(at);
-          second[n] = V::load_bytes(at + 64);
-        }
+        Form::load(at, fifth[n] + (Form::kFifths ? k / 8 * Form::kFifthsPer8 : 0), first[n], second[n]);
         if constexpr (ROWS <= 8) {
           const uint8_t* ahead = at + kPrefetchBytes + (k < turn ? 0 : jump);
           V::prefetch(ahead);
-          if constexpr (!NIBBLES) V::prefetch(ahead + 64);
+          if constexpr (!kNibbles) V::prefetch(ahead + 64);
         }
       }
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::template dot<NIBBLES>(dot[m][n], first[n], x[m] + k);
+        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::template dot<kNibbles>(dot[m][n], first[n], x[m] + k);
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) {
           V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
-          sum = V::template dot<NIBBLES>(sum, second[n], x[m] + k + 4);
+          sum = V::template dot<kNibbles>(sum, second[n], x[m] + k + 4);
         }
     }
     if constexpr (kTwoChains) {
@@ -140,7 +164,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
-    if (NESTED || (NIBBLES && w.nested)) {
+    if (NESTED || (kNibbles && w.nested)) {
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);
@@ -189,14 +213,14 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
 }
 
-template <int ROWS, int BLOCKS, bool NIBBLES, bool NESTED>
+template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_strip(const Product& p, int64_t row, int rows, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; block += BLOCKS)
-    integer_tile<ROWS, BLOCKS, NIBBLES, NESTED>(p, row, rows, block,
+    integer_tile<ROWS, BLOCKS, STORED, NESTED>(p, row, rows, block,
                                                 static_cast<int>(smaller(BLOCKS, end - block)));
 }
 
-template <bool NIBBLES, bool NESTED>
+template <Stored STORED, bool NESTED>
 void integer_blocks(const Product& p, int64_t begin, int64_t end) {
   // A strip of blocks stays in the first-level cache while the rows pass over it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
@@ -206,16 +230,16 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
       const int left = static_cast<int>(smaller(rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {
         if (left > 8)
-          integer_strip<12, 2, NIBBLES, NESTED>(p, row, left, strip, stop);
+          integer_strip<12, 2, STORED, NESTED>(p, row, left, strip, stop);
         else if (left > 4)
-          integer_strip<8, 2, NIBBLES, NESTED>(p, row, left, strip, stop);
+          integer_strip<8, 2, STORED, NESTED>(p, row, left, strip, stop);
         else if (left > 2)
-          integer_strip<4, 4, NIBBLES, NESTED>(p, row, left, strip, stop);
+          integer_strip<4, 4, STORED, NESTED>(p, row, left, strip, stop);
       } else if constexpr (V::kRows >= 4) {
-        if (left > 2) integer_strip<4, 1, NIBBLES, NESTED>(p, row, left, strip, stop);
+        if (left > 2) integer_strip<4, 1, STORED, NESTED>(p, row, left, strip, stop);
       }
-      if (left == 2) integer_strip<2, V::kWide, NIBBLES, NESTED>(p, row, left, strip, stop);
-      if (left == 1) integer_strip<1, V::kWide, NIBBLES, NESTED>(p, row, left, strip, stop);
+      if (left == 2) integer_strip<2, V::kWide, STORED, NESTED>(p, row, left, strip, stop);
+      if (left == 1) integer_strip<1, V::kWide, STORED, NESTED>(p, row, left, strip, stop);
       row += left;
     }
   }
@@ -224,21 +248,25 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
 void integer(const Product& p, int64_t begin, int64_t end, void*) {
   const Weight& w = *p.weight;
   if (w.nested && !w.input_by_segment)
-    integer_blocks<true, true>(p, begin, end);
+    integer_blocks<Stored::kNibbles, true>(p, begin, end);
+  else if (w.fifths)
+    integer_blocks<Stored::kFives, false>(p, begin, end);
   else if (w.nibbles)
-    integer_blocks<true, false>(p, begin, end);
+    integer_blocks<Stored::kNibbles, false>(p, begin, end);
   else
-    integer_blocks<false, false>(p, begin, end);
+    integer_blocks<Stored::kBytes, false>(p, begin, end);
 }
 
 // -- float input ----------------------------------------------------------------------------------
 
-template <int ROWS, bool NIBBLES>
+template <int ROWS, Stored STORED>
 void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
-  constexpr int32_t kOffset = NIBBLES ? V::kOffsetNibbles : V::kOffsetBytes;
-  constexpr int64_t kBytesPer8 = NIBBLES ? 64 : 128;
+  using Form = Form<STORED>;
+  constexpr int32_t kOffset = Form::kOffset;
+  constexpr int64_t kBytesPer8 = Form::kBytesPer8;
   const Weight& w = *p.weight;
   const uint8_t* code = w.codes + block * (w.columns_padded / 8 * kBytesPer8);
+  const uint8_t* fifth = w.fifth + (Form::kFifths ? block * (w.columns_padded / 8 * Form::kFifthsPer8) : 0);
   const float* x[ROWS];
   for (int m = 0; m < ROWS; ++m) x[m] = p.x + (row + smaller(m, rows - 1)) * p.x_stride;
   V::Float total[ROWS];
@@ -251,12 +279,7 @@ void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
     const int64_t k_end = smaller((g + 1) * w.segment, w.columns);
     for (int64_t k = g * w.segment; k < k_end; k += 8) {
       typename V::Codes quads[2];
-      if constexpr (NIBBLES) {
-        V::load_nibbles(code + k / 8 * kBytesPer8, quads[0], quads[1]);
-      } else {
-        quads[0] = V::load_bytes(code + k / 8 * kBytesPer8);
-        quads[1] = V::load_bytes(code + k / 8 * kBytesPer8 + 64);
-      }
+      Form::load(code + k / 8 * kBytesPer8, fifth + k / 8 * Form::kFifthsPer8, quads[0], quads[1]);
       const int count = static_cast<int>(smaller(8, k_end - k));
       for (int j = 0; j < count; ++j) {
         const V::Float value = V::to_float(V::sub(V::lane_code(quads[j / 4], j % 4), zero));
@@ -272,16 +295,22 @@ void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
   for (int m = 0; m < rows; ++m) store_output(p, row + m, block, total[m]);
 }
 
-void floating(const Product& p, int64_t begin, int64_t end, void*) {
+template <Stored STORED>
+void floating_blocks(const Product& p, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block)
     for (int64_t row = 0; row < p.rows; row += 4) {
       const int rows = static_cast<int>(smaller(4, p.rows - row));
-      const bool nibbles = p.weight->nibbles;
-      if (rows == 1)
-        nibbles ? floating_tile<1, true>(p, row, 1, block) : floating_tile<1, false>(p, row, 1, block);
-      else
-        nibbles ? floating_tile<4, true>(p, row, rows, block) : floating_tile<4, false>(p, row, rows, block);
+      rows == 1 ? floating_tile<1, STORED>(p, row, 1, block) : floating_tile<4, STORED>(p, row, rows, block);
     }
+}
+
+void floating(const Product& p, int64_t begin, int64_t end, void*) {
+  if (p.weight->fifths)
+    floating_blocks<Stored::kFives>(p, begin, end);
+  else if (p.weight->nibbles)
+    floating_blocks<Stored::kNibbles>(p, begin, end);
+  else
+    floating_blocks<Stored::kBytes>(p, begin, end);
 }
 
 // Four streams, like the four blocks of a one-row product.

@@ -19,7 +19,6 @@ struct Vec {
   using Codes = Int;
 
   static constexpr int kOffsetBytes = 0;
-  static constexpr int kOffsetNibbles = 8;
   static constexpr int kRows = 4;  // of a register tile
   static constexpr int kWide = 2;  // blocks of a tile with few rows
 
@@ -31,6 +30,18 @@ struct Vec {
     first = {_mm256_and_si256(both.a, mask), _mm256_and_si256(both.b, mask)};
     second = {_mm256_and_si256(_mm256_srli_epi16(both.a, 4), mask),
               _mm256_and_si256(_mm256_srli_epi16(both.b, 4), mask)};
+  }
+  static __m256i fifths(const uint8_t* p) {  // 16 in the bytes whose bits are set
+    int32_t bits;
+    std::memcpy(&bits, p, 4);
+    const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i mask = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+    const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), mask);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(own, mask), _mm256_set1_epi8(16));
+  }
+  static void add_fifths(const uint8_t* p, Codes& first, Codes& second) {
+    first = {_mm256_add_epi8(first.a, fifths(p)), _mm256_add_epi8(first.b, fifths(p + 4))};
+    second = {_mm256_add_epi8(second.a, fifths(p + 8)), _mm256_add_epi8(second.b, fifths(p + 12))};
   }
   // VPMADDUBSW adds two products in 16 bits and saturates. With |w| <= 128 on the unsigned side and x
   // within +-127 carrying the sign, a pair stays within 2 * 128 * 127 = 32512, so the sum is exact.

@@ -17,7 +17,6 @@ struct Vec {
   // VPDPBUSD multiplies unsigned by signed bytes. The weight takes the unsigned side, raised by 128,
   // because the correction is then one number per token and segment: 128 times the sum of its codes.
   static constexpr int kOffsetBytes = 128;
-  static constexpr int kOffsetNibbles = 8;
   static constexpr int kRows = 12;  // of a register tile
   static constexpr int kWide = 4;   // blocks of a tile with few rows
 
@@ -29,6 +28,14 @@ struct Vec {
     const __m512i both = _mm512_loadu_si512(p);
     first = _mm512_and_si512(both, mask);
     second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+  // The fifth bits of both; loaded codes are raised by 16 then.
+  static void add_fifths(const uint8_t* p, Codes& first, Codes& second) {
+    uint64_t bits[2];
+    std::memcpy(bits, p, 16);
+    const __m512i fifth = _mm512_set1_epi8(16);
+    first = _mm512_mask_add_epi8(first, bits[0], first, fifth);
+    second = _mm512_mask_add_epi8(second, bits[1], second, fifth);
   }
   template <bool NIBBLES>
   static Int dot(Int sum, Codes w, const int8_t* x) {

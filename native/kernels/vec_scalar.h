@@ -20,10 +20,9 @@ struct Vec {
     int8_t v[64];
   };
 
-  static constexpr int kOffsetBytes = 0;    // what a code loaded from bytes is raised by
-  static constexpr int kOffsetNibbles = 8;  // and from nibbles
-  static constexpr int kRows = 2;           // of a register tile
-  static constexpr int kWide = 1;           // blocks of a tile with few rows
+  static constexpr int kOffsetBytes = 0;  // what a code loaded from bytes is raised by
+  static constexpr int kRows = 2;         // of a register tile
+  static constexpr int kWide = 1;         // blocks of a tile with few rows
 
   static Codes load_bytes(const uint8_t* p) {
     Codes c;
@@ -34,6 +33,12 @@ struct Vec {
     for (int i = 0; i < 64; ++i) {
       first.v[i] = static_cast<int8_t>(p[i] & 15);
       second.v[i] = static_cast<int8_t>(p[i] >> 4);
+    }
+  }
+  static void add_fifths(const uint8_t* p, Codes& first, Codes& second) {
+    for (int i = 0; i < 64; ++i) {
+      first.v[i] = static_cast<int8_t>(first.v[i] + (p[i / 8] >> i % 8 & 1) * 16);
+      second.v[i] = static_cast<int8_t>(second.v[i] + (p[8 + i / 8] >> i % 8 & 1) * 16);
     }
   }
   template <bool NIBBLES>

@@ -120,7 +120,9 @@ void test_shapes(int level, std::mt19937& random) {
       {4, 24, 0, 1, -1, 0, kHalf},   {5, 64, 0, 0, 128, 8, kHalf},  {8, 0, 0, 0, -1, 0, kHalf},
       {8, 0, 0, 0, 0, 16, kHalf},    {8, 0, 0, 1, 0, 16, kHalf},    {4, 64, 0, 1, 0, 16, kHalf},
       {4, 32, 0, 0, 0, 16, kNested}, {4, 24, 0, 0, 0, 16, kNested}, {3, 64, 0, 0, 0, 8, kNested},
-      {4, 32, 0, 0, 32, 8, kNested}, {4, 32, 0, 0, -1, 0, kNested}};
+      {4, 32, 0, 0, 32, 8, kNested}, {4, 32, 0, 0, -1, 0, kNested}, {5, 32, 0, 0, 0, 16, kHalf},
+      {5, 32, 0, 1, 0, 16, kHalf},   {5, 0, 0, 0, 0, 16, kHalf},    {5, 0, 0, 1, 0, 8, kHalf},
+      {5, 24, 0, 1, -1, 0, kHalf}};
   const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
   for (const auto& f : formats)
     for (const auto& shape : shapes)

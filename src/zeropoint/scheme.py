@@ -199,7 +199,7 @@ def parse(text: str) -> Scheme:
     match = re.fullmatch(r"int(\d{1,2})", head)
     if match is None:
         raise SchemeError(
-            f"unknown format {text!r}: use fp16, bf16, int8, int4 or a scheme such as int4:g64:asym:bf16:a8g32"
+            f"unknown format {text!r}: use fp16, bf16, int8, int5, int4 or a scheme such as int4:g64:asym:bf16:a8g32"
         )
     fields: dict[str, object] = {}
     for segment in rest:
@@ -231,6 +231,7 @@ def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
 #: What the short names on the command line mean; see docs/formats.md for the measurements behind them.
 PRESETS: dict[str, str] = {
     "int8": "int8:channel:sym:bf16:a16token",
+    "int5": "int5:g32:sym:bf16:a16token",
     "int4": "int4:g32:sym:nested:a16token",
     "half": "fp16",
     "float16": "fp16",

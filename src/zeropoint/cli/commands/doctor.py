@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 #: One scheme for each kernel path: the presets, per-token activations, an asymmetric grid, weights alone.
 SHOWN = (
     "int8",
+    "int5",
     "int4",
     "int8:channel:sym:bf16:a8token",
     "int4:g128:asym:bf16:a8g64",

@@ -28,7 +28,7 @@ from zeropoint.runtime.native.library import Bytes, Weight, view
 from zeropoint.runtime.native.parcel import Packed, Parcel
 from zeropoint.runtime.native.record import Rows
 
-VERSION = 1
+VERSION = 2
 PREFIX = ".zeropoint-packed-"
 NAME = f"{PREFIX}{library.ABI_VERSION}.{VERSION}"
 
