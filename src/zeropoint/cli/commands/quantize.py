@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", required=True, metavar="OUT", help="the folder to write; must not exist"
     )
     parser.add_argument(
-        "--format", default="int8", metavar="F", help="fp16, bf16, int8 (default), int5, int4 or a scheme string"
+        "--format",
+        default="int8",
+        metavar="F",
+        help="fp16, bf16, int8 (default), int5, int4 or a scheme string",
     )
     listed = "; ".join(
         f"{name}: {algorithms.summary(name).replace('%', '%%')}" for name in algorithms.names()
