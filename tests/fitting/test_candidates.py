@@ -15,7 +15,7 @@ from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.windows import Windows
 from zeropoint.fitting.candidates import WIDE, Candidates, groups_of, read_record
 from zeropoint.fitting.loss import LossMeter
-from zeropoint.fitting.speed import measure_seconds
+from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime.native.runner import NativeRunner
 
@@ -83,6 +83,15 @@ def test_seconds_of_a_uniform_model_are_its_own(candidates: Candidates) -> None:
         assert table.shape == (len(candidates.groups), 3)
         assert (table > 0).all()
     assert candidates.formats[0] == WIDE
+
+
+def test_old_seconds_are_scaled_to_the_machine_of_now(candidates: Candidates) -> None:
+    before = measure_seconds(candidates, threads=1, step=silent)
+    before = Seconds(before.decode * 1000, before.prefill * 1000)  # from a far slower day
+    now = measured_again(candidates, before, threads=1, step=silent)
+    for old, new in ((before.decode, now.decode), (before.prefill, now.prefill)):
+        assert (new < old / 10).all()
+        np.testing.assert_allclose(new / new.sum(0), old / old.sum(0), rtol=1e-9)  # the groups' shares stay
 
 
 def test_formats_must_differ(model: Path) -> None:

@@ -21,7 +21,7 @@ from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
-from zeropoint.fitting.speed import measure_seconds
+from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again
 from zeropoint.fitting.target import Target
 from zeropoint.jsonfile import load_json
 from zeropoint.kernels import library
@@ -65,9 +65,10 @@ class Planner:
         self.candidates.make(tokens, step, self.cache, made_with)
         wide = self.candidates.decoder(np.zeros(len(self.candidates.groups), np.int64))
         meter = LossMeter(wide, windows.tokens, threads=settings.threads)
-        self.known = self.cache.read(self.key) or Known(self._measure(meter, step))
-        scaled = self.known.table.decode * self.target.decode_scale
-        self.table = replace(self.known.table, decode=scaled)
+        kept = self.cache.read(self.key)
+        self.known = kept or Known(self._measure(meter, step))
+        table = self.known.table if kept is None else self._as_of_now(kept.table, step)
+        self.table = replace(table, decode=table.decode * self.target.decode_scale)
         known = Known(self.table, self.known.losses)
         self.search = Search(known, self.candidates, meter, evaluations=settings.evaluations, step=step)
         for format in self.candidates.formats:
@@ -95,6 +96,13 @@ class Planner:
         losses = group_losses(candidates, meter, windows=SENSITIVITY_WINDOWS, step=step)
         names = tuple(group.name for group in candidates.groups)
         return CostTable(names, candidates.formats, nbytes, seconds.decode, seconds.prefill, losses, fixed)
+
+    def _as_of_now(self, table: CostTable, step: Step) -> CostTable:
+        """A table from the cache, its speeds those of today."""
+        before = Seconds(table.decode, table.prefill)
+        with self.target.kernels():
+            now = measured_again(self.candidates, before, threads=self.target.threads, step=step)
+        return replace(table, decode=now.decode, prefill=now.prefill)
 
     def _keys(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
         """All that the candidates depend on, and all that the tables do."""

@@ -9,6 +9,7 @@ models and between them follow the products.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,21 +39,45 @@ class Seconds:
 def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
     """Time every uniform model and every group's products."""
     groups, formats = len(candidates.groups), len(candidates.formats)
-    whole: list[list[tuple[float, float]]] = [[] for _ in range(formats)]
-    for turn in range(ROUNDS):  # in turns, and the best counts: other work only ever makes a round slower
-        for column in range(formats):
-            step("timing whole models", (turn + column / formats) / ROUNDS)
-            decoder = candidates.decoder(np.full(groups, column))
-            whole[column].append(token_seconds(decoder, threads=threads))
+    whole = _whole_models(candidates, range(formats), rounds=ROUNDS, threads=threads, step=step)
     found = Seconds(np.empty((groups, formats)), np.empty((groups, formats)))
     for column, format in enumerate(candidates.formats):
-        for table, rows, times in (
-            (found.prefill, _ROWS, [prefill for prefill, _ in whole[column]]),
-            (found.decode, 1, [decode for _, decode in whole[column]]),
+        for table, rows, seconds in (
+            (found.decode, 1, whole[column, 0]),
+            (found.prefill, _ROWS, whole[column, 1]),
         ):
             products = _products(candidates, format, rows, threads)
-            table[:, column] = products * (min(times) / products.sum())
+            table[:, column] = products * (seconds / products.sum())
     return found
+
+
+def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Step) -> Seconds:
+    """Seconds measured some time ago, scaled to the machine as it is now: others may share it, or its memory.
+
+    The uniform quantized models are timed again; the 16-bit one, which takes longest, is taken to change as the first
+    of them does.
+    """
+    columns = range(1, len(candidates.formats))
+    whole = _whole_models(candidates, columns, rounds=2, threads=threads, step=step)
+    then = np.stack([before.decode.sum(0), before.prefill.sum(0)], axis=1)[1:]
+    change = whole / then
+    change = np.concatenate([change[:1], change])
+    return Seconds(before.decode * change[:, 0], before.prefill * change[:, 1])
+
+
+def _whole_models(
+    candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Step
+) -> Floats:
+    """Seconds of a token in uniform models `[columns, 2]`, decoding and reading: in turns, and the best counts, since
+    other work only ever makes a round slower."""
+    times = np.empty((rounds, len(columns), 2))
+    for turn in range(rounds):
+        for i, column in enumerate(columns):
+            step("timing whole models", (turn + i / len(columns)) / rounds)
+            decoder = candidates.decoder(np.full(len(candidates.groups), column))
+            prefill, decode = token_seconds(decoder, threads=threads)
+            times[turn, i] = decode, prefill
+    return np.asarray(times.min(axis=0))
 
 
 def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
