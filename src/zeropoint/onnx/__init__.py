@@ -1,0 +1,1 @@
+"""What ONNX Runtime can say: graphs, products of quantized weights, decoders."""

@@ -1,0 +1,76 @@
+"""genai_config.json: what onnxruntime-genai needs to know of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zeropoint.runtime.native.record import DecoderConfig
+
+#: Families by which onnxruntime-genai 0.18 runs a decoder with a cache of keys and values; it refuses other names.
+TYPES = frozenset({
+    "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3",
+    "smollm3",
+})  # fmt: skip
+
+#: generation_config.json's fields that its search understands, and their values where nothing is said.
+SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def genai_config(
+    config: Mapping[str, Any], generation: Mapping[str, Any], sizes: DecoderConfig, filename: str
+) -> dict[str, Any]:
+    """The file's contents for a model of config.json's `config`; `generation` is generation_config.json's."""
+    said = {**config, **{key: value for key, value in generation.items() if value is not None}}
+    ends = said.get("eos_token_id")
+    first_end = ends[0] if isinstance(ends, list) and ends else ends
+    padding = said.get("pad_token_id")
+    tokens = {
+        "bos_token_id": said.get("bos_token_id"),
+        "eos_token_id": ends,
+        "pad_token_id": first_end if padding is None else padding,
+    }
+    search = {key: generation.get(key, value) for key, value in SEARCH.items()}
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": filename,
+        "head_size": sizes.head_dim,
+        "hidden_size": sizes.hidden,
+        "num_attention_heads": sizes.heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.kv_heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    return {
+        "model": {
+            "type": config["model_type"],
+            "context_length": sizes.max_positions,
+            "vocab_size": sizes.vocab,
+            **{key: value for key, value in tokens.items() if value is not None},
+            "decoder": decoder,
+        },
+        "search": {
+            **search,
+            "max_length": sizes.max_positions,
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+        },
+    }
