@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from tests import tiny
 from zeropoint import artifact, exporters
 from zeropoint.errors import ArtifactError, GateError, UnsupportedError
 from zeropoint.kernels.divergence import divergence
-from zeropoint.onnx import weights
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime import open_runner
 
@@ -24,7 +24,17 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 Floats = Any
 Make = Callable[[str, str], tuple[Path, Path]]
 
-FAMILIES = ("llama_tied", "llama_untied", "qwen2", "qwen3", "gemma", "gpt2", "mistral_short", "gemma2_short", "opt")
+FAMILIES = (
+    "llama_tied",
+    "llama_untied",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gpt2",
+    "mistral_short",
+    "gemma2_short",
+    "opt",
+)
 FORMATS = (
     "int8",
     "int8:channel:asym:bf16:a16token",
@@ -118,7 +128,7 @@ def test_pieces_and_single_tokens_with_a_cache_are_the_whole(make: Make, kind: s
     _, folder = make(kind, scheme)
     whole, pieces = Session(folder).step(tokens()), Session(folder)
     cuts = [0, 20, 40, *range(41, 49)]
-    parts = [pieces.step(tokens()[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [pieces.step(tokens()[start:end]) for start, end in itertools.pairwise(cuts)]
     assert far(np.concatenate(parts), whole) < 1e-3
 
 
@@ -184,6 +194,8 @@ def test_problems_are_named_before_any_work(kind: str, scheme: str, why: str, tm
 def test_a_changed_weight_is_caught_and_nothing_is_left(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from zeropoint.onnx import weights
+
     honest = weights._pack
     monkeypatch.setattr(weights, "_pack", lambda codes, bits: honest(codes, bits) ^ np.uint8(1))
     with pytest.raises(GateError, match="values changed"):

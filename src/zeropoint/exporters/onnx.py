@@ -60,7 +60,7 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     (path / MODEL).write_bytes(graph.model("zeropoint", __version__).SerializeToString(deterministic=True))
     notes = _write_companions(artifact, path, survey.record)
     labels = Counter(way.label for way in survey.ways.values())
-    return Written(dict(sorted(labels.items())), tuple(notes))
+    return Written(dict(sorted(labels.items())), notes)
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
@@ -98,16 +98,16 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     return (None, found) if found else (Survey(record, ways), [])
 
 
-def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> Iterator[str]:
-    """config.json, tokenizer and genai_config.json; yields what the user should know of them."""
+def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> tuple[str, ...]:
+    """Write config.json, tokenizer and genai_config.json. Returns what the user should know of them."""
     plain = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
     write_text(path / "config.json", json.dumps(plain, indent=2) + "\n")
     for file in companion_files(artifact.path):
         shutil.copyfile(file, path / file.name)
     if artifact.config["model_type"] not in TYPES:
-        yield f"onnxruntime-genai has no family {artifact.config['model_type']!r}: {GENAI} is left out"
-        return
+        return (f"onnxruntime-genai has no family {artifact.config['model_type']!r}: {GENAI} is left out",)
     generation = artifact.path / "generation_config.json"
     said = load_json(generation) if generation.is_file() else {}
     text = json.dumps(genai_config(artifact.config, said, record.config, MODEL), indent=2)
     write_text(path / GENAI, text + "\n")
+    return ()

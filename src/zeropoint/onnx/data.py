@@ -35,7 +35,7 @@ class DataWriter:
     def add(self, name: str, values: NDArray[Any]) -> TensorProto:
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         place = {"location": self._path.name, "offset": self._file.tell(), "length": values.nbytes}
-        self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         tensor = TensorProto(
             name=name, dims=values.shape, data_type=helper.np_dtype_to_tensor_dtype(values.dtype)
         )

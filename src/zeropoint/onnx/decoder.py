@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
@@ -129,9 +130,7 @@ class Decoder:
     def _block(self, number: int, layer: LayerRecord, x: str, mask: str) -> str:
         config, graph = self.config, self.graph
         before = self._norm(layer, NormSlot.ATTENTION, x)
-        attended = self._norm(
-            layer, NormSlot.POST_ATTENTION, self._attention(number, layer, before, mask)
-        )
+        attended = self._norm(layer, NormSlot.POST_ATTENTION, self._attention(number, layer, before, mask))
         attended = self._scaled(attended, config.residual_scale)
         if config.parallel:
             beside = self._norm(layer, NormSlot.MLP, x) if NormSlot.MLP in layer.norms else before
@@ -148,8 +147,8 @@ class Decoder:
         )
         query = self._head_norm(layer, NormSlot.Q, query, config.heads)
         key = self._head_norm(layer, NormSlot.K, key, config.kv_heads)
-        cache = ["batch_size", config.kv_heads, "past_sequence_length", config.head_dim]
-        grown = ["batch_size", config.kv_heads, "total_sequence_length", config.head_dim]
+        cache: list[int | str] = ["batch_size", config.kv_heads, "past_sequence_length", config.head_dim]
+        grown: list[int | str] = ["batch_size", config.kv_heads, "total_sequence_length", config.head_dim]
         past = [graph.input(f"past_key_values.{number}.{each}", FLOAT, cache) for each in ("key", "value")]
         present = [graph.output(f"present.{number}.{each}", FLOAT, grown) for each in ("key", "value")]
         graph.node(
@@ -214,7 +213,7 @@ class Decoder:
         way, name = self.ways[source.weight, source.rows], tensor_name(source)
         if not self.graph.holds(name):
             for suffix, values in way.tensors(part_of(source, self.read)):
-                self.graph.tensor(name + suffix, lambda values=values: values)
+                self.graph.tensor(name + suffix, partial(np.asarray, values))
         return way
 
     def _bias(self, source: LinearSource) -> str:

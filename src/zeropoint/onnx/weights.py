@@ -16,7 +16,7 @@ that kernel rounds anyway, so that the sum of both products is one with 15 bits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -241,9 +241,7 @@ class Blocks:
         zero = graph.constant(self.middle)
         if self.asymmetric:
             gathered = graph.op("Gather", name + ZERO_POINTS, ids, axis=0)
-            flat = graph.op(
-                "Reshape", self._unpack(graph, gathered), graph.constant([0, 0, -1, 1], np.int64)
-            )
+            flat = graph.op("Reshape", self._unpack(graph, gathered), graph.constant([0, 0, -1, 1], np.int64))
             first, end, axis = (graph.constant([each], np.int64) for each in (0, self.count, 2))
             zero = graph.op("Slice", flat, first, end, axis)
         values = graph.op("Mul", graph.op("Sub", codes, zero), scale)
@@ -333,5 +331,3 @@ def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 def _unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(packed.shape[0], -1)
-
-
