@@ -36,7 +36,13 @@ ORDER = (
 )
 
 #: What the small install leaves out, and the extra that brings it.
-EXTRAS = {"torch": "quantize", "transformers": "quantize", "accelerate": "quantize", "gguf": "export", "onnx": "export"}
+EXTRAS = {
+    "torch": "quantize",
+    "transformers": "quantize",
+    "accelerate": "quantize",
+    "gguf": "export",
+    "onnx": "export",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
