@@ -17,6 +17,7 @@ struct zp_weight {
 namespace zp {
 
 struct DecoderKernels;
+struct QuantizerKernels;
 
 constexpr size_t kAlignment = 64;
 constexpr int64_t kMaxSegment = 65536;  // 255 * 127 * 65536 still fits 32 bits
@@ -31,6 +32,7 @@ void release(void* memory);
 // The tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
 const Kernels* active_kernels();
 const DecoderKernels* active_decoder_kernels();
+const QuantizerKernels* active_quantizer_kernels();
 int active_level();
 
 // Float weights: their check, layout and bytes, and one row as float.

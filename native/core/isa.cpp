@@ -6,6 +6,7 @@
 
 #include "core/internal.h"
 #include "kernels/decoder_kernels.h"
+#include "kernels/quantizer_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -113,6 +114,22 @@ const DecoderKernels* active_decoder_kernels() {
     case ZP_AVX512:
     case ZP_AMX:
       return avx512::decoder_kernels();
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+const QuantizerKernels* active_quantizer_kernels() {
+  switch (active_level()) {
+    case ZP_SCALAR:
+      return scalar::quantizer_kernels();
+#if defined(__x86_64__)
+    case ZP_AVX2:
+      return avx2::quantizer_kernels();
+    case ZP_AVX512:
+    case ZP_AMX:
+      return avx512::quantizer_kernels();
 #endif
     default:
       return nullptr;

@@ -104,6 +104,35 @@ ZP_API zp_status zp_divergence(const float* p, int64_t p_stride, const float* q,
                                const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
                                int32_t threads);
 
+/* -- choosing codes -------------------------------------------------------------------------------
+ *
+ * A weight [rows, columns] in groups of `group_size` along its rows, of which the last may be short, and the
+ * codes that there are. What is said of its groups is [rows, groups]. Importance [columns] is what an error in
+ * each column counts. Results depend neither on `threads` nor on the instruction set. */
+typedef struct {
+  const float* weight;
+  int64_t rows, columns, group_size;
+  int32_t qmin, qmax;
+} zp_groups;
+
+/* For each group x its smallest and largest weight, or 0, and of the grids tried the one with the largest gain
+ * (x . L)^2 / (L . L), L = clamp(round(x / s) + z) - z for a scale s and zero point z that cover a part of the
+ * range: `scale` = (x . L) / (L . L), of the least error with these levels, and `zero` (null: z is 0). `parts`
+ * [count] are of the largest weight, which comes to lie at qmin; with zero points of both ends, each with each. */
+ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
+                                int64_t count, float* low, float* high, float* scale, float* zero,
+                                int32_t threads);
+
+/* The weighted squared error of each group on each of `grids` grids, [grids, rows, groups] like their scales
+ * and zero points (null: 0). */
+ZP_API zp_status zp_grid_errors(const zp_groups* groups, const float* importance, int64_t grids,
+                                const float* scale, const float* zero, float* error, int32_t threads);
+
+/* Codes [rows, columns] of the groups' scales and zero points (null: 0), column order[j] rounded to the level
+ * nearest to its weight plus sum_{i > j} ratio[j, i] * error of column order[i], from the last j to the first. */
+ZP_API zp_status zp_round_columns(const zp_groups* groups, const float* scale, const float* zero,
+                                  const float* ratio, const int64_t* order, int8_t* codes, int32_t threads);
+
 /* Bit i set: this CPU (and operating system) can run level i. */
 ZP_API uint32_t zp_isa_levels(void);
 /* The level in use; negative when ZEROPOINT_ISA names one that does not exist or cannot run here. */

@@ -140,6 +140,11 @@ struct Vec {
   // With a NaN on either side the result is y.
   static Float max(Float x, Float y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
   static Float min(Float x, Float y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+  // a > b ? x : y in each lane; y with a NaN on either side.
+  static Float if_greater(Float a, Float b, Float x, Float y) {
+    return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
+            _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
+  }
   static Float magnitude(Float x) {
     const Int bits = magnitude_bits(x);
     return {_mm256_castsi256_ps(bits.a), _mm256_castsi256_ps(bits.b)};

@@ -91,6 +91,10 @@ struct Vec {
   // With a NaN on either side the result is b.
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  // a > b ? x : y in each lane; y with a NaN on either side.
+  static Float if_greater(Float a, Float b, Float x, Float y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+  }
   static Float magnitude(Float a) { return _mm512_castsi512_ps(magnitude_bits(a)); }
   // 2 to the power of n in -127..127; 0 for -127.
   static Float power_of_two(Int n) {

@@ -175,6 +175,11 @@ struct Vec {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
   }
+  // a > b ? x : y in each lane; y with a NaN on either side.
+  static Float if_greater(Float a, Float b, Float x, Float y) {
+    for (int i = 0; i < 16; ++i) x.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
+    return x;
+  }
   static Float magnitude(Float a) {
     for (auto& v : a.v) v = __builtin_fabsf(v);
     return a;

@@ -35,16 +35,13 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import rtn
 from zeropoint.errors import StatisticsError
-from zeropoint.qtensor import Floats, QuantizedTensor, expand_groups
+from zeropoint.kernels.columns import BLOCK, by_column, round_columns
+from zeropoint.qtensor import Floats, QuantizedTensor
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
-
-#: Columns between two updates of all that follow: enough for the update to be a matrix product, few enough for their
-#: errors to stay in the cache.
-BLOCK = 64
 
 #: The largest damping tried; at 1 the Hessian is mostly the identity, and `rtn` does as well.
 MOST_DAMPING = 1.0
@@ -85,84 +82,49 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
         np.argsort(-hessian.diagonal(), kind="stable")[::-1]
         if options.order
         else np.arange(len(hessian))[::-1]
-    )
+    ).copy()
     factor, damping = _factor(hessian, order, options.damping)
     if options.propagate and stats.drift is not None:
         weight = weight + _step(weight, stats.drift, factor, order, options.propagate)
-    start = rtn.quantize(weight, stats, scheme, rtn.Options())
-    made = QuantizedTensor(scheme, _round(weight, start, factor, order), start.scale, start.zero_point)
+    scale, zero_point = rtn.find_grid(weight, stats, scheme, rtn.Options())
+    ratio = factor / factor.diagonal()[:, None]  # U_ji / U_jj
+    codes = round_columns(weight, scheme, scale, zero_point, ratio.numpy(), order)
+    made = QuantizedTensor(scheme, codes, scale, zero_point)
     if options.sweeps:
         damped = hessian + damping * np.eye(len(hessian), dtype=np.float32)
         made = descend(weight, made, damped, options.sweeps)
     return made
 
 
-def _factor(hessian: Floats, order: NDArray[np.intp], damping: float) -> tuple[NDArray[np.float64], float]:
-    """U, upper triangular, with `H + d = U' U` in the given order, and d: of 1, 10, 100 ... `damping` times the mean of
-    H's diagonal the least that makes H positive definite."""
-    mean = float(hessian.diagonal().mean(dtype=np.float64))
+def _factor(hessian: Floats, order: NDArray[np.intp], damping: float) -> tuple[torch.Tensor, float]:
+    """U, upper triangular and float32, with `H + d = U' U` in the given order, and d: of 1, 10, 100 ... `damping` times
+    the mean of H's diagonal the least that makes H positive definite. Factored in float64."""
+    diagonal = hessian.diagonal().astype(np.float64)[order]
+    mean = float(diagonal.mean())
     if not np.isfinite(hessian).all() or mean <= 0:
         raise StatisticsError("the layer's input is all zeros, or not finite, on the calibration text")
-    damped = torch.from_numpy(hessian[np.ix_(order, order)]).double()
-    diagonal = damped.diagonal().clone()
+    columns = torch.from_numpy(order)
+    damped = torch.from_numpy(hessian).index_select(0, columns).index_select(1, columns).double()
     while damping <= MOST_DAMPING:
-        damped.diagonal().copy_(diagonal + damping * mean)
+        damped.diagonal().copy_(torch.from_numpy(diagonal + damping * mean))
         factor, failed = torch.linalg.cholesky_ex(damped, upper=True)
         if not failed:
-            return factor.numpy(), damping * mean
+            return factor.float(), damping * mean
         damping = max(10 * damping, 1e-6)
     raise StatisticsError("the Hessian of the layer's input is not positive definite, however damped")
 
 
 def _step(
-    weight: Floats, drift: Floats, factor: NDArray[np.float64], order: NDArray[np.intp], part: float
+    weight: Floats, drift: Floats, factor: torch.Tensor, order: NDArray[np.intp], part: float
 ) -> Floats:
     """`part` of `W D H^-1`, what to add to W so that its output from quantized inputs is nearest the float one."""
-    wanted, towards, columns = (
-        torch.from_numpy(weight),
-        torch.from_numpy(drift),
-        torch.from_numpy(order.copy()),
-    )
+    wanted, towards, columns = torch.from_numpy(weight), torch.from_numpy(drift), torch.from_numpy(order)
     tall = len(weight) > len(drift)  # then D H^-1 takes fewer multiplications than (W D) H^-1
     right = (towards if tall else wanted @ towards).T.contiguous()
     solved = torch.empty_like(right)
-    solved[columns] = torch.cholesky_solve(
-        right[columns], torch.from_numpy(factor.astype(np.float32)), upper=True
-    )
+    solved[columns] = torch.cholesky_solve(right[columns], factor, upper=True)
     step: Floats = (wanted @ solved.T if tall else solved.T.contiguous()).numpy()
     return np.multiply(step, np.float32(part), out=step)
-
-
-def _round(
-    weight: Floats, start: QuantizedTensor, factor: NDArray[np.float64], order: NDArray[np.intp]
-) -> NDArray[np.int8]:
-    """Codes `[out, in]` on the grid of `start`. Inside, a column of the weight is a contiguous row."""
-    scheme, shape = start.scheme, weight.shape
-    wanted, scale = weight.T[order], _columns(start.scale, scheme, shape)[order]
-    zero = None if start.zero_point is None else _zeros(start)[order]
-    ratio = (factor / factor.diagonal()[:, None]).astype(np.float32)  # U_ji / U_jj
-    errors = np.empty_like(wanted)
-    codes = np.empty(wanted.shape, np.int8)
-    for end in range(len(wanted), 0, -BLOCK):
-        begin = max(end - BLOCK, 0)
-        made_up = wanted[begin:end] + ratio[begin:end, end:] @ errors[end:]
-        for j in range(end - 1, begin - 1, -1):
-            code = made_up[j - begin]
-            code += ratio[j, j + 1 : end] @ errors[j + 1 : end]
-            code /= scale[j]
-            np.rint(code, out=code)
-            if zero is not None:
-                code += zero[j]
-            np.maximum(code, scheme.qmin, out=code)
-            np.minimum(code, scheme.qmax, out=code)
-            codes[j] = code
-            if zero is not None:
-                code -= zero[j]
-            code *= scale[j]
-            np.subtract(wanted[j], code, out=errors[j])
-    found = np.empty(shape, np.int8)
-    found[:, order] = codes.T
-    return found
 
 
 def descend(weight: Floats, start: QuantizedTensor, hessian: Floats, sweeps: int) -> QuantizedTensor:
@@ -171,7 +133,7 @@ def descend(weight: Floats, start: QuantizedTensor, hessian: Floats, sweeps: int
     With the other columns' errors fixed, that of column j is least where `W'_j` moves by `(H E)_j / H_jj`.
     """
     scheme, shape = start.scheme, weight.shape
-    scale, zero = _columns(start.scale, scheme, shape), _zeros(start)
+    scale, zero = by_column(start.scale, scheme, shape), _zeros(start)
     levels = start.codes.T.astype(np.float32)
     errors = weight.T - (levels - zero) * scale
     for _ in range(sweeps):
@@ -198,9 +160,4 @@ def _zeros(start: QuantizedTensor) -> Floats:
     """Zero points as `[in, out]`, or one row of zeros."""
     if start.zero_point is None:
         return np.zeros((1, len(start.codes)), np.float32)
-    return _columns(start.zero_point.astype(np.float32), start.scheme, start.shape)
-
-
-def _columns(per_group: Floats, scheme: Scheme, shape: tuple[int, ...]) -> Floats:
-    """Values per group as `[in, out]`."""
-    return np.broadcast_to(expand_groups(per_group, scheme, shape[1]), shape).T
+    return by_column(start.zero_point.astype(np.float32), start.scheme, start.shape)

@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
+from zeropoint.scheme import Scheme
 
 ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
@@ -37,6 +39,19 @@ class Format(ctypes.Structure):
         ("activation", c_int32),
         ("activation_bits", c_int32),
         ("scale_type", c_int32),
+    )
+
+
+class Groups(ctypes.Structure):
+    """`zp_groups`."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("group_size", c_int64),
+        ("qmin", c_int32),
+        ("qmax", c_int32),
     )
 
 
@@ -66,6 +81,18 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_divergence": (
         c_int32,
         [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int32],
+    ),
+    "zp_grid_search": (
+        c_int32,
+        [POINTER(Groups), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_int32],
+    ),
+    "zp_grid_errors": (
+        c_int32,
+        [POINTER(Groups), c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int32],
+    ),
+    "zp_round_columns": (
+        c_int32,
+        [POINTER(Groups), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32],
     ),
     "zp_isa_levels": (c_uint32, []),
     "zp_isa_active": (c_int32, []),
@@ -133,6 +160,13 @@ def check(status: int) -> None:
     if status == 3:
         raise MemoryError(message)
     raise {1: SchemeError, 2: UnsupportedError}.get(status, ZeropointError)(message)
+
+
+def groups(weight: NDArray[np.float32], scheme: Scheme) -> Groups:
+    """`zp_groups` of a contiguous weight `[out, in]`, which must outlive it; one scale per tensor counts as one per row."""
+    rows, columns = weight.shape
+    size = scheme.group_size if scheme.granularity == "group" else columns
+    return Groups(weight.ctypes.data, rows, columns, size, scheme.qmin, scheme.qmax)
 
 
 def isa_levels() -> tuple[str, ...]:

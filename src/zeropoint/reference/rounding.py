@@ -32,12 +32,17 @@ SMALLEST_SCALE: dict[str, float] = {"bf16": 2.0**-126, "fp16": 2.0**-24, "fp32":
 #: The scale of a group that holds nothing but zeros: any value will do, this one is exact everywhere.
 EMPTY_SCALE = 1.0
 
+#: Weights rounded at once: small enough that they and their temporaries stay in a core's cache.
+PIECE = 1 << 16
+
 #: Keeps the multiples of a nested scale's base normal numbers.
 NESTED_FLOOR = 2.0**-120
 
 
 def check_finite(weight: NDArray[Any], name: str) -> None:
     """Raise `CheckpointError` naming the layer and the place when a weight is NaN or infinite."""
+    if np.isfinite(weight.min(initial=0)) and np.isfinite(weight.max(initial=0)):
+        return  # NaN is the smallest and the largest of all
     bad = ~np.isfinite(weight)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -152,13 +157,24 @@ def quantize(
     if weight.ndim != 2:
         raise SchemeError(f"{name} has {weight.ndim} dimensions; only 2-D [out, in] weights are quantized")
     check_finite(weight, name)
+    codes = np.empty(weight.shape, np.int8)
+    step = max(1, PIECE // max(1, weight.shape[1]))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        part = slice(None) if scheme.granularity == "tensor" else rows
+        zero = None if zero_point is None else zero_point[part]
+        codes[rows] = _round(weight[rows], scheme, scale[part], zero)
+    return QuantizedTensor(scheme, codes, scale, zero_point)
+
+
+def _round(weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | None) -> Floats:
+    """Codes as float32."""
     columns = weight.shape[1]
-    codes = weight / expand_groups(scale, scheme, columns)
+    codes: Floats = weight / expand_groups(scale, scheme, columns)
     np.rint(codes, out=codes)
     if zero_point is not None:
         codes += expand_groups(zero_point, scheme, columns)
-    np.clip(codes, scheme.qmin, scheme.qmax, out=codes)
-    return QuantizedTensor(scheme, codes.astype(np.int8), scale, zero_point)
+    return np.clip(codes, scheme.qmin, scheme.qmax, out=codes)
 
 
 def quantize_min_max(weight: NDArray[Any], scheme: Scheme, *, name: str = "the tensor") -> QuantizedTensor:

@@ -1,0 +1,80 @@
+// Choosing the codes of a weight: its rows are shared among threads.
+#include <atomic>
+
+#include "core/internal.h"
+#include "core/parallel.h"
+#include "core/product.h"
+#include "kernels/quantizer_kernels.h"
+
+namespace zp {
+namespace {
+
+zp_status check(const zp_groups* groups, int32_t threads) {
+  if (groups == nullptr || groups->weight == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  if (groups->rows < 0 || groups->columns < 1 || groups->group_size < 1 || groups->qmin < -128 ||
+      groups->qmin >= groups->qmax || groups->qmax > 127)
+    return fail(ZP_INVALID, "a weight [%lld, %lld] in groups of %lld with codes %d to %d cannot be",
+                static_cast<long long>(groups->rows), static_cast<long long>(groups->columns),
+                static_cast<long long>(groups->group_size), groups->qmin, groups->qmax);
+  if (threads < 1 || threads > Pool::kMaxThreads)
+    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
+  return active_quantizer_kernels() == nullptr ? ZP_UNSUPPORTED : ZP_OK;  // the error is recorded
+}
+
+Groups describe(const zp_groups& groups) {
+  return {groups.weight,
+          groups.rows,
+          groups.columns,
+          groups.group_size,
+          ceil_div(groups.columns, groups.group_size),
+          static_cast<float>(groups.qmin),
+          static_cast<float>(groups.qmax)};
+}
+
+// work(row, scratch) for every `step` rows, each thread with `floats` of its own.
+template <class F>
+zp_status each_piece(const Groups& groups, int64_t step, int64_t floats, int32_t threads, F&& work) {
+  std::atomic<bool> out_of_memory{false};
+  const int64_t pieces = ceil_div(groups.rows, step);
+  parallel(threads, pieces, 1, [&](int64_t begin, int64_t end) {
+    auto* scratch = reinterpret_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
+    if (scratch == nullptr) return out_of_memory.store(true);
+    for (int64_t piece = begin; piece < end; ++piece) work(piece * step, scratch);
+  });
+  return out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's rows") : ZP_OK;
+}
+
+}  // namespace
+}  // namespace zp
+
+zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts, int64_t count,
+                         float* low, float* high, float* scale, float* zero, int32_t threads) {
+  if (const zp_status status = zp::check(groups, threads); status != ZP_OK) return status;
+  if (count < 1) return zp::fail(ZP_INVALID, "a search needs a part of the range to try");
+  const zp::GridSearch search{zp::describe(*groups), importance, parts, count, low, high, scale, zero};
+  const auto kernel = zp::active_quantizer_kernels()->search;
+  return zp::each_piece(search.groups, zp::kLanes, zp::grid_scratch(search.groups), threads,
+                        [&](int64_t row, float* scratch) { kernel(search, row, scratch); });
+}
+
+zp_status zp_grid_errors(const zp_groups* groups, const float* importance, int64_t grids, const float* scale,
+                         const float* zero, float* error, int32_t threads) {
+  if (const zp_status status = zp::check(groups, threads); status != ZP_OK) return status;
+  const zp::GridErrors errors{zp::describe(*groups), importance, grids, scale, zero, error};
+  const auto kernel = zp::active_quantizer_kernels()->errors;
+  return zp::each_piece(errors.groups, zp::kLanes, zp::grid_scratch(errors.groups), threads,
+                        [&](int64_t row, float* scratch) { kernel(errors, row, scratch); });
+}
+
+zp_status zp_round_columns(const zp_groups* groups, const float* scale, const float* zero, const float* ratio,
+                           const int64_t* order, int8_t* codes, int32_t threads) {
+  if (const zp_status status = zp::check(groups, threads); status != ZP_OK) return status;
+  for (int64_t j = 0; j < groups->columns; ++j)
+    if (order[j] < 0 || order[j] >= groups->columns)
+      return zp::fail(ZP_INVALID, "column %lld is not one of %lld", static_cast<long long>(order[j]),
+                      static_cast<long long>(groups->columns));
+  const zp::ColumnRounding rounding{zp::describe(*groups), scale, zero, ratio, order, codes};
+  const auto kernel = zp::active_quantizer_kernels()->round_columns;
+  return zp::each_piece(rounding.groups, zp::kPanel, zp::kPanel * groups->columns, threads,
+                        [&](int64_t row, float* scratch) { kernel(rounding, row, scratch); });
+}

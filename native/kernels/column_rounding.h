@@ -1,0 +1,96 @@
+// GPTQ's rounding of columns in turn: part of quantizer_kernels.cpp, needs ZP_VEC's vector type.
+//
+// In the given order, from the last column to the first, column j becomes the level nearest to
+// w_j + sum_{i > j} ratio[j][i] e_i, with e_i the errors w_i - w'_i of those before it. Rows do not depend on
+// each other: a lane is a row, and a panel of rows goes through all columns while its errors stay in the
+// cache. A tile of columns adds up the errors behind it in registers; whatever its height, errors are added
+// from the last column on.
+#pragma once
+
+#include "rows_as_lanes.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+constexpr int kTileColumns = V::kRows >= 12 ? 8 : 2;
+constexpr int kTileVectors = V::kRows >= 12 ? 3 : 1;
+static_assert(kPanel % (kTileVectors * kLanes) == 0);
+
+// kTileVectors * kLanes rows: the first of them, and their errors [columns][kPanel].
+struct Strip {
+  int64_t row;
+  float* errors;
+};
+
+// Rounds a column of kLanes rows, of which more is wanted: what is to be `made_up` for. Returns its errors.
+V::Float round_column(const ColumnRounding& c, int64_t row, int64_t column, V::Float made_up) {
+  const Groups& groups = c.groups;
+  const int64_t rows = rows_from(groups, row), at = row * groups.count + column / groups.size;
+  const V::Float scale = gather(c.scale + at, groups.count, rows, 1.0f);
+  const V::Float zero =
+      c.zero == nullptr ? V::set_float(0.0f) : gather(c.zero + at, groups.count, rows, 0.0f);
+  const V::Float wanted = gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f);
+  const V::Int level = Levels(groups, zero).nearest(V::div(V::add(wanted, made_up), scale));
+  int8_t codes[kLanes];
+  V::store_bytes(codes, V::add(level, V::round(zero)));
+  for (int64_t r = 0; r < rows; ++r) c.codes[(row + r) * groups.columns + column] = codes[r];
+  return V::sub(wanted, V::mul(V::to_float(level), scale));
+}
+
+// Columns [begin, begin + COLUMNS) of the order.
+template <int COLUMNS>
+void round_tile(const ColumnRounding& c, const Strip& strip, int64_t begin) {
+  const int64_t columns = c.groups.columns, end = begin + COLUMNS;
+  const float* ratio = c.ratio + begin * columns;
+  V::Float sum[COLUMNS][kTileVectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < COLUMNS; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) sum[j][v] = V::set_float(0.0f);
+  for (int64_t i = columns - 1; i >= end; --i) {
+    V::Float error[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) error[v] = V::load(strip.errors + i * kPanel + v * kLanes);
+#pragma GCC unroll 8
+    for (int j = 0; j < COLUMNS; ++j) {
+      const V::Float factor = V::set_float(ratio[j * columns + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sum[j][v] = V::fma(factor, error[v], sum[j][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = COLUMNS - 1; j >= 0; --j) {
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t row = strip.row + v * kLanes;
+      if (row >= c.groups.rows) break;
+      const V::Float error = round_column(c, row, c.order[begin + j], sum[j][v]);
+      V::store(strip.errors + (begin + j) * kPanel + v * kLanes, error);
+#pragma GCC unroll 8
+      for (int k = 0; k < j; ++k)
+        sum[k][v] = V::fma(V::set_float(ratio[k * columns + begin + j]), error, sum[k][v]);
+    }
+  }
+}
+
+template <int COLUMNS>
+void round_first(const ColumnRounding& c, const Strip& strip, int64_t columns) {
+  if constexpr (COLUMNS > 0) {
+    if (columns == COLUMNS)
+      round_tile<COLUMNS>(c, strip, 0);
+    else
+      round_first<COLUMNS - 1>(c, strip, columns);
+  }
+}
+
+void round_columns(const ColumnRounding& c, int64_t row, float* scratch) {
+  for (int64_t i = 0; i < c.groups.columns * kPanel; ++i) scratch[i] = 0.0f;  // rows beyond the last
+  for (int64_t part = 0; part < kPanel && row + part < c.groups.rows; part += kTileVectors * kLanes) {
+    const Strip strip{row + part, scratch + part};
+    int64_t end = c.groups.columns;
+    for (; end >= kTileColumns; end -= kTileColumns) round_tile<kTileColumns>(c, strip, end - kTileColumns);
+    round_first<kTileColumns - 1>(c, strip, end);
+  }
+}
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL

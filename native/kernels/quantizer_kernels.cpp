@@ -1,0 +1,21 @@
+// Choosing codes, for one instruction set. CMake compiles this file once per level, like kernel.cpp.
+// Every level rounds in the same places and adds in the same order: codes do not depend on it.
+#include "kernels/quantizer_kernels.h"
+
+#include ZP_VEC
+
+#include "column_rounding.h"
+#include "grid.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+constexpr QuantizerKernels kQuantizerTable = {search, errors, round_columns};
+
+}  // namespace
+
+const QuantizerKernels* quantizer_kernels() {
+  return &kQuantizerTable;
+}
+
+}  // namespace zp::ZP_LEVEL
