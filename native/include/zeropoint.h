@@ -115,10 +115,10 @@ typedef struct {
   int32_t qmin, qmax;
 } zp_groups;
 
-/* For each group x its smallest and largest weight, or 0, and of the grids tried the one with the largest gain
- * (x . L)^2 / (L . L), L = clamp(round(x / s) + z) - z for a scale s and zero point z that cover a part of the
- * range: `scale` = (x . L) / (L . L), of the least error with these levels, and `zero` (null: z is 0). `parts`
- * [count] are of the largest weight, which comes to lie at qmin; with zero points of both ends, each with each. */
+/* For each group x its smallest and largest weight, or 0, and the best of the grids tried: those of a scale s and
+ * zero point z that cover a part of the range, whose levels L = clamp(round(x / s) + z) - z have the least error
+ * with the best scale for them, (x . L) / (L . L). That is `scale`, and z is `zero` (null: z is 0). `parts` [count]
+ * are of the largest weight, which comes to lie at qmin; with zero points of both ends, each with each. */
 ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
                                 int64_t count, float* low, float* high, float* scale, float* zero,
                                 int32_t threads);

@@ -36,26 +36,30 @@ void each_group(const Groups& groups, int64_t row, float* scratch, F&& f) {
   }
 }
 
-// The best grid so far of 16 groups, by the gain (x . L)^2 / (L . L) of its levels L.
+// The best grid so far of 16 groups. With the error d = x - L s of a candidate scale s, that of the best scale
+// s + (L . d) / (L . L) for the same levels L is d . d - (L . d)^2 / (L . L): small numbers, whose sums keep
+// their digits at 8 bits too.
 struct Best {
-  V::Float gain = V::set_float(-1.0f), scale = V::set_float(0.0f), zero = V::set_float(0.0f);
+  V::Float least = V::set_float(__builtin_inff()), scale = V::set_float(0.0f), zero = V::set_float(0.0f);
 
-  void attempt(const Groups& groups, const float* x, const float* importance, int64_t count, V::Float inverse,
+  void attempt(const Groups& groups, const float* x, const float* importance, int64_t count, V::Float tried,
                V::Float offset) {
     const Levels levels(groups, offset);
-    V::Float product = V::set_float(0.0f), square = V::set_float(0.0f);
+    const V::Float inverse = V::div(V::set_float(1.0f), tried), negative = V::sub(V::set_float(0.0f), tried);
+    V::Float error = V::set_float(0.0f), product = error, square = error;
     for (int64_t i = 0; i < count; ++i) {
-      const V::Float value = V::load(x + i * kLanes);
+      const V::Float value = V::load(x + i * kLanes), counts = V::set_float(importance[i]);
       const V::Float level = V::to_float(levels.nearest(V::mul(value, inverse)));
-      const V::Float counted = V::mul(level, V::set_float(importance[i]));
-      product = V::fma(counted, value, product);
+      const V::Float left = V::fma(level, negative, value), counted = V::mul(level, counts);
+      error = V::fma(V::mul(left, counts), left, error);
+      product = V::fma(counted, left, product);
       square = V::fma(counted, level, square);
     }
-    square = V::max(square, V::set_float(1e-12f));
-    const V::Float found = V::mul(product, product), needed = V::mul(gain, square);
-    scale = V::if_greater(found, needed, V::div(product, square), scale);
-    zero = V::if_greater(found, needed, offset, zero);
-    gain = V::if_greater(found, needed, V::div(found, square), gain);
+    const V::Float step = V::div(product, V::max(square, V::set_float(1e-12f)));
+    error = V::sub(error, V::mul(product, step));
+    scale = V::if_greater(least, error, V::add(tried, step), scale);
+    zero = V::if_greater(least, error, offset, zero);
+    least = V::if_greater(least, error, error, least);
   }
 };
 
@@ -70,8 +74,8 @@ void try_symmetric(const GridSearch& s, const float* x, const float* importance,
   else
     most = V::if_greater(below, high, V::sub(V::set_float(0.0f), most), most);
   for (int64_t i = 0; i < s.tries; ++i) {
-    const V::Float inverse = V::div(V::set_float(s.groups.qmin), V::mul(most, V::set_float(s.parts[i])));
-    best.attempt(s.groups, x, importance, count, inverse, V::set_float(0.0f));
+    const V::Float tried = V::div(V::mul(most, V::set_float(s.parts[i])), V::set_float(s.groups.qmin));
+    best.attempt(s.groups, x, importance, count, tried, V::set_float(0.0f));
   }
 }
 
@@ -84,10 +88,10 @@ void try_asymmetric(const GridSearch& s, const float* x, const float* importance
   for (int64_t i = 0; i < s.tries; ++i)
     for (int64_t j = 0; j < s.tries; ++j) {
       const V::Float left = V::mul(low, V::set_float(s.parts[i]));
-      const V::Float inverse = V::div(steps, V::sub(V::mul(high, V::set_float(s.parts[j])), left));
+      const V::Float tried = V::div(V::sub(V::mul(high, V::set_float(s.parts[j])), left), steps);
       const V::Float zero =
-          V::to_float(codes.nearest(V::sub(V::set_float(s.groups.qmin), V::mul(left, inverse))));
-      best.attempt(s.groups, x, importance, count, inverse, zero);
+          V::to_float(codes.nearest(V::sub(V::set_float(s.groups.qmin), V::div(left, tried))));
+      best.attempt(s.groups, x, importance, count, tried, zero);
     }
 }
 

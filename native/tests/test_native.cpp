@@ -202,6 +202,58 @@ void test_divergence(std::mt19937& random) {
          "a token out of range");
 }
 
+// Scales found are those of the levels' least error, and each column is the level nearest to what is wanted.
+void test_quantizer(std::mt19937& random) {
+  constexpr int64_t rows = 53, columns = 75, size = 32, count = 3;
+  std::normal_distribution<float> normal;
+  std::vector<float> weight(rows * columns), importance(columns, 1.0f), ratio(columns * columns);
+  for (auto& v : weight) v = normal(random);
+  for (auto& v : ratio) v = 0.1f * normal(random);
+  std::vector<int64_t> order(columns);
+  for (int64_t j = 0; j < columns; ++j) order[static_cast<size_t>(j)] = (j * 7 + 3) % columns;
+  const float parts[] = {1.0f, 0.8f};
+  std::vector<float> low(rows * count), high(low), scale(low), zero(low), error(low);
+  std::vector<int8_t> codes(rows * columns);
+  zp_groups groups{weight.data(), rows, columns, size, -8, 7};
+  expect(zp_grid_search(&groups, importance.data(), parts, 2, low.data(), high.data(), scale.data(),
+                        zero.data(), 2) == ZP_OK,
+         "search");
+  expect(zp_grid_errors(&groups, importance.data(), 1, scale.data(), zero.data(), error.data(), 2) == ZP_OK,
+         "errors");
+  expect(zp_round_columns(&groups, scale.data(), zero.data(), ratio.data(), order.data(), codes.data(), 2) ==
+             ZP_OK,
+         "columns");
+  const auto step = [&](int64_t row, int64_t column) { return row * count + column / size; };
+  std::vector<double> sums(rows * count);
+  bool nearest = true;
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<double> left(columns);
+    for (int64_t j = columns - 1; j >= 0; --j) {
+      const int64_t column = order[static_cast<size_t>(j)], at = step(row, column);
+      const double x = weight[row * columns + column], s = scale[at], z = zero[at];
+      const double plain = (std::clamp(std::nearbyint(x / s) + z, -8.0, 7.0) - z) * s - x;
+      sums[at] += plain * plain;
+      double wanted = x;
+      for (int64_t i = j + 1; i < columns; ++i) wanted += ratio[j * columns + i] * left[i];
+      const double code = codes[row * columns + column];
+      left[j] = x - (code - z) * s;
+      nearest = nearest && std::abs(std::clamp(wanted / s + z, -8.0, 7.0) - code) < 0.5 + 1e-4;
+    }
+  }
+  expect(nearest, "each column the nearest level");
+  bool same = true;
+  for (size_t i = 0; i < sums.size(); ++i) same = same && std::abs(sums[i] - error[i]) < 1e-4 * (1 + sums[i]);
+  expect(same, "errors of the groups");
+  order[5] = columns;
+  expect(zp_round_columns(&groups, scale.data(), zero.data(), ratio.data(), order.data(), codes.data(), 2) ==
+             ZP_INVALID,
+         "a column out of range");
+  groups.qmin = 7;
+  expect(zp_grid_errors(&groups, importance.data(), 1, scale.data(), zero.data(), error.data(), 2) ==
+             ZP_INVALID,
+         "no codes");
+}
+
 }  // namespace
 
 int main() {
@@ -213,6 +265,7 @@ int main() {
       test_shapes(level, random);
       test_threads(random);
       test_divergence(random);
+      test_quantizer(random);
     }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

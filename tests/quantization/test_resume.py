@@ -38,7 +38,7 @@ def left_over(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", ["gptq", "smoothquant+gptq"])
 def test_killed_at_random_moments(algorithm: str, tmp_path: Path) -> None:
-    source = make_checkpoint("llama_tied", tmp_path / "source", layers=6, outliers=True)
+    source = make_checkpoint("llama_tied", tmp_path / "source", layers=16, outliers=True)
     # Children of a server that has loaded torch but started no thread: a run takes a second, not ten.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -6,7 +6,8 @@ A backend is a module of this package with the same functions:
 - `pack(weight)`: its private layout of a `QuantizedTensor`, made at load and never saved;
 - `linear(x, packed, bias)` and `linear_ptr(...)`: the product; `rows(packed, ids)`: an embedding lookup.
 
-`BACKENDS` lists them, fastest first; the last one takes everything. This package imports no torch.
+`BACKENDS` lists them, fastest first; the last one takes everything. `divergence`, `grid` and `columns` are other loops
+in C++, each beside a plain computation of the same. This package imports no torch.
 """
 
 from __future__ import annotations

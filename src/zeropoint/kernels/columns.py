@@ -45,9 +45,7 @@ def round_columns(
     shape = len(weight), scheme.groups_per_row(weight.shape[1])
     scale = np.ascontiguousarray(np.broadcast_to(scale, shape))
     zero = (
-        None
-        if zero_point is None
-        else np.ascontiguousarray(np.broadcast_to(zero_point, shape), np.float32)
+        None if zero_point is None else np.ascontiguousarray(np.broadcast_to(zero_point, shape), np.float32)
     )
     order = np.ascontiguousarray(order, np.int64)
     codes = np.empty(weight.shape, np.int8)

@@ -1,9 +1,10 @@
 """Which grid of levels fits a group of weights best, and how well a grid fits.
 
 For the weights `x` of a group, the levels `L = clamp(round(x / s) + z) - z` of a scale s and zero point z fix the
-best scale in closed form, `(x . L) / (L . L)`, which leaves the error `x . x - (x . L)^2 / (L . L)`: of the grids
-tried, the one of the largest gain `(x . L)^2 / (L . L)` wins (as in llama.cpp's `make_qx_quants`). All products are
-weighted by the importance of each column.
+best scale in closed form, `(x . L) / (L . L)` (as in llama.cpp's `make_qx_quants`); of the grids tried, the one that
+leaves the least error with it wins. With `d = x - L s` the scale is `s + (L . d) / (L . L)` and the error
+`d . d - (L . d)^2 / (L . L)`, of small numbers: float32 sums of them keep their digits at 8 bits too. All products
+are weighted by the importance of each column.
 
 The C++ kernel takes a row as a lane of its vectors. It gives what the plain computation below gives, which takes
 over without the library and for one scale per tensor, but for float32 sums in another order.
@@ -129,7 +130,7 @@ def plain_search(weight: Floats, scheme: Scheme, importance: Floats | None, part
     found = Found(low, high, np.zeros_like(low), np.zeros_like(low))
     for rows, piece in _pieces(weight, scheme):
         counts = 1 if importance is None else rounding.grouped(importance[None], scheme)
-        with np.errstate(all="ignore"):  # extreme weights overflow a gain, which then simply does not win
+        with np.errstate(all="ignore"):  # extreme weights overflow an error, which then simply does not win
             found.scale[rows], found.zero[rows] = _best(piece, low[rows], high[rows], counts, scheme, parts)
     return found
 
@@ -164,34 +165,35 @@ def _best(
     groups: Floats, low: Floats, high: Floats, counts: Any, scheme: Scheme, parts: Floats
 ) -> tuple[Floats, Floats]:
     """Scales and zero points `[rows, groups]` of groups `[rows, groups, size]`."""
-    scale, zero, gain = np.zeros_like(low), np.zeros_like(low), np.full_like(low, -1)
-    for inverse, offset in _candidates(low, high, scheme, parts):
-        levels = _levels(groups * inverse[..., None], offset[..., None], scheme)
-        counted = levels * counts
-        product = np.einsum("rgs,rgs->rg", counted, groups)
+    best, zero, least = np.zeros_like(low), np.zeros_like(low), np.full_like(low, np.inf)
+    for tried, offset in _candidates(low, high, scheme, parts):
+        levels = _levels(groups * (1 / tried)[..., None], offset[..., None], scheme)
+        left, counted = groups - levels * tried[..., None], levels * counts
+        product = np.einsum("rgs,rgs->rg", counted, left)
         square = np.maximum(np.einsum("rgs,rgs->rg", counted, levels), np.float32(1e-12))
-        better = product * product > gain * square
-        gain = np.where(better, product * product / square, gain)
-        scale = np.where(better, product / square, scale)
+        error = np.einsum("rgs,rgs->rg", left * counts, left) - product * product / square
+        better = error < least
+        least = np.where(better, error, least)
+        best = np.where(better, tried + product / square, best)
         zero = np.where(better, offset, zero)
-    return scale, zero
+    return best, zero
 
 
 def _candidates(low: Floats, high: Floats, scheme: Scheme, parts: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Grids to try: one over their scales, and their zero points."""
+    """Grids to try: their scales and zero points."""
     if scheme.symmetric:
         most = np.maximum(np.maximum(-low, high), TINY)
         # Without a longer side there is no reason for a negative scale.
         most = np.where((scheme.qmin == -scheme.qmax) | (-low > high), -most, most)
         for part in parts:
-            yield np.float32(scheme.qmin) / (most * part), np.zeros_like(low)
+            yield most * part / np.float32(scheme.qmin), np.zeros_like(low)
         return
     low, high = np.minimum(low, -TINY), np.maximum(high, TINY)
     for left in parts:
         for right in parts:
-            inverse = np.float32(scheme.qmax - scheme.qmin) / (high * right - low * left)
-            zero = np.rint(np.float32(scheme.qmin) - low * left * inverse)
-            yield inverse, np.clip(zero, scheme.qmin, scheme.qmax)
+            scale = (high * right - low * left) / np.float32(scheme.qmax - scheme.qmin)
+            zero = np.rint(np.float32(scheme.qmin) - low * left / scale)
+            yield scale, np.clip(zero, scheme.qmin, scheme.qmax)
 
 
 def _levels(steps: Floats, zero: Any, scheme: Scheme) -> Floats:

@@ -163,7 +163,7 @@ def check(status: int) -> None:
 
 
 def groups(weight: NDArray[np.float32], scheme: Scheme) -> Groups:
-    """`zp_groups` of a contiguous weight `[out, in]`, which must outlive it; one scale per tensor counts as one per row."""
+    """`zp_groups` of a contiguous weight `[out, in]`, which must outlive it; one scale per tensor becomes one a row."""
     rows, columns = weight.shape
     size = scheme.group_size if scheme.granularity == "group" else columns
     return Groups(weight.ctypes.data, rows, columns, size, scheme.qmin, scheme.qmax)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, make_options, part_options, parts
@@ -139,10 +140,16 @@ def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) 
     """The error that rounding left in one weight."""
     lost = size = 0.0
     for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
-        exact = values[start : start + ROWS].astype(np.float64)
-        rounded = quantized.rows(start, start + ROWS).dequantize()
-        lost += float(np.square(rounded - exact).sum())
-        size += float(np.square(exact).sum())
+        exact = values[start : start + ROWS]
+        error = quantized.rows(start, start + ROWS).dequantize()
+        error -= exact
+        lost += _square_sum(error)
+        size += _square_sum(exact)
     relative = math.sqrt(lost / size) if size else math.sqrt(lost)
     sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
     return LayerError(name, str(quantized.scheme), float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
+
+
+def _square_sum(values: NDArray[np.float32]) -> float:
+    norm = torch.linalg.vector_norm(torch.from_numpy(values), dtype=torch.float64)
+    return float(norm) ** 2
