@@ -76,7 +76,6 @@ def test_the_search_is_as_good_as_the_plain_one(
     mine, other = (left(weight, scheme, importance, grids) for grids in (found, plain))
     largest = (importance * np.square(weight, dtype=np.float64)).max(initial=0)
     np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-6 * largest)
-    assert np.mean(np.isclose(found.scale, plain.scale, rtol=1e-4)) > 0.9
     if scheme.symmetric:
         assert not found.zero.any()
 

@@ -167,7 +167,7 @@ def _best(
     """Scales and zero points `[rows, groups]` of groups `[rows, groups, size]`."""
     best, zero, least = np.zeros_like(low), np.zeros_like(low), np.full_like(low, np.inf)
     for tried, offset in _candidates(low, high, scheme, parts):
-        levels = _levels(groups * (1 / tried)[..., None], offset[..., None], scheme)
+        levels = _levels(groups * (np.float32(1) / tried)[..., None], offset[..., None], scheme)
         left, counted = groups - levels * tried[..., None], levels * counts
         product = np.einsum("rgs,rgs->rg", counted, left)
         square = np.maximum(np.einsum("rgs,rgs->rg", counted, levels), np.float32(1e-12))
