@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,14 @@ class Row:
     error: float
 
 
-def fill(planner: Planner, order: Iterable[int], limit: float) -> Picks:
-    """The narrowest plan with groups widened in this order as long as they fit."""
+def fill(planner: Planner, order: Iterable[int], limit: float, widths: Iterable[int] = repeat(1)) -> Picks:
+    """The narrowest plan with groups widened in this order, to the widest quantized format or those given, as long as
+    they fit."""
     table = planner.table
     picks = table.uniform(table.formats[-1])
-    for group in order:
+    for group, width in zip(order, widths, strict=False):
         wider = picks.copy()
-        wider[group] = 1
+        wider[group] = width
         if table.total("nbytes", wider) <= limit:
             picks = wider
     return picks
@@ -117,7 +119,10 @@ def main() -> None:
         add(limit, "fit", best.picks)
         add(limit, "edges wider", fill(planner, edges(planner), limit))
         add(limit, "every third down", fill(planner, every_third(planner), limit))
-        drawn = [fill(planner, rng.permutation(groups), limit) for _ in range(options.random)]
+        drawn = [
+            fill(planner, rng.permutation(groups), limit, rng.integers(1, len(table.formats), groups))
+            for _ in range(options.random)
+        ]
         quick = [planner.search.measure(picks) for picks in drawn]
         add(limit, f"random, best of {options.random}", min(quick, key=lambda p: p.loss.kl).picks)
 
