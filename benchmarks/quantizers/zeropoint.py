@@ -32,7 +32,11 @@ SCHEMES = {
     "fit-103MB": ("4 bits, mixed with wider", PLANS / "fit-103MB.json"),
 }
 WITHOUT_TEXT = {"rtn", "hqq"}
-MORE = {"int8-a8": ["smoothquant", "smoothquant+gptq"], "int4": ["awq", "awq+gptq", "gptq+rounding"]}
+MORE = {
+    "int8-a8": ["smoothquant", "smoothquant+gptq"],
+    "int4": ["awq", "awq+gptq", "gptq+rounding", "distill", "gptq+distill", "best"],
+    "int4-asym": ["best"],
+}
 ALGORITHMS = {fmt: ["rtn", "hqq", "gptq", *MORE.get(fmt, [])] for fmt in SCHEMES}
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
@@ -56,13 +60,18 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
 
 def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
     """One format for all layers, or those of a plan file."""
+    from zeropoint.algorithms import resolve
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
 
     checkpoint = open_checkpoint(model)
+    algorithm, options = resolve(algorithm, {})
+    uniform = uniform_plan(
+        checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm, options=options
+    )
     if isinstance(scheme, str):
-        return uniform_plan(checkpoint, scheme, algorithm=algorithm)
-    fitted, uniform = Plan.read(scheme), uniform_plan(checkpoint, "int4", algorithm=algorithm)
+        return uniform
+    fitted = Plan.read(scheme)
     mixed = {name: replace(uniform.choices[name], scheme=c.scheme) for name, c in fitted.choices.items()}
     return replace(fitted, choices=mixed)
