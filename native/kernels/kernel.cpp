@@ -13,10 +13,6 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 3072;  // of a block's codes, while another streams beside it
-// Blocks of a tile with the two digits of one token: a core reads two streams faster than one, three or four.
-constexpr int kStreams = V::kWide < 2 ? V::kWide : 2;
-
 // What codes are stored as: bytes, nibbles, or nibbles and their fifth bits.
 enum class Stored { kBytes, kNibbles, kFives };
 
@@ -27,6 +23,10 @@ struct Form {
   static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // codes are raised by it
   static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // of a block, 8 columns
   static constexpr int64_t kFifthsPer8 = 16;
+  // Of a block's codes, while others stream beside it.
+  static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
+  // Blocks of a tile with the two digits of one token: of nibbles a core reads two streams faster than four.
+  static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
   static void load(const uint8_t* codes, const uint8_t* fifths, V::Codes& first, V::Codes& second) {
     if constexpr (kNibbles) {
@@ -69,7 +69,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   using Form = Form<STORED>;
   constexpr bool kNibbles = Form::kNibbles;
   constexpr int32_t kOffset = Form::kOffset;
-  constexpr int64_t kBytesPer8 = Form::kBytesPer8;
+  constexpr int64_t kBytesPer8 = Form::kBytesPer8, kPrefetchBytes = Form::kPrefetchBytes;
   const Weight& w = *p.weight;
   // Behind a block's end a prefetch goes on where the tile after this one begins.
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
@@ -240,7 +240,7 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
       } else if constexpr (V::kRows >= 4) {
         if (left > 2) integer_strip<4, 1, STORED, NESTED>(p, row, left, strip, stop);
       }
-      if (left == 2) integer_strip<2, kStreams, STORED, NESTED>(p, row, left, strip, stop);
+      if (left == 2) integer_strip<2, Form<STORED>::kStreams, STORED, NESTED>(p, row, left, strip, stop);
       if (left == 1) integer_strip<1, V::kWide, STORED, NESTED>(p, row, left, strip, stop);
       row += left;
     }
@@ -316,6 +316,8 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
 }
 
 // Four streams, like the four blocks of a one-row product.
+constexpr int64_t kStreamAhead = 2048;
+
 uint64_t stream(const uint8_t* begin, int64_t bytes) {
   V::Int most[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
   const int64_t quarter = bytes / 4 / 64 * 64;
@@ -323,7 +325,7 @@ uint64_t stream(const uint8_t* begin, int64_t bytes) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const uint8_t* p = begin + j * quarter + i;
-      V::prefetch(p + kPrefetchBytes);
+      V::prefetch(p + kStreamAhead);
       most[j] = V::max(most[j], V::magnitude_bits(V::load(reinterpret_cast<const float*>(p))));
     }
   }
