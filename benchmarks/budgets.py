@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint import documents
+from zeropoint import artifact, documents
 from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate import bench, check
@@ -92,17 +92,8 @@ def run(model: str, budget: Budget, settings: Settings, aside: Path) -> dict[str
             "decode": rates["decode_tokens_per_second"],
             "prefill": rates["prefill_tokens_per_second"],
             "other_kind_kl": elsewhere.bounds[0].value,
-            "weights_bytes": weights_bytes(out),
+            "weights_bytes": artifact.open(out).nbytes,
         }
-
-
-def weights_bytes(artifact: Path) -> int:
-    """Bytes of all tensors: what the files hold after their headers."""
-    total = 0
-    for file in artifact.glob("*.safetensors"):
-        with file.open("rb") as data:
-            total += file.stat().st_size - 8 - int.from_bytes(data.read(8), "little")
-    return total
 
 
 def refuted(model: str, budget: Budget, settings: Settings) -> dict[str, Any]:

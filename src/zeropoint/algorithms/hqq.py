@@ -26,9 +26,6 @@ from zeropoint.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset()
 
-#: Weights fitted at once: a piece and its temporaries stay in a core's cache.
-PIECE = 1 << 16
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -58,9 +55,7 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     flat = groups.reshape(-1, groups.shape[2])
     zeros = np.zeros_like(plain.scale) if plain.zero_point is None else plain.zero_point.astype(np.float32)
     scale, zero = plain.scale.reshape(-1, 1).copy(), zeros.reshape(-1, 1).copy()
-    rows = max(1, PIECE // flat.shape[1])
-    for start in range(0, len(flat), rows):
-        piece = slice(start, start + rows)
+    for piece in rounding.pieces(flat):
         scale[piece], zero[piece] = fit(flat[piece], scale[piece], zero[piece], scheme, options)
     stored = rounding.round_scale(scale.reshape(plain.scale.shape), scheme.scale_dtype)
     if plain.zero_point is None:

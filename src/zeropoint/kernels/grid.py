@@ -26,9 +26,6 @@ from zeropoint.scheme import Scheme
 
 Floats = NDArray[np.float32]
 
-#: Weights in a piece of plain work: small enough that it and its temporaries stay in a core's cache.
-PIECE = 1 << 16
-
 #: What a group of zeros is taken to reach.
 TINY = np.float32(1e-30)
 
@@ -155,9 +152,7 @@ def _pieces(weight: Floats, scheme: Scheme) -> Iterator[tuple[slice, Floats]]:
     if scheme.granularity == "tensor":
         yield slice(None), rounding.grouped(weight, scheme)
         return
-    step = max(1, PIECE // weight.shape[1])
-    for start in range(0, len(weight), step):
-        rows = slice(start, start + step)
+    for rows in rounding.pieces(weight):
         yield rows, rounding.grouped(weight[rows], scheme)
 
 

@@ -8,6 +8,7 @@ ranges are widened to hold it and padding costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -32,11 +33,18 @@ SMALLEST_SCALE: dict[str, float] = {"bf16": 2.0**-126, "fp16": 2.0**-24, "fp32":
 #: The scale of a group that holds nothing but zeros: any value will do, this one is exact everywhere.
 EMPTY_SCALE = 1.0
 
-#: Weights rounded at once: small enough that they and their temporaries stay in a core's cache.
+#: Weights worked on at once: small enough that they and their temporaries stay in a core's cache.
 PIECE = 1 << 16
 
 #: Keeps the multiples of a nested scale's base normal numbers.
 NESTED_FLOOR = 2.0**-120
+
+
+def pieces(weight: NDArray[Any]) -> Iterator[slice]:
+    """The rows of a matrix, as many at a time as make a `PIECE`."""
+    step = max(1, PIECE // max(1, weight.shape[1]))
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
 
 
 def check_finite(weight: NDArray[Any], name: str) -> None:
@@ -158,9 +166,7 @@ def quantize(
         raise SchemeError(f"{name} has {weight.ndim} dimensions; only 2-D [out, in] weights are quantized")
     check_finite(weight, name)
     codes = np.empty(weight.shape, np.int8)
-    step = max(1, PIECE // max(1, weight.shape[1]))
-    for start in range(0, len(weight), step):
-        rows = slice(start, start + step)
+    for rows in pieces(weight):
         part = slice(None) if scheme.granularity == "tensor" else rows
         zero = None if zero_point is None else zero_point[part]
         codes[rows] = _round(weight[rows], scheme, scale[part], zero)
