@@ -16,7 +16,7 @@ from zeropoint.scheme import PRESETS, Activation, Scheme, parse
 def schemes(draw: st.DrawFn) -> Scheme:
     granularity = draw(st.sampled_from(["tensor", "channel", "group"]))
     bits, symmetric = draw(st.integers(2, 8)), draw(st.booleans())
-    nests = granularity == "group" and symmetric and bits <= 4
+    nests = granularity == "group" and symmetric and bits <= 5
     return Scheme(
         bits=bits,
         granularity=granularity,  # type: ignore[arg-type]

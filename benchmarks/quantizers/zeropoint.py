@@ -23,6 +23,7 @@ SCHEMES = {
     "int8": ("8 bits", "int8"),
     "int8-g32": ("8 bits", "int8:g32:sym:bf16:a16token"),
     "int8-a8": ("8 bits, activations 8 bits", "int8:channel:sym:bf16:a8token"),
+    "int5": ("5 bits, groups of 32", "int5"),
     "int5-g32": ("5 bits, groups of 32", "int5:g32:sym:bf16:a16token"),
     "int4": ("4 bits, groups of 32", "int4"),
     "int4-asym": ("4 bits, groups of 32", "int4:g32:asym:bf16:a16token"),

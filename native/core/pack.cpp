@@ -28,7 +28,10 @@ void release(void* memory) {
 
 namespace {
 
-constexpr int kMostMultiple = 15;  // of a nested scale: 15 * 8 still is a signed byte
+// Of a nested scale: code times multiple still is a signed byte.
+int most_multiple(int bits) {
+  return bits < 5 ? 15 : 7;
+}
 
 uint16_t to_bf16(float value) {  // scales are exact bfloat16 values: zp_format.scale_bf16 says so
   uint32_t bits;
@@ -146,12 +149,12 @@ float scale_at(const Weight& w, int64_t at) {
   return value;
 }
 
-// The float that the scales of a row are whole multiples of: the largest divided by 1 to 15. 0: there is
-// none.
-float nested_base(const float* scale, int64_t groups) {
+// The float that the scales of a row are whole multiples of: the largest divided by 1 to `multiples`. 0: there
+// is none.
+float nested_base(const float* scale, int64_t groups, int multiples) {
   float most = 0;
   for (int64_t g = 0; g < groups; ++g) most = std::fabs(scale[g]) > most ? std::fabs(scale[g]) : most;
-  for (int divisor = 1; divisor <= kMostMultiple; ++divisor) {
+  for (int divisor = 1; divisor <= multiples; ++divisor) {
     const float base = most / static_cast<float>(divisor);
     bool fits = true;
     for (int64_t g = 0; g < groups && fits; ++g)
@@ -161,15 +164,15 @@ float nested_base(const float* scale, int64_t groups) {
   return 0;
 }
 
-bool pack_nested(const Weight& w, const float* scale, uint8_t* memory, const Parts& parts) {
+bool pack_nested(const Weight& w, const float* scale, int multiples, uint8_t* memory, const Parts& parts) {
   auto* bases = reinterpret_cast<float*>(memory + parts.scale);
-  auto* multiples = reinterpret_cast<int8_t*>(memory + parts.multiplier);
+  auto* multipliers = reinterpret_cast<int8_t*>(memory + parts.multiplier);
   for (int64_t row = 0; row < w.rows; ++row) {
-    const float base = nested_base(scale + row * w.groups, w.groups);
+    const float base = nested_base(scale + row * w.groups, w.groups, multiples);
     if (base == 0) return false;
     bases[row] = base;
     for (int64_t g = 0; g < w.groups; ++g)
-      multiples[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
+      multipliers[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
           static_cast<int8_t>(std::nearbyint(scale[row * w.groups + g] / base));
   }
   return true;
@@ -234,8 +237,8 @@ zp_status zp_check(const zp_format* f) {
                 f->activation_bits);
   if (f->scale_type < ZP_SCALE_FLOAT32 || f->scale_type > ZP_SCALE_NESTED)
     return fail(ZP_INVALID, "there is no scale type %d", f->scale_type);
-  if (f->scale_type == ZP_SCALE_NESTED && (f->bits > 4 || group == 0 || f->asymmetric != 0))
-    return fail(ZP_UNSUPPORTED, "nested scales are those of symmetric groups of at most 4 bits");
+  if (f->scale_type == ZP_SCALE_NESTED && (f->bits > 5 || group == 0 || f->asymmetric != 0))
+    return fail(ZP_UNSUPPORTED, "nested scales are those of symmetric groups of at most 5 bits");
   const bool weight_whole = group == 0 || group >= f->columns,
              input_whole = input <= 0 || input >= f->columns;
   if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
@@ -274,10 +277,10 @@ zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* sca
   if (w.asymmetric) zp::pack_zero_points(w, *format, zero_point, memory, parts);
   if (!w.nested) {
     zp::pack_scales(w, *format, scale, memory, parts);
-  } else if (!zp::pack_nested(w, scale, memory, parts)) {
+  } else if (const int most = zp::most_multiple(format->bits);
+             !zp::pack_nested(w, scale, most, memory, parts)) {
     zp_free(weight);
-    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number",
-                zp::kMostMultiple);
+    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number", most);
   }
   *out = weight;
   return ZP_OK;

@@ -27,7 +27,8 @@ typedef enum { ZP_SCALAR = 0, ZP_AVX2 = 1, ZP_AVX512 = 2, ZP_AMX = 3, ZP_ISA_COU
 enum { ZP_ACTIVATION_FLOAT = -1, ZP_ACTIVATION_TOKEN = 0 };
 
 /* How a scale is stored. ZP_SCALE_NESTED: the scales of a row are whole multiples, 1 to 15 times either
- * sign, of one float per row; groups of up to 4 bits only. They are kept as one byte each. */
+ * sign (of 5 bits 1 to 7), of one float per row; symmetric groups of up to 5 bits only. They are kept as one byte
+ * each. */
 enum { ZP_SCALE_FLOAT32 = 0, ZP_SCALE_BFLOAT16 = 1, ZP_SCALE_NESTED = 2 };
 
 /* What the weights are. */

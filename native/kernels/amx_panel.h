@@ -129,10 +129,28 @@ int64_t kept_bytes(const Weight& w, int64_t rows) {
   return sums_whole_rows(w) && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
+// 64 codes twice, raised to be positive: of eight columns the first four, and the others.
+struct Raised {
+  __m512i first, second;
+};
+
+template <bool FIFTHS>
+ZP_INLINE Raised raised(const uint8_t* nibbles, const uint8_t* fifths) {
+  const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
+  const __m512i both = _mm512_loadu_si512(nibbles);
+  Raised codes = {_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
+  if constexpr (FIFTHS) {
+    uint64_t set[2];
+    std::memcpy(set, fifths, 16);
+    codes.first = _mm512_mask_add_epi8(codes.first, set[0], codes.first, fifth);
+    codes.second = _mm512_mask_add_epi8(codes.second, set[1], codes.second, fifth);
+  }
+  return codes;
+}
+
 // Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-31.
 template <bool FIFTHS>
 ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
   const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const int64_t group = w.segment * w.segments_per_group;
   const uint8_t* in = w.codes + (block * w.columns_padded + begin) * 8;
@@ -143,33 +161,27 @@ ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_
     __m512i zero = _mm512_set1_epi8(FIFTHS ? 16 : 8);
     if (w.asymmetric)
       zero = _mm512_add_epi8(zero, _mm512_shuffle_epi8(load_zero(w, (block * w.groups + g) * 16), spread));
-    for (; k < stop; k += 8, in += 64, out += 128) {
-      const __m512i both = _mm512_loadu_si512(in);
-      __m512i first = _mm512_and_si512(both, mask);
-      __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-      if constexpr (FIFTHS) {
-        uint64_t set[2];
-        std::memcpy(set, bits, 16);
-        bits += 16;
-        first = _mm512_mask_add_epi8(first, set[0], first, fifth);
-        second = _mm512_mask_add_epi8(second, set[1], second, fifth);
-      }
-      _mm512_store_si512(out, _mm512_sub_epi8(first, zero));
-      _mm512_store_si512(out + 64, _mm512_sub_epi8(second, zero));
+    for (; k < stop; k += 8, in += 64, bits += 16, out += 128) {
+      const Raised codes = raised<FIFTHS>(in, bits);
+      _mm512_store_si512(out, _mm512_sub_epi8(codes.first, zero));
+      _mm512_store_si512(out + 64, _mm512_sub_epi8(codes.second, zero));
     }
   }
 }
 
-// Nested nibbles to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15,
+// Nested codes to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15,
 // multiplies both of its nibbles, since 15 * 15 stays below 256. For a negative multiplier the nibbles are
-// complemented first: (n - 8) * -m = (15 - n) * m - 7 * m.
+// complemented first: (n - 8) * -m = (15 - n) * m - 7 * m. Of 5 bits likewise, 16 in place of 8: 31 * 7 is as well.
+template <bool FIFTHS>
 ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  const __m512i mask = _mm512_set1_epi8(15);
+  constexpr int kHalf = FIFTHS ? 4 : 3;  // as a power of two
+  const __m512i mask = _mm512_set1_epi8((2 << kHalf) - 1);
   const __m512i words = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
   const __m512i bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   constexpr int kFlipAndMask = 0x28;  // (a ^ b) & c
   const int64_t group = w.segment * w.segments_per_group;
   const uint8_t* in = w.codes + (block * w.columns_padded + begin) * 8;
+  const uint8_t* bits = w.fifth + (FIFTHS ? (block * w.columns_padded + begin) * 2 : 0);
   for (int64_t k = begin; k < end;) {
     const int64_t g = smaller(k / group, w.groups - 1),
                   stop = g + 1 < w.groups ? smaller((g + 1) * group, end) : end;
@@ -177,13 +189,13 @@ ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.multiplier + (block * w.groups + g) * kLanes)));
     const __m512i size = _mm512_abs_epi32(multiple), sign = _mm512_srai_epi32(multiple, 31);
     const __m512i factor = _mm512_shuffle_epi8(size, words);
-    const __m512i sevens = _mm512_sub_epi32(_mm512_slli_epi32(size, 3), size);
+    const __m512i below = _mm512_sub_epi32(_mm512_slli_epi32(size, kHalf), size);
     const __m512i offset =
-        _mm512_shuffle_epi8(_mm512_max_epi32(sevens, _mm512_slli_epi32(multiple, 3)), bytes);
-    for (; k < stop; k += 8, in += 64, out += 128) {
-      const __m512i both = _mm512_loadu_si512(in);
-      const __m512i first = _mm512_ternarylogic_epi32(both, sign, mask, kFlipAndMask);
-      const __m512i second = _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), sign, mask, kFlipAndMask);
+        _mm512_shuffle_epi8(_mm512_max_epi32(below, _mm512_slli_epi32(multiple, kHalf)), bytes);
+    for (; k < stop; k += 8, in += 64, bits += 16, out += 128) {
+      const Raised codes = raised<FIFTHS>(in, bits);
+      const __m512i first = _mm512_ternarylogic_epi32(codes.first, sign, mask, kFlipAndMask);
+      const __m512i second = _mm512_ternarylogic_epi32(codes.second, sign, mask, kFlipAndMask);
       _mm512_store_si512(out, _mm512_sub_epi8(_mm512_mullo_epi16(first, factor), offset));
       _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_mullo_epi16(second, factor), offset));
     }
@@ -191,8 +203,10 @@ ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64
 }
 
 ZP_INLINE void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  if (w.nested)
-    widen_nested(w, block, begin, end, out);
+  if (w.nested && w.fifths)
+    widen_nested<true>(w, block, begin, end, out);
+  else if (w.nested)
+    widen_nested<false>(w, block, begin, end, out);
   else if (w.fifths)
     widen_plain<true>(w, block, begin, end, out);
   else

@@ -249,7 +249,10 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
 
 void integer(const Product& p, int64_t begin, int64_t end, void*) {
   const Weight& w = *p.weight;
-  if (w.nested && !w.input_by_segment)
+  const bool whole_rows = w.nested && !w.input_by_segment;
+  if (whole_rows && w.fifths)
+    integer_blocks<Stored::kFives, true>(p, begin, end);
+  else if (whole_rows)
     integer_blocks<Stored::kNibbles, true>(p, begin, end);
   else if (w.fifths)
     integer_blocks<Stored::kFives, false>(p, begin, end);

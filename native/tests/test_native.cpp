@@ -44,7 +44,7 @@ Case make(const zp_format& format, std::mt19937& random) {
   c.scale.resize(static_cast<size_t>(scales));
   for (auto& v : c.scale) v = std::ldexp(1.0f, power(random));
   if (format.scale_type == ZP_SCALE_NESTED) {
-    std::uniform_int_distribution<int> multiple(1, 15);
+    std::uniform_int_distribution<int> multiple(1, format.bits < 5 ? 15 : 7);
     for (auto& v : c.scale) v = 0.0625f * static_cast<float>(multiple(random) * (random() % 2 == 0 ? 1 : -1));
   }
   if (format.asymmetric != 0) {
@@ -122,7 +122,8 @@ void test_shapes(int level, std::mt19937& random) {
       {4, 32, 0, 0, 0, 16, kNested}, {4, 24, 0, 0, 0, 16, kNested}, {3, 64, 0, 0, 0, 8, kNested},
       {4, 32, 0, 0, 32, 8, kNested}, {4, 32, 0, 0, -1, 0, kNested}, {5, 32, 0, 0, 0, 16, kHalf},
       {5, 32, 0, 1, 0, 16, kHalf},   {5, 0, 0, 0, 0, 16, kHalf},    {5, 0, 0, 1, 0, 8, kHalf},
-      {5, 24, 0, 1, -1, 0, kHalf}};
+      {5, 24, 0, 1, -1, 0, kHalf},   {5, 32, 0, 0, 0, 16, kNested}, {5, 24, 0, 0, 0, 8, kNested},
+      {5, 32, 0, 0, 32, 8, kNested}, {5, 64, 0, 0, -1, 0, kNested}};
   const int64_t shapes[][2] = {{1, 1}, {16, 64}, {17, 31}, {33, 200}, {50, 129}, {64, 320}};
   for (const auto& f : formats)
     for (const auto& shape : shapes)

@@ -28,8 +28,8 @@ SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "nested": 2}
 FLOAT_FORMATS: dict[str, int] = {"fp16": 16, "bf16": 16, "fp32": 32}
 MIN_BITS, MAX_BITS = 2, 8
 QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}
-#: A nested scale is one number per row times a whole number up to this, either sign: 15 * 8 still is an int8.
-MAX_MULTIPLE = 15
+#: A nested scale is one number per row times a whole number, at most `Scheme.max_multiple`, of either sign.
+MAX_MULTIPLE, NESTED_BITS = 15, 5
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -96,9 +96,9 @@ class Scheme:
             raise SchemeError("a group size goes with group granularity, and only with it")
         if self.scale_dtype not in SCALE_BYTES:
             raise SchemeError(f"unknown scale type {self.scale_dtype!r}: use {', '.join(SCALE_BYTES)}")
-        nests = self.granularity == "group" and self.symmetric and self.bits <= 4
+        nests = self.granularity == "group" and self.symmetric and self.bits <= NESTED_BITS
         if self.scale_dtype == "nested" and not nests:
-            raise SchemeError("nested scales are those of symmetric groups of at most 4 bits")
+            raise SchemeError("nested scales are those of symmetric groups of at most 5 bits")
 
     def _check_float(self) -> None:
         if self.float_format not in FLOAT_FORMATS:
@@ -128,6 +128,11 @@ class Scheme:
     @property
     def qmax(self) -> int:
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def max_multiple(self) -> int:
+        """Of a nested scale: 15, or what keeps code times multiple an int8, 7 for 5 bits."""
+        return min(MAX_MULTIPLE, 127 >> (self.bits - 1))
 
     def groups_per_row(self, columns: int) -> int:
         """Scales along one row of `columns` weights; the last group may be short."""
@@ -231,7 +236,7 @@ def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
 #: What the short names on the command line mean; see docs/formats.md for the measurements behind them.
 PRESETS: dict[str, str] = {
     "int8": "int8:channel:sym:bf16:a16token",
-    "int5": "int5:g32:sym:bf16:a16token",
+    "int5": "int5:g32:sym:nested:a16token",
     "int4": "int4:g32:sym:nested:a16token",
     "half": "fp16",
     "float16": "fp16",

@@ -59,7 +59,7 @@ def test_contract(name: str, text: str) -> None:
     assert np.linalg.norm((first.dequantize() - values) @ inputs.T) < np.linalg.norm(values @ inputs.T)
 
 
-@pytest.mark.parametrize("text", ["int8", "int4:g32:asym", "int4:g24:nested"])
+@pytest.mark.parametrize("text", ["int8", "int4:g32:asym", "int4:g24:nested", "int5:g32:nested"])
 @pytest.mark.parametrize("name", algorithms.names("quantize"))
 def test_rows_do_not_depend_on_each_other(name: str, text: str) -> None:
     """So that layers of one input can be quantized as one weight."""

@@ -60,7 +60,8 @@ def output_error(weight: np.ndarray, made: QuantizedTensor, inputs: np.ndarray) 
 
 @pytest.mark.parametrize("order", [True, False])
 @pytest.mark.parametrize(
-    "text", ["int4:g32", "int4:g24:asym", "int3:g64", "int4:channel", "int8", "int4:g32:nested"]
+    "text",
+    ["int4:g32", "int4:g24:asym", "int3:g64", "int4:channel", "int8", "int4:g32:nested", "int5:g32:nested"],
 )
 def test_it_equals_the_naive_procedure(text: str, order: bool) -> None:
     scheme = parse(text)

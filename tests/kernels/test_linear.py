@@ -42,7 +42,7 @@ def schemes(draw: st.DrawFn) -> Scheme:
     elif kind == "int16":
         activation = Activation(16)
     symmetric = draw(st.booleans())
-    nests = granularity == "group" and symmetric and bits <= 4
+    nests = granularity == "group" and symmetric and bits <= 5
     dtype = draw(st.sampled_from(["bf16", "fp32", *(["nested"] * 3 if nests else [])]))
     return Scheme(bits, granularity, group, symmetric, dtype, activation)  # type: ignore[arg-type]
 
@@ -85,7 +85,8 @@ def test_agrees_with_the_reference(
 @pytest.mark.parametrize(
     "text",
     ["int8:channel:a8g64", "int8:g32:asym:a8g32", "int4:g32:asym:a8g32", "int4:g128:a8token", "int8:a16token",
-     "int8:asym:a16token", "int4:g32:nested:a16token", "int4:g32:nested:a8token", "int4:g64:a16token"],
+     "int8:asym:a16token", "int4:g32:nested:a16token", "int4:g32:nested:a8token", "int4:g64:a16token",
+     "int5:g32:nested:a16token", "int5:g32:nested:a8token"],
 )  # fmt: skip
 @pytest.mark.parametrize("code", ["qmin", "qmax", "alternating"])
 @pytest.mark.parametrize("rows", [1, 8, 48])
@@ -112,16 +113,18 @@ def extreme_scale(scheme: Scheme, scale: np.ndarray) -> np.ndarray:
     if scheme.scale_dtype != "nested":
         return np.full_like(scale, 0.5)
     signs = np.where(np.arange(scale.shape[1]) % 2, 1, -1)
-    return np.broadcast_to(signs * 15 / 32, scale.shape).astype(np.float32)
+    return np.broadcast_to(signs * scheme.max_multiple / 32, scale.shape).astype(np.float32)
 
 
-def test_nested_scales_are_multiples_of_one_number() -> None:
-    weight = random_weight("int4:g32:a16token", (16, 256))
-    wrong = np.ones_like(weight.scale)
-    wrong[3, 2] = 1.37
-    scheme = parse("int4:g32:nested:a16token")
-    with pytest.raises(SchemeError, match="multiples"):
-        native.pack(QuantizedTensor(scheme, weight.codes, wrong))
+@pytest.mark.parametrize("text", ["int4:g32:nested:a16token", "int5:g32:nested:a16token"])
+def test_nested_scales_are_multiples_of_one_number(text: str) -> None:
+    scheme = parse(text)
+    weight = random_weight(scheme, (16, 256))
+    for part in (1.37, 1 / (scheme.max_multiple + 1)):
+        wrong = np.ones_like(weight.scale)
+        wrong[3, 2] = part
+        with pytest.raises(SchemeError, match="multiples"):
+            native.pack(QuantizedTensor(scheme, weight.codes, wrong))
 
 
 @pytest.mark.parametrize("rows", [1, 20])
@@ -138,7 +141,9 @@ def test_extreme_activations(rows: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rows", [1, 20])
-@pytest.mark.parametrize("text", ["int4:g32:asym:a8g32", "int4:g32:nested:a16token"])
+@pytest.mark.parametrize(
+    "text", ["int4:g32:asym:a8g32", "int4:g32:nested:a16token", "int5:g32:nested:a16token"]
+)
 def test_a_nan_or_infinity_spoils_its_own_token_only(text: str, bad: float, rows: int) -> None:
     weight = random_weight(text, (40, 96))
     x = np.random.default_rng(0).standard_normal((rows + 1, 96)).astype(np.float32)

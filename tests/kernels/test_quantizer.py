@@ -17,6 +17,7 @@ from zeropoint.scheme import Scheme, parse
 SCHEMES = [
     "int4:g32",
     "int4:g32:nested",
+    "int5:g32:nested",
     "int4:g24:asym",
     "int3:g7",
     "int8:channel",

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.linear import quantize_activations
-from zeropoint.scheme import MAX_MULTIPLE, Scheme, parse
+from zeropoint.scheme import Scheme, parse
 
 
 def random_weight(
@@ -22,7 +22,7 @@ def random_weight(
     if not exact:
         scale = scale * (1 + rng.integers(0, 128, grid).astype(np.float32) / 128)  # 8 bits: a bfloat16
     if scheme.scale_dtype == "nested":
-        multiple = rng.integers(1, MAX_MULTIPLE + 1, grid) * rng.choice([-1, 1], grid)
+        multiple = rng.integers(1, scheme.max_multiple + 1, grid) * rng.choice([-1, 1], grid)
         scale = multiple * np.ldexp(rng.integers(8, 16, (grid[0], 1)), -12)
     zero_point = None
     if not scheme.symmetric:

@@ -71,6 +71,20 @@ def test_scales_are_representable(dtype: str, value: float, up: bool) -> None:
         assert (np.abs(rounded) >= value).all()
 
 
+@pytest.mark.parametrize("text", ["int3:g32:nested", "int4:g32:nested", "int5:g32:nested"])
+@given(st.lists(st.floats(1e-30, 6e4), min_size=1, max_size=20), st.booleans())
+def test_nested_scales_widen_to_int8(text: str, values: list[float], up: bool) -> None:
+    scheme = parse(text)
+    most, scale = scheme.max_multiple, np.array([values])
+    rounded = rounding.round_scale(scale, "nested", up=up, multiples=most)
+    assert (rounded == rounded.astype(rounding.STORAGE["nested"]).astype(np.float32)).all()
+    multiples = rounded / rounding.nested_base(scale, most)
+    assert (multiples == np.clip(np.rint(multiples), 1, most)).all()
+    assert max(-scheme.qmin, scheme.qmax) * most <= 127
+    if up:
+        assert (rounded >= scale * (1 - 1e-7)).all()
+
+
 def test_rounding_is_half_to_even() -> None:
     weight = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, 127]], np.float32)
     made = rounding.quantize(weight, parse("int8:channel:sym:fp32"), scale=np.ones((1, 1), np.float32))

@@ -57,7 +57,9 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     scale, zero = plain.scale.reshape(-1, 1).copy(), zeros.reshape(-1, 1).copy()
     for piece in rounding.pieces(flat):
         scale[piece], zero[piece] = fit(flat[piece], scale[piece], zero[piece], scheme, options)
-    stored = rounding.round_scale(scale.reshape(plain.scale.shape), scheme.scale_dtype)
+    stored = rounding.round_scale(
+        scale.reshape(plain.scale.shape), scheme.scale_dtype, multiples=scheme.max_multiple
+    )
     if plain.zero_point is None:
         return rounding.quantize(weight, scheme, scale=stored)
     return rounding.quantize(

@@ -22,7 +22,7 @@ import numpy as np
 from zeropoint.kernels import grid
 from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference import rounding
-from zeropoint.scheme import MAX_MULTIPLE, Scheme
+from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
 
 #: Statistics of the layer's input this algorithm can use.
@@ -106,10 +106,10 @@ def _nest(weight: Floats, wanted: Floats, plain: Floats, importance: Floats | No
 
     A row that does worse than with `plain` scales takes those.
     """
-    base = rounding.nested_base(wanted)
+    base = rounding.nested_base(wanted, scheme.max_multiple)
     below = np.floor(np.abs(wanted) / base)
     tried = [
-        np.copysign(np.clip(below + step, 1, MAX_MULTIPLE) * base, wanted).astype(np.float32)
+        np.copysign(np.clip(below + step, 1, scheme.max_multiple) * base, wanted).astype(np.float32)
         for step in (-1, 0, 1, 2)
     ]
     error = grid.errors(weight, scheme, importance, np.stack([*tried, plain]), None)

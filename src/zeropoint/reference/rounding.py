@@ -23,7 +23,7 @@ STORAGE: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16,
     "fp16": np.float16,
     "fp32": np.float32,
-    "nested": ml_dtypes.bfloat16,  # a base of 4 significant bits times a multiple of 4 bits: exact
+    "nested": ml_dtypes.bfloat16,  # the significant bits of base and multiple are 8 together: exact
 }
 
 #: The smallest scale a type stores. Normal numbers for bf16 and fp32, because kernels may flush
@@ -81,17 +81,24 @@ def group_range(weight: NDArray[Any], scheme: Scheme) -> tuple[Floats, Floats]:
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str = "the tensor") -> Floats:
+def round_scale(
+    scale: NDArray[Any],
+    dtype: str,
+    *,
+    up: bool = False,
+    multiples: int = MAX_MULTIPLE,
+    name: str = "the tensor",
+) -> Floats:
     """The nearest values that `dtype` (bf16, fp16, fp32) represents exactly, as float32; signs are kept.
 
     With `up`, the nearest not smaller in magnitude. Zero becomes `EMPTY_SCALE`, and a magnitude below
     `SMALLEST_SCALE` is raised to it. Raises `SchemeError` when a scale overflows the type (fp16 ends at 65504).
 
-    The scales of one row, the last axis, become `nested` together: whole multiples of `nested_base`.
+    The scales of one row, the last axis, become `nested` together: 1 to `multiples` times `nested_base`.
     """
     scale = np.asarray(scale, dtype=np.float64)
     if dtype == "nested":
-        return _round_nested(scale, up=up)
+        return _round_nested(scale, multiples, up=up)
     storage = STORAGE[dtype]
     with np.errstate(over="ignore"):
         rounded = scale.astype(np.float32).astype(storage)
@@ -110,23 +117,24 @@ def round_scale(scale: NDArray[Any], dtype: str, *, up: bool = False, name: str 
     return np.where(scale == 0, np.float32(EMPTY_SCALE), result).astype(np.float32)
 
 
-def nested_base(scale: NDArray[Any]) -> NDArray[np.float64]:
+def nested_base(scale: NDArray[Any], multiples: int) -> NDArray[np.float64]:
     """The number per row, `[..., 1]`, whose multiples stand for the row's scales `[..., groups]`.
 
-    The smallest of 4 significant bits that reaches the row's largest scale in `MAX_MULTIPLE` steps; times a
-    multiple, again of 4 bits, it is a bfloat16. Two-level scales with an integer second level, so that 4-bit codes
-    widen exactly to int8, are QServe's (arXiv:2405.04532).
+    The smallest that reaches the row's largest scale in so many steps and has the significant bits that a bfloat16's
+    8 leave it beside a multiple's: 4 of 15 multiples, 5 of 7. Two-level scales with an integer second level, so that
+    4-bit codes widen exactly to int8, are QServe's (arXiv:2405.04532).
     """
+    digits = 1 << (8 - multiples.bit_length())
     most = np.abs(np.asarray(scale, dtype=np.float64)).max(axis=-1, keepdims=True)
-    mantissa, exponent = np.frexp(np.maximum(most / MAX_MULTIPLE, NESTED_FLOOR))
-    base: NDArray[np.float64] = np.ldexp(np.ceil(mantissa * 16) / 16, exponent)
+    mantissa, exponent = np.frexp(np.maximum(most / multiples, NESTED_FLOOR))
+    base: NDArray[np.float64] = np.ldexp(np.ceil(mantissa * digits) / digits, exponent)
     return np.where(most == 0, EMPTY_SCALE, base)
 
 
-def _round_nested(scale: NDArray[np.float64], *, up: bool) -> Floats:
-    base = nested_base(scale)
+def _round_nested(scale: NDArray[np.float64], multiples: int, *, up: bool) -> Floats:
+    base = nested_base(scale, multiples)
     steps = np.abs(scale) / base
-    multiple = np.clip(np.ceil(steps) if up else np.rint(steps), 1, MAX_MULTIPLE)
+    multiple = np.clip(np.ceil(steps) if up else np.rint(steps), 1, multiples)
     return np.copysign(multiple * base, scale).astype(np.float32)
 
 
@@ -142,7 +150,9 @@ def affine_parameters(
     if scheme.symmetric:
         coarse = scheme.scale_dtype == "nested"  # to the nearest, a range could lose a third
         scale = np.maximum(-low, high) / scheme.qmax
-        return round_scale(scale, scheme.scale_dtype, up=coarse, name=name), None
+        return round_scale(
+            scale, scheme.scale_dtype, up=coarse, multiples=scheme.max_multiple, name=name
+        ), None
     scale = round_scale((high - low) / (scheme.qmax - scheme.qmin), scheme.scale_dtype, up=True, name=name)
     zero_point = np.clip(np.rint(scheme.qmin - low / scale), scheme.qmin, scheme.qmax)
     return scale, zero_point.astype(np.int8)
