@@ -10,7 +10,8 @@ each size a rule is filled up to the limit, so that no plan is larger than the f
   every third between; groups of this program hold query, key and value together, so `qkv` stands for the values;
 - `random`: the best of many plans drawn at random within the limit.
 
-What a rule leaves of the limit goes to nothing: the sizes are shown.
+What a rule leaves of the limit goes to nothing: the sizes are shown. For each uniform format, and for each with the
+widest quantized one for the embedding, as the presets have it, a plan is fitted to the loss that this one has.
 """
 
 from __future__ import annotations
@@ -77,12 +78,33 @@ def every_third(planner: Planner) -> list[int]:
     ]
 
 
+def with_head(planner: Planner, format: str) -> Picks:
+    """A uniform plan with the widest quantized format for what belongs to no block: the embedding, also the head."""
+    picks = planner.table.uniform(format)
+    picks[[group.layer < 0 for group in planner.candidates.groups]] = 1
+    return picks
+
+
+def table_of(rows: list[Row], limits: str) -> list[str]:
+    """Markdown: rows of one limit beside its fitted plan."""
+    fitted = {row.limit: row.kl for row in rows if row.name == "fit"}
+    lines = [f"| {limits} | plan | size | mean KL | times the fitted |", "|---|---|---|---|---|"]
+    for row in rows:
+        times = f"{row.kl / fitted[row.limit]:.2f}" if row.limit in fitted else ""
+        shown = f"{row.limit / 1e6:.0f}" if row.limit > 1 else f"{row.limit:.4f}"
+        lines.append(
+            f"| {shown} | {row.name} | {row.nbytes / 1e6:.1f} | {row.kl:.4f} ± {row.error:.4f} | {times} |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("--sizes", type=float, nargs="+", default=[82, 90, 100, 110, 120], metavar="MB")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[82, 90, 93, 102, 110, 120], metavar="MB")
+    parser.add_argument("--formats", nargs="+", default=list(Settings().formats), metavar="F")
     parser.add_argument("--cache", type=Path, default=default_folder())
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=4096, help="of the half that plans are measured on")
@@ -93,6 +115,7 @@ def main() -> None:
 
     settings = Settings(
         text=None if options.text is None else str(options.text),
+        formats=tuple(options.formats),
         threads=options.threads,
         cache=options.cache,
     )
@@ -103,28 +126,38 @@ def main() -> None:
     reference = planner.candidates.decoder(np.zeros(len(planner.candidates.groups), np.int64))
     meter = LossMeter(reference, windows.tokens, threads=options.threads)
     table, rng = planner.table, np.random.default_rng(0)
+    groups = len(table.groups)
     rows: list[Row] = []
+    equals: list[Row] = []
 
-    def add(limit: float, name: str, picks: Picks) -> None:
+    def add(rows: list[Row], limit: float, name: str, picks: Picks) -> None:
         found = meter.measure(planner.candidates.decoder(picks))
         rows.append(Row(limit, name, table.total("nbytes", picks), found.kl, found.standard_error))
         print(rows[-1], flush=True)
 
-    for format in table.formats[1:]:
-        add(0.0, f"uniform {format}", table.uniform(format))
-    groups = len(table.groups)
+    uniform = {f"uniform {f}": table.uniform(f) for f in table.formats[1:]}
+    uniform |= {f"{f}, embedding {table.formats[1]}": with_head(planner, f) for f in table.formats[2:]}
+    for name, picks in uniform.items():
+        loss = planner.search.measure(picks).loss.kl
+        add(equals, loss, name, picks)
+        best = planner.search.best(Budget(max_kl=loss), {"nbytes": 1.0}, loss)
+        assert best is not None
+        add(equals, loss, "fit", best.picks)
     for limit in (size * 1e6 for size in options.sizes):
         best = planner.search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
         assert best is not None
-        add(limit, "fit", best.picks)
-        add(limit, "edges wider", fill(planner, edges(planner), limit))
-        add(limit, "every third down", fill(planner, every_third(planner), limit))
+        add(rows, limit, "fit", best.picks)
+        for name, picks in uniform.items():
+            if table.total("nbytes", picks) <= limit:
+                add(rows, limit, name, picks)
+        add(rows, limit, "edges wider", fill(planner, edges(planner), limit))
+        add(rows, limit, "every third down", fill(planner, every_third(planner), limit))
         drawn = [
             fill(planner, rng.permutation(groups), limit, rng.integers(1, len(table.formats), groups))
             for _ in range(options.random)
         ]
         quick = [planner.search.measure(picks) for picks in drawn]
-        add(limit, f"random, best of {options.random}", min(quick, key=lambda p: p.loss.kl).picks)
+        add(rows, limit, f"random, best of {options.random}", min(quick, key=lambda p: p.loss.kl).picks)
 
     tokens, source = meter.windows.size - len(meter.windows), planner.gate_text.source
     lines = [
@@ -133,16 +166,12 @@ def main() -> None:
         f"- command: `python benchmarks/fit.py {' '.join(sys.argv[1:])}`",
         f"- mean KL on {tokens} tokens of {source}, that no search saw, ± its standard error; sizes in MB",
         "",
-        "| limit | plan | size | mean KL | times the fitted |",
-        "|---|---|---|---|---|",
+        *table_of(rows, "limit"),
+        "",
+        "Fitted to the loss of each uniform format, as measured on the text that plans are made on:",
+        "",
+        *table_of(equals, "loss"),
     ]
-    fitted = {row.limit: row.kl for row in rows if row.name == "fit"}
-    for row in rows:
-        times = f"{row.kl / fitted[row.limit]:.2f}" if row.limit else ""
-        limit_text = f"{row.limit / 1e6:.0f}" if row.limit else ""
-        lines.append(
-            f"| {limit_text} | {row.name} | {row.nbytes / 1e6:.1f} | {row.kl:.4f} ± {row.error:.4f} | {times} |"
-        )
     text = "\n".join(lines) + "\n"
     print(text)
     if options.markdown:

@@ -37,6 +37,7 @@ MORE = {
     "int8-a8": ["smoothquant", "smoothquant+gptq"],
     "int4": ["awq", "awq+gptq", "gptq+rounding", "distill", "gptq+distill", "best"],
     "int4-asym": ["best"],
+    "int5": ["best"],
 }
 ALGORITHMS = {fmt: ["rtn", "hqq", "gptq", *MORE.get(fmt, [])] for fmt in SCHEMES}
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}

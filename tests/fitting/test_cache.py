@@ -21,7 +21,7 @@ KEY = {"model": "a", "tokens": 7}
 def known() -> Known:
     rng = np.random.default_rng(0)
     table = CostTable(("g", "h"), ("16-bit", "int8"), *(rng.random((2, 2)) for _ in range(4)), 5.0)
-    return Known(table, {np.array([0, 1], np.int64).tobytes(): Loss(0.1, 0.01, 0.02, 64)})
+    return Known(table, {np.array([0, 1], np.int64).tobytes(): Loss(0.1, 0.01, 0.02, 64)}, margin=0.9)
 
 
 def packed() -> Iterator[Packed]:
@@ -40,6 +40,7 @@ def test_tables_and_losses_come_back(tmp_path: Path) -> None:
     assert found is not None
     assert found.losses == kept.losses
     assert found.table.fixed_nbytes == 5.0
+    assert found.margin == 0.9
     for name in QUANTITIES:
         assert (getattr(found.table, name) == getattr(kept.table, name)).all()
     assert cache.read({**KEY, "tokens": 8}) is None

@@ -37,7 +37,7 @@ KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")
 DEFAULT_QUANTIZER = "rtn"
 
 #: What `best` stands for: the composition that lost least of those measured at 4 bits (docs/formats.md).
-BEST: tuple[str, Mapping[str, Any]] = ("gptq", {"sweeps": 2})
+BEST: tuple[str, Mapping[str, Any]] = ("awq+gptq", {"gptq": {"sweeps": 2}})
 
 
 #: Names that stand for a composition and its options.

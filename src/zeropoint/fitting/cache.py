@@ -41,10 +41,12 @@ def default_folder() -> Path:
 
 @dataclass(slots=True)
 class Known:
-    """The tables, and the losses of plans that were run, by the plan's format numbers."""
+    """The tables, and the losses of plans that were run, by the plan's format numbers. `margin`: the part of the loss
+    asked for that may be planned, by what the last gate said."""
 
     table: CostTable
     losses: dict[bytes, Loss] = field(default_factory=dict)
+    margin: float = 1.0
 
 
 class Cache:
@@ -131,6 +133,7 @@ def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:
         "groups": table.groups,
         "formats": table.formats,
         "fixed_nbytes": table.fixed_nbytes,
+        "margin": known.margin,
         "costs": {name: getattr(table, name).tolist() for name in QUANTITIES},
         "plans": [
             {"picks": np.frombuffer(picks, np.int64).tolist(), **asdict(loss)}
@@ -150,4 +153,5 @@ def _parse(data: Mapping[str, Any]) -> Known:
         if picks.shape != (len(groups),):
             raise ValueError("a plan of it does not fit its groups")
         losses[picks.tobytes()] = Loss(**plan)
-    return Known(CostTable(groups, formats, **arrays, fixed_nbytes=float(data["fixed_nbytes"])), losses)
+    table = CostTable(groups, formats, **arrays, fixed_nbytes=float(data["fixed_nbytes"]))
+    return Known(table, losses, margin=float(data["margin"]))

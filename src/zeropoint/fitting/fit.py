@@ -69,9 +69,12 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
         return replace(planner.answer(None), refusal=no)
     if not settings.anyway and (no := not_needed(budget, planner.uniform_points()[WIDE])) is not None:
         return replace(planner.answer(None), refusal=no, unneeded=True)
-    margin = 1.0
+    margin = planner.known.margin
     for attempt in range(RETRIES + 1):
         point = planner.best(margin)
+        if point is None and attempt == 0 and margin < 1:  # what another plan's gate said refuses nothing
+            margin = 1.0
+            point = planner.best(margin)
         if point is None:
             return replace(planner.answer(None), refusal=planner.nothing_found())
         answer = planner.answer(point)
@@ -79,9 +82,11 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
             return answer
         answer = _carry_out(planner, out, answer, again=attempt > 0)
         assert answer.verdict is not None
+        margin = min(1.0, margin * _room(answer))
+        if budget.max_kl is not None:
+            planner.known.margin = margin
         if answer.verdict.passed or attempt == RETRIES:  # what is too slow is not mended by a tighter loss
             return answer
-        margin *= _shortfall(answer)
     raise AssertionError("unreachable")
 
 
@@ -135,8 +140,9 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
     return done
 
 
-def _shortfall(answer: Fit) -> float:
-    """How much tighter the loss must be planned for the gate to pass."""
+def _room(answer: Fit) -> float:
+    """The loss that may be planned for the gate to pass, as a part of what was: the texts differ, and an interval's
+    upper end lies above its middle."""
     assert answer.verdict is not None
     shares = [bound.bound / bound.high for bound in answer.verdict.bounds if bound.high > 0]
-    return min([*shares, 1.0]) * 0.97
+    return min(shares, default=1.0) * 0.97

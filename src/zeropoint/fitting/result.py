@@ -27,7 +27,7 @@ class Settings:
     """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate; what was measured is kept in
     the folder `cache`, or nowhere; `machine` is where it shall run, None for this one; `tasks` are the gate's."""
 
-    formats: tuple[str, ...] = ("int8", "int4")
+    formats: tuple[str, ...] = ("int8", "int5", "int4")
     algorithm: str = "rtn"
     objective: str | None = None
     calibration: str | None = None

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats",
         nargs="+",
-        default=["int8", "int4"],
+        default=["int8", "int5", "int4"],
         metavar="F",
         help="to choose from, beside 16 bits, widest first",
     )
