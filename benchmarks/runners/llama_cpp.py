@@ -8,6 +8,7 @@ REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens` 
 
 from __future__ import annotations
 
+import os
 import sys
 from ctypes import c_char_p, c_void_p
 
@@ -25,7 +26,7 @@ class Engine:
             raise SystemExit(f"llama.cpp does not load {path}")
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, context, context
-        params.n_threads = params.n_threads_batch = 2
+        params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
         self._context = lc.llama_init_from_model(self._model, params)
         self._vocabulary = lc.llama_model_get_vocab(self._model)
         self._size = lc.llama_vocab_n_tokens(self._vocabulary)

@@ -239,13 +239,41 @@ def compare(
 
 
 def export(
-    path: str | Path, target: str, out: str | Path, *, verify: bool = True, overwrite: bool = False
+    path: str | Path,
+    target: str,
+    out: str | Path,
+    *,
+    type: str | None = None,
+    calibration: str | Path | None = None,
+    calibration_tokens: int | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Export:
-    """Write an artifact for another runtime (`gguf`, `vllm`, `transformers`), read back and compared bit for bit; see
-    `zeropoint.exporters`."""
+    """Write an artifact for another runtime (`gguf`, `onnx`, `vllm`, `transformers`), read back and compared bit for
+    bit; see `zeropoint.exporters`.
+
+    With a `type` of the target's own (`Q4_K_M`), `path` is the original model instead, observed on so many
+    `calibration_tokens` of the text `calibration` (None: the usual number, the built-in text).
+    """
     from zeropoint import artifact, exporters
 
-    return exporters.export(artifact.open(path), target, out, verify=verify, overwrite=overwrite)
+    if type is None:
+        if calibration is not None or calibration_tokens is not None:
+            raise UsageError(
+                "an artifact's numbers are written as they are: a calibration text is for --type"
+            )
+        return exporters.export(
+            artifact.open(path), target, out, verify=verify, overwrite=overwrite, progress=progress
+        )
+    exporters.check_type(target, type)  # before the model is opened
+    exporters.refuse_existing(Path(out), overwrite=overwrite)
+    from zeropoint.originals import open_original
+
+    original = open_original(path, calibration=calibration, tokens=calibration_tokens)
+    return exporters.export_original(
+        original, target, type, out, verify=verify, overwrite=overwrite, progress=progress
+    )
 
 
 def import_model(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Imported:

@@ -6,7 +6,7 @@ Kernels, exporters and artifacts are tested against it; none of them changes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,17 @@ from zeropoint.scheme import Scheme
 
 Codes = NDArray[np.int8]
 Floats = NDArray[np.float32]
+
+
+class Coded(Protocol):
+    """A weight `[out, in]` as codes: a `QuantizedTensor`, or a format of another runtime that no scheme describes."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def rows(self, start: int, stop: int) -> Self: ...
+
+    def dequantize(self) -> Floats: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import MODEL_ARCH_NAMES
 from tokenizers import Tokenizer
 
 from tests import tiny
 from tests.conftest import ROOT
 from zeropoint import artifact, exporters
+from zeropoint.gguf.recipes import RECIPES, Model
+from zeropoint.ggufile import GgufFile
 from zeropoint.quantization import quantize_checkpoint
 
 PYTHON = ROOT / "build/peers/llama_cpp/bin/python"
 RUNNER = ROOT / "benchmarks/runners/llama_cpp.py"
+QUANTIZER = ROOT / "benchmarks/runners/llama_cpp_quantize.py"
 KINDS = (
     "llama_tied",
     "llama_untied",
@@ -79,3 +83,22 @@ def test_llama_cpp_reads_sentencepiece_tokens_alike(prefix: bool, tmp_path: Path
     text = "the heathen   hat then ate  ten teas at the tenth table; \u00e9t\u00e9\n\tthere\u2026 hhtteeaann"
     found = run(folder, tmp_path, np.ones((1, 4), np.int64), text)
     assert found["ids"].tolist() == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+
+
+@pytest.mark.parametrize("kind", ["llama_tied", "llama_untied", "qwen2", "gemma", "gpt2"])
+def test_our_mixes_of_types_are_llama_cpps(kind: str, tmp_path: Path) -> None:
+    """Rows of 256 take K-quants, those of 96 what stands in for them; with an importance matrix, as ours have one."""
+    checkpoint = tiny.make_checkpoint(kind, tmp_path / "model", hidden_size=256, layers=17)
+    tiny.write_tokenizer(checkpoint, merges=[("t", "h")])
+    quantize_checkpoint(checkpoint, tmp_path / "artifact", format="fp32")
+    exporters.export(artifact.open(tmp_path / "artifact"), "gguf", tmp_path / "f32.gguf")
+    np.savez(tmp_path / "moments.npz", **{"model.norm.weight": np.ones(256, np.float32)})
+    source = GgufFile(tmp_path / "f32.gguf")
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == source.metadata["general.architecture"])
+    model = Model(arch, 17, "output.weight" not in source.tensors)
+    for mix, recipe in RECIPES.items():
+        out = tmp_path / f"{mix}.gguf"
+        command = [PYTHON, "-P", QUANTIZER, source.path, out, mix, tmp_path / "moments.npz"]
+        subprocess.run(command, check=True)
+        for name, entry in GgufFile(out).tensors.items():
+            assert entry.kind == recipe.choose(name, entry.shape, model), (mix, name)

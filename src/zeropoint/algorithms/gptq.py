@@ -26,8 +26,9 @@ block of SmolLM2-135M takes 0.9 s on two cores with AMX, with 8,192 tokens of te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import rtn
 from zeropoint.errors import StatisticsError
 from zeropoint.kernels.columns import BLOCK, by_column, round_columns
-from zeropoint.qtensor import Floats, QuantizedTensor
+from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats
@@ -45,6 +46,15 @@ NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
 
 #: The largest damping tried; at 1 the Hessian is mostly the identity, and `rtn` does as well.
 MOST_DAMPING = 1.0
+
+
+class Grid(NamedTuple):
+    """What columns are rounded on: the levels of `scale` and `zero_point`, after `offset` `[out, in]` is taken off."""
+
+    scheme: Scheme
+    scale: Floats
+    zero_point: Codes | None
+    offset: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,20 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     Raises `StatisticsError` when there is no Hessian or none that can be factored, `SchemeError` when a scale
     overflows its type, `CheckpointError` on NaN or inf.
     """
+
+    def find(wanted: Floats) -> Grid:
+        return Grid(scheme, *rtn.find_grid(wanted, stats, scheme, rtn.Options()))
+
+    return quantize_on(find, weight, stats, options)
+
+
+def quantize_on(
+    find: Callable[[Floats], Grid], weight: Any, stats: LayerStats | None, options: Options
+) -> QuantizedTensor:
+    """`quantize` on the grid that `find` gives for a weight; what results stands for that weight less the offset.
+
+    `find` is given the weight that is to be rounded, which makes up for quantized inputs already.
+    """
     weight = np.asarray(weight, dtype=np.float32)
     check_finite(weight, "the tensor")
     if stats is None or stats.hessian is None or not stats.count:
@@ -86,7 +110,9 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     factor, damping = _factor(hessian, order, options.damping)
     if options.propagate and stats.drift is not None:
         weight = weight + _step(weight, stats.drift, factor, order, options.propagate)
-    scale, zero_point = rtn.find_grid(weight, stats, scheme, rtn.Options())
+    scheme, scale, zero_point, offset = find(weight)
+    if offset is not None:
+        weight = weight - offset
     ratio = factor / factor.diagonal()[:, None]  # U_ji / U_jj
     codes = round_columns(weight, scheme, scale, zero_point, ratio.numpy(), order)
     made = QuantizedTensor(scheme, codes, scale, zero_point)

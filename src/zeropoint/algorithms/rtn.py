@@ -68,7 +68,7 @@ def find_grid(
     rounding.check_finite(weight, "the tensor")
     if not options.search or not weight.size:
         return rounding.affine_parameters(*rounding.group_range(weight, scheme), scheme)
-    importance = _importance(stats) if stats is not None and needs(scheme, options) else None
+    importance = importance_of(stats) if stats is not None and needs(scheme, options) else None
     found = grid.search(weight, scheme, importance, _parts(scheme, options))
     scale, zero_point = rounding.affine_parameters(found.low, found.high, scheme)
     # Nested scales are rounded a row at a time, when all of its groups are known.
@@ -92,7 +92,7 @@ def _parts(scheme: Scheme, options: Options) -> Floats:
     return parts[::2]  # both ends are searched: half the steps each, squared
 
 
-def _importance(stats: LayerStats) -> Floats:
+def importance_of(stats: LayerStats) -> Floats:
     """What an error in each column counts, `[in]`, 1 on average."""
     moments = stats.second_moment.astype(np.float64)
     mean = float(moments.mean())

@@ -9,18 +9,25 @@ A module here has a docstring (what it writes, for whom) and three functions:
   the file's order of rows.
 
 `export` puts them together: written beside its final name, read back, compared bit for bit, then renamed. No torch.
+
+A target may have types of numbers that no scheme describes, `TYPES` by name. Weights are then made in them, from the
+original model and never from an artifact, by two functions more, which `export_original` puts together:
+
+- `write_original(original, type, path, progress)`: the file, and a digest of each weight as it was meant;
+- `read_original(path)`: each weight as float32, as the file says it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pkgutil
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,10 +46,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `write` made: how many weights in each of the target's formats, and what the user should know."""
+    """What `write` made: how many weights in each of the target's formats, and what the user should know.
+
+    `digests`: the `digest` of each weight of `write_original`, whose numbers nothing else remembers.
+    """
 
     formats: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,31 @@ class Exporter(Protocol):
     def problems(self, artifact: Artifact) -> list[str]: ...
     def write(self, artifact: Artifact, path: Path, progress: Progress) -> Written: ...
     def read_back(self, artifact: Artifact, path: Path) -> Iterator[Pair]: ...
+
+
+class Original(Protocol):
+    """A float model, as `zeropoint.originals` opens one: its tokenizer's `folder`, its config.json, and the `shapes` of
+    its weights by name, matrices as `[out, in]`."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    warnings: list[str]
+
+    def weights(self, kinds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Each weight once, in the order of `shapes`: matrices in the target's `kinds`, by name, the others float32.
+        `warnings` then says what was not made as it should be."""
+        ...
+
+
+class OriginalExporter(Protocol):
+    """What a module of this package with `TYPES` provides as well."""
+
+    TYPES: tuple[str, ...]
+
+    def write_original(self, original: Original, type: str, path: Path, progress: Progress) -> Written: ...
+    def read_original(self, path: Path) -> Iterator[tuple[str, Floats]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +152,62 @@ def export(
         verified = compare(artifact, exporter.read_back(artifact, partial), progress) if verify else None
         nbytes = _size(partial)
     return Export(target, path, nbytes, written, verified)
+
+
+def export_original(
+    original: Original,
+    target: str,
+    type: str,
+    out: str | Path,
+    *,
+    verify: bool = True,
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Export:
+    """Write a float model with weights in a type of the target's own, everything or nothing.
+
+    Raises as `export` does, `check_type` and what making the weights raises.
+    """
+    check_type(target, type)
+    exporter, path = cast(OriginalExporter, load(target)), Path(out).expanduser()
+    refuse_existing(path, overwrite=overwrite)
+    with _partial(path) as partial:
+        written = exporter.write_original(original, type, partial, progress)
+        read = exporter.read_original(partial)
+        verified = compare_digests(written.digests, read, progress) if verify else None
+        nbytes = _size(partial)
+    return Export(target, path, nbytes, written, verified)
+
+
+def check_type(target: str, type: str) -> None:
+    """Raise `UsageError` when the target has no such type of its own."""
+    types: tuple[str, ...] = getattr(load(target), "TYPES", ())
+    if not types:
+        raise UsageError(f"{target} has no types of its own: export an artifact to it, without --type")
+    if type not in types:
+        raise UsageError(f"{target} has no type {type!r}: use {', '.join(types)}")
+
+
+def digest(values: Floats) -> str:
+    """Of every bit of the numbers; zeros of either sign are one number."""
+    return hashlib.sha256(np.ascontiguousarray(values + np.float32(0), np.float32).tobytes()).hexdigest()
+
+
+def compare_digests(meant: Mapping[str, str], found: Iterable[tuple[str, Floats]], progress: Progress) -> int:
+    """The number of values that were read back, every weight's `digest` the one that was meant.
+
+    Raises `GateError` naming the first weight that differs or is missing.
+    """
+    missing, count = set(meant), 0
+    for name, values in found:
+        missing.discard(name)
+        progress(f"verify {name}", len(meant) - len(missing), len(meant))
+        if digest(values) != meant.get(name):
+            raise GateError(f"{name} was read back with other values than were meant: nothing was written")
+        count += values.size
+    if missing:
+        raise GateError(f"{min(missing)} is not in what was written: nothing was written")
+    return count
 
 
 def compare(artifact: Artifact, pairs: Iterator[Pair], progress: Progress) -> int:

@@ -2,13 +2,16 @@
 
 Codes and scales are re-encoded in ggml's blocks without changing a number (`zeropoint.gguf.blocks`); kept matrices stay
 F32, F16 or BF16, vectors become F32. llama.cpp computes with 8-bit inputs in blocks of 32 whatever the artifact says.
+
+`TYPES` are llama.cpp's own mixes of types, K-quants among them, which no artifact holds: `write_original` makes them of
+the original weights.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -18,12 +21,14 @@ from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGU
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
-from zeropoint.exporters import Floats, Pair, Progress, Written
-from zeropoint.gguf import blocks
-from zeropoint.gguf.families import Description, describe
+from zeropoint.exporters import Floats, Original, Pair, Progress, Written, digest
+from zeropoint.gguf import blocks, superblocks
+from zeropoint.gguf.families import Description, Placement, describe
+from zeropoint.gguf.recipes import RECIPES, Model
+from zeropoint.gguf.superblocks import Storable, SuperTensor
 from zeropoint.gguf.vocabulary import Vocabulary, read_vocabulary
 from zeropoint.ggufile import GgufFile
-from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.qtensor import QuantizedTensor
 
 Kind = GGMLQuantizationType
 
@@ -32,6 +37,9 @@ FLOATS: dict[np.dtype[np.generic], GGMLQuantizationType] = {
     np.dtype(np.float16): Kind.F16,
     np.dtype(ml_dtypes.bfloat16): Kind.BF16,
 }
+
+#: What `--type` takes.
+TYPES: tuple[str, ...] = tuple(RECIPES)
 
 #: How llama.cpp calls a file whose matrices are mostly of a type; it only shows this.
 FILE_TYPES = {
@@ -54,14 +62,15 @@ INPUTS_NOTE = (
 class Survey:
     """Everything that is decided before a byte is written. `kinds` and `shapes` are by stored name."""
 
+    name: str
+    file_type: LlamaFileType
     description: Description
     vocabulary: Vocabulary
     kinds: Mapping[str, GGMLQuantizationType]
     shapes: Mapping[str, tuple[int, ...]]
 
     def nbytes(self, source: str) -> int:
-        block, size = GGML_QUANT_SIZES[self.kinds[source]]
-        return int(np.prod(self.shapes[source], dtype=np.int64)) // int(block) * int(size)
+        return _nbytes(self.shapes[source], self.kinds[source])
 
 
 def problems(artifact: Artifact) -> list[str]:
@@ -72,22 +81,61 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     survey, found = _survey(artifact)
     if survey is None:
         raise UnsupportedError(f"{artifact.path} cannot be exported to gguf: {_listed(found)}")
+    weights = ((place.source, artifact.read(place.source)) for place in survey.description.placements)
+    for _ in _write(path, survey, weights, progress):
+        pass
+    return Written(_formats(survey), _notes(survey))
+
+
+def write_original(original: Original, mix: str, path: Path, progress: Progress) -> Written:
+    """A float model with its matrices in the types of one of `TYPES`, fitted as they are asked for.
+
+    Raises `UnsupportedError` when GGUF has no place for the model, and what `original.weights` raises.
+    """
+    survey = _survey_original(original, mix)
+    matrices = {name: kind for name, kind in survey.kinds.items() if len(survey.shapes[name]) > 1}
+    weights = original.weights(matrices)
+    digests = {name: digest(_floats(weight)) for name, weight in _write(path, survey, weights, progress)}
+    digests |= {name: digest(values) for name, values in survey.description.extras.items()}
+    return Written(_formats(survey), (*_notes(survey), *original.warnings), digests)
+
+
+def read_original(path: Path) -> Iterator[tuple[str, Floats]]:
+    """Every tensor of a file, by the names of `Written.digests`."""
+    file = GgufFile(path, ArtifactError)
+    for name in file.tensors:
+        yield name, file.floats(name)
+
+
+def _write(
+    path: Path, survey: Survey, weights: Iterable[tuple[str, Storable]], progress: Progress
+) -> Iterator[tuple[str, Storable]]:
+    """Write the file of a survey; gives what was written, by the file's names. `weights` come in its order."""
     description = survey.description
     check_space(path, sum(survey.nbytes(placement.source) for placement in description.placements))
     writer = GGUFWriter(path, description.architecture)
     try:
-        _write_header(writer, artifact, survey)
+        _write_header(writer, survey)
         for values in description.extras.values():
             writer.write_tensor_data(values)
-        for done, placement in enumerate(description.placements):
-            progress(f"write {placement.name}", done, len(description.placements))
-            weight = placement.place(artifact.read(placement.source))
-            writer.write_tensor_data(_bytes(weight, survey.kinds[placement.source]))
+        total = len(description.placements)
+        for done, (placement, (source, made)) in enumerate(zip(description.placements, weights, strict=True)):
+            assert placement.source == source
+            weight = placement.place(made)
+            writer.write_tensor_data(_bytes(weight, survey.kinds[source]))
+            progress(f"write {placement.name}", done + 1, total)
+            yield placement.name, weight
     finally:
         writer.close()
-    formats = Counter(kind.name for kind in survey.kinds.values())
+
+
+def _formats(survey: Survey) -> dict[str, int]:
+    return dict(sorted(Counter(kind.name for kind in survey.kinds.values()).items()))
+
+
+def _notes(survey: Survey) -> tuple[str, ...]:
     integer = any(kind not in FLOATS.values() for kind in survey.kinds.values())
-    return Written(dict(sorted(formats.items())), (INPUTS_NOTE,) if integer else ())
+    return (INPUTS_NOTE,) if integer else ()
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
@@ -109,16 +157,14 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     if description is None:
         return None, found
     places = {placement.source: placement for placement in description.placements}
-    found += [f"GGUF has no place for {name}" for name in artifact.names() if name not in places]
-    found += [f"the artifact lacks {name}" for name in places if name not in artifact.plan.choices]
-    if found:
+    if found := _misplaced(places, artifact.names()):
         return None, found
     kinds, shapes = {}, {}
     for name, weight in artifact.stream():
-        weight = places[name].place(weight)
-        shapes[name] = weight.shape
+        placed = places[name].place(weight)
+        shapes[name] = placed.shape
         try:
-            kinds[name] = _kind(weight)
+            kinds[name] = _kind(placed)
         except SchemeError as cause:
             found.append(f"{name}: {cause}")
     rows = description.record.config.vocab
@@ -126,10 +172,44 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
         vocabulary = read_vocabulary(artifact.path, artifact.config, rows)
     except UnsupportedError as cause:
         return None, [*found, str(cause)]
-    return (None, found) if found else (Survey(description, vocabulary, kinds, shapes), [])
+    if found:
+        return None, found
+    sizes: Counter[GGMLQuantizationType] = Counter()
+    for name, kind in kinds.items():
+        sizes[kind] += _nbytes(shapes[name], kind)
+    file_type = FILE_TYPES[sizes.most_common(1)[0][0]]
+    name = Path(artifact.card["source"]["name"]).name
+    return Survey(name, file_type, description, vocabulary, kinds, shapes), []
 
 
-def _kind(weight: Weight) -> GGMLQuantizationType:
+def _survey_original(original: Original, mix: str) -> Survey:
+    """The survey of a float model. Raises `UnsupportedError` with every reason why it cannot be written."""
+    recipe = RECIPES[mix]
+    description, found = describe(original.config)
+    places = {} if description is None else {place.source: place for place in description.placements}
+    if description is not None:
+        found = _misplaced(places, original.shapes)
+    if description is None or found:
+        raise UnsupportedError(f"{original.name} cannot be exported to gguf: {_listed(found)}")
+    description = replace(description, placements=tuple(places[name] for name in original.shapes))
+    tied = all(place.name != "output.weight" for place in description.placements)
+    model = Model(description.family.arch, description.record.config.layers, tied)
+    kinds = {name: recipe.choose(places[name].name, shape, model) for name, shape in original.shapes.items()}
+    vocabulary = read_vocabulary(original.folder, original.config, description.record.config.vocab)
+    name = Path(original.name).name
+    return Survey(name, recipe.file_type, description, vocabulary, kinds, original.shapes)
+
+
+def _misplaced(places: Mapping[str, Placement], names: Iterable[str]) -> list[str]:
+    """The weights that only one of model and file knows."""
+    known = set(names)
+    found = [f"GGUF has no place for {name}" for name in names if name not in places]
+    return [*found, *(f"the artifact lacks {name}" for name in places if name not in known)]
+
+
+def _kind(weight: Storable) -> GGMLQuantizationType:
+    if isinstance(weight, SuperTensor):
+        return weight.kind
     if isinstance(weight, QuantizedTensor):
         return blocks.choose(weight)
     if weight.dtype not in FLOATS:
@@ -137,13 +217,10 @@ def _kind(weight: Weight) -> GGMLQuantizationType:
     return FLOATS[weight.dtype]
 
 
-def _write_header(writer: GGUFWriter, artifact: Artifact, survey: Survey) -> None:
-    writer.add_name(Path(artifact.card["source"]["name"]).name)
+def _write_header(writer: GGUFWriter, survey: Survey) -> None:
+    writer.add_name(survey.name)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    sizes: Counter[GGMLQuantizationType] = Counter()
-    for name, kind in survey.kinds.items():
-        sizes[kind] += survey.nbytes(name)
-    writer.add_file_type(FILE_TYPES[sizes.most_common(1)[0][0]])
+    writer.add_file_type(survey.file_type)
     survey.description.write_metadata(writer)
     survey.vocabulary.write(writer)
     for name, values in survey.description.extras.items():
@@ -162,14 +239,21 @@ def _write_header(writer: GGUFWriter, artifact: Artifact, survey: Survey) -> Non
     writer.write_ti_data_to_file()
 
 
-def _bytes(weight: Weight, kind: GGMLQuantizationType) -> blocks.Bytes:
+def _nbytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape, dtype=np.int64)) // int(block) * int(size)
+
+
+def _bytes(weight: Storable, kind: GGMLQuantizationType) -> blocks.Bytes:
     if isinstance(weight, QuantizedTensor):
         return blocks.encode(weight, kind)
+    if isinstance(weight, SuperTensor):
+        return superblocks.encode(weight)
     return weight.reshape(-1).view(np.uint8)
 
 
-def _floats(weight: Weight) -> Floats:
-    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
+def _floats(weight: Storable) -> Floats:
+    return weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight.dequantize()
 
 
 def _listed(found: list[str], most: int = 5) -> str:

@@ -17,6 +17,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_
 from numpy.typing import NDArray
 
 from zeropoint.errors import UnsupportedError
+from zeropoint.gguf.superblocks import Storable, SuperTensor
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.config import Config
@@ -94,8 +95,10 @@ class Placement:
     transposed: bool = False
     one_plus: bool = False
 
-    def place(self, weight: Weight) -> Weight:
+    def place(self, weight: Storable) -> Storable:
         """The weight in the file's order. Vectors become float32."""
+        if isinstance(weight, SuperTensor):
+            return weight if self.rows is None else weight.take(self.rows)
         if isinstance(weight, QuantizedTensor):
             return weight if self.rows is None else _reordered(weight, self.rows)
         if weight.ndim == 1:

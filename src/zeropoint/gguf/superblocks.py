@@ -18,17 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import Codes, Floats
+from zeropoint.qtensor import Codes, Floats, Weight
 
 Bytes = NDArray[np.uint8]
 Multiples = NDArray[np.int16]
 Kind = GGMLQuantizationType
+
+#: The low nibble of a byte.
+LOW = np.uint8(15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ class SuperTensor:
         )
 
 
+#: What a GGUF file can hold.
+Storable: TypeAlias = Weight | SuperTensor
+
+
 def encode(weight: SuperTensor) -> Bytes:
     """Block bytes `[out, blocks * bytes of a block]`."""
     form, rows = weight.format, len(weight.codes)
@@ -173,34 +181,34 @@ def _stacked(codes: Bytes, width: int, fields: int) -> Bytes:
     """Every run of `width * fields` codes in `width` bytes: byte i holds codes i, i + width, ... from its low end."""
     parts = codes.reshape(*codes.shape[:2], -1, fields, width)
     shifts = np.arange(fields, dtype=np.uint8)[:, None] * np.uint8(8 // fields)
-    packed = np.bitwise_or.reduce(parts << shifts, axis=3)
+    packed: Bytes = np.bitwise_or.reduce(parts << shifts, axis=3)
     return packed.reshape(*codes.shape[:2], -1)
 
 
 def _six_bits(codes: Bytes) -> list[Bytes]:
     """Low nibbles, a run of 128 in 64 bytes; then the upper two bits, a run of 128 in 32."""
-    return [_stacked(codes & 15, 64, 2), _stacked(codes >> 4, 32, 4)]
+    return [_stacked(codes & LOW, 64, 2), _stacked(codes >> np.uint8(4), 32, 4)]
 
 
 def _three_bits(codes: Bytes) -> list[Bytes]:
     """The third bits, one of each 32 codes to a byte; then the lower two, a run of 128 in 32 bytes."""
-    return [_stacked(codes >> 2, 32, 8), _stacked(codes & 3, 32, 4)]
+    return [_stacked(codes >> np.uint8(2), 32, 8), _stacked(codes & np.uint8(3), 32, 4)]
 
 
 def _nibbles(codes: Bytes, bits: int) -> list[Bytes]:
     """A run of 64 low nibbles in 32 bytes, before them the fifth bits, one of each 32 codes to a byte."""
-    low = _stacked(codes & 15, 32, 2)
-    return [low] if bits == 4 else [_stacked(codes >> 4, 32, 8), low]
+    low = _stacked(codes & LOW, 32, 2)
+    return [low] if bits == 4 else [_stacked(codes >> np.uint8(4), 32, 8), low]
 
 
 def _plain_bits(codes: Bytes, bits: int) -> list[Bytes]:
     """32 low nibbles in 16 bytes, before them the fifth bits in the order of the codes."""
-    low = _stacked(codes & 15, 16, 2)
-    return [low] if bits == 4 else [np.packbits(codes >> 4, axis=2, bitorder="little"), low]
+    low = _stacked(codes & LOW, 16, 2)
+    return [low] if bits == 4 else [np.packbits(codes >> np.uint8(4), axis=2, bitorder="little"), low]
 
 
 def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
-    """Eight pairs of 6 bits in 12 bytes: the first four whole, the others' low nibbles, their upper bits above the first."""
+    """Eight pairs of 6 bits in 12 bytes: four whole ones, the others' low nibbles, their upper bits above the first."""
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)
     low, high = slice(0, 4), slice(4, 8)
     return np.concatenate(
@@ -216,4 +224,4 @@ def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
 def _pack_signed_scales(scales: Multiples) -> Bytes:
     """Sixteen of 6 bits in 12 bytes: low nibbles of i and i + 8 together, upper pairs of i, i + 4, i + 8, i + 12."""
     s = (scales + 32).astype(np.uint8)
-    return np.concatenate([_stacked(s & 15, 8, 2), _stacked(s >> 4, 4, 4)], axis=2)
+    return np.concatenate([_stacked(s & LOW, 8, 2), _stacked(s >> np.uint8(4), 4, 4)], axis=2)

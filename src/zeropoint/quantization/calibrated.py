@@ -21,11 +21,11 @@ import torch
 
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.plan import Choice, Plan
-from zeropoint.qtensor import QuantizedTensor
+from zeropoint.qtensor import Coded
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import Folder, folds
 from zeropoint.quantization.journal import States
-from zeropoint.quantization.layers import Quantized, needs, quantize_views
+from zeropoint.quantization.layers import Quantized, Quantizer, needs, quantize_views
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.taps import Seen, Stage, gather, record
 from zeropoint.quantization.tuning import Tuner, block_loss, tuner_of
@@ -34,15 +34,24 @@ from zeropoint.views import LayerView
 
 
 class CalibratedBlocks:
-    """Quantizes the weights of the blocks, block by block, as they are asked for in plan order."""
+    """Quantizes the weights of the blocks, block by block, as they are asked for in plan order.
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, tokens: torch.Tensor) -> None:
-        self._plan = plan
+    `quantizer` makes them of what was observed, by their choices (None: `quantize_views`).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        tokens: torch.Tensor,
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        self._plan, self._quantizer = plan, quantizer or quantize_views
         self._model = FilledModel(checkpoint)
         self._runner = BlockRunner(self._model, tokens)
         self._views: dict[str, list[LayerView]] = {path: [] for path in self._model.blocks}
         self._embeddings = {view.name: view for view in checkpoint.views()[0] if view.kind == "embedding"}
-        self._replaced: dict[str, QuantizedTensor] = {}
+        self._replaced: dict[str, Coded] = {}
         for view in checkpoint.views()[0]:
             choice = plan.choices.get(view.name)
             if choice is not None and choice.scheme is not None and not choice.scheme.is_float:
@@ -70,7 +79,7 @@ class CalibratedBlocks:
     def covers(self, name: str) -> bool:
         return name in self._owner
 
-    def replace(self, name: str, weight: QuantizedTensor) -> None:
+    def replace(self, name: str, weight: Coded) -> None:
         """What was made of an embedding before the first block: its errors are part of the blocks' inputs."""
         if name in self._embeddings and not self._done:
             self._replaced[name] = weight
@@ -186,7 +195,7 @@ class CalibratedBlocks:
 
     def _quantize(self, views: Sequence[LayerView], stats: LayerStats | None) -> list[Quantized]:
         """Weights of one choice on what was seen of their input; that nothing was seen is said where it is missed."""
-        done = quantize_views(views, self._plan.choices[views[0].name], stats)
+        done = self._quantizer(views, self._plan.choices[views[0].name], stats)
         if stats is not None:
             return done
         return [
@@ -254,7 +263,7 @@ def _how(choice: Choice) -> tuple[Any, ...]:
     return choice.scheme, choice.algorithm, choice.options
 
 
-def _put(block: torch.nn.Module, view: LayerView, path: str, weight: QuantizedTensor) -> None:
+def _put(block: torch.nn.Module, view: LayerView, path: str, weight: Coded) -> None:
     """Replace a view of a running block's weight by what its codes stand for."""
     owner = block.get_submodule(view.module.removeprefix(path).removeprefix("."))
     parameter = getattr(owner, view.parameter.rpartition(".")[2])

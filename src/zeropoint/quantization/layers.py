@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import load, make_options, part_options, parts
 from zeropoint.errors import SchemeError, StatisticsError
 from zeropoint.plan import Choice
-from zeropoint.qtensor import QuantizedTensor
+from zeropoint.qtensor import Coded, QuantizedTensor
 from zeropoint.reference.rounding import check_finite, quantize
 from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
@@ -46,13 +46,22 @@ class LayerError:
 class Quantized:
     """One weight, what rounding left of it, and what must be said of how it was made ("" when all is well)."""
 
-    weight: QuantizedTensor
+    weight: Coded
     error: LayerError
     warning: str = ""
+
+    def tensor(self) -> QuantizedTensor:
+        """The weight of a scheme of ours, as `quantize_views` makes them."""
+        assert isinstance(self.weight, QuantizedTensor)
+        return self.weight
 
     def saying(self, warning: str) -> Quantized:
         """The same, with this to be said as well."""
         return replace(self, warning="; ".join(part for part in (self.warning, warning) if part))
+
+
+Quantizer = Callable[[Sequence[LayerView], Choice, LayerStats | None], list[Quantized]]
+"""What makes codes of weights that share an input and a choice: `quantize_views`, or another format's own."""
 
 
 def needs(choice: Choice) -> frozenset[str]:
@@ -102,7 +111,7 @@ def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats
         if not warning and _is_fallback(value, choice, stats, part):
             said = f"{parts(choice.algorithm)['quantize']} changed nothing against {FALLBACK} in {view.name}"
             logger.warning("%s", said)
-        found.append(Quantized(part, measure(view.name, value, part), said))
+        found.append(Quantized(part, measure(view.name, value, part, str(scheme)), said))
     return found
 
 
@@ -136,8 +145,8 @@ def _is_fallback(
     return bool(np.array_equal(plain.codes, made.codes) and np.array_equal(plain.scale, made.scale))
 
 
-def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) -> LayerError:
-    """The error that rounding left in one weight."""
+def measure(name: str, values: NDArray[np.float32], quantized: Coded, scheme: str) -> LayerError:
+    """The error that rounding left in one weight, `scheme` in words."""
     lost = size = 0.0
     for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
         exact = values[start : start + ROWS]
@@ -147,7 +156,7 @@ def measure(name: str, values: NDArray[np.float32], quantized: QuantizedTensor) 
         size += _square_sum(exact)
     relative = math.sqrt(lost / size) if size else math.sqrt(lost)
     sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
-    return LayerError(name, str(quantized.scheme), float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
+    return LayerError(name, scheme, float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
 
 
 def _square_sum(values: NDArray[np.float32]) -> float:

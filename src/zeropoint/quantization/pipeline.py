@@ -119,7 +119,7 @@ def quantize_checkpoint(
             run.stream(),
             plan=plan,
             layout=layout_of(checkpoint),
-            config=_config(checkpoint),
+            config=source_config(checkpoint),
             finish=run.card,
             files=_companions(checkpoint, stack),
             overwrite=overwrite,
@@ -283,7 +283,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The source's config.json as it stands; for a GGUF source, the one transformers made of its header."""
     if checkpoint.path.is_dir():
         config = load_json(checkpoint.path / "config.json", error=CheckpointError)

@@ -148,7 +148,7 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
                 made = made.saying(
                     f"{name} was rounded as if its inputs were alike: they could not be measured"
                 )
-        return Made(made.weight, made.error, made.warning)
+        return Made(made.tensor(), made.error, made.warning)
 
     return make
 

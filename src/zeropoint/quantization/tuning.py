@@ -34,7 +34,7 @@ class Tuner:
     ) -> dict[str, Quantized]:
         """What `layers` become. When nothing better is found they stay, and the first one's warning says so."""
         tuned: Tuned = load(self.name).quantize_block(
-            {name: Layer(view.read(), made.weight) for name, (view, made) in layers.items()},
+            {name: Layer(view.read(), made.tensor()) for name, (view, made) in layers.items()},
             loss,
             batches,
             self.options,
@@ -46,7 +46,9 @@ class Tuner:
         if tuned.after < tuned.before:
             return {
                 name: Quantized(
-                    tuned.weights[name], measure(name, view.read().numpy(), tuned.weights[name]), made.warning
+                    weight := tuned.weights[name],
+                    measure(name, view.read().numpy(), weight, str(weight.scheme)),
+                    made.warning,
                 )
                 for name, (view, made) in layers.items()
             }

@@ -1,27 +1,53 @@
 """Write an artifact for another runtime, then read it back and compare every weight.
 
   zeropoint export ARTIFACT --to gguf --out model.gguf
+  zeropoint export MODEL --to gguf --type Q4_K_M --out model.gguf
 
 The numbers stay what they are: integer grids are re-encoded, never quantized again, and an artifact that the target
 cannot hold exactly is refused with the reason. Nothing is left behind unless all of it was written and verified.
+
+A type of the target's own, such as GGUF's K-quants, is no format of an artifact: with --type it is made of the original
+model's weights, observed on a text, and never of weights that were quantized before.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from zeropoint import exporters
-from zeropoint.cli.common import add_json_option, check_writable, progress_bar, write_json
+from zeropoint.cli.common import add_json_option, check_writable, positive_int, progress_bar, write_json
 from zeropoint.render import numbers
 
 HELP = "write an artifact for another runtime, and verify it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder")
+    parser.add_argument(
+        "source",
+        metavar="ARTIFACT",
+        help="an artifact's folder; with --type an original model's, or a hub name",
+    )
     parser.add_argument("--to", required=True, choices=exporters.names(), metavar="T", help=_targets())
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="what to write; must not exist")
+    parser.add_argument(
+        "--type",
+        metavar="TYPE",
+        help="quantize to a type of the target's own; for gguf llama.cpp's names, such as Q4_K_M",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="TEXT",
+        help="with --type: text or chat .jsonl to observe the model on (default: a built-in sample)",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=positive_int,
+        metavar="N",
+        help="with --type: tokens of it to read (default: 65536)",
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_json_option(parser)
@@ -32,15 +58,18 @@ def _targets() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zeropoint import artifact
+    from zeropoint.api import export
 
     check_writable(args.json)
     start = time.perf_counter()
     with progress_bar() as bar:
-        made = exporters.export(
-            artifact.open(args.artifact),
+        made = export(
+            args.source,
             args.to,
             args.out,
+            type=args.type,
+            calibration=args.calibration,
+            calibration_tokens=args.calibration_tokens,
             verify=not args.no_verify,
             overwrite=args.overwrite,
             progress=bar,
@@ -51,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if made.verified is None:
         print("not verified: leave out --no-verify to read the file back and compare it")
     else:
-        print(f"verified: {made.verified:,} weights read back, each the artifact's number in float32")
+        print(f"verified: {made.verified:,} weights read back, each the number that was meant, in float32")
     for note in made.written.notes:
         print(f"note: {note}")
     write_json(args.json, {**made.to_json(), "seconds": seconds})

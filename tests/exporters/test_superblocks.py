@@ -39,7 +39,10 @@ def random_tensor(kind: GGMLQuantizationType, rows: int, blocks: int, seed: int)
 
 @settings(deadline=None, max_examples=60)
 @given(
-    kind=st.sampled_from(KINDS), rows=st.integers(1, 3), blocks=st.integers(1, 3), seed=st.integers(0, 1 << 30)
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 3),
+    blocks=st.integers(1, 3),
+    seed=st.integers(0, 1 << 30),
 )
 def test_what_is_encoded_is_what_ggml_reads(
     kind: GGMLQuantizationType, rows: int, blocks: int, seed: int
@@ -66,10 +69,6 @@ def test_what_a_type_cannot_hold_is_refused() -> None:
     with pytest.raises(SchemeError, match="needs a minimum"):
         SuperTensor(weight.kind, weight.codes, weight.d, weight.scales)
     with pytest.raises(SchemeError, match="blocks of 256"):
-        SuperTensor(
-            weight.kind, weight.codes[:, :96], weight.d, weight.scales, weight.dmin, weight.minima
-        )
+        SuperTensor(weight.kind, weight.codes[:, :96], weight.d, weight.scales, weight.dmin, weight.minima)
     with pytest.raises(SchemeError, match="a scale"):
-        SuperTensor(
-            weight.kind, weight.codes, weight.d[:1], weight.scales, weight.dmin, weight.minima
-        )
+        SuperTensor(weight.kind, weight.codes, weight.d[:1], weight.scales, weight.dmin, weight.minima)
