@@ -98,12 +98,10 @@ class Bench:
     def row(self, name: str, file: Path) -> str:
         found = self.quality(file)
         kl = found.kl_mean
-        line = (
+        return (
             f"| {name} | {file.stat().st_size / 1e6:.1f} | {kl.value:.4f} ({kl.low:.4f}\u2013{kl.high:.4f}) | "
             f"{found.kl_p99.value:.3f} | {found.top1_agreement.value:.3f} |"
         )
-        (self.store / f"{file.stem}.row").write_text(line)
-        return line
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 An artifact holds schemes; what a K-quant says is no scheme, and converting rounded weights would round them twice. So
 an export in such types begins at the float model: its blocks are observed on a calibration text and quantized one after
-the other, as `quantize --algorithm best` does it, but on the grids of these types (`gguf/grids.py`). What no block
-holds, embedding and output head, is rounded to nearest.
+the other by GPTQ, as `quantize` does it, but on the grids of these types (`gguf/grids.py`). What no block holds,
+embedding and output head, is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from zeropoint import artifact
-from zeropoint.algorithms import gptq, make_options, resolve
+from zeropoint.algorithms import gptq, make_options
 from zeropoint.calibrate import Calibration
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
@@ -37,6 +37,9 @@ from zeropoint.views import LayerView
 logger = logging.getLogger(__name__)
 
 Kind = GGMLQuantizationType
+
+#: Options of `gptq`: two sweeps after it, which take another 6 % off the layers' errors.
+SWEEPS: Mapping[str, Any] = {"sweeps": 2}
 
 #: Types that a scheme describes, which the algorithms quantize to as they stand.
 SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
@@ -116,7 +119,7 @@ class OriginalModel:
         scheme = SCHEMES.get(kind) or grids.flat_scheme(kind)
         if self._views[name].kind in ("embedding", "lm_head"):
             return Choice(scheme)
-        return Choice(scheme, *resolve("best", {}))
+        return Choice(scheme, "gptq", SWEEPS)
 
     def _read(self, name: str, kind: GGMLQuantizationType) -> Storable:
         values = self._checkpoint.read(name).float().numpy()

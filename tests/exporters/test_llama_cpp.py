@@ -94,7 +94,9 @@ def test_our_mixes_of_types_are_llama_cpps(kind: str, tmp_path: Path) -> None:
     exporters.export(artifact.open(tmp_path / "artifact"), "gguf", tmp_path / "f32.gguf")
     np.savez(tmp_path / "moments.npz", **{"model.norm.weight": np.ones(256, np.float32)})
     source = GgufFile(tmp_path / "f32.gguf")
-    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == source.metadata["general.architecture"])
+    arch = next(
+        arch for arch, name in MODEL_ARCH_NAMES.items() if name == source.metadata["general.architecture"]
+    )
     model = Model(arch, 17, "output.weight" not in source.tensors)
     for mix, recipe in RECIPES.items():
         out = tmp_path / f"{mix}.gguf"

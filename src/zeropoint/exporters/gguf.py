@@ -53,8 +53,8 @@ FILE_TYPES = {
 }
 
 INPUTS_NOTE = (
-    "llama.cpp rounds the inputs of quantized layers to 8 bits in blocks of 32: its logits differ from this artifact's "
-    "by that rounding"
+    "llama.cpp rounds the inputs of quantized layers to 8 bits in blocks of 32: its logits differ by that rounding "
+    "from what these weights give"
 )
 
 

@@ -177,7 +177,8 @@ def _lowest(
     """The multiple of `dmin` that suits codes chosen with steps of `size` and the `minimum` that was wanted."""
     values = _levels(groups, size, minimum, form) * size[..., None]
     wanted = ((values - groups) * counts).sum(axis=3) / counts.sum(axis=3)
-    return np.clip(np.rint(wanted / dmin[..., None]), 0, form.most)
+    multiples: Floats = np.rint(wanted / dmin[..., None])
+    return np.clip(multiples, 0, form.most, out=multiples)
 
 
 def _levels(groups: Floats, size: Floats, under: Floats | None, form: Format) -> Floats:
