@@ -3,12 +3,12 @@
     python benchmarks/peers/install.py llama_cpp             # once
     python benchmarks/exports.py build/int8:build/int8.gguf build/int4:build/int4.gguf
 
-Each `ARTIFACT:OTHER` is run by our engine and, in its own environment, by the other's runtime: llama.cpp for a file,
-transformers for a folder (with GPTQModel's kernels if that made it). The same windows of text, the same prompt. Shown:
-KL of the other's logits from the artifact's (nats per token), top-1 agreement, how many of the first greedy tokens
-agree, and whether both make the same tokens of a text. The weights are equal (`zeropoint export` compares them); what
-is left is each runtime's arithmetic. `MODEL:FILE`, with the float model in the artifact's place, shows instead what a
-file lost.
+Each `ARTIFACT:OTHER` is run by our engine and by the other's runtime: llama.cpp for a file, onnxruntime for a folder
+with a graph, transformers for one of tensors (with GPTQModel's kernels if that made it). llama.cpp and GPTQModel are
+run in environments of their own. The same windows of text, the same prompt. Shown: KL of the other's logits from the
+artifact's (nats per token), top-1 agreement, how many of the first greedy tokens agree, and whether both make the same
+tokens of a text. The weights are equal (`zeropoint export` compares them); what is left is each runtime's arithmetic.
+`MODEL:FILE`, with the float model in the artifact's place, shows instead what a file lost.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def runtime_of(other: Path) -> tuple[Path, str]:
     """The interpreter and the runner for a file or folder."""
     if other.is_file():
         return ROOT / "build/peers/llama_cpp/bin/python", "llama_cpp.py"
+    if (other / "model.onnx").exists():
+        return Path(sys.executable), "onnxruntime.py"
     section = json.loads((other / "config.json").read_text())["quantization_config"]
     if section["quant_method"] == "gptq":
         return ROOT / "build/peers/gptqmodel/bin/python", "transformers.py"
@@ -66,7 +68,7 @@ def run_other(other: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
         return dict(np.load(answered))
 
 
-def compare(artifact: Path, other: Path, text_file: Path, count: int) -> str:
+def compare(artifact: Path, other: Path, text_file: Path, count: int, *, floats: bool = False) -> str:
     runner = open_runner(artifact) if is_artifact(artifact) else open_runner(artifact, dtype="float32")
     text = load_text(text_file)
     windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
@@ -77,6 +79,7 @@ def compare(artifact: Path, other: Path, text_file: Path, count: int) -> str:
         "prompt": np.array(prompt, np.int64),
         "new_tokens": NEW_TOKENS,
         "text": np.frombuffer(sample.encode(), np.uint8),
+        "floats": floats,
     }
     theirs = run_other(other, request)
     run = measure_quality(runner, {"other": Recorded(windows, theirs["logits"])}, windows=windows)
@@ -101,12 +104,18 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", metavar="ARTIFACT:OTHER")
     parser.add_argument("--text", type=Path, default=ROOT / "examples/data/eval.txt")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens")
+    parser.add_argument(
+        "--floats",
+        action="store_true",
+        help="llama.cpp runs the file's weights as float32, dequantized by itself",
+    )
     options = parser.parse_args()
     print("| artifact | other | KL from our engine | top-1 | equal greedy tokens | same tokens of a text |")
     print("|---|---|---|---|---|---|")
     for pair in options.pairs:
         artifact, _, other = pair.partition(":")
-        print(compare(Path(artifact), Path(other), options.text, options.windows), flush=True)
+        row = compare(Path(artifact), Path(other), options.text, options.windows, floats=options.floats)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     build/peers/llama_cpp/bin/python benchmarks/runners/llama_cpp.py FILE REQUEST.npz RESULT.npz
 
-REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens` and `text` (UTF-8 bytes); RESULT gets
+REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens`, `text` (UTF-8 bytes) and `floats`:
+whether llama.cpp first turns the file's weights into float32, which it multiplies without rounding inputs. RESULT gets
 `logits` float32 `[n, length, vocabulary]`, `greedy` int64 `[new_tokens]`, and `ids`, llama.cpp's tokens of the text.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from ctypes import c_char_p, c_void_p
+from pathlib import Path
 
 import llama_cpp as lc
 import numpy as np
@@ -59,9 +62,26 @@ class Engine:
         return np.array(ids[:count], np.int64)
 
 
+def write_floats(file: str, out: str) -> None:
+    """The file with its weights in float32, dequantized by llama.cpp itself."""
+    params = lc.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = lc.LLAMA_FTYPE_ALL_F32, True
+    if lc.llama_model_quantize(file.encode(), out.encode(), params):
+        raise SystemExit(f"llama.cpp could not dequantize {file}")
+
+
 def main() -> None:
     file, request, result = sys.argv[1:]
     asked = np.load(request)
+    if not asked["floats"]:
+        return answer(file, asked, result)
+    with tempfile.TemporaryDirectory() as folder:
+        floats = str(Path(folder) / "floats.gguf")
+        write_floats(file, floats)
+        return answer(floats, asked, result)
+
+
+def answer(file: str, asked: np.lib.npyio.NpzFile, result: str) -> None:
     windows, prompt, count = asked["windows"], asked["prompt"], int(asked["new_tokens"])
     engine = Engine(file, max(windows.shape[1], len(prompt) + count))
     np.savez(

@@ -62,13 +62,12 @@ class Parrot:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
 
-    def chat_prompt(self, user_text: str) -> list[int]:
-        return list(user_text.encode())
-
 
 def test_answers_drop_the_stop_token_and_mark_the_first_difference() -> None:
     parrot = Parrot()
-    (first,), (second,) = (answer(parrot, [p], max_new_tokens=9, stop={0}) for p in ("abcdef", "abXdef"))
+    (first,), (second,) = (
+        answer(parrot, [list(p)], max_new_tokens=9, stop={0}) for p in (b"abcdef", b"abXdef")
+    )
     assert bytes(first) == b"abcdef"
     found = mark("int4", parrot, second, first)
     assert (found.same, found.first, found.rest, found.first_difference) == ("ab", "X", "def", 2)
@@ -91,7 +90,7 @@ def test_first_difference(a: list[int], b: list[int], index: int | None) -> None
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(UsageError, match="prompt is empty"):
-        answer(Parrot(), [""], max_new_tokens=3)
+        answer(Parrot(), [[]], max_new_tokens=3)
 
 
 def test_settings_fit_the_context() -> None:

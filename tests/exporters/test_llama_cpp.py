@@ -45,7 +45,7 @@ def run(checkpoint: Path, folder: Path, tokens: Any, text: str) -> Any:
     """llama.cpp's answers for an exported checkpoint, its weights as they are."""
     quantize_checkpoint(checkpoint, folder / "artifact", format="fp32")
     exporters.export(artifact.open(folder / "artifact"), "gguf", folder / "model.gguf")
-    request = {"windows": tokens, "prompt": tokens[0], "new_tokens": 4}
+    request = {"windows": tokens, "prompt": tokens[0], "new_tokens": 4, "floats": False}
     np.savez(folder / "request.npz", **request, text=np.frombuffer(text.encode(), np.uint8))
     command = [PYTHON, "-P", RUNNER, folder / "model.gguf", folder / "request.npz", folder / "result.npz"]
     subprocess.run(command, check=True)

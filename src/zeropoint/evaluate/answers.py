@@ -31,8 +31,6 @@ class Speaker(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
-    def chat_prompt(self, user_text: str) -> list[int]: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -66,15 +64,19 @@ class Answer:
 
 
 def answer(
-    runner: Speaker, prompts: Sequence[str], *, max_new_tokens: int, stop: Container[int] = ()
+    runner: Speaker,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Container[int] = (),
 ) -> list[list[int]]:
-    """Greedy answers as token ids, a final stop token left out. Raises UsageError for an empty prompt."""
+    """Greedy answers as token ids, a final stop token left out; `prompts` are ids too. Raises UsageError for an empty
+    one."""
     answers = []
     for prompt in prompts:
-        tokens = runner.chat_prompt(prompt)
-        if not tokens:
+        if not prompt:
             raise UsageError("a prompt is empty")
-        ids = runner.generate(tokens, max_new_tokens=max_new_tokens, stop=stop)
+        ids = runner.generate(prompt, max_new_tokens=max_new_tokens, stop=stop)
         answers.append(ids[:-1] if ids and ids[-1] in stop else ids)
     return answers
 

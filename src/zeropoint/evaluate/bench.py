@@ -106,7 +106,8 @@ def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -
     rows = [
         Measurement.exact(name, metric, float(value), "bytes", where)
         for metric, (value, where) in exact.items()
-        if loaded["resident_bytes"] or metric in ("weights_bytes", "packed_bytes")
+        if (loaded["resident_bytes"] or metric in ("weights_bytes", "packed_bytes"))
+        and (value or metric != "packed_bytes")  # not every runtime says it
     ]
     engine = found["engine"]
     one = f"{engine} engine, one load, file cache as found"

@@ -54,7 +54,8 @@ def compare(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure `model` (a checkpoint folder) and any number of artifacts of it.
+    """Measure `model` (a checkpoint folder), any number of artifacts of it, and of other runtimes' files: GGUF, ONNX,
+    folders that other tools quantized. Each is run by what it was made for.
 
     `text` is a UTF-8 file, documents separated by two blank lines, of which at least `tokens` tokens
     are scored; None is a built-in text. `prompts` may be empty. Raises UsageError for settings out
@@ -94,13 +95,15 @@ def compare(
 
 def running_dtype(model: Model) -> str:
     """The dtype a checkpoint is run in: its own, but float32 for float16, whose arithmetic
-    CPUs emulate a hundred times slower; nobody would run it so."""
-    return "float32" if not model.card and model.dtype == "float16" else "auto"
+    CPUs emulate a hundred times slower; nobody would run it so. Other runtimes choose for themselves."""
+    return "float32" if not (model.card or model.runtime) and model.dtype == "float16" else "auto"
 
 
 def running_engine(model: Model, engine: str) -> str:
     """The engine a model is run by. A checkpoint is what its artifacts are compared with, as people run it today:
-    by transformers, whatever engine the artifacts run on."""
+    by transformers, whatever engine the artifacts run on; another runtime's file by that runtime."""
+    if model.runtime:
+        return "auto"
     return "universal" if engine in ENGINES and not model.card else engine
 
 

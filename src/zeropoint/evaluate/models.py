@@ -10,6 +10,7 @@ from typing import Any
 
 from zeropoint.artifact import CARD_NAME
 from zeropoint.errors import ArtifactError
+from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -18,13 +19,16 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model to measure: `name` is unique in its report, `card` is empty for a checkpoint."""
+    """A model to measure: `name` is unique in its report, `card` is empty for a checkpoint. `runtime` names the other
+    runtime that runs it, and is empty for what ours run."""
 
     name: str
     path: str
     is_reference: bool
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = ""
+    foreign_format: str = ""
 
     @property
     def dtype(self) -> str:
@@ -34,7 +38,9 @@ class Model:
 
     @property
     def format(self) -> str:
-        """The number format in words: the plan's label, or the checkpoint's dtype."""
+        """The number format in words: the plan's label, the checkpoint's dtype, or another runtime's name for it."""
+        if self.foreign_format:
+            return self.foreign_format
         if not self.card:
             return _DTYPE_NAMES[self.dtype]
         plan = self.card.get("plan")
@@ -58,7 +64,8 @@ class Model:
         return min(widths, default=16)
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": self.path, "format": self.format, "is_reference": self.is_reference}
+        said = {"path": self.path, "format": self.format, "is_reference": self.is_reference}
+        return said | ({"runtime": self.runtime} if self.runtime else {})
 
 
 def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
@@ -69,8 +76,17 @@ def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
         stem = Path(path).resolve().name if Path(path).is_dir() else path.rstrip("/").split("/")[-1]
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
+        other = foreign.identify(path)
         models.append(
-            Model(names[-1], path, index == 0, _read_json(path, "config.json"), _read_json(path, CARD_NAME))
+            Model(
+                names[-1],
+                path,
+                index == 0,
+                _read_json(path, "config.json"),
+                _read_json(path, CARD_NAME),
+                other.runtime if other else "",
+                other.format if other else "",
+            )
         )
     return models
 

@@ -89,7 +89,7 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
     """Load the reference and all candidates; paired quality and the marked answers.
 
     Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`,
-    `resamples`, `prompts`, `answer_tokens`, and `speakers`, the candidates that answer.
+    `resamples`, `prompts`, `answer_tokens`, and `speakers`, the candidates that answer; `""` is the reference.
     """
     text = load_text(request["text"])
     tell("load", 0.0)
@@ -121,20 +121,24 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
         "text_digest": text.digest,
         "seed": request["seed"],
         "resamples": request["resamples"],
-        "answers": _answers(request, {n: candidates[n] for n in request["speakers"]}, tell),
+        "answers": _answers(
+            request, {n: candidates[n] if n else reference for n in request["speakers"]}, tell
+        ),
     }
 
 
 def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Every prompt answered by every runner; the first one's answer is what others differ from."""
+    """Every prompt answered by every runner; the first one's answer is what others differ from. All are given the first
+    one's tokens: other runtimes' files have chat templates of their own, or none."""
     prompts = request["prompts"]
     if not prompts or not runners:
         return []
-    stop = next(iter(runners.values())).stop_tokens
+    leader = next(iter(runners.values()))
+    asked, stop = [leader.chat_prompt(prompt) for prompt in prompts], leader.stop_tokens
     ids = {}
     for index, (name, runner) in enumerate(runners.items()):
         tell("answers", _ANSWERS_FROM + (1 - _ANSWERS_FROM) * index / len(runners))
-        ids[name] = answer(runner, prompts, max_new_tokens=request["answer_tokens"], stop=stop)
+        ids[name] = answer(runner, asked, max_new_tokens=request["answer_tokens"], stop=stop)
     first = next(iter(ids.values()))
     return [
         {

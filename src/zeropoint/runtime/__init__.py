@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
+from zeropoint.runtime import foreign
 
 if TYPE_CHECKING:
     from zeropoint.runtime.protocol import Runner
@@ -36,7 +37,8 @@ def open_runner(
     cache_type: str = "float16",
     draft_tokens: int = 0,
 ) -> Runner:
-    """Load an artifact or a Hugging Face checkpoint folder for running on this CPU.
+    """Load an artifact or a Hugging Face checkpoint folder for running on this CPU; another runtime's file (GGUF, ONNX,
+    a folder that another tool quantized) in that runtime.
 
     `dtype` applies to checkpoints only: `float32` is the reference, `auto` the checkpoint's own; another than
     `auto` is torch's to compute. With `engine="auto"`, a model that the native engine does not cover runs on the
@@ -51,6 +53,14 @@ def open_runner(
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     if dtype != "auto" and engine == "native":
         raise UsageError(f"the native engine runs a model in its own types, not in {dtype}")
+    other = foreign.identify(path)
+    if other is not None:
+        if engine != "auto":
+            raise UsageError(
+                f"{path} is run by {other.runtime}, not by the {engine} engine; "
+                "`zeropoint import` makes an artifact of it, which is"
+            )
+        return other.open(threads=threads, dtype=dtype)
     if engine == "native" or (engine == "auto" and dtype == "auto"):
         from zeropoint.runtime.native.runner import NativeRunner
 
@@ -69,6 +79,11 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
     """Import an engine's libraries and load the folder's tokenizer, so that the memory `open_runner` then adds
     is the model's alone. A folder that does not load is left for `open_runner` to report."""
     if engine not in ENGINES:
+        return
+    other = foreign.identify(path)
+    if other is not None:
+        with suppress(ZeropointError, OSError):
+            other.prepare()
         return
     if engine == "native" or (engine == "auto" and dtype == "auto"):
         from zeropoint.runtime.native import loading, tokenizer

@@ -1,4 +1,6 @@
-"""Time one model in a fresh process: load, prefill, decode, resident memory. Works on artifacts and checkpoints."""
+"""Time one model in a fresh process: load, prefill, decode, resident memory. Works on artifacts, checkpoints, and
+other runtimes' files (GGUF, ONNX, folders that other tools quantized), which those runtimes run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ HELP = "load time, prefill, decode and memory of one model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact, a checkpoint, or a foreign file")
     parser.add_argument("--prompt-tokens", type=positive_int, default=512, metavar="N")
     parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N")
     parser.add_argument("--batch", type=positive_int, default=1, metavar="N")

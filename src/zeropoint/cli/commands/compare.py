@@ -4,6 +4,10 @@ Every model is loaded in a fresh process for speed and memory; quality is paired
 the model computed in float32.
 
   zeropoint compare MODEL INT8 INT4 --html report.html
+  zeropoint compare MODEL INT4 INT4.gguf ONNX-FOLDER GPTQ-FOLDER
+
+Other runtimes' files are run by those runtimes, if installed: .gguf by llama.cpp (llama-cpp-python), .onnx and its
+folders by onnxruntime, GPTQ, AWQ and compressed-tensors folders by transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +37,12 @@ HELP = "models side by side: table, JSON, one HTML page"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the checkpoint folder the artifacts were made from")
-    parser.add_argument("artifacts", metavar="ARTIFACT", nargs="+")
+    parser.add_argument(
+        "artifacts",
+        metavar="ARTIFACT",
+        nargs="+",
+        help="an artifact, a .gguf or .onnx file, or the folder of an ONNX, GPTQ, AWQ or compressed-tensors model",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument(
         "--sensitivity",

@@ -1,10 +1,12 @@
-"""Write an artifact for another runtime, then read it back and compare every weight.
+"""Write an artifact for another runtime, read it back and compare every weight, and run both where that runtime is
+installed.
 
   zeropoint export ARTIFACT --to gguf --out model.gguf
   zeropoint export MODEL --to gguf --type Q4_K_M --out model.gguf
 
 The numbers stay what they are: integer grids are re-encoded, never quantized again, and an artifact that the target
-cannot hold exactly is refused with the reason. Nothing is left behind unless all of it was written and verified.
+cannot hold exactly is refused with the reason. Nothing is left behind unless all of it was written and verified. What
+differs when both run is the two runtimes' arithmetic.
 
 A type of the target's own, such as GGUF's K-quants, is no format of an artifact: with --type it is made of the original
 model's weights, observed on a text, and never of weights that were quantized before.
@@ -15,10 +17,23 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zeropoint import exporters
-from zeropoint.cli.common import add_json_option, check_writable, positive_int, progress_bar, write_json
+from zeropoint.cli.common import (
+    add_json_option,
+    add_threads_option,
+    check_writable,
+    default_threads,
+    positive_int,
+    progress_bar,
+    progress_fraction,
+    write_json,
+)
 from zeropoint.render import numbers
+
+if TYPE_CHECKING:
+    from zeropoint.evaluate.agreement import Agreement
 
 HELP = "write an artifact for another runtime, and verify it"
 
@@ -48,8 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --type: tokens of it to read (default: 65536)",
     )
-    parser.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the file back, compare every weight, and run it in its own runtime if that is installed",
+    )
+    parser.add_argument("--no-run", action="store_true", help="of that, compare the weights alone")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_threads_option(parser)
     add_json_option(parser)
 
 
@@ -70,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             type=args.type,
             calibration=args.calibration,
             calibration_tokens=args.calibration_tokens,
-            verify=not args.no_verify,
+            verify=args.verify,
             overwrite=args.overwrite,
             progress=bar,
         )
@@ -81,7 +103,25 @@ def run(args: argparse.Namespace) -> int:
         print("not verified: leave out --no-verify to read the file back and compare it")
     else:
         print(f"verified: {made.verified:,} weights read back, each the number that was meant, in float32")
+    both = args.type is None and args.verify and not args.no_run
+    ran = _run_both(args) if both else None
     for note in made.written.notes:
         print(f"note: {note}")
-    write_json(args.json, {**made.to_json(), "seconds": seconds})
+    agreement = {} if ran is None else {"agreement": ran.to_json()}
+    write_json(args.json, {**made.to_json(), "seconds": seconds, **agreement})
     return 0
+
+
+def _run_both(args: argparse.Namespace) -> Agreement | None:
+    """Run artifact and file on the same tokens and say how they agree; None when there is nothing to run the file."""
+    from zeropoint.errors import UnsupportedError
+    from zeropoint.evaluate.agreement import agreement
+
+    try:
+        with progress_fraction() as progress:
+            ran = agreement(args.source, args.out, threads=default_threads(args.threads), progress=progress)
+    except UnsupportedError as cause:
+        print(f"not run: {cause}")
+        return None
+    print(ran.sentence())
+    return ran

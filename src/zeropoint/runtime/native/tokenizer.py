@@ -91,13 +91,7 @@ class Tokenizer:
             return self.encode(str(messages[-1]["content"]))
         if self._template is None:
             self._template = compile_template(text)
-        from jinja2 import TemplateError
-
-        try:
-            rendered = self._template.render(messages=messages, add_generation_prompt=True, **self.special)
-        except (TemplateError, TypeError, ValueError, KeyError) as cause:
-            raise UsageError(f"the model's chat template refuses the conversation: {cause}") from cause
-        return self.encode(rendered)
+        return self.encode(render(self._template, messages, self.special))
 
 
 @lru_cache(maxsize=4)
@@ -116,6 +110,17 @@ def chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
+
+
+def render(template: jinja2.Template, messages: Sequence[Message], special: Mapping[str, str]) -> str:
+    """A conversation as the model's template writes it, ready for the answer; `special` tokens by their names.
+    Raises `UsageError` with the template's own complaint."""
+    from jinja2 import TemplateError
+
+    try:
+        return template.render(messages=messages, add_generation_prompt=True, **special)
+    except (TemplateError, TypeError, ValueError, KeyError) as cause:
+        raise UsageError(f"the model's chat template refuses the conversation: {cause}") from cause
 
 
 def compile_template(text: str) -> jinja2.Template:

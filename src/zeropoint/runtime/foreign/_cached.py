@@ -1,0 +1,122 @@
+"""`CachedRunner`: the `Runner` protocol over any engine that reads tokens after those that it has read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from zeropoint.errors import UsageError
+from zeropoint.runtime.generation import OnToken, generate
+from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.sampling import Sampling
+
+
+class Engine(Protocol):
+    """A model with a cache of keys and values."""
+
+    vocab_size: int
+
+    def start(self, sequences: int, length: int) -> None:
+        """Forget what was read, and have room for `sequences` of up to `length` tokens."""
+        ...
+
+    def feed(self, tokens: Tokens, *, last: bool) -> Logits:
+        """Read `tokens [B, T]` after those read before; float32 logits `[B, T, vocab]`, or with `last` `[B, 1, vocab]`
+        after each sequence."""
+        ...
+
+
+class Text(Protocol):
+    """A model's tokenizer; see `zeropoint.runtime.native.tokenizer.Tokenizer`."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def encode_prompt(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def stop_tokens(self) -> frozenset[int]: ...
+    def chat(self, messages: Sequence[Message]) -> list[int]: ...
+
+
+class CachedRunner:
+    """See `zeropoint.runtime.Runner`. `weights_bytes` is 0 where a runtime does not say what it holds."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        text: Text,
+        *,
+        name: str,
+        runtime: str,
+        artifact_bytes: int,
+        weights_bytes: int = 0,
+    ) -> None:
+        self.name = name
+        self.engine = runtime
+        self.vocab_size = engine.vocab_size
+        self.weights_bytes = weights_bytes
+        self.artifact_bytes = artifact_bytes
+        self.stop_tokens = text.stop_tokens()
+        self._engine = engine
+        self._text = text
+
+    def logits(self, tokens: Tokens) -> Logits:
+        rows = np.atleast_2d(np.asarray(tokens, np.int64))
+        out = np.empty((*rows.shape, self.vocab_size), np.float32)
+        for row, each in zip(rows, out, strict=True):
+            self._engine.start(1, row.size)
+            each[:] = self._engine.feed(row[None], last=False)[0]
+        return out[0] if np.ndim(tokens) == 1 else out
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_new_tokens: int,
+        on_token: OnToken | None = None,
+        stop: Container[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        if not tokens:
+            raise UsageError("there are no tokens to read: the prompt is empty")
+        self._engine.start(1, len(tokens) + max_new_tokens)
+        return generate(
+            lambda fed: self._engine.feed(np.array([fed], np.int64), last=True)[0, 0],
+            tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            stop=stop,
+            on_token=on_token,
+        )
+
+    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
+        step = np.atleast_2d(np.asarray(tokens, np.int64))
+        self._engine.start(step.shape[0], step.shape[1] + new_tokens)
+        start = time.perf_counter()
+        logits = self._engine.feed(step, last=True)
+        prefilled = time.perf_counter()
+        for _ in range(new_tokens):
+            logits = self._engine.feed(logits[:, 0].argmax(-1, keepdims=True), last=True)
+        return prefilled - start, time.perf_counter() - prefilled
+
+    def encode(self, text: str) -> list[int]:
+        return self._text.encode(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self._text.encode_prompt(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._text.decode(ids)
+
+    def chat_prompt(self, user_text: str) -> list[int]:
+        return self.chat_tokens([{"role": "user", "content": user_text}])
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        return self._text.chat(messages)
+
+
+def own_types(runtime: str, dtype: str) -> None:
+    """Raise `UsageError` where another dtype is asked of a runtime that computes as its file says."""
+    if dtype != "auto":
+        raise UsageError(f"{runtime} runs a file in its own types, not in {dtype}")

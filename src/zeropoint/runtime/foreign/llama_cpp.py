@@ -1,0 +1,194 @@
+"""GGUF files in llama.cpp, by llama-cpp-python's C interface: its own tokens, its own kernels, its own defaults."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_void_p, create_string_buffer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeropoint.errors import CheckpointError
+from zeropoint.runtime.foreign import require
+from zeropoint.runtime.foreign._cached import CachedRunner, own_types
+from zeropoint.runtime.native.tokenizer import compile_template, render
+from zeropoint.runtime.protocol import Logits, Message, Tokens
+
+RUNTIME, EXACT = "llama.cpp", "auto"
+
+#: Tokens of one call: more are fed in turns.
+BATCH = 512
+#: A cache's size is a multiple of this.
+CACHE_STEP = 256
+ERROR_LEVEL = 4
+
+
+def recognizes(path: Path) -> bool:
+    return path.suffix == ".gguf"
+
+
+def label(path: Path) -> str:
+    """GGUF, and the type that most of the file's matrices are said to have."""
+    try:
+        from gguf import LlamaFileType
+
+        from zeropoint.ggufile import GgufFile
+    except ImportError:
+        return "GGUF"
+    kind = GgufFile(path).metadata.get("general.file_type")
+    names = {each.value: each.name.removeprefix("MOSTLY_").removeprefix("ALL_") for each in LlamaFileType}
+    return f"GGUF {names[kind]}" if kind in names else "GGUF"
+
+
+def prepare(path: Path) -> None:
+    _import()
+
+
+def open(path: Path, *, threads: int, dtype: str) -> CachedRunner:
+    """See the package."""
+    own_types(RUNTIME, dtype)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    engine = LlamaEngine(path, threads)
+    return CachedRunner(
+        engine,
+        Vocabulary(engine),
+        name=path.name,
+        runtime=RUNTIME,
+        artifact_bytes=engine.nbytes,
+        weights_bytes=engine.nbytes,
+    )
+
+
+def _import() -> Any:
+    return require("llama_cpp", "llama-cpp-python", "GGUF files are run by llama.cpp")
+
+
+class LlamaEngine:
+    """A loaded file, and a context that is made anew where it must be larger."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        lc = self.library = _import()
+        self._path, self._threads = path, threads
+        self._complaints: list[str] = []
+        self._log = lc.llama_log_callback(self._listen)  # kept: C holds no reference
+        lc.llama_log_set(self._log, c_void_p(0))
+        lc.llama_backend_init()
+        self.model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
+        if not self.model:
+            raise CheckpointError(f"llama.cpp does not load {path}: {self._complaint()}")
+        weakref.finalize(self, lc.llama_model_free, self.model)
+        self.vocabulary = lc.llama_model_get_vocab(self.model)
+        self.vocab_size = int(lc.llama_vocab_n_tokens(self.vocabulary))
+        self.nbytes = int(lc.llama_model_size(self.model))
+        # A thread of its own: llama.cpp sets up AMX's tiles once a thread, and other engines release them after use.
+        self._thread = ThreadPoolExecutor(1, "llama.cpp")
+        weakref.finalize(self, self._thread.shutdown)
+        self._batch = lc.llama_batch_init(BATCH, 0, 1)
+        weakref.finalize(self, lc.llama_batch_free, self._batch)
+        self._context: Any = None
+        self._free_context: Any = None
+        self._room = (0, 0)
+        self._read = 0
+
+    def _listen(self, level: int, text: bytes, _: Any) -> None:
+        if level == ERROR_LEVEL:
+            self._complaints.append(text.decode("utf-8", "replace").strip())
+
+    def _complaint(self) -> str:
+        return (self._complaints or ["it says no reason"])[0]
+
+    def start(self, sequences: int, length: int) -> None:
+        lc, room = self.library, -(-length // CACHE_STEP) * CACHE_STEP
+        self._read = 0
+        if self._room[0] == sequences and self._room[1] >= room:
+            lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
+            return
+        if self._free_context is not None:
+            self._free_context()
+        params = lc.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = sequences * room, BATCH, BATCH
+        params.n_seq_max, params.kv_unified = sequences, False
+        params.n_threads = params.n_threads_batch = self._threads
+        self._room = (0, 0)
+        self._context = lc.llama_init_from_model(self.model, params)
+        if not self._context:
+            raise CheckpointError(f"llama.cpp cannot run {self._path}: {self._complaint()}")
+        self._free_context = weakref.finalize(self, lc.llama_free, self._context)
+        self._room = (sequences, room)
+
+    def feed(self, tokens: Tokens, *, last: bool) -> Logits:
+        sequences, length = tokens.shape
+        flat = tokens.ravel().tolist()
+        wanted = [not last or (i + 1) % length == 0 for i in range(len(flat))]
+        out = np.empty((sum(wanted), self.vocab_size), np.float32)
+        done = 0
+        for first in range(0, len(flat), BATCH):
+            chosen = range(first, min(first + BATCH, len(flat)))
+            count = sum(wanted[i] for i in chosen)
+            self._decode([(flat[i], *divmod(i, length), wanted[i]) for i in chosen])
+            if count:
+                rows = self.library.llama_get_logits(self._context)
+                out[done : done + count] = np.ctypeslib.as_array(rows, (count, self.vocab_size))
+            done += count
+        self._read += length
+        return out.reshape(sequences, -1, self.vocab_size)
+
+    def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Run one batch of `(token, sequence, position after those read, whether its logits are wanted)`."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for i, (token, sequence, position, wanted) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, self._read + position, wanted
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+        if self._thread.submit(self.library.llama_decode, self._context, batch).result():
+            raise CheckpointError(f"llama.cpp cannot run {self._path}: {self._complaint()}")
+
+
+class Vocabulary:
+    """llama.cpp's tokenizer of a file, and the file's chat template."""
+
+    def __init__(self, engine: LlamaEngine) -> None:
+        self._engine = engine
+        self._library, self._vocabulary = engine.library, engine.vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokens(text, special=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        ids = self._tokens(text, special=True)
+        end = self._library.llama_vocab_eos(self._vocabulary)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
+
+    def _tokens(self, text: str, *, special: bool) -> list[int]:
+        """Ids of a text, special tokens within it recognized as Hugging Face's tokenizers do."""
+        data = text.encode()
+        ids = (self._library.llama_token * (len(data) + 8))()
+        count = self._library.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), special, True)
+        return list(ids[:count])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        given, size = (self._library.llama_token * len(ids))(*ids), 16 * len(ids) + 16
+        while True:
+            text = create_string_buffer(size)
+            count = self._library.llama_detokenize(self._vocabulary, given, len(ids), text, size, False, True)
+            if count >= 0:
+                return text.raw[:count].decode("utf-8", "replace")
+            size = -count
+
+    def stop_tokens(self) -> frozenset[int]:
+        ends = self._library.llama_vocab_is_eog
+        return frozenset(i for i in range(self._engine.vocab_size) if ends(self._vocabulary, i))
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        text = self._library.llama_model_chat_template(self._engine.model, None)
+        if text is None:
+            return self.encode(str(messages[-1]["content"]))
+        named = {"bos_token": self._library.llama_vocab_bos, "eos_token": self._library.llama_vocab_eos}
+        special = {
+            name: self.decode([token]) for name, get in named.items() if (token := get(self._vocabulary)) >= 0
+        }
+        return self.encode(render(compile_template(text.decode()), messages, special))

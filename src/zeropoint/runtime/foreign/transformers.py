@@ -1,0 +1,87 @@
+"""Folders that other tools quantized, in transformers with the package that dequantizes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.jsonfile import load_json
+from zeropoint.runtime.foreign import first_line, require
+
+if TYPE_CHECKING:
+    from zeropoint.runtime.universal.runner import TorchRunner
+
+RUNTIME, EXACT = "transformers", "float32"
+
+#: `quant_method` of config.json -> the package that it takes beside transformers, and how to get it.
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
+    "gptq": ("gptqmodel", "gptqmodel"),
+    "awq": ("gptqmodel", "gptqmodel"),
+}
+NAMES = {"gptq": "GPTQ", "awq": "AWQ"}
+
+
+def recognizes(path: Path) -> bool:
+    return bool(_section(path))
+
+
+def label(path: Path) -> str:
+    section = _section(path)
+    method = str(section.get("quant_method"))
+    detail = f"{section['bits']} bits" if "bits" in section else str(section.get("format", ""))
+    return f"{NAMES.get(method, method)} {detail}".strip()
+
+
+def prepare(path: Path) -> None:
+    method = str(_section(path).get("quant_method"))
+    for package in ("torch", "transformers"):
+        require(package, "'zeropoint[quantize]'", f"Model folders are run by transformers and {package}")
+    if method in PACKAGES:
+        package, install = PACKAGES[method]
+        require(
+            package, install, f"{NAMES.get(method, method)} folders are run by transformers with {package}"
+        )
+
+
+def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
+    """See the package. `auto` is the folder's own dtype, but float32 for float16, which CPUs emulate."""
+    prepare(path)
+    import torch
+
+    from zeropoint.runtime.universal.runner import TorchRunner, load_tokenizer, tensor_bytes
+
+    torch.set_num_threads(threads)
+    config = load_json(path / "config.json", error=CheckpointError)
+    own = str(config.get("dtype", config.get("torch_dtype", "float32")))
+    used = (own if own == "bfloat16" else "float32") if dtype == "auto" else dtype
+    try:
+        model = _load(path, str(_section(path)["quant_method"]), getattr(torch, used))
+        tokenizer = load_tokenizer(str(path))
+    except ImportError as cause:
+        raise UnsupportedError(f"transformers cannot run {path} here: {first_line(cause)}") from cause
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as cause:
+        raise CheckpointError(f"transformers does not load {path}: {first_line(cause)}") from cause
+    return TorchRunner(
+        model.eval(), tokenizer, name=path.resolve().name, engine=RUNTIME, artifact_bytes=tensor_bytes(path)
+    )
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """config.json's `quantization_config`; empty where there is none."""
+    if not (path / "config.json").is_file():
+        return {}
+    section = load_json(path / "config.json", error=CheckpointError).get("quantization_config")
+    return section if isinstance(section, dict) and "quant_method" in section else {}
+
+
+def _load(path: Path, method: str, dtype: Any) -> Any:
+    if method in ("gptq", "awq"):
+        from gptqmodel import BACKEND, GPTQModel
+
+        return GPTQModel.load(str(path), device="cpu", dtype=dtype, backend=BACKEND.TORCH).model
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
