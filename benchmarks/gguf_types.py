@@ -86,6 +86,7 @@ class Bench:
             "windows": self.windows.tokens,
             "prompt": self.windows.tokens[0, :8],
             "new_tokens": 0,
+            "floats": False,
             "text": np.zeros(0, np.uint8),
         }
         return Recorded(self.windows, run_other(file, request)["logits"])

@@ -2,14 +2,16 @@
 
 An artifact holds schemes; what a K-quant says is no scheme, and converting rounded weights would round them twice. So
 an export in such types begins at the float model: its blocks are observed on a calibration text and quantized one after
-the other by GPTQ, as `quantize` does it, but on the grids of these types (`gguf/grids.py`). What no block holds,
-embedding and output head, is rounded to nearest.
+the other, as `quantize --algorithm best` does it, but on the grids of these types (`gguf/grids.py`). What no block
+holds, embedding and output head, is rounded to nearest.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from zeropoint import artifact
-from zeropoint.algorithms import gptq, make_options
+from zeropoint.algorithms import gptq, part_options, parts, resolve
 from zeropoint.calibrate import Calibration
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
@@ -38,8 +40,7 @@ logger = logging.getLogger(__name__)
 
 Kind = GGMLQuantizationType
 
-#: Options of `gptq`: two sweeps after it, which take another 6 % off the layers' errors.
-SWEEPS: Mapping[str, Any] = {"sweeps": 2}
+FLOATS = (Kind.F32, Kind.F16)
 
 #: Types that a scheme describes, which the algorithms quantize to as they stand.
 SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
@@ -95,7 +96,7 @@ class OriginalModel:
 
         Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
         """
-        choices = {name: self._choice(name, kinds.get(name, Kind.F32)) for name in self.shapes}
+        choices = self._choices(kinds)
 
         def quantize(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
             return quantize_to(kinds, views, choice, stats)
@@ -103,7 +104,7 @@ class OriginalModel:
         blocks = CalibratedBlocks(self._checkpoint, Plan(choices, 0), self._tokens, quantize)
         for name, choice in choices.items():
             if choice.scheme is None:
-                yield name, self._read(name, kinds.get(name, Kind.F32))
+                yield name, self._kept(name, kinds.get(name, Kind.F32), blocks.folded(name))
                 continue
             covered = blocks.covers(name)
             made = blocks.take(name) if covered else quantize([self._views[name]], choice, None)[0]
@@ -112,17 +113,23 @@ class OriginalModel:
                 self.warnings.append(made.warning)
             yield name, _storable(made.weight)
 
-    def _choice(self, name: str, kind: GGMLQuantizationType) -> Choice:
-        """What happens to a weight; a type that is no scheme has one of as many codes and groups in its place."""
-        if kind in (Kind.F32, Kind.F16):
-            return Choice(None)
-        scheme = SCHEMES.get(kind) or grids.flat_scheme(kind)
-        if self._views[name].kind in ("embedding", "lm_head"):
-            return Choice(scheme)
-        return Choice(scheme, "gptq", SWEEPS)
+    def _choices(self, kinds: Mapping[str, GGMLQuantizationType]) -> dict[str, Choice]:
+        """What happens to each weight. All have the scheme of the most common type, or one like it: folds into layers
+        that share an input are searched with it. `quantize_to` goes by each weight's kind."""
+        integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
+        scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
+        inside = Choice(scheme, *resolve("best", {}))
 
-    def _read(self, name: str, kind: GGMLQuantizationType) -> Storable:
-        values = self._checkpoint.read(name).float().numpy()
+        def choose(name: str) -> Choice:
+            if kinds.get(name, Kind.F32) in FLOATS:
+                return Choice(None)
+            return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else inside
+
+        return {name: choose(name) for name in self.shapes}
+
+    def _kept(self, name: str, kind: GGMLQuantizationType, folded: torch.Tensor | None) -> Storable:
+        """A parameter, or what it was `folded` into."""
+        values = (self._checkpoint.read(name) if folded is None else folded).float().numpy()
         check_finite(values, name)
         if kind == Kind.F32:
             return values
@@ -131,6 +138,11 @@ class OriginalModel:
         if not np.isfinite(halves).all():
             raise CheckpointError(f"{name} holds values beyond FP16, in which rows of its length are stored")
         return halves
+
+
+def scheme_of(kind: GGMLQuantizationType) -> Scheme:
+    """The scheme that a type is, or else one of as many codes and groups."""
+    return SCHEMES.get(kind) or grids.flat_scheme(kind)
 
 
 def quantize_to(
@@ -143,8 +155,11 @@ def quantize_to(
     found: dict[str, Quantized] = {}
     for kind in dict.fromkeys(kinds[view.name] for view in views):
         alike = [view for view in views if kinds[view.name] == kind]
-        make = quantize_views(alike, choice, stats) if kind in SCHEMES else _fit(alike, kind, choice, stats)
-        found |= {view.name: made for view, made in zip(alike, make, strict=True)}
+        if kind in SCHEMES:
+            done = quantize_views(alike, replace(choice, scheme=SCHEMES[kind]), stats)
+        else:
+            done = _fit(alike, kind, choice, stats)
+        found |= {view.name: made for view, made in zip(alike, done, strict=True)}
     return [found[view.name] for view in views]
 
 
@@ -175,8 +190,10 @@ def _choose(
     weight: Floats, kind: GGMLQuantizationType, choice: Choice, stats: LayerStats | None
 ) -> tuple[SuperTensor, str]:
     """A weight by GPTQ on the grid fitted to it; and why it was rounded to nearest, where that was not meant."""
-    if choice.algorithm == "rtn":
+    name = parts(choice.algorithm)["quantize"]
+    if name != "gptq":
         return grids.fit(weight, stats, kind), ""
+    options = part_options(choice.algorithm, choice.options)[name]
     fitted: list[SuperTensor] = []
 
     def find(wanted: Floats) -> gptq.Grid:
@@ -185,7 +202,7 @@ def _choose(
         return gptq.Grid(centred.scheme, centred.scale, None, offset)
 
     try:
-        made = gptq.quantize_on(find, weight, stats, make_options(choice.algorithm, choice.options))
+        made = gptq.quantize_on(find, weight, stats, options)
     except StatisticsError as cause:
         return grids.fit(weight, stats, kind), str(cause)
     return grids.with_codes(fitted[-1], made.codes), ""
