@@ -21,7 +21,9 @@ def load(folder: Path) -> Any:
     if method == "gptq":
         from gptqmodel import BACKEND, GPTQModel
 
-        return GPTQModel.load(str(folder), device="cpu", dtype=torch.float32, backend=BACKEND.TORCH).model
+        # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
+        model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
+        return torch.nn.Module.float(model)
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -39,7 +41,8 @@ def main() -> None:
         logits = [model(torch.from_numpy(row)[None]).logits[0].float().numpy() for row in asked["windows"]]
         prompt = torch.from_numpy(asked["prompt"])[None]
         count = int(asked["new_tokens"])
-        found = model.generate(input_ids=prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        model.generation_config.eos_token_id = None  # an end of text is a token like others here
+        found = model.generate(input_ids=prompt, max_new_tokens=count, do_sample=False)
     np.savez(
         result,
         logits=np.stack(logits),

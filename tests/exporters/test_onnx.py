@@ -17,9 +17,10 @@ from zeropoint.errors import ArtifactError, GateError, UnsupportedError
 from zeropoint.kernels.divergence import divergence
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime import open_runner
+from zeropoint.runtime.foreign.onnxruntime import OnnxEngine
 
 pytest.importorskip("onnx", reason="onnx is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 Floats = Any
 Make = Callable[[str, str], tuple[Path, Path]]
@@ -74,31 +75,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return get
 
 
-class Session:
+class Session(OnnxEngine):
     """A folder's graph in onnxruntime, with its cache."""
 
     def __init__(self, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        self._past = {
-            each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
-            for each in self._session.get_inputs()
-            if each.name.startswith("past_key_values.")
-        }
+        super().__init__(folder / "model.onnx", threads=1)
+        self.start(1, 128)
 
     def step(self, tokens: Any) -> Floats:
         """Logits `[length, vocabulary]` after each of the next tokens."""
-        start = next(iter(self._past.values())).shape[2]
-        mask = np.ones((1, start + len(tokens)), np.int64)
-        feeds = {"input_ids": np.asarray(tokens, np.int64)[None], "attention_mask": mask, **self._past}
-        logits, *present = self._session.run(None, feeds)
-        names = [each.name.replace("present", "past_key_values") for each in self._session.get_outputs()[1:]]
-        self._past = dict(zip(names, present, strict=True))
-        return logits[0]
+        return self.feed(np.asarray(tokens, np.int64)[None], last=False)[0]
 
 
 def tokens(count: int = 48) -> Any:
@@ -164,12 +150,14 @@ def test_same_artifact_same_bytes(make: Make, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_genai_is_told_of_the_families_that_it_knows(make: Make) -> None:
+def test_genai_is_told_the_families_that_it_knows(make: Make) -> None:
     config = json.loads((make("qwen2", "int8")[1] / "genai_config.json").read_text())
     assert config["model"]["type"] == "qwen2"
     assert config["model"]["decoder"]["num_key_value_heads"] == 2
     assert config["model"]["eos_token_id"] == 257
-    assert not (make("opt", "int8")[1] / "genai_config.json").exists()
+    for kind in ("opt", "gpt2"):
+        config = json.loads((make(kind, "int8")[1] / "genai_config.json").read_text())
+        assert config["model"]["type"] == "decoder"
 
 
 @pytest.mark.parametrize(

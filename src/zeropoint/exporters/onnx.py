@@ -1,8 +1,7 @@
 """ONNX, for onnxruntime and onnxruntime-genai: a folder with model.onnx, its weights in model.onnx.data, and tokenizer.
 
 The graph is a decoder with a cache (`zeropoint.onnx.decoder`); codes and scales are the artifact's, in the layouts of
-MatMulInteger and MatMulNBits (`zeropoint.onnx.weights`). genai_config.json is written for the families that
-onnxruntime-genai knows.
+MatMulInteger and MatMulNBits (`zeropoint.onnx.weights`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.jsonfile import load_json
 from zeropoint.onnx import decoder
 from zeropoint.onnx.data import DataReader, DataWriter
-from zeropoint.onnx.genai import TYPES, genai_config
+from zeropoint.onnx.genai import genai_config
 from zeropoint.onnx.graph import Graph
 from zeropoint.onnx.weights import Floats, choose
 from zeropoint.runtime.native.architectures import derive
@@ -58,9 +57,9 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
         made = decoder.Decoder(survey.record, survey.ways, artifact.read, graph)
         made.write(lambda done: progress(f"write layer {done}", done, layers))
     (path / MODEL).write_bytes(graph.model("zeropoint", __version__).SerializeToString(deterministic=True))
-    notes = _write_companions(artifact, path, survey.record)
+    _write_companions(artifact, path, survey.record)
     labels = Counter(way.label for way in survey.ways.values())
-    return Written(dict(sorted(labels.items())), notes)
+    return Written(dict(sorted(labels.items())))
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
@@ -98,16 +97,13 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     return (None, found) if found else (Survey(record, ways), [])
 
 
-def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> tuple[str, ...]:
-    """Write config.json, tokenizer and genai_config.json. Returns what the user should know of them."""
+def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> None:
+    """Write config.json, tokenizer and genai_config.json."""
     plain = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
     write_text(path / "config.json", json.dumps(plain, indent=2) + "\n")
     for file in companion_files(artifact.path):
         shutil.copyfile(file, path / file.name)
-    if artifact.config["model_type"] not in TYPES:
-        return (f"onnxruntime-genai has no family {artifact.config['model_type']!r}: {GENAI} is left out",)
     generation = artifact.path / "generation_config.json"
     said = load_json(generation) if generation.is_file() else {}
     text = json.dumps(genai_config(artifact.config, said, record.config, MODEL), indent=2)
     write_text(path / GENAI, text + "\n")
-    return ()

@@ -7,11 +7,12 @@ from typing import Any
 
 from zeropoint.runtime.native.record import DecoderConfig
 
-#: Families by which onnxruntime-genai 0.18 runs a decoder with a cache of keys and values; it refuses other names.
+#: Families that onnxruntime-genai 0.18 knows by name. It has one name for any other decoder with a cache of keys and
+#: values; its own "gpt2" is a graph with inputs of another kind.
 TYPES = frozenset({
-    "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3",
-    "smollm3",
+    "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3",
 })  # fmt: skip
+ANY = "decoder"
 
 #: generation_config.json's fields that its search understands, and their values where nothing is said.
 SEARCH: Mapping[str, Any] = {
@@ -59,7 +60,7 @@ def genai_config(
     }
     return {
         "model": {
-            "type": config["model_type"],
+            "type": config["model_type"] if config["model_type"] in TYPES else ANY,
             "context_length": sizes.max_positions,
             "vocab_size": sizes.vocab,
             **{key: value for key, value in tokens.items() if value is not None},

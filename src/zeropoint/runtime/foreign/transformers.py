@@ -54,11 +54,12 @@ def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
     from zeropoint.runtime.universal.runner import TorchRunner, load_tokenizer, tensor_bytes
 
     torch.set_num_threads(threads)
+    method = str(_section(path)["quant_method"])
     config = load_json(path / "config.json", error=CheckpointError)
-    own = str(config.get("dtype", config.get("torch_dtype", "float32")))
-    used = (own if own == "bfloat16" else "float32") if dtype == "auto" else dtype
+    own = "bfloat16" if config.get("dtype", config.get("torch_dtype")) == "bfloat16" else "float32"
+    used = own if dtype == "auto" else dtype
     try:
-        model = _load(path, str(_section(path)["quant_method"]), getattr(torch, used))
+        model = _load(path, method, getattr(torch, used))
         tokenizer = load_tokenizer(str(path))
     except ImportError as cause:
         raise UnsupportedError(f"transformers cannot run {path} here: {first_line(cause)}") from cause
@@ -79,9 +80,12 @@ def _section(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, method: str, dtype: Any) -> Any:
     if method in ("gptq", "awq"):
+        import torch
         from gptqmodel import BACKEND, GPTQModel
 
-        return GPTQModel.load(str(path), device="cpu", dtype=dtype, backend=BACKEND.TORCH).model
+        # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
+        model = GPTQModel.load(str(path), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
+        return torch.nn.Module.float(model)
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)

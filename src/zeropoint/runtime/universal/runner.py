@@ -83,8 +83,8 @@ def weights_bytes(model: torch.nn.Module) -> int:
             if isinstance(value, ExpertStack):
                 for expert in value.experts:
                     count(expert)
-    for parameter in model.parameters():
-        seen[parameter.data_ptr() or id(parameter)] = parameter.numel() * parameter.element_size()
+    for tensor in (*model.parameters(), *model.buffers()):  # other tools keep packed weights in buffers
+        seen[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
 
 
