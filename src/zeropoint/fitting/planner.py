@@ -21,7 +21,7 @@ from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
-from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again
+from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again, plan_seconds
 from zeropoint.fitting.target import Target
 from zeropoint.jsonfile import load_json
 from zeropoint.kernels import library
@@ -167,10 +167,16 @@ class Planner:
         return replace(
             found,
             plan=plan,
-            predicted=_prediction("fit", point),
+            predicted=_prediction("fit", self._timed(point)),
             formats={name: int((point.picks == i).sum()) for i, name in enumerate(names)},
             wider=wider,
         )
+
+    def _timed(self, point: Point) -> Point:
+        """A plan with its own speed in place of the sum of its groups', as the machine is now."""
+        with self.target.kernels():
+            decode, prefill = plan_seconds(self.candidates, point.picks, threads=self.target.threads)
+        return replace(point, decode=decode * self.target.decode_scale, prefill=prefill)
 
     def _notes(self) -> list[str]:
         """Formats that are narrower but not faster here."""

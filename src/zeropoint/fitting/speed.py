@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from zeropoint.fitting.candidates import Candidates, Group, Step
 from zeropoint.kernels import library
+from zeropoint.planning.solver import Picks
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.session import read
 
@@ -63,6 +64,13 @@ def measured_again(candidates: Candidates, before: Seconds, *, threads: int, ste
     change = whole / then
     change = np.concatenate([change[:1], change])
     return Seconds(before.decode * change[:, 0], before.prefill * change[:, 1])
+
+
+def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple[float, float]:
+    """Seconds a token of one plan, decoding and reading: the medians of a few rounds, as `zeropoint bench` tells."""
+    decoder = candidates.decoder(picks)
+    prefill, decode = np.median([token_seconds(decoder, threads=threads) for _ in range(3)], axis=0)
+    return float(decode), float(prefill)
 
 
 def _whole_models(
