@@ -2,9 +2,11 @@
 
 A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-103MB` is a plan
 for the reference model, a format for each layer, found on other text than the rows are measured on; the row's algorithm
-carries it out:
+carries it out. Likewise `fit-96MB` and `fit-109MB`, of 96.6 and 109.8 MB; these are the sizes of llama.cpp's Q4_1, Q4_K_M
+and Q5_1:
 
-    zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-103MB.json --max-memory 103.7MB
+    zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-103MB.json --max-memory 103.7MB \\
+        --formats int8 int5:g32:sym:bf16:a16token int4:g32:asym:bf16:a16token
 """
 
 from __future__ import annotations
@@ -30,16 +32,17 @@ SCHEMES = {
     "int4-g128": ("4 bits, groups of 128", "int4:g128:sym:bf16:a16token"),
     "int4-channel": ("4 bits, per channel", "int4:channel:sym:bf16:a16token"),
     "int3-g32": ("3 bits, groups of 32", "int3:g32:sym:nested:a16token"),
+    "fit-96MB": ("4 bits, mixed with wider", PLANS / "fit-96MB.json"),
     "fit-103MB": ("4 bits, mixed with wider", PLANS / "fit-103MB.json"),
+    "fit-109MB": ("5 bits, mixed with wider", PLANS / "fit-109MB.json"),
 }
 WITHOUT_TEXT = {"rtn", "hqq"}
+EVERYWHERE = ["rtn", "hqq", "awq", "gptq", "awq+gptq", "gptq+rounding", "gptq+distill", "best"]
 MORE = {
-    "int8-a8": ["smoothquant", "smoothquant+gptq"],
-    "int4": ["awq", "awq+gptq", "gptq+rounding", "distill", "gptq+distill", "best"],
-    "int4-asym": ["best"],
-    "int5": ["best"],
+    "int8-a8": ["smoothquant", "smoothquant+gptq", "rotation", "rotation+gptq"],
+    "int4": ["distill", "rotation+gptq"],
 }
-ALGORITHMS = {fmt: ["rtn", "hqq", "gptq", *MORE.get(fmt, [])] for fmt in SCHEMES}
+ALGORITHMS = {fmt: [*EVERYWHERE, *MORE.get(fmt, [])] for fmt in SCHEMES}
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
 NOTES["int4-g128"] += "; rows of 576 in groups of 96"
