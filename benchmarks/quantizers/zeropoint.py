@@ -2,8 +2,8 @@
 
 A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-103MB` is a plan
 for the reference model, a format for each layer, found on other text than the rows are measured on; the row's algorithm
-carries it out. Likewise `fit-96MB` and `fit-109MB`, of 96.6 and 109.8 MB; these are the sizes of llama.cpp's Q4_1, Q4_K_M
-and Q5_1:
+carries it out. Likewise `fit-96MB` and `fit-109MB`, of 96.6 and 109.8 MB; these are the sizes of llama.cpp's Q4_1,
+Q4_K_M and Q5_1:
 
     zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-103MB.json --max-memory 103.7MB \\
         --formats int8 int5:g32:sym:bf16:a16token int4:g32:asym:bf16:a16token
