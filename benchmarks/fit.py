@@ -143,12 +143,13 @@ def main() -> None:
         best = planner.search.best(Budget(max_kl=loss), {"nbytes": 1.0}, loss)
         assert best is not None
         add(equals, loss, "fit", best.picks)
-    for limit in (size * 1e6 for size in options.sizes):
+    below = 0.0
+    for limit in sorted(size * 1e6 for size in options.sizes):
         best = planner.search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
         assert best is not None
         add(rows, limit, "fit", best.picks)
         for name, picks in uniform.items():
-            if table.total("nbytes", picks) <= limit:
+            if below < table.total("nbytes", picks) <= limit:
                 add(rows, limit, name, picks)
         add(rows, limit, "edges wider", fill(planner, edges(planner), limit))
         add(rows, limit, "every third down", fill(planner, every_third(planner), limit))
@@ -158,6 +159,7 @@ def main() -> None:
         ]
         quick = [planner.search.measure(picks) for picks in drawn]
         add(rows, limit, f"random, best of {options.random}", min(quick, key=lambda p: p.loss.kl).picks)
+        below = limit
 
     tokens, source = meter.windows.size - len(meter.windows), planner.gate_text.source
     lines = [
