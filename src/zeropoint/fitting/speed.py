@@ -69,7 +69,7 @@ def measured_again(candidates: Candidates, before: Seconds, *, threads: int, ste
 def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple[float, float]:
     """Seconds a token of one plan, decoding and reading: the medians of a few rounds, as `zeropoint bench` tells."""
     decoder = candidates.decoder(picks)
-    prefill, decode = np.median([token_seconds(decoder, threads=threads) for _ in range(3)], axis=0)
+    prefill, decode = np.median([token_seconds(decoder, threads=threads) for _ in range(5)], axis=0)
     return float(decode), float(prefill)
 
 
