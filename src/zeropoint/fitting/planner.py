@@ -140,8 +140,9 @@ class Planner:
         limits = self.search.limits(self.budget).items()
         within = [p for p in self.search.measured if all(getattr(p, name) <= most for name, most in limits)]
         closest = min(within or self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
+        kept = ", a tenth of the loss kept in hand for the gate's interval" if self.budget.bounds_loss else ""
         return (
-            "no plan was found that meets the budget on all sides: the closest measured takes "
+            f"no plan was found that meets the budget on all sides{kept}: the closest measured takes "
             f"{closest.nbytes / 1e6:.1f} MB, decodes {1 / closest.decode:.0f} tokens/s and has a mean KL of "
             f"{closest.loss.kl:.4f}"
         )
