@@ -37,6 +37,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+#: Bytes read before a file is opened anew: what was read of a mapped file stays in the process's memory till then.
+MOST_MAPPED = 64 << 20
+
+
 class TensorFile:
     """One open safetensors file. Data is read only when asked for.
 
@@ -46,6 +50,7 @@ class TensorFile:
     def __init__(self, path: Path, error: type[ZeropointError] = CheckpointError) -> None:
         self.path = path
         self._error = error
+        self._read_since_open = 0
         try:
             self._file: Any = safe_open(path, framework="np")
             self._names = [str(name) for name in self._file.keys()]  # type: ignore[no-untyped-call] # noqa: SIM118
@@ -74,8 +79,10 @@ class TensorFile:
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor as a numpy array it owns."""
-        self.nbytes(name)
+        self._read_since_open += self.nbytes(name)
         try:
+            if self._read_since_open > MOST_MAPPED:
+                self._file, self._read_since_open = safe_open(self.path, framework="np"), self.nbytes(name)
             return np.asarray(self._file.get_tensor(name))
         except (SafetensorError, OSError, ValueError, TypeError) as cause:
             raise self._error(
