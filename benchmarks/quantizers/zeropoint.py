@@ -65,16 +65,12 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
 
 def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
     """One format for all layers, or those of a plan file."""
-    from zeropoint.algorithms import resolve
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
 
     checkpoint = open_checkpoint(model)
-    algorithm, options = resolve(algorithm, {})
-    uniform = uniform_plan(
-        checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm, options=options
-    )
+    uniform = uniform_plan(checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm)
     if isinstance(scheme, str):
         return uniform
     fitted = Plan.read(scheme)

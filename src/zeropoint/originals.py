@@ -118,7 +118,7 @@ class OriginalModel:
         that share an input are searched with it. `quantize_to` goes by each weight's kind."""
         integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
         scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
-        inside = Choice(scheme, *resolve("best", {}))
+        inside = Choice(scheme, *resolve("best", {}, scheme))
 
         def choose(name: str) -> Choice:
             if kinds.get(name, Kind.F32) in FLOATS:

@@ -160,6 +160,10 @@ def test_a_summary_is_one_line(name: str) -> None:
 def test_best_is_a_composition_that_exists() -> None:
     name, options = algorithms.resolve("best", {})
     assert algorithms.part_options(name, options)
+    assert algorithms.resolve("best", {}, parse("int4:g64")) == (name, options)
+    channels, options = algorithms.resolve("best", {}, parse("int8"))
+    assert algorithms.part_options(channels, options)
+    assert channels != name
     assert algorithms.resolve("gptq", {"sweeps": 1}) == ("gptq", {"sweeps": 1})
     with pytest.raises(UsageError, match="options of its own"):
         algorithms.resolve("best", {"sweeps": 1})

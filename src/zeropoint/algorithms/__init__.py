@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any
 
 from zeropoint.errors import UsageError
+from zeropoint.scheme import Scheme
 
 #: The function that makes a module an algorithm of a kind, in the order in which a composition is carried out.
 KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")
@@ -36,16 +37,19 @@ KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")
 #: What quantizes the layers of a composition that names nothing for it.
 DEFAULT_QUANTIZER = "rtn"
 
-#: What `best` stands for: the composition that lost least of those measured at 4 bits (docs/formats.md).
+#: What `best` stands for: the composition that lost least where groups share a scale, and where a whole channel does,
+#: whose scale AWQ's fold makes coarser (benchmarks/results/quality.md).
 BEST: tuple[str, Mapping[str, Any]] = ("awq+gptq", {"gptq": {"sweeps": 2}})
-
+BEST_WITHOUT_GROUPS: tuple[str, Mapping[str, Any]] = ("gptq", {"sweeps": 2})
 
 #: Names that stand for a composition and its options.
 SHORTHANDS = ("best", "auto")
 
 
-def resolve(algorithm: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The algorithm and options that a name a user gave stands for.
+def resolve(
+    algorithm: str, options: Mapping[str, Any], scheme: Scheme | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The algorithm and options that a name a user gave stands for, for weights of this scheme (None: of groups).
 
     Raises `UsageError` for `best` with options, and for `auto`, which is chosen for a model (`quantization.auto`).
     """
@@ -53,9 +57,10 @@ def resolve(algorithm: str, options: Mapping[str, Any]) -> tuple[str, dict[str, 
         raise UsageError("auto is chosen for one model and time budget: name an algorithm here")
     if algorithm != "best":
         return algorithm, dict(options)
+    best = BEST if scheme is None or scheme.granularity == "group" else BEST_WITHOUT_GROUPS
     if options:
-        raise UsageError(f"best has options of its own: name the algorithm ({BEST[0]}) to give others")
-    return BEST[0], dict(BEST[1])
+        raise UsageError(f"best has options of its own: name the algorithm ({best[0]}) to give others")
+    return best[0], dict(best[1])
 
 
 def names(kind: str | None = None) -> list[str]:

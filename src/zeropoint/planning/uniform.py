@@ -40,7 +40,7 @@ def uniform_plan(
     """
     scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
-    algorithm, given = resolve(algorithm, options or {})
+    algorithm, given = resolve(algorithm, options or {}, scheme)
     part_options(algorithm, given)  # a mistyped option is refused now, not after minutes
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
     _check_patterns(keep, checkpoint)

@@ -27,7 +27,7 @@ from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.quantization.blocks import BATCH_TOKENS
 from zeropoint.quantization.calibrated import CalibratedBlocks
-from zeropoint.scheme import Scheme
+from zeropoint.scheme import Scheme, parse
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +102,13 @@ def pick(
     seconds = {rung: pace.estimate(*rung) for rung in ladder}
     rung = [rung for rung in ladder if seconds[rung] <= budget][-1]
     reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
+    said = {(name, count): _said(name, count, parse(format)) for name, count in ladder}
     following = ladder[ladder.index(rung) + 1 :]
     if following:
-        reason += f"; {_said(*following[0])} would take about {seconds[following[0]]:.0f} s"
-    algorithm, options = algorithms.resolve(rung[0], {})
-    logger.info("auto: %s: %s", _said(*rung), reason)
-    return Picked(algorithm, options, rung[1], seconds[rung], f"{_said(*rung)}: {reason}")
+        reason += f"; {said[following[0]]} would take about {seconds[following[0]]:.0f} s"
+    algorithm, options = algorithms.resolve(rung[0], {}, parse(format))
+    logger.info("auto: %s: %s", said[rung], reason)
+    return Picked(algorithm, options, rung[1], seconds[rung], f"{said[rung]}: {reason}")
 
 
 def refuse_resume(resume: bool) -> None:
@@ -121,8 +122,8 @@ def _rtn(seconds: float, why: str) -> Picked:
     return Picked("rtn", {}, 0, seconds, f"rtn: {why}")
 
 
-def _said(name: str, tokens: int) -> str:
-    algorithm, options = algorithms.resolve(name, {})
+def _said(name: str, tokens: int, scheme: Scheme) -> str:
+    algorithm, options = algorithms.resolve(name, {}, scheme)
     said = [f"{key}={value}" for key, value in options.items()] + [f"{tokens:,} tokens"] * bool(tokens)
     return f"{algorithm} ({', '.join(said)})" if said else algorithm
 
@@ -135,8 +136,7 @@ def measure_pace(checkpoint: Checkpoint, format: str, rounding: float) -> Pace:
     plans = {}
     for name, tokens in LADDER:
         if tokens:
-            algorithm, options = algorithms.resolve(name, {})
-            plans[name] = uniform_plan(checkpoint, format, algorithm=algorithm, options=options)
+            plans[name] = uniform_plan(checkpoint, format, algorithm=name)
     short = {name: block_seconds(checkpoint, plan, SHORT) for name, plan in plans.items()}
     first = next(iter(plans))
     token = max(block_seconds(checkpoint, plans[first], LONG) - short[first], 0.0) / (LONG - SHORT)
