@@ -13,7 +13,7 @@ from tests.tiny import make_checkpoint
 from zeropoint.budget import Budget
 from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates
-from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.loss import Loss, LossMeter
 from zeropoint.fitting.search import Search, group_losses
 from zeropoint.planning.solver import CostTable
 
@@ -100,3 +100,34 @@ def test_the_python_entry_point(tmp_path: Path) -> None:
     assert not found.met  # nothing was made
     with pytest.raises(zeropoint.ZeropointError, match="no such setting"):
         zeropoint.fit(folder, None, max_kl=0.1, speed="much")
+
+
+class Mixed:
+    """Candidates and their meter at once: losses add up in uniform plans, and come to more in any mix."""
+
+    def __init__(self, table: CostTable) -> None:
+        self._table = table
+
+    def decoder(self, picks: np.ndarray) -> np.ndarray:
+        return picks
+
+    def measure(self, picks: np.ndarray) -> Loss:
+        promised = self._table.total("loss", picks)
+        return Loss(promised * (1.3 if len(set(picks.tolist())) > 1 else 1.0), 0.0, 0.0, 64)
+
+
+@pytest.mark.parametrize("target", np.geomspace(0.008, 0.3, 25))
+def test_answers_that_just_miss_the_loss_are_aimed_lower(target: float) -> None:
+    rng = np.random.default_rng(3)
+    fragile = rng.lognormal(size=(60, 1)) / 60
+    losses = fragile * [0.0, 0.005, 0.12, 0.45]
+    nbytes = rng.uniform(1e5, 1e6, (60, 1)) * [16, 8, 5.5, 4.5]
+    names = tuple(f"g{i}" for i in range(60))
+    table = CostTable(names, ("16-bit", "int8", "int5", "int4"), nbytes, nbytes, nbytes, losses, 0.0)
+    fake = Mixed(table)
+    search = Search(Known(table), fake, fake, evaluations=0, step=silent)  # type: ignore[arg-type]
+    for format in table.formats:
+        search.measure(table.uniform(format))
+    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target)
+    assert best is not None
+    assert 0.85 * target <= best.loss.kl <= target

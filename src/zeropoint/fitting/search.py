@@ -26,7 +26,9 @@ LOSS_MARGIN = 0.9
 #: The same for speed, which is noisier than bytes.
 SPEED_MARGIN = 0.97
 #: Answers of the program that are measured before exchanges are tried.
-ROUNDS = 4
+ROUNDS = 5
+#: What is aimed at after an answer that loses too much: corrections alone come near the target from above.
+AFTER_A_MISS = 0.97
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,17 +133,23 @@ class Search:
         """The best plan found within the budget, measured; None when the search finds none."""
         limits = self.limits(budget)
         best: Point | None = None
+        aim = target
         for _ in range(ROUNDS):
             bounds: dict[Quantity, float] = dict(limits)
-            if target is not None:
-                bounds["loss"] = self.promise(target)
+            if aim is not None:
+                bounds["loss"] = self.promise(aim)
             picks = solve(self.table, bounds, minimize)
             if picks is None:
                 break
             seen = picks.tobytes() in self._tried
-            best = self._better(best, self.measure(picks), minimize, target)
+            found = self.measure(picks)
+            best = self._better(best, found, minimize, target)
             self._step("measuring plans", 0.0)
-            if seen or target is None:
+            if target is None or aim is None:
+                break
+            if found.loss.kl > target:
+                aim *= AFTER_A_MISS
+            elif seen:
                 break
         if target is not None and best is None:
             # The promise is too pessimistic, or the budget cannot be met: the lowest loss within the rest decides.
