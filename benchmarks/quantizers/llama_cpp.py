@@ -27,18 +27,23 @@ engine = import_driver(Path(__file__).parents[1] / "peers" / "llama_cpp.py")
 def quantize(
     model: Path, out: Path, fmt: str, calibration: Calibration
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    import llama_cpp
-
     f16, file = out / "f16.gguf", out / "model.gguf"
     engine.write_f16(model, f16)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
-    matrix = importance(calibration.moments)
-    params.imatrix = matrix
-    if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params):
-        raise SystemExit(f"llama.cpp could not quantize {f16} to {fmt}")
+    convert(f16, file, fmt, calibration.moments)
     f16.unlink()
     return weights(model, file)
+
+
+def convert(source: Path, file: Path, fmt: str, moments: dict[str, np.ndarray], *, threads: int = 0) -> None:
+    """llama.cpp's quantizer, from a float GGUF file; 0 threads are as many as it likes."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
+    matrix = importance(moments)  # points into `moments`: both must outlive the call
+    params.imatrix, params.nthread = matrix, threads
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), params):
+        raise SystemExit(f"llama.cpp could not quantize {source} to {fmt}")
 
 
 def importance(moments: dict[str, np.ndarray]) -> ctypes.Array:

@@ -25,13 +25,7 @@ def main() -> None:
     silence = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silence, c_void_p(0))
     moments = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(file).items()}
-    matrix = quantizer.importance(moments)  # points into `moments`: both must outlive the call
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{fmt}")
-    params.imatrix = matrix
-    params.nthread = len(os.sched_getaffinity(0))
-    if llama_cpp.llama_model_quantize(source.encode(), out.encode(), params):
-        raise SystemExit(f"llama.cpp could not quantize {source} to {fmt}")
+    quantizer.convert(Path(source), Path(out), fmt, moments, threads=len(os.sched_getaffinity(0)))
 
 
 if __name__ == "__main__":

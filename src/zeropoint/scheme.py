@@ -130,6 +130,11 @@ class Scheme:
         return (1 << (self.bits - 1)) - 1
 
     @property
+    def plain_scale_dtype(self) -> ScaleDtype:
+        """What scales are on their own: nested ones are stored as bf16."""
+        return "bf16" if self.scale_dtype == "nested" else self.scale_dtype
+
+    @property
     def max_multiple(self) -> int:
         """Of a nested scale: 15, or what keeps code times multiple an int8, 7 for 5 bits."""
         return min(MAX_MULTIPLE, 127 >> (self.bits - 1))

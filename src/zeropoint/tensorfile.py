@@ -79,10 +79,11 @@ class TensorFile:
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor as a numpy array it owns."""
-        self._read_since_open += self.nbytes(name)
+        nbytes = self.nbytes(name)
         try:
-            if self._read_since_open > MOST_MAPPED:
-                self._file, self._read_since_open = safe_open(self.path, framework="np"), self.nbytes(name)
+            if self._read_since_open + nbytes > MOST_MAPPED:
+                self._file, self._read_since_open = safe_open(self.path, framework="np"), 0
+            self._read_since_open += nbytes
             return np.asarray(self._file.get_tensor(name))
         except (SafetensorError, OSError, ValueError, TypeError) as cause:
             raise self._error(

@@ -71,10 +71,9 @@ def find_grid(
     importance = importance_of(stats) if stats is not None and needs(scheme, options) else None
     found = grid.search(weight, scheme, importance, _parts(scheme, options))
     scale, zero_point = rounding.affine_parameters(found.low, found.high, scheme)
-    # Nested scales are rounded a row at a time, when all of its groups are known.
-    stored = "bf16" if scheme.scale_dtype == "nested" else scheme.scale_dtype
     usable = np.isfinite(found.scale) & (found.scale != 0)
-    better = rounding.round_scale(np.where(usable, found.scale, scale), stored)
+    # Nested scales are rounded a row at a time, when all of its groups are known.
+    better = rounding.round_scale(np.where(usable, found.scale, scale), scheme.plain_scale_dtype)
     zero = np.zeros_like(scale) if zero_point is None else zero_point.astype(np.float32)
     error = grid.errors(weight, scheme, importance, np.stack([better, scale]), np.stack([found.zero, zero]))
     wins = error[0] < error[1]

@@ -10,9 +10,9 @@ from typing import Any
 from zeropoint.errors import GateError, UnsupportedError, ZeropointError
 from zeropoint.evaluate import client
 from zeropoint.evaluate.answers import DEFAULT_PROMPTS
+from zeropoint.evaluate.compare import paired_request
 from zeropoint.evaluate.models import describe
 from zeropoint.evaluate.progress import Progress
-from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.runtime import foreign
 
 TOKENS, CONTEXT, NEW_TOKENS = 1000, 256, 64
@@ -61,19 +61,18 @@ def agreement(
     if other is None:
         raise UnsupportedError(f"no runtime here is known for {exported}")
     (model,) = describe(str(artifact))
-    request = {
-        "task": "quality",
-        "reference": {"path": model.path, "dtype": "auto", "engine": "auto"},
-        # in float32 transformers rounds nothing: what differs is the file's meaning
-        "candidates": {
-            OTHER: {"path": str(exported), "dtype": other.exact_dtype, "engine": "auto"},
-        },
-        "threads": threads,
-        "text": None,
-        "tokens": TOKENS,
-        "context": min(CONTEXT, model.context or CONTEXT),
-        "seed": 0,
-        "resamples": RESAMPLES,
+    # in float32 transformers rounds nothing: what differs is the file's meaning
+    candidate = {"path": str(exported), "dtype": other.exact_dtype, "engine": "auto"}
+    request = paired_request(
+        {"path": model.path, "dtype": "auto", "engine": "auto"},
+        {OTHER: candidate},
+        threads,
+        text=None,
+        tokens=TOKENS,
+        context=min(CONTEXT, model.context or CONTEXT),
+        seed=0,
+    )
+    request |= {
         "prompts": DEFAULT_PROMPTS[:1],
         "answer_tokens": NEW_TOKENS,
         "speakers": ["", OTHER],

@@ -133,19 +133,40 @@ def quality_request(
             "dtype": "bfloat16",
             "engine": reference_engine,
         }
+    reference = {"path": first.path, "dtype": "float32", "engine": reference_engine}
+    context = min(context, first.context or context)
+    return {
+        **paired_request(
+            reference, candidates, threads, text=text, tokens=tokens, context=context, seed=seed
+        ),
+        "speakers": [m.name for m in models],
+    }
+
+
+def paired_request(
+    reference: Mapping[str, str],
+    candidates: Mapping[str, Mapping[str, str]],
+    threads: int,
+    *,
+    text: str | None,
+    tokens: int,
+    context: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The worker's request for any reference and candidates, `path`, `dtype` and `engine` each; nobody answers."""
     return {
         "task": "quality",
-        "reference": {"path": first.path, "dtype": "float32", "engine": reference_engine},
+        "reference": reference,
         "candidates": candidates,
         "threads": threads,
         "text": text,
         "tokens": tokens,
-        "context": min(context, first.context or context),
+        "context": context,
         "seed": seed,
         "resamples": RESAMPLES,
         "prompts": [],
         "answer_tokens": 0,
-        "speakers": [m.name for m in models],
+        "speakers": [],
     }
 
 

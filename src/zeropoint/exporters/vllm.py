@@ -73,7 +73,7 @@ def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -
         yield "vLLM multiplies 8-bit inputs with symmetric 8-bit weights of one scale per channel or tensor only"
     elif scheme.activation.group_size:
         yield "vLLM rounds inputs per token, not per group: quantize with a8token or a16token"
-    stored = "bf16" if scheme.scale_dtype == "nested" else scheme.scale_dtype
+    stored = scheme.plain_scale_dtype
     if scale_dtype not in (stored, "fp32"):
         yield f"vLLM would round {stored} scales to the model's dtype"
 

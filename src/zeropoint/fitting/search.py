@@ -27,7 +27,8 @@ LOSS_MARGIN = 0.9
 SPEED_MARGIN = 0.97
 #: Answers of the program that are measured before exchanges are tried.
 ROUNDS = 5
-#: What is aimed at after an answer that loses too much: corrections alone come near the target from above.
+#: The part of the target that is aimed at after an answer that loses too much, and of that after the next: corrections
+#: alone come near the target from above.
 AFTER_A_MISS = 0.97
 
 
@@ -133,11 +134,11 @@ class Search:
         """The best plan found within the budget, measured; None when the search finds none."""
         limits = self.limits(budget)
         best: Point | None = None
-        aim = target
+        misses = 0
         for _ in range(ROUNDS):
             bounds: dict[Quantity, float] = dict(limits)
-            if aim is not None:
-                bounds["loss"] = self.promise(aim)
+            if target is not None:
+                bounds["loss"] = self.promise(target * AFTER_A_MISS**misses)
             picks = solve(self.table, bounds, minimize)
             if picks is None:
                 break
@@ -145,10 +146,10 @@ class Search:
             found = self.measure(picks)
             best = self._better(best, found, minimize, target)
             self._step("measuring plans", 0.0)
-            if target is None or aim is None:
+            if target is None:
                 break
             if found.loss.kl > target:
-                aim *= AFTER_A_MISS
+                misses += 1
             elif seen:
                 break
         if target is not None and best is None:

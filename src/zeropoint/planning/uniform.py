@@ -13,7 +13,7 @@ from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
 from zeropoint.plan import Choice, Plan
-from zeropoint.scheme import Activation, ScaleDtype, Scheme, parse
+from zeropoint.scheme import Activation, Scheme, parse
 from zeropoint.views import Kept, LayerView
 
 #: A layer narrower than this in either direction (a gate, a scoring head) is kept: nothing to gain.
@@ -167,12 +167,7 @@ class _Picker:
 
 
 def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
-    return Scheme(8, "channel", 0, True, _plain_scale(scheme.scale_dtype), activation)
-
-
-def _plain_scale(scale_dtype: ScaleDtype) -> ScaleDtype:
-    """Without groups there is nothing to nest."""
-    return "bf16" if scale_dtype == "nested" else scale_dtype
+    return Scheme(8, "channel", 0, True, scheme.plain_scale_dtype, activation)
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
@@ -200,7 +195,7 @@ def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
             f"{f'groups of {size}' if size else 'one scale per token'}"
         )
         activation = Activation(8, size)
-    scale_dtype = scheme.scale_dtype if group else _plain_scale(scheme.scale_dtype)
+    scale_dtype = scheme.scale_dtype if group else scheme.plain_scale_dtype  # nothing to nest
     fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scale_dtype, activation)
     return fitted, "; ".join(notes)
 

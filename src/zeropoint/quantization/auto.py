@@ -102,11 +102,12 @@ def pick(
     seconds = {rung: pace.estimate(*rung) for rung in ladder}
     rung = [rung for rung in ladder if seconds[rung] <= budget][-1]
     reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
-    said = {(name, count): _said(name, count, parse(format)) for name, count in ladder}
+    scheme = parse(format)
+    said = {tried: _said(*tried, scheme) for tried in ladder}
     following = ladder[ladder.index(rung) + 1 :]
     if following:
         reason += f"; {said[following[0]]} would take about {seconds[following[0]]:.0f} s"
-    algorithm, options = algorithms.resolve(rung[0], {}, parse(format))
+    algorithm, options = algorithms.resolve(rung[0], {}, scheme)
     logger.info("auto: %s: %s", said[rung], reason)
     return Picked(algorithm, options, rung[1], seconds[rung], f"{said[rung]}: {reason}")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.errors import UsageError
 from zeropoint.runtime.sampling import Sampler, Sampling
 
 Step = Callable[[Sequence[int]], NDArray[np.float32]]
@@ -25,7 +26,9 @@ def generate(
     stop: Container[int] = (),
     on_token: OnToken | None = None,
 ) -> list[int]:
-    """The continuation of `tokens`: new tokens only, a stop token included."""
+    """The continuation of `tokens`: new tokens only, a stop token included. Raises `UsageError` when there are none."""
+    if not tokens:
+        raise UsageError("there are no tokens to read: the prompt is empty")
     sampler, out = Sampler(sampling, tokens), list[int]()
     fed: Sequence[int] = tokens
     while len(out) < max_new_tokens:

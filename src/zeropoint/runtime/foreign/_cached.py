@@ -10,8 +10,9 @@ import numpy as np
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.generation import OnToken, generate
-from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.runtime.text import Reads, Text
 
 
 class Engine(Protocol):
@@ -29,17 +30,7 @@ class Engine(Protocol):
         ...
 
 
-class Text(Protocol):
-    """A model's tokenizer; see `zeropoint.runtime.native.tokenizer.Tokenizer`."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def encode_prompt(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def stop_tokens(self) -> frozenset[int]: ...
-    def chat(self, messages: Sequence[Message]) -> list[int]: ...
-
-
-class CachedRunner:
+class CachedRunner(Reads):
     """See `zeropoint.runtime.Runner`. `weights_bytes` is 0 where a runtime does not say what it holds."""
 
     def __init__(
@@ -59,7 +50,7 @@ class CachedRunner:
         self.artifact_bytes = artifact_bytes
         self.stop_tokens = text.stop_tokens()
         self._engine = engine
-        self._text = text
+        self.tokenizer = text
 
     def logits(self, tokens: Tokens) -> Logits:
         rows = np.atleast_2d(np.asarray(tokens, np.int64))
@@ -78,8 +69,6 @@ class CachedRunner:
         stop: Container[int] = (),
         sampling: Sampling | None = None,
     ) -> list[int]:
-        if not tokens:
-            raise UsageError("there are no tokens to read: the prompt is empty")
         self._engine.start(1, len(tokens) + max_new_tokens)
         return generate(
             lambda fed: self._engine.feed(np.array([fed], np.int64), last=True)[0, 0],
@@ -99,21 +88,6 @@ class CachedRunner:
         for _ in range(new_tokens):
             logits = self._engine.feed(logits[:, 0].argmax(-1, keepdims=True), last=True)
         return prefilled - start, time.perf_counter() - prefilled
-
-    def encode(self, text: str) -> list[int]:
-        return self._text.encode(text)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        return self._text.encode_prompt(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._text.decode(ids)
-
-    def chat_prompt(self, user_text: str) -> list[int]:
-        return self.chat_tokens([{"role": "user", "content": user_text}])
-
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        return self._text.chat(messages)
 
 
 def own_types(runtime: str, dtype: str) -> None:

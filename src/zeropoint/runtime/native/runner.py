@@ -18,13 +18,14 @@ from zeropoint.runtime.native.loading import Loaded, load
 from zeropoint.runtime.native.lookup import generate_with_lookup
 from zeropoint.runtime.native.session import Session, read, token_array
 from zeropoint.runtime.native.tokenizer import Tokenizer, load_tokenizer
-from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.runtime.text import Reads
 
 logger = logging.getLogger(__name__)
 
 
-class NativeRunner:
+class NativeRunner(Reads):
     """See `zeropoint.runtime.Runner`. `generate` remembers what it read last: a prompt that begins like the one
     before, as the next turn of a conversation does, is read from where they part."""
 
@@ -184,21 +185,6 @@ class NativeRunner:
             positions = np.full(batch, position, np.int32)
             logits = self.decoder.forward(cache, step, sequences, positions, threads=self.threads, out=logits)
         return prefilled - start, time.perf_counter() - prefilled
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        return self.tokenizer.encode_prompt(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids)
-
-    def chat_prompt(self, user_text: str) -> list[int]:
-        return self.chat_tokens([{"role": "user", "content": user_text}])
-
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        return self.tokenizer.chat(messages)
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.max_positions:

@@ -151,8 +151,6 @@ class TorchRunner:
         stop: Container[int] = (),
         sampling: Sampling | None = None,
     ) -> list[int]:
-        if not tokens:
-            raise UsageError("there are no tokens to read: the prompt is empty")
         cache: Any = None
 
         def step(fed: Sequence[int]) -> Logits:
