@@ -53,7 +53,7 @@ def runtime_of(other: Path) -> tuple[Path, str]:
     if (other / "model.onnx").exists():
         return Path(sys.executable), "onnxruntime.py"
     section = json.loads((other / "config.json").read_text())["quantization_config"]
-    if section["quant_method"] == "gptq":
+    if section["quant_method"] in ("gptq", "awq"):
         return ROOT / "build/peers/gptqmodel/bin/python", "transformers.py"
     return Path(sys.executable), "transformers.py"
 

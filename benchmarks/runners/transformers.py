@@ -18,15 +18,32 @@ import torch
 
 def load(folder: Path) -> Any:
     method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
-    if method == "gptq":
+    if method in ("gptq", "awq"):
         from gptqmodel import BACKEND, GPTQModel
 
         # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
         model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
-        return torch.nn.Module.float(model)
+        return unpacked(torch.nn.Module.float(model))
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def unpacked(model: Any) -> Any:
+    """AWQ layers as float32 ones of the weights that GPTQModel's own code reads: its kernel multiplies in float16."""
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AwqTorchLinear):
+            scales = module.scales.float()
+            weight = dequantize_gemm(module.qweight, module.qzeros, scales, module.bits, module.group_size)
+            plain = torch.nn.Linear(*weight.shape, bias=module.bias is not None)
+            plain.weight.copy_(weight.T)
+            if module.bias is not None:
+                plain.bias.copy_(module.bias)
+            model.set_submodule(name, plain)
+    return model
 
 
 def main() -> None:

@@ -14,11 +14,24 @@
 
 from __future__ import annotations
 
+#: Characters of a sentence at most; what a damaged file calls itself may be of any length.
+MAX_SENTENCE = 1000
+
 
 class ZeropointError(Exception):
-    """Base of all deliberate errors. `exit_code` is what the command line returns."""
+    """Base of all deliberate errors. `exit_code` is what the command line returns.
+
+    A sentence may quote a file from elsewhere: what cannot be printed, or would steer a terminal, is shown as an
+    escape, and of a sentence too long the middle is left out.
+    """
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        if len(shown) > MAX_SENTENCE:
+            shown = f"{shown[: MAX_SENTENCE * 2 // 3]} ... {shown[-MAX_SENTENCE // 4 :]}"
+        super().__init__(shown)
 
 
 class UsageError(ZeropointError):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
 CARD_NAME = "zeropoint.json"
 MAX_CARD_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 16 << 20
+
+#: Levels of objects and lists within each other; a model's own files have six.
+MAX_DEPTH = 64
 
 #: What to do about a folder that is damaged.
 ADVICE: dict[type[ZeropointError], str] = {
@@ -32,13 +37,29 @@ def load_json(
     try:
         if path.stat().st_size > limit:
             raise error(f"{path} is larger than {limit >> 20} MB: it is not a model's {path.name}")
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing, so its folder is not complete: {advice}") from None
-    except (OSError, ValueError, RecursionError) as cause:
+    except (OSError, ValueError) as cause:
         raise error(f"{path} is not valid JSON ({cause}): {advice}") from cause
     if not isinstance(data, dict):
         raise error(f"{path} does not hold a JSON object: {advice}")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value that says one thing: every key once, every number finite, every text Unicode, nothing nested deeper
+    than `MAX_DEPTH`. Python's own parser takes more, of which later code would fail far from the file's name.
+
+    Raises `ValueError` with what is wrong.
+    """
+    try:
+        data = json.loads(
+            text, parse_constant=_no_constants, parse_float=_finite, object_pairs_hook=_once_each
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    _check_values(data)
     return data
 
 
@@ -49,3 +70,36 @@ def json_digest(value: Any) -> str:
 
 def _no_constants(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0][:60]!r} is given twice")
+    return found
+
+
+def _check_values(data: Any) -> None:
+    """Raise `ValueError` for half of a surrogate pair, which no file can hold, and for what lies too deep."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deep")
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                below += (*each, *each.values())
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str) and not each.isascii():
+                each.encode()
+        level = below

@@ -5,13 +5,13 @@ Every weight of the model appears exactly once, kept ones too, so that nothing i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import UsageError
+from zeropoint.jsonfile import parse_json
 from zeropoint.scheme import Scheme, parse
 
 PLAN_VERSION = 1
@@ -39,7 +39,7 @@ class Choice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
         if not isinstance(data, Mapping):
-            raise UsageError(f"a plan's choice is an object, not {data!r}")
+            raise UsageError(f"a plan's choice is an object, not a {type(data).__name__}")
         unknown = set(data) - {"scheme", "algorithm", "options", "reason"}
         if unknown:
             raise UsageError(f"a plan's choice has unknown fields {sorted(unknown)}")
@@ -82,8 +82,8 @@ class Plan:
         try:
             if path.stat().st_size > MAX_PLAN_BYTES:
                 raise ValueError(f"it is larger than {MAX_PLAN_BYTES >> 20} MB")
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
+            return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the plan {path}: {error}") from error
 
     @classmethod

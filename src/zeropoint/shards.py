@@ -21,14 +21,23 @@ def shard_files(folder: Path, error: type[ZeropointError]) -> list[Path]:
     weight_map = load_json(index, MAX_CARD_BYTES, error).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise error(f"{index} has no weight_map: {ADVICE[error]}")
-    names = sorted({str(name) for name in weight_map.values()})
+    if strange := [name for name in weight_map.values() if not isinstance(name, str)]:
+        raise error(f"{index} names the shard {str(strange[0])[:60]}, which is no text: {ADVICE[error]}")
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
             raise error(
                 f"{index} names the shard {name!r}, which is not a file of this folder: {ADVICE[error]}"
             )
-        if not (folder / name).is_file():
+        if not _is_there(folder / name):
             raise error(
                 f"{folder} lacks the shard {name}, one of {len(names)} that {INDEX} names: {ADVICE[error]}"
             )
     return [folder / name for name in names]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than names can be
+        return False

@@ -106,20 +106,6 @@ def test_truncated_tensors(broken: Path) -> None:
     assert not survives(broken)
 
 
-def test_mutated_tensor_headers(broken: Path) -> None:
-    path = broken / "model.safetensors"
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    random = np.random.default_rng(0)
-    refused = 0
-    for _ in range(200):
-        mutated = bytearray(data)
-        mutated[int(random.integers(0, 8 + length))] = int(random.integers(0, 256))
-        path.write_bytes(mutated)
-        refused += not survives(broken)
-    assert refused > 100
-
-
 def test_mutated_tensor_data(broken: Path) -> None:
     """Codes may change unnoticed (any code is a code), but never with another exception."""
     path = broken / "model.safetensors"

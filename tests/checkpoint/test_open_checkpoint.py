@@ -226,3 +226,14 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor]) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_codes_are_not_taken_for_weights(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama_untied", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.ones(96, 64, dtype=torch.int8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"up_proj\.weight is stored as int8, and the model has floats there"
+    ):
+        open_checkpoint(folder)

@@ -187,3 +187,40 @@ def test_the_python_entry_point(make: Make, tmp_path: Path) -> None:
     assert made.verified is not None
     with pytest.raises(UsageError, match="--type"):
         zeropoint.export(make("llama_tied"), "gguf", tmp_path / "n.gguf", calibration_tokens=256)
+
+
+@pytest.mark.parametrize("lossy", [True, False])
+def test_what_is_run_beside_the_file(
+    lossy: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The float model in float32, where the file is made of it; an artifact as it is."""
+    from zeropoint.evaluate import agreement, client
+    from zeropoint.quantization import quantize_checkpoint
+
+    source = make("llama_tied")
+    if not lossy:
+        quantize_checkpoint(source, tmp_path / "int8", format="int8")
+        source = tmp_path / "int8"
+    asked: dict[str, Any] = {}
+
+    def answer(request: dict[str, Any], **_: object) -> dict[str, Any]:
+        asked.update(request)
+        said = {"kl_divergence": {"value": 0.034}, "top1_agreement": {"value": 0.9}}
+        answers = [{"token_count": 64, "first_difference": None}, {"token_count": 64, "first_difference": 12}]
+        return {
+            "candidates": {agreement.OTHER: said},
+            "scored_tokens": 1000,
+            "answers": [{"answers": answers}],
+        }
+
+    monkeypatch.setattr(client, "call", answer)
+    (tmp_path / "m.gguf").write_bytes(b"")
+    found = agreement.agreement(source, tmp_path / "m.gguf", lossy=lossy, threads=1)
+    assert asked["reference"]["dtype"] == ("float32" if lossy else "auto")
+    assert asked["candidates"][agreement.OTHER]["path"] == str(tmp_path / "m.gguf")
+    assert found.sentence() == (
+        f"llama.cpp runs it: KL 0.034 nats/token from "
+        f"{'the float model, which is what it loses' if lossy else 'the artifact'}; "
+        "top-1 90.0% of 1000 tokens, the first 12 of 64 greedy tokens the same"
+    )
+    assert found.to_json()["against"] == ("float model" if lossy else "artifact")

@@ -241,10 +241,27 @@ def test_an_export_is_run_beside_its_artifact(
     assert main([*command, "--json", str(tmp_path / "e.json")]) == 0
     found = json.loads((tmp_path / "e.json").read_text())["agreement"]
     assert f"{found['runtime']} runs it: KL" in capsys.readouterr().out
+    assert found["against"] == "artifact"
     assert found["scored_tokens"] >= 1000
     assert found["kl_divergence"] < 0.002
     assert found["top1_agreement"] > 0.95
     assert 0 < found["greedy_tokens"] <= 64
+
+
+def test_a_file_of_llama_cpps_types_is_run_beside_the_float_model(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
+    lost = {}
+    for mix in ("Q8_0", "Q4_0"):
+        out, report = str(tmp_path / f"{mix}.gguf"), str(tmp_path / f"{mix}.json")
+        command = ["export", str(model), "--to", "gguf", "--type", mix, "--out", out, "--threads", "1"]
+        assert main([*command, "--calibration-tokens", "256", "--json", report]) == 0
+        found = json.loads(Path(report).read_text())["agreement"]
+        assert (found["runtime"], found["against"]) == ("llama.cpp", "float model")
+        assert "from the float model, which is what it loses; top-1" in capsys.readouterr().out
+        lost[mix] = found["kl_divergence"]
+    assert 0 < lost["Q8_0"] < lost["Q4_0"] < 0.1
 
 
 def test_an_export_without_its_runtime_says_what_to_install(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,12 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
 
 
 def _check_causal(path: Path, config: Any) -> None:
-    architectures = [str(name) for name in getattr(config, "architectures", None) or []]
+    architectures = getattr(config, "architectures", None) or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(
+            f"{path}: the config's architectures are {str(architectures)[:60]!r}, not a list of names"
+        )
+    architectures = [str(name) for name in architectures]
     mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if mapped is None and not getattr(config, "auto_map", None):
         raise CheckpointError(
@@ -120,4 +126,6 @@ def _unknown(path: Path, model_type: str) -> str:
 
 
 def _line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200] or type(cause).__name__
+    """What another library says, in one line, without the names of the exceptions on its way."""
+    said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(str(cause).split()))
+    return said[:200] or type(cause).__name__

@@ -213,6 +213,7 @@ class Checkpoint:
             dtype, shape = self._sources[recipe.sources[0][0]]
             if recipe.converter is None and shape != tuple(meta.shape):
                 raise CheckpointError(_shape_message(name, shape, tuple(meta.shape)))
+            _check_floats(name, dtype, meta.dtype)
             infos.append(ParameterInfo(name, tuple(meta.shape), dtype, self._tied.get(name), name in buffers))
         if missing:
             raise CheckpointError(
@@ -227,6 +228,15 @@ def _tied_names(model: torch.nn.Module, recipes: dict[str, Recipe]) -> dict[str,
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     # A tie that the checkpoint contradicts by holding both tensors is settled in `open_checkpoint`.
     return {alias: name for alias, name in tied.items() if alias != name}
+
+
+def _check_floats(name: str, stored: torch.dtype, wanted: torch.dtype) -> None:
+    """Raise `CheckpointError` where a file holds integers for what the model computes with as floats."""
+    if wanted.is_floating_point and not stored.is_floating_point:
+        raise CheckpointError(
+            f"{name} is stored as {str(stored).removeprefix('torch.')}, and the model has floats there: codes of a "
+            "quantized model without their scales mean nothing; use the original"
+        )
 
 
 def _shape_message(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -1,4 +1,5 @@
-"""Whether an exported file computes what its artifact computes: each is run by its own runtime, on the same tokens."""
+"""Whether an exported file computes what its artifact computes, or what it lost of the float model that it was made of:
+each is run by its own runtime, on the same tokens."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ OTHER = "the export"
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """`kl` is the mean divergence of the other runtime's predictions from the artifact's, nats per token, `top1` the
-    share of tokens predicted alike; `same` of `answered` greedy tokens are the same from the first on."""
+    """`kl` is the mean divergence of the other runtime's predictions from the source's, nats per token, `top1` the
+    share of tokens predicted alike; `same` of `answered` greedy tokens are the same from the first on. The source is an
+    artifact of the same numbers, or (`lossy`) the float model, and `kl` then is what the file loses."""
 
     runtime: str
+    lossy: bool
     kl: float
     top1: float
     tokens: int
@@ -33,14 +36,16 @@ class Agreement:
 
     def sentence(self) -> str:
         alike = "all" if self.same == self.answered else f"the first {self.same} of"
+        source = "the float model, which is what it loses" if self.lossy else "the artifact"
         return (
-            f"{self.runtime} runs it: KL {self.kl:.2g} nats/token from the artifact, top-1 {self.top1:.1%} of "
+            f"{self.runtime} runs it: KL {self.kl:.2g} nats/token from {source}; top-1 {self.top1:.1%} of "
             f"{self.tokens} tokens, {alike} {self.answered} greedy tokens the same"
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "runtime": self.runtime,
+            "against": "float model" if self.lossy else "artifact",
             "kl_divergence": self.kl,
             "top1_agreement": self.top1,
             "scored_tokens": self.tokens,
@@ -50,9 +55,15 @@ class Agreement:
 
 
 def agreement(
-    artifact: str | Path, exported: str | Path, *, threads: int, progress: Progress | None = None
+    source: str | Path,
+    exported: str | Path,
+    *,
+    lossy: bool = False,
+    threads: int,
+    progress: Progress | None = None,
 ) -> Agreement:
-    """Run an artifact by our engine and the file made of it by the runtime that it is for, in one fresh process.
+    """Run an artifact by our engine, or with `lossy` a float model in float32, and the file made of it by the runtime
+    that it is for, in one fresh process.
 
     Raises `UnsupportedError` when that runtime is not installed or there is no text to run, and `GateError` when it
     refuses the file.
@@ -60,11 +71,11 @@ def agreement(
     other = foreign.identify(exported)
     if other is None:
         raise UnsupportedError(f"no runtime here is known for {exported}")
-    (model,) = describe(str(artifact))
+    (model,) = describe(str(source))
     # in float32 transformers rounds nothing: what differs is the file's meaning
     candidate = {"path": str(exported), "dtype": other.exact_dtype, "engine": "auto"}
     request = paired_request(
-        {"path": model.path, "dtype": "auto", "engine": "auto"},
+        {"path": model.path, "dtype": "auto" if model.card else "float32", "engine": "auto"},
         {OTHER: candidate},
         threads,
         text=None,
@@ -83,15 +94,16 @@ def agreement(
         raise
     except ZeropointError as cause:
         raise GateError(f"{exported} is written, but {other.runtime} does not run it: {cause}") from cause
-    return _read(other.runtime, found)
+    return _read(other.runtime, found, lossy=lossy)
 
 
-def _read(runtime: str, found: Mapping[str, Any]) -> Agreement:
+def _read(runtime: str, found: Mapping[str, Any], *, lossy: bool) -> Agreement:
     quality = found["candidates"][OTHER]
     ours, theirs = found["answers"][0]["answers"]
     answered, same = ours["token_count"], theirs["first_difference"]
     return Agreement(
         runtime,
+        lossy,
         quality["kl_divergence"]["value"],
         quality["top1_agreement"]["value"],
         found["scored_tokens"],

@@ -22,6 +22,7 @@ from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Floats, Original, Pair, Progress, Written, digest
+from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.gguf import blocks, superblocks
 from zeropoint.gguf.families import Description, Placement, describe
 from zeropoint.gguf.recipes import RECIPES, Model
@@ -37,6 +38,8 @@ FLOATS: dict[np.dtype[np.generic], GGMLQuantizationType] = {
     np.dtype(np.float16): Kind.F16,
     np.dtype(ml_dtypes.bfloat16): Kind.BF16,
 }
+
+TARGET = "gguf"
 
 #: What `--type` takes.
 TYPES: tuple[str, ...] = tuple(RECIPES)
@@ -80,7 +83,7 @@ def problems(artifact: Artifact) -> list[str]:
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     survey, found = _survey(artifact)
     if survey is None:
-        raise UnsupportedError(f"{artifact.path} cannot be exported to gguf: {_listed(found)}")
+        raise refusal(artifact.path, TARGET, found)
     weights = ((place.source, artifact.read(place.source)) for place in survey.description.placements)
     for _ in _write(path, survey, weights, progress):
         pass
@@ -141,7 +144,7 @@ def _notes(survey: Survey) -> tuple[str, ...]:
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     description, found = describe(artifact.config)
     if description is None:
-        raise UnsupportedError(_listed(found))
+        raise refusal(artifact.path, TARGET, found)
     file = GgufFile(path, ArtifactError)
     expected = {placement.name for placement in description.placements} | set(description.extras)
     if strange := expected ^ set(file.tensors):
@@ -160,13 +163,15 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     if found := _misplaced(places, artifact.names()):
         return None, found
     kinds, shapes = {}, {}
+    refused: list[tuple[str, str]] = []
     for name, weight in artifact.stream():
         placed = places[name].place(weight)
         shapes[name] = placed.shape
         try:
             kinds[name] = _kind(placed)
         except SchemeError as cause:
-            found.append(f"{name}: {cause}")
+            refused.append((name, str(cause)))
+    found = by_reason(refused)
     rows = description.record.config.vocab
     try:
         vocabulary = read_vocabulary(artifact.path, artifact.config, rows)
@@ -190,7 +195,7 @@ def _survey_original(original: Original, mix: str) -> Survey:
     if description is not None:
         found = _misplaced(places, original.shapes)
     if description is None or found:
-        raise UnsupportedError(f"{original.name} cannot be exported to gguf: {_listed(found)}")
+        raise refusal(original.name, TARGET, found)
     description = replace(description, placements=tuple(places[name] for name in original.shapes))
     tied = all(place.name != "output.weight" for place in description.placements)
     model = Model(description.family.arch, description.record.config.layers, tied)
@@ -203,8 +208,8 @@ def _survey_original(original: Original, mix: str) -> Survey:
 def _misplaced(places: Mapping[str, Placement], names: Iterable[str]) -> list[str]:
     """The weights that only one of model and file knows."""
     known = set(names)
-    found = [f"GGUF has no place for {name}" for name in names if name not in places]
-    return [*found, *(f"the artifact lacks {name}" for name in places if name not in known)]
+    strange = [(name, "GGUF has no place for a weight") for name in names if name not in places]
+    return by_reason([*strange, *((name, "a weight is missing") for name in places if name not in known)])
 
 
 def _kind(weight: Storable) -> GGMLQuantizationType:
@@ -254,8 +259,3 @@ def _bytes(weight: Storable, kind: GGMLQuantizationType) -> blocks.Bytes:
 
 def _floats(weight: Storable) -> Floats:
     return weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight.dequantize()
-
-
-def _listed(found: list[str], most: int = 5) -> str:
-    shown = "; ".join(found[:most])
-    return shown if len(found) <= most else f"{shown}; and {len(found) - most} more"

@@ -21,6 +21,7 @@ from zeropoint.artifact.writer import check_space, write_text
 from zeropoint.companions import companion_files
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.jsonfile import load_json
 from zeropoint.onnx import decoder
 from zeropoint.onnx.data import DataReader, DataWriter
@@ -30,6 +31,7 @@ from zeropoint.onnx.weights import Floats, choose
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.record import DecoderRecord
 
+TARGET = "onnx"
 MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
 
 
@@ -48,7 +50,7 @@ def problems(artifact: Artifact) -> list[str]:
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     survey, found = _survey(artifact)
     if survey is None:
-        raise UnsupportedError(f"{artifact.path} cannot be exported to onnx: {'; '.join(found[:5])}")
+        raise refusal(artifact.path, TARGET, found)
     check_space(path, 2 * artifact.nbytes)  # 5- to 7-bit codes take 8 bits here, scales 32
     path.mkdir()
     layers = len(survey.record.layers)
@@ -65,7 +67,7 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     survey, found = _survey(artifact)
     if survey is None:
-        raise UnsupportedError("; ".join(found))
+        raise refusal(artifact.path, TARGET, found)
     try:
         model = onnx.load_model(path / MODEL, load_external_data=False)
     except Exception as cause:  # protobuf's own errors have no common base
@@ -82,9 +84,10 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     except UnsupportedError as cause:
         return None, [str(cause)]
     wanted, held = record.names(), set(artifact.names())
-    found = [*decoder.problems(record)]
-    found += [f"the ONNX graph of this family has no place for {name}" for name in sorted(held - wanted)]
-    found += [f"the artifact lacks {name}" for name in sorted(wanted - held)]
+    refused = [
+        (name, "the ONNX graph of this family has no place for a weight") for name in sorted(held - wanted)
+    ]
+    refused += [(name, "a weight is missing") for name in sorted(wanted - held)]
     ways = {}
     for _, _, source in record.linears():
         choice = artifact.plan.choices.get(source.weight)
@@ -93,7 +96,8 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
                 Floats() if choice is None else choose(choice.scheme, source.shape)
             )
         except SchemeError as cause:
-            found.append(f"{source.weight}: {cause}")
+            refused.append((source.weight, str(cause)))
+    found = [*decoder.problems(record), *by_reason(refused)]
     return (None, found) if found else (Survey(record, ways), [])
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.format import loader_problems
-from zeropoint.errors import UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._folders import read_folder, write_folder
+from zeropoint.exporters._refusals import refusal
 
 
 def problems(artifact: Artifact) -> list[str]:
@@ -22,7 +22,7 @@ def problems(artifact: Artifact) -> list[str]:
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     if found := problems(artifact):
-        raise UnsupportedError(f"{artifact.path} cannot be exported to transformers: {'; '.join(found)}")
+        raise refusal(artifact.path, "transformers", found)
     return write_folder(artifact, path, artifact.config, progress)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
-from zeropoint.errors import UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
+from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.qtensor import Weight
 from zeropoint.scheme import Scheme
 from zeropoint.tensorfile import TensorFile
@@ -37,18 +37,15 @@ def problems(artifact: Artifact) -> list[str]:
     plan, layout = artifact.plan, artifact.layout
     schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
     dtype = str(artifact.config.get("dtype", artifact.config.get("torch_dtype", "float32")))
-    found: dict[str, list[str]] = {}
-    for name, scheme in schemes.items():
-        for why in _refusals(name, scheme, artifact, SCALES.get(dtype, "")):
-            found.setdefault(why, []).append(name)
-    lines = [f"{why} ({_counted(names)})" for why, names in found.items()]
+    scale_dtype = SCALES.get(dtype, "")
     everything = {name: _shown(schemes.get(name)) for name in plan.choices if name not in layout.embeddings}
-    return lines + list(_unequal(everything))
+    alone = [(n, why) for n, scheme in schemes.items() for why in _refusals(n, scheme, artifact, scale_dtype)]
+    return by_reason([*alone, *_unequal(everything)])
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     if found := problems(artifact):
-        raise UnsupportedError(f"{artifact.path} cannot be exported to vllm: {'; '.join(found)}")
+        raise refusal(artifact.path, "vllm", found)
     config = with_formats(artifact.config, _is_packed)
     return write_folder(artifact, path, config, progress, _encode)
 
@@ -90,18 +87,15 @@ def _weight_only(name: str, scheme: Scheme, artifact: Artifact) -> Iterator[str]
         yield "vLLM's weight-only 8-bit kernels are symmetric here"
 
 
-def _unequal(schemes: Mapping[str, str]) -> Iterator[str]:
-    """Projections that vLLM fuses and that do not have one format."""
+def _unequal(schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The modules whose projections vLLM fuses and that do not have one format."""
     for leaves in FUSED:
         first = f".{leaves[0]}.weight"
-        different = []
         for name in [name for name in schemes if name.endswith(first)]:
             stem = name.removesuffix(first)
             group = {schemes.get(f"{stem}.{leaf}.weight") for leaf in leaves}
             if len(group) > 1:
-                different.append(stem)
-        if different:
-            yield f"vLLM runs {', '.join(leaves)} as one, and their formats differ ({_counted(different)})"
+                yield stem, f"vLLM runs {', '.join(leaves)} as one, and their formats differ"
 
 
 def _columns(artifact: Artifact, name: str) -> int:
@@ -111,10 +105,6 @@ def _columns(artifact: Artifact, name: str) -> int:
 
 def _shown(scheme: Scheme | None) -> str:
     return "kept" if scheme is None else str(scheme)
-
-
-def _counted(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _is_packed(group: Mapping[str, Any]) -> bool:

@@ -123,7 +123,10 @@ def _group(section: Mapping[str, Any], module: str, path: Path) -> Mapping[str, 
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise CheckpointError(f"{path}: quantization_config has no config_groups")
-    found = [group for group in groups.values() if _names(group.get("targets"), module)]
+    try:
+        found = [group for group in groups.values() if _names(group.get("targets"), module)]
+    except re.error as cause:
+        raise CheckpointError(f"{path}: a target of its config_groups is no pattern: {cause}") from cause
     found = found or [group for group in groups.values() if _names_class(group.get("targets"))]
     if len(found) != 1:
         raise UnsupportedError(f"{path}: {len(found)} config groups are for {module}, not one")
@@ -146,15 +149,19 @@ def _names_class(targets: Any) -> bool:
 def _scheme(group: Mapping[str, Any], scale_dtype: Any, path: Path) -> Scheme:
     weights = group.get("weights")
     if not isinstance(weights, dict) or weights.get("type") != "int":
-        raise UnsupportedError(
-            f"{path}: weights of the type {weights and weights.get('type')!r} are not imported"
+        kind = weights.get("type") if isinstance(weights, dict) else weights
+        raise UnsupportedError(f"{path}: weights of the type {str(kind)[:40]!r} are not imported")
+    symmetric = weights.get("symmetric")
+    if not isinstance(symmetric, bool):
+        raise CheckpointError(
+            f"{path}: whether weights are symmetric is {str(symmetric)[:40]!r}, not true or false"
         )
     try:
         return Scheme(
-            bits=weights.get("num_bits", 0),
+            bits=_whole(weights, "num_bits"),
             granularity=weights.get("strategy", ""),
-            group_size=weights.get("group_size") or 0 if weights.get("strategy") == "group" else 0,
-            symmetric=bool(weights.get("symmetric")),
+            group_size=_whole(weights, "group_size") if weights.get("strategy") == "group" else 0,
+            symmetric=symmetric,
             scale_dtype=scale_dtype,
             activation=_activation(group.get("input_activations"), path),
         )
@@ -168,4 +175,11 @@ def _activation(inputs: Any, path: Path) -> Activation | None:
     strategy = inputs.get("strategy") if isinstance(inputs, dict) else None
     if strategy not in ("token", "group") or not inputs.get("dynamic") or not inputs.get("symmetric"):
         raise UnsupportedError(f"{path}: inputs quantized statically or asymmetrically are not imported")
-    return Activation(inputs.get("num_bits", 0), inputs.get("group_size") or 0 if strategy == "group" else 0)
+    return Activation(_whole(inputs, "num_bits"), _whole(inputs, "group_size") if strategy == "group" else 0)
+
+
+def _whole(section: Mapping[str, Any], key: str) -> int:
+    value = section.get(key)
+    if type(value) is not int:
+        raise SchemeError(f"{key} is {str(value)[:40]!r}, not a whole number")
+    return value

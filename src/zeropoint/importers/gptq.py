@@ -45,8 +45,8 @@ def open(path: Path) -> Source:
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
     bits = section.get("bits")
-    if bits not in (2, 4, 8):
-        raise UnsupportedError(f"{path}: GPTQ codes of {bits!r} bits are not imported")
+    if type(bits) is not int or bits not in (2, 4, 8):
+        raise UnsupportedError(f"{path}: GPTQ codes of {str(bits)[:20]} bits are not imported")
     shift = 1 if section.get("checkpoint_format", section.get("format", "gptq")) == "gptq" else 0
     modules = sorted(name.removesuffix(".qweight") for name in where if name.endswith(".qweight"))
     own = {f"{module}.{leaf}" for module in modules for leaf in LEAVES}

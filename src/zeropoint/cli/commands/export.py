@@ -9,7 +9,8 @@ cannot hold exactly is refused with the reason. Nothing is left behind unless al
 differs when both run is the two runtimes' arithmetic.
 
 A type of the target's own, such as GGUF's K-quants, is no format of an artifact: with --type it is made of the original
-model's weights, observed on a text, and never of weights that were quantized before.
+model's weights, observed on a text, and never of weights that were quantized before. What differs from the original
+model when both run is what the file loses.
 """
 
 from __future__ import annotations
@@ -103,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
         print("not verified: leave out --no-verify to read the file back and compare it")
     else:
         print(f"verified: {made.verified:,} weights read back, each the number that was meant, in float32")
-    both = args.type is None and args.verify and not args.no_run
-    ran = _run_both(args) if both else None
+    ran = _run_both(args) if args.verify and not args.no_run else None
     for note in made.written.notes:
         print(f"note: {note}")
     agreement = {} if ran is None else {"agreement": ran.to_json()}
@@ -113,13 +113,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_both(args: argparse.Namespace) -> Agreement | None:
-    """Run artifact and file on the same tokens and say how they agree; None when there is nothing to run the file."""
+    """Run source and file on the same tokens and say how they agree; None when there is nothing to run the file."""
     from zeropoint.errors import UnsupportedError
     from zeropoint.evaluate.agreement import agreement
 
     try:
         with progress_fraction() as progress:
-            ran = agreement(args.source, args.out, threads=default_threads(args.threads), progress=progress)
+            ran = agreement(
+                args.source,
+                args.out,
+                lossy=args.type is not None,
+                threads=default_threads(args.threads),
+                progress=progress,
+            )
     except UnsupportedError as cause:
         print(f"not run: {cause}")
         return None

@@ -60,6 +60,8 @@ def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
     used = own if dtype == "auto" else dtype
     try:
         model = _load(path, method, getattr(torch, used))
+        if method == "awq" and dtype == EXACT:
+            model = _unpacked(model)
         tokenizer = load_tokenizer(str(path))
     except ImportError as cause:
         raise UnsupportedError(f"transformers cannot run {path} here: {first_line(cause)}") from cause
@@ -76,6 +78,27 @@ def _section(path: Path) -> dict[str, Any]:
         return {}
     section = load_json(path / "config.json", error=CheckpointError).get("quantization_config")
     return section if isinstance(section, dict) and "quant_method" in section else {}
+
+
+def _unpacked(model: Any) -> Any:
+    """AWQ layers as float32 ones of the weights that GPTQModel's own code reads: its kernel multiplies in float16,
+    whatever it is given."""
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AwqTorchLinear):
+            scales = module.scales.float()
+            weight = dequantize_gemm(module.qweight, module.qzeros, scales, module.bits, module.group_size)
+            columns, rows = weight.shape
+            plain = torch.nn.Linear(columns, rows, bias=module.bias is not None)
+            with torch.no_grad():
+                plain.weight.copy_(weight.T)
+                if plain.bias is not None:
+                    plain.bias.copy_(module.bias)
+            model.set_submodule(name, plain)
+    return model
 
 
 def _load(path: Path, method: str, dtype: Any) -> Any:

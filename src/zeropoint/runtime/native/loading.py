@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.allocator import trim
-from zeropoint.errors import ArtifactError, CheckpointError, UnsupportedError
+from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
@@ -56,10 +56,10 @@ def load(folder: Path) -> Loaded:
     if (folder / CARD_NAME).is_file():
         config = _config(folder)
         record = derive(config)
-        parcel = open_artifact(folder, record)
+        decoder, nbytes = open_artifact(folder, record)
         stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
-    else:
-        config, record, parcel, stored = open_checkpoint(folder)
+        return Loaded(decoder, config, nbytes, stored)
+    config, record, parcel, stored = open_checkpoint(folder)
     return Loaded(parcel.decoder(record), config, parcel.nbytes, stored)
 
 
@@ -78,12 +78,12 @@ def _config(folder: Path) -> dict[str, Any]:
 # -- artifacts ------------------------------------------------------------------------------------
 
 
-def open_artifact(folder: Path, record: DecoderRecord) -> Parcel:
-    """An artifact's weights, from the packed file beside it, which is made when it is missing, stale or damaged.
-    Where it cannot be written the weights are packed in memory."""
+def open_artifact(folder: Path, record: DecoderRecord) -> tuple[Decoder, int]:
+    """An artifact's decoder and the bytes of its weights, from the packed file beside it, which is made when it is
+    missing, stale or damaged. Where it cannot be written the weights are packed in memory."""
     path, key = folder / store.NAME, artifact_key(folder, record)
     try:
-        return store.read(path, key)
+        return _kept(path, key, record)
     except FileNotFoundError:
         logger.info("packing %s for the native engine, once", folder)
     except OSError as cause:
@@ -92,12 +92,22 @@ def open_artifact(folder: Path, record: DecoderRecord) -> Parcel:
         logger.warning("the packed file %s %s: packing again", path, cause)
     try:
         store.write(path, key, _packed(folder, record))
-        return store.read(path, key)
+        return _kept(path, key, record)
     except (OSError, store.StoreError) as cause:
         logger.info("the packed file %s cannot be kept (%s): packing in memory", path, cause)
     finally:
         trim()
-    return _collect(_packed(folder, record))
+    parcel = _collect(_packed(folder, record))
+    return parcel.decoder(record), parcel.nbytes
+
+
+def _kept(path: Path, key: str, record: DecoderRecord) -> tuple[Decoder, int]:
+    """What the packed file holds. Raises as `store.read` does, `StoreError` also where parts are not the record's."""
+    parcel = store.read(path, key)
+    try:
+        return parcel.decoder(record), parcel.nbytes
+    except (ArtifactError, SchemeError, UnsupportedError) as cause:
+        raise store.StoreError(f"does not fit the model ({cause})") from cause
 
 
 def _packed(folder: Path, record: DecoderRecord) -> Iterator[Packed]:

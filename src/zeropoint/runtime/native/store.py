@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.jsonfile import parse_json
 from zeropoint.kernels import library
 from zeropoint.runtime.native.library import Bytes, Weight, view
 from zeropoint.runtime.native.parcel import Packed, Parcel
@@ -129,12 +130,12 @@ def read(path: Path, key: str) -> Parcel:
     with contextlib.suppress(OSError):  # only a hint, which a kernel without large pages refuses
         mapped.madvise(mmap.MADV_HUGEPAGE)
     memory: Bytes = np.frombuffer(mapped, np.uint8)
-    index = _index(memory)
-    if index.get("key") != key:
-        raise StoreError("belongs to another state of the artifact")
     try:
+        index = _index(memory)
+        if index["key"] != key:
+            raise StoreError("belongs to another state of the artifact")
         return _parcel(memory, index["entries"])
-    except (KeyError, TypeError, ValueError, SchemeError, UnsupportedError) as cause:
+    except (KeyError, TypeError, ValueError, ArithmeticError, SchemeError, UnsupportedError) as cause:
         raise StoreError(f"is damaged ({' '.join(str(cause).split())[:100]})") from cause
 
 
@@ -145,7 +146,7 @@ def _index(memory: Bytes) -> dict[str, Any]:
     index = memory[at : at + length].tobytes() if length <= MAX_INDEX_BYTES else b""
     if len(index) != length or zlib.crc32(index) != crc:
         raise StoreError("is cut off or damaged")
-    found: dict[str, Any] = json.loads(index)
+    found: dict[str, Any] = parse_json(index)
     return found
 
 
