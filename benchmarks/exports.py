@@ -8,7 +8,9 @@ with a graph, transformers for one of tensors (with GPTQModel's kernels if that 
 run in environments of their own. The same windows of text, the same prompt. Shown: KL of the other's logits from the
 artifact's (nats per token), top-1 agreement, how many of the first greedy tokens agree, and whether both make the same
 tokens of a text. The weights are equal (`zeropoint export` compares them); what is left is each runtime's arithmetic.
-`MODEL:FILE`, with the float model in the artifact's place, shows instead what a file lost.
+`MODEL:FILE`, with the float model in the artifact's place, shows instead what a file lost, and `--itself` how far
+llama.cpp is from itself when it sums attention in another order: what becomes of such differences in its own rounding
+of inputs.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def run_other(other: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
         return dict(np.load(answered))
 
 
-def compare(artifact: Path, other: Path, text_file: Path, count: int, *, floats: bool = False) -> str:
+def compare(artifact: Path, other: Path, text_file: Path, count: int, *, floats: bool, itself: bool) -> str:
     runner = open_runner(artifact) if is_artifact(artifact) else open_runner(artifact, dtype="float32")
     text = load_text(text_file)
     windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
@@ -82,17 +84,23 @@ def compare(artifact: Path, other: Path, text_file: Path, count: int, *, floats:
         "floats": floats,
     }
     theirs = run_other(other, request)
-    run = measure_quality(runner, {"other": Recorded(windows, theirs["logits"])}, windows=windows)
+    recorded, greedy = Recorded(windows, theirs["logits"]), theirs["greedy"].tolist()
+    if itself:
+        again = run_other(other, {**request, "plain": True})
+        run = measure_quality(Recorded(windows, again["logits"]), {"other": recorded}, windows=windows)
+        ours = again["greedy"].tolist()
+    else:
+        run = measure_quality(runner, {"other": recorded}, windows=windows)
+        ours = runner.generate(prompt, max_new_tokens=NEW_TOKENS)
     quality = run.candidates["other"]
-    ours = runner.generate(prompt, max_new_tokens=NEW_TOKENS)
-    greedy = theirs["greedy"].tolist()
     agreeing = next(
         (i for i, pair in enumerate(zip(ours, greedy, strict=False)) if pair[0] != pair[1]), len(ours)
     )
+    first = f"{other.name}, attention in steps" if itself else artifact.name
     same_ids = theirs["ids"].tolist() == runner.encode(sample)
     kl, top1 = quality.kl_mean, quality.top1_agreement.value
     return (
-        f"| {artifact.name} | {other.name} | {kl.value:.2g} ({kl.low:.2g}–{kl.high:.2g}) | {top1:.3f} | "
+        f"| {first} | {other.name} | {kl.value:.2g} ({kl.low:.2g}–{kl.high:.2g}) | {top1:.3f} | "
         f"{agreeing} of {len(ours)} | {'yes' if same_ids else 'NO'} |"
     )
 
@@ -109,12 +117,24 @@ def main() -> None:
         action="store_true",
         help="llama.cpp runs the file's weights as float32, dequantized by itself",
     )
+    parser.add_argument(
+        "--itself", action="store_true", help="llama.cpp against itself: its attention fused or in steps"
+    )
     options = parser.parse_args()
-    print("| artifact | other | KL from our engine | top-1 | equal greedy tokens | same tokens of a text |")
+    print(
+        "| artifact | other | KL of the other from it | top-1 | equal greedy tokens | same tokens of a text |"
+    )
     print("|---|---|---|---|---|---|")
     for pair in options.pairs:
         artifact, _, other = pair.partition(":")
-        row = compare(Path(artifact), Path(other), options.text, options.windows, floats=options.floats)
+        row = compare(
+            Path(artifact),
+            Path(other),
+            options.text,
+            options.windows,
+            floats=options.floats,
+            itself=options.itself,
+        )
         print(row, flush=True)
 
 

@@ -2,9 +2,10 @@
 
     build/peers/llama_cpp/bin/python benchmarks/runners/llama_cpp.py FILE REQUEST.npz RESULT.npz
 
-REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens`, `text` (UTF-8 bytes) and `floats`:
-whether llama.cpp first turns the file's weights into float32, which it multiplies without rounding inputs. RESULT gets
-`logits` float32 `[n, length, vocabulary]`, `greedy` int64 `[new_tokens]`, and `ids`, llama.cpp's tokens of the text.
+REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens`, `text` (UTF-8 bytes), `floats`:
+whether llama.cpp first turns the file's weights into float32, which it multiplies without rounding inputs, and maybe
+`plain`: whether attention is computed in steps instead of by llama.cpp's fused kernel. RESULT gets `logits` float32
+`[n, length, vocabulary]`, `greedy` int64 `[new_tokens]`, and `ids`, llama.cpp's tokens of the text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 
 class Engine:
-    def __init__(self, path: str, context: int) -> None:
+    def __init__(self, path: str, context: int, *, plain: bool = False) -> None:
         self._silence = lc.llama_log_callback(lambda *_: None)
         lc.llama_log_set(self._silence, c_void_p(0))
         lc.llama_backend_init()
@@ -30,6 +31,8 @@ class Engine:
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, context, context
         params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
+        if plain:
+            params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = lc.llama_init_from_model(self._model, params)
         self._vocabulary = lc.llama_model_get_vocab(self._model)
         self._size = lc.llama_vocab_n_tokens(self._vocabulary)
@@ -83,7 +86,8 @@ def main() -> None:
 
 def answer(file: str, asked: np.lib.npyio.NpzFile, result: str) -> None:
     windows, prompt, count = asked["windows"], asked["prompt"], int(asked["new_tokens"])
-    engine = Engine(file, max(windows.shape[1], len(prompt) + count))
+    plain = "plain" in asked and bool(asked["plain"])
+    engine = Engine(file, max(windows.shape[1], len(prompt) + count), plain=plain)
     np.savez(
         result,
         logits=np.stack([engine.logits(window) for window in windows]),

@@ -205,22 +205,39 @@ def test_what_is_run_beside_the_file(
 
     def answer(request: dict[str, Any], **_: object) -> dict[str, Any]:
         asked.update(request)
-        said = {"kl_divergence": {"value": 0.034}, "top1_agreement": {"value": 0.9}}
-        answers = [{"token_count": 64, "first_difference": None}, {"token_count": 64, "first_difference": 12}]
+        own, exact = agreement.OWN, agreement.EXACT
+        said = {own: (0.034, 12), exact: (7e-6, None)}
         return {
-            "candidates": {agreement.OTHER: said},
+            "candidates": {
+                name: {"kl_divergence": {"value": said[name][0]}, "top1_agreement": {"value": 0.9}}
+                for name in request["candidates"]
+            },
             "scored_tokens": 1000,
-            "answers": [{"answers": answers}],
+            "answers": [
+                {
+                    "answers": [
+                        {"token_count": 64, "first_difference": said[name][1] if name else None}
+                        for name in request["speakers"]
+                    ]
+                }
+            ],
         }
 
     monkeypatch.setattr(client, "call", answer)
     (tmp_path / "m.gguf").write_bytes(b"")
-    found = agreement.agreement(source, tmp_path / "m.gguf", lossy=lossy, threads=1)
+    found = agreement.agreement(source, tmp_path / "m.gguf", weights=1, lossy=lossy, threads=1)
     assert asked["reference"]["dtype"] == ("float32" if lossy else "auto")
-    assert asked["candidates"][agreement.OTHER]["path"] == str(tmp_path / "m.gguf")
-    assert found.sentence() == (
+    assert asked["candidates"][agreement.OWN]["path"] == str(tmp_path / "m.gguf")
+    own, *exact = found.sentences()
+    assert own == (
         f"llama.cpp runs it: KL 0.034 nats/token from "
         f"{'the float model, which is what it loses' if lossy else 'the artifact'}; "
         "top-1 90.0% of 1000 tokens, the first 12 of 64 greedy tokens the same"
     )
     assert found.to_json()["against"] == ("float model" if lossy else "artifact")
+    if lossy:
+        assert not exact
+    else:
+        assert exact[0].startswith("in float32, which rounds nothing further: KL 7e-06")
+        huge = agreement.agreement(source, tmp_path / "m.gguf", weights=10**15, threads=1)
+        assert "would take 4000000.0 GB of memory" in huge.sentences()[1]

@@ -9,8 +9,7 @@ cannot hold exactly is refused with the reason. Nothing is left behind unless al
 differs when both run is the two runtimes' arithmetic.
 
 A type of the target's own, such as GGUF's K-quants, is no format of an artifact: with --type it is made of the original
-model's weights, observed on a text, and never of weights that were quantized before. What differs from the original
-model when both run is what the file loses.
+model's weights, observed on a text, and never of weights that were quantized before.
 """
 
 from __future__ import annotations
@@ -104,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
         print("not verified: leave out --no-verify to read the file back and compare it")
     else:
         print(f"verified: {made.verified:,} weights read back, each the number that was meant, in float32")
-    ran = _run_both(args) if args.verify and not args.no_run else None
+    ran = None
+    if made.verified is not None and not args.no_run:
+        ran = _run_both(args, made.verified)
     for note in made.written.notes:
         print(f"note: {note}")
     agreement = {} if ran is None else {"agreement": ran.to_json()}
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_both(args: argparse.Namespace) -> Agreement | None:
+def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
     """Run source and file on the same tokens and say how they agree; None when there is nothing to run the file."""
     from zeropoint.errors import UnsupportedError
     from zeropoint.evaluate.agreement import agreement
@@ -122,6 +123,7 @@ def _run_both(args: argparse.Namespace) -> Agreement | None:
             ran = agreement(
                 args.source,
                 args.out,
+                weights=weights,
                 lossy=args.type is not None,
                 threads=default_threads(args.threads),
                 progress=progress,
@@ -129,5 +131,5 @@ def _run_both(args: argparse.Namespace) -> Agreement | None:
     except UnsupportedError as cause:
         print(f"not run: {cause}")
         return None
-    print(ran.sentence())
+    print("\n".join(ran.sentences()))
     return ran

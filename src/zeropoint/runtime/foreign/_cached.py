@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 
-from zeropoint.errors import UsageError
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
@@ -88,9 +87,3 @@ class CachedRunner(Reads):
         for _ in range(new_tokens):
             logits = self._engine.feed(logits[:, 0].argmax(-1, keepdims=True), last=True)
         return prefilled - start, time.perf_counter() - prefilled
-
-
-def own_types(runtime: str, dtype: str) -> None:
-    """Raise `UsageError` where another dtype is asked of a runtime that computes as its file says."""
-    if dtype != "auto":
-        raise UsageError(f"{runtime} runs a file in its own types, not in {dtype}")

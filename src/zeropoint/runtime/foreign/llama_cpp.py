@@ -1,7 +1,12 @@
-"""GGUF files in llama.cpp, by llama-cpp-python's C interface: its own tokens, its own kernels, its own defaults."""
+"""GGUF files in llama.cpp, by llama-cpp-python's C interface: its own tokens, its own kernels, its own defaults.
+
+With quantized weights llama.cpp rounds each layer's input to 8 bits. In `float32` it first turns the weights into
+floats itself and rounds nothing: what the file says, without what its kernels make of it.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.foreign import require
-from zeropoint.runtime.foreign._cached import CachedRunner, own_types
+from zeropoint.runtime.foreign._cached import CachedRunner
 from zeropoint.runtime.native.tokenizer import compile_template, render
 from zeropoint.runtime.protocol import Logits, Message, Tokens
 
-RUNTIME, EXACT = "llama.cpp", "auto"
+RUNTIME, EXACT = "llama.cpp", "float32"
 
 #: Tokens of one call: more are fed in turns.
 BATCH = 512
@@ -49,10 +54,11 @@ def prepare(path: Path) -> None:
 
 def open(path: Path, *, threads: int, dtype: str) -> CachedRunner:
     """See the package."""
-    own_types(RUNTIME, dtype)
+    if dtype not in ("auto", "float32"):
+        raise UsageError(f"{RUNTIME} runs a file in its own types or in float32, not in {dtype}")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    engine = LlamaEngine(path, threads)
+    engine = LlamaEngine(path, threads, floats=dtype == "float32")
     return CachedRunner(
         engine,
         Vocabulary(engine),
@@ -68,18 +74,19 @@ def _import() -> Any:
 
 
 class LlamaEngine:
-    """A loaded file, and a context that is made anew where it must be larger."""
+    """A loaded file, and a context that is made anew where it must be larger.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    With `floats` llama.cpp writes the weights as float32 to a temporary file of four bytes each, and runs that.
+    """
+
+    def __init__(self, path: Path, threads: int, *, floats: bool = False) -> None:
         lc = self.library = _import()
         self._path, self._threads = path, threads
         self._complaints: list[str] = []
         self._log = lc.llama_log_callback(self._listen)  # kept: C holds no reference
         lc.llama_log_set(self._log, c_void_p(0))
         lc.llama_backend_init()
-        self.model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
-        if not self.model:
-            raise CheckpointError(f"llama.cpp does not load {path}: {self._complaint()}")
+        self.model = self._load_floats() if floats else self._load(path)
         weakref.finalize(self, lc.llama_model_free, self.model)
         self.vocabulary = lc.llama_model_get_vocab(self.model)
         self.vocab_size = int(lc.llama_vocab_n_tokens(self.vocabulary))
@@ -100,6 +107,25 @@ class LlamaEngine:
 
     def _complaint(self) -> str:
         return (self._complaints or ["it says no reason"])[0]
+
+    def _load(self, path: Path) -> Any:
+        lc = self.library
+        model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
+        if not model:
+            raise CheckpointError(f"llama.cpp does not load {self._path}: {self._complaint()}")
+        return model
+
+    def _load_floats(self) -> Any:
+        lc = self.library
+        params = lc.llama_model_quantize_default_params()
+        params.ftype, params.allow_requantize, params.nthread = lc.LLAMA_FTYPE_ALL_F32, True, self._threads
+        with tempfile.TemporaryDirectory(prefix="zeropoint-", ignore_cleanup_errors=True) as folder:
+            floats = Path(folder) / "floats.gguf"
+            if lc.llama_model_quantize(str(self._path).encode(), str(floats).encode(), params):
+                raise CheckpointError(
+                    f"llama.cpp does not turn {self._path} into floats in {folder}: {self._complaint()}"
+                )
+            return self._load(floats)
 
     def start(self, sequences: int, length: int) -> None:
         lc, room = self.library, -(-length // CACHE_STEP) * CACHE_STEP

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.jsonfile import load_json
 from zeropoint.runtime.foreign import first_line, require
-from zeropoint.runtime.foreign._cached import CachedRunner, own_types
+from zeropoint.runtime.foreign._cached import CachedRunner
 from zeropoint.runtime.native.tokenizer import load_tokenizer
 from zeropoint.runtime.protocol import Logits, Tokens
 
@@ -41,7 +41,8 @@ def prepare(path: Path) -> None:
 
 def open(path: Path, *, threads: int, dtype: str) -> CachedRunner:
     """See the package. The tokenizer is the one beside the graph."""
-    own_types(RUNTIME, dtype)
+    if dtype != "auto":
+        raise UsageError(f"{RUNTIME} runs a file in its own types, not in {dtype}")
     graph = _graph(path)
     if not (graph.parent / "tokenizer.json").is_file():
         raise UnsupportedError(f"{graph} cannot be given text: copy its model's tokenizer.json beside it")
