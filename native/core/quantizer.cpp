@@ -78,3 +78,13 @@ zp_status zp_round_columns(const zp_groups* groups, const float* scale, const fl
   return zp::each_piece(rounding.groups, zp::kPanel, zp::kPanel * groups->columns, threads,
                         [&](int64_t row, float* scratch) { kernel(rounding, row, scratch); });
 }
+
+zp_status zp_descend_columns(const zp_groups* groups, const float* scale, const float* zero,
+                             const float* hessian, int64_t sweeps, int8_t* codes, int32_t threads) {
+  if (const zp_status status = zp::check(groups, threads); status != ZP_OK) return status;
+  if (sweeps < 0) return zp::fail(ZP_INVALID, "%lld sweeps cannot be", static_cast<long long>(sweeps));
+  const zp::ColumnDescent descent{zp::describe(*groups), scale, zero, hessian, sweeps, codes};
+  const auto kernel = zp::active_quantizer_kernels()->descend_columns;
+  return zp::each_piece(descent.groups, zp::kPanel, zp::kPanel * groups->columns, threads,
+                        [&](int64_t row, float* scratch) { kernel(descent, row, scratch); });
+}

@@ -134,6 +134,12 @@ ZP_API zp_status zp_grid_errors(const zp_groups* groups, const float* importance
 ZP_API zp_status zp_round_columns(const zp_groups* groups, const float* scale, const float* zero,
                                   const float* ratio, const int64_t* order, int8_t* codes, int32_t threads);
 
+/* Changes codes [rows, columns] of the groups' scales and zero points (null: 0), `sweeps` times one column after
+ * the other, to the least E H E' of each row, E its weights less what its codes stand for: column j to the codes
+ * nearest to code_j + (H E)_j / (H_jj scale). `hessian` [columns, columns] is symmetric, its diagonal above 0. */
+ZP_API zp_status zp_descend_columns(const zp_groups* groups, const float* scale, const float* zero,
+                                    const float* hessian, int64_t sweeps, int8_t* codes, int32_t threads);
+
 /* Bit i set: this CPU (and operating system) can run level i. */
 ZP_API uint32_t zp_isa_levels(void);
 /* The level in use; negative when ZEROPOINT_ISA names one that does not exist or cannot run here. */

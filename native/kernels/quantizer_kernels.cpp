@@ -4,13 +4,14 @@
 
 #include ZP_VEC
 
+#include "column_descent.h"
 #include "column_rounding.h"
 #include "grid.h"
 
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr QuantizerKernels kQuantizerTable = {search, errors, round_columns};
+constexpr QuantizerKernels kQuantizerTable = {search, errors, round_columns, descend_columns};
 
 }  // namespace
 

@@ -47,12 +47,22 @@ struct ColumnRounding {
   int8_t* codes;              // [rows][columns]
 };
 
+// Codes changed in turn, see column_descent.h.
+struct ColumnDescent {
+  Groups groups;
+  const float *scale, *zero;  // [rows][groups]; zero points may be null
+  const float* hessian;       // [columns][columns]
+  int64_t sweeps;
+  int8_t* codes;  // [rows][columns], in and out
+};
+
 struct QuantizerKernels {
   // Of kLanes rows from `row` on; `scratch` has grid_scratch floats.
   void (*search)(const GridSearch& search, int64_t row, float* scratch);
   void (*errors)(const GridErrors& errors, int64_t row, float* scratch);
   // Of kPanel rows from `row` on; `scratch` has kPanel floats for each column.
   void (*round_columns)(const ColumnRounding& rounding, int64_t row, float* scratch);
+  void (*descend_columns)(const ColumnDescent& descent, int64_t row, float* scratch);
 };
 
 constexpr int64_t kPanel = 48;

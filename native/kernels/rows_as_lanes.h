@@ -15,9 +15,10 @@ int64_t rows_from(const Groups& groups, int64_t row) {
 }
 
 // One value of each of `rows` rows, which lie `stride` apart; `beyond` in the other lanes.
-V::Float gather(const float* p, int64_t stride, int64_t rows, float beyond) {
+template <class T>
+V::Float gather(const T* p, int64_t stride, int64_t rows, T beyond) {
   float lanes[kLanes];
-  for (int64_t r = 0; r < kLanes; ++r) lanes[r] = r < rows ? p[r * stride] : beyond;
+  for (int64_t r = 0; r < kLanes; ++r) lanes[r] = static_cast<float>(r < rows ? p[r * stride] : beyond);
   return V::load(lanes);
 }
 

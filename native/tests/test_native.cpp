@@ -245,6 +245,25 @@ void test_quantizer(std::mt19937& random) {
   bool same = true;
   for (size_t i = 0; i < sums.size(); ++i) same = same && std::abs(sums[i] - error[i]) < 1e-4 * (1 + sums[i]);
   expect(same, "errors of the groups");
+  // Where H is a diagonal, a sweep gives each column its nearest level, and another changes nothing.
+  std::vector<float> hessian(columns * columns, 0.0f);
+  for (int64_t j = 0; j < columns; ++j) hessian[static_cast<size_t>(j * columns + j)] = 2.0f;
+  expect(zp_descend_columns(&groups, scale.data(), zero.data(), hessian.data(), 1, codes.data(), 2) == ZP_OK,
+         "descent");
+  bool plain = true;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t j = 0; j < columns; ++j) {
+      const double s = scale[step(row, j)], z = zero[step(row, j)], code = codes[row * columns + j];
+      plain = plain && std::abs(std::clamp(weight[row * columns + j] / s + z, -8.0, 7.0) - code) < 0.5 + 1e-4;
+    }
+  expect(plain, "each column its nearest level");
+  const std::vector<int8_t> before = codes;
+  expect(zp_descend_columns(&groups, scale.data(), zero.data(), hessian.data(), 3, codes.data(), 1) == ZP_OK &&
+             codes == before,
+         "a descent that has arrived");
+  expect(zp_descend_columns(&groups, scale.data(), zero.data(), hessian.data(), -1, codes.data(), 2) ==
+             ZP_INVALID,
+         "no sweeps");
   order[5] = columns;
   expect(zp_round_columns(&groups, scale.data(), zero.data(), ratio.data(), order.data(), codes.data(), 2) ==
              ZP_INVALID,

@@ -116,6 +116,44 @@ def test_each_column_becomes_the_nearest_level(
     assert (np.abs(codes[:, order] - nearest) <= 0.5 + 1e-4 * (1 + np.abs(exact))).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, text=st.sampled_from(SCHEMES), seed=st.integers(0, 10**6), threads=st.integers(1, 3))
+def test_a_sweep_changes_each_column_to_its_best_level(
+    shape: tuple[int, int], text: str, seed: int, threads: int
+) -> None:
+    """Given the kernel's own codes in the columns before it and those it began with in the others, in float64."""
+    rng, scheme, weight = np.random.default_rng(seed), parse(text), weights(shape, seed)
+    scale = (0.3 * rng.random(scheme.scale_shape(shape)) + 0.05).astype(np.float32)
+    zero_point = None if scheme.symmetric else rng.integers(-2, 2, scale.shape).astype(np.int8)
+    start = rng.integers(scheme.qmin, scheme.qmax + 1, shape).astype(np.int8)
+    upper = factor(shape[1], seed)
+    hessian = upper.T @ upper
+    codes = columns.descend(weight, scheme, scale, zero_point, hessian, start, 1, threads=threads)
+    steps = np.broadcast_to(expand_groups(scale, scheme, shape[1]), shape).astype(np.float64)
+    zero = 0 if zero_point is None else expand_groups(zero_point, scheme, shape[1]).astype(np.float64)
+    begun, ended = (weight - (each - zero) * steps for each in (start, codes))
+    exact = hessian.astype(np.float64)
+    # Row j of the lower triangle meets errors that are final, its diagonal and the rest those of the beginning.
+    pull = ended @ np.tril(exact, -1).T + begun @ np.triu(exact).T
+    wanted = start + pull / (steps * exact.diagonal())
+    nearest = np.clip(wanted, scheme.qmin, scheme.qmax)
+    assert (np.abs(codes - nearest) <= 0.5 + 1e-4 * (1 + np.abs(wanted))).all()
+
+
+@pytest.mark.parametrize("text", SCHEMES)
+def test_it_descends_as_the_plain_computation_does(text: str) -> None:
+    scheme, weight = parse(text), weights((70, 90), 1)
+    scale = np.full(scheme.scale_shape(weight.shape), 0.3, np.float32)
+    zero_point = None if scheme.symmetric else np.ones(scale.shape, np.int8)
+    upper = factor(90, 1)
+    start = np.zeros(weight.shape, np.int8)
+    given_ = weight, scheme, scale, zero_point, upper.T @ upper, start, 2
+    found = columns.descend(*given_)
+    assert not start.any()
+    assert np.mean(found == columns.plain_descend(*given_)) > 0.999
+    np.testing.assert_array_equal(columns.descend(*given_[:-1], 0), start)
+
+
 @pytest.mark.parametrize("text", SCHEMES)
 def test_it_rounds_as_the_plain_computation_does(text: str) -> None:
     scheme, weight = parse(text), weights((70, 90), 1)
@@ -144,10 +182,21 @@ def test_every_level_gives_the_same_bits(text: str) -> None:
                     order,
                     threads=threads,
                 )
+                upper = factor(90, 2)
+                changed = columns.descend(
+                    weight,
+                    scheme,
+                    grids.scale,
+                    None if zero is None else zero.astype(np.int8),
+                    upper.T @ upper,
+                    codes,
+                    2,
+                    threads=threads,
+                )
                 error = grid.errors(
                     weight, scheme, None, grids.scale[None], None if zero is None else zero[None]
                 )
-                found.append((*grids, codes, error))
+                found.append((*grids, codes, changed, error))
     finally:
         library.select_isa(before)
     for other in found[1:]:
@@ -166,8 +215,10 @@ def test_extremes(level: str, text: str, size: float) -> None:
     scale = np.full_like(found.scale, 1e-30)
     zero_point = None if scheme.symmetric else found.zero.astype(np.int8)
     codes = columns.round_columns(weight, scheme, scale, zero_point, factor(50, 3), np.arange(50))
-    assert scheme.qmin <= codes.min()
-    assert codes.max() <= scheme.qmax
+    changed = columns.descend(weight, scheme, scale, zero_point, np.eye(50, dtype=np.float32), codes, 2)
+    for found_codes in (codes, changed):
+        assert scheme.qmin <= found_codes.min()
+        assert found_codes.max() <= scheme.qmax
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -175,6 +226,8 @@ def test_what_cannot_be_is_refused() -> None:
     scale = np.ones((4, 2), np.float32)
     with pytest.raises(ZeropointError, match="column 40 is not one of 40"):
         columns.round_columns(weight, scheme, scale, None, factor(40, 4), np.arange(40) + 1)
+    with pytest.raises(ZeropointError, match="-1 sweeps"):
+        columns.descend(weight, scheme, scale, None, np.eye(40, dtype=np.float32), weight.astype(np.int8), -1)
     with pytest.raises(ZeropointError, match="a part of the range"):
         grid.search(weight, scheme, None, PARTS[:0])
     with pytest.raises(ZeropointError, match="threads must be"):

@@ -1,12 +1,13 @@
-"""Round the columns of a weight in turn, each to what makes up for the errors of those before it.
+"""Round the columns of a weight in turn, each to what makes up for the errors of the others.
 
-The C++ kernel takes a row as a lane of its vectors, so that it adds up errors in the order of the columns whatever the
-number of threads. The plain computation below does the same by products of blocks, and takes over without the library.
+The C++ kernels take a row as a lane of its vectors, so that it adds up errors in the order of the columns whatever the
+number of threads. The plain computations below do the same by products of blocks, and take over without the library.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +42,11 @@ def round_columns(
     """
     if library.missing() is not None:
         return plain(weight, scheme, scale, zero_point, ratio, order)
-    weight, ratio = (np.ascontiguousarray(given, np.float32) for given in (weight, ratio))
-    shape = len(weight), scheme.groups_per_row(weight.shape[1])
-    scale = np.ascontiguousarray(np.broadcast_to(scale, shape))
-    zero = (
-        None if zero_point is None else np.ascontiguousarray(np.broadcast_to(zero_point, shape), np.float32)
-    )
-    order = np.ascontiguousarray(order, np.int64)
+    ratio, order = np.ascontiguousarray(ratio, np.float32), np.ascontiguousarray(order, np.int64)
+    given = _Given(weight, scheme, scale, zero_point)
     codes = np.empty(weight.shape, np.int8)
     status = library.load().zp_round_columns(
-        ctypes.byref(library.groups(weight, scheme)),
-        scale.ctypes.data,
-        None if zero is None else zero.ctypes.data,
+        *given.pointers(),
         ratio.ctypes.data,
         order.ctypes.data,
         codes.ctypes.data,
@@ -60,6 +54,54 @@ def round_columns(
     )
     library.check(status)
     return codes
+
+
+def descend(
+    weight: Floats,
+    scheme: Scheme,
+    scale: Floats,
+    zero_point: Codes | None,
+    hessian: Floats,
+    codes: Codes,
+    sweeps: int,
+    *,
+    threads: int | None = None,
+) -> Codes:
+    """`codes` `[out, in]` changed one column after the other, `sweeps` times, each to those of the least `tr(E H E')`.
+
+    E is the weight less what the codes stand for. With the other columns' errors fixed, that of column j is least where
+    `W'_j` moves by `(H E)_j / H_jj`; of the levels the nearest to that is taken. `hessian` `[in, in]` is symmetric.
+    """
+    if library.missing() is not None:
+        return plain_descend(weight, scheme, scale, zero_point, hessian, codes, sweeps)
+    hessian = np.ascontiguousarray(hessian, np.float32)
+    given = _Given(weight, scheme, scale, zero_point)
+    found = np.array(codes, np.int8, order="C")
+    status = library.load().zp_descend_columns(
+        *given.pointers(), hessian.ctypes.data, sweeps, found.ctypes.data, threads or default_threads()
+    )
+    library.check(status)
+    return found
+
+
+class _Given:
+    """What both kernels are given; holds the memory that they read."""
+
+    def __init__(self, weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | None) -> None:
+        shape = len(weight), scheme.groups_per_row(weight.shape[1])
+        self._weight = np.ascontiguousarray(weight, np.float32)
+        self._scale = np.ascontiguousarray(np.broadcast_to(scale, shape))
+        self._zero = (
+            None
+            if zero_point is None
+            else np.ascontiguousarray(np.broadcast_to(zero_point, shape), np.float32)
+        )
+        self._groups = library.groups(self._weight, scheme)
+
+    def pointers(self) -> tuple[Any, int, int | None]:
+        """Of the groups, scales and zero points."""
+        zero = None if self._zero is None else self._zero.ctypes.data
+        return ctypes.byref(self._groups), self._scale.ctypes.data, zero
 
 
 def plain(
@@ -95,6 +137,38 @@ def plain(
     found = np.empty(shape, np.int8)
     found[:, order] = codes.T
     return found
+
+
+def plain_descend(
+    weight: Floats,
+    scheme: Scheme,
+    scale: Floats,
+    zero_point: Codes | None,
+    hessian: Floats,
+    codes: Codes,
+    sweeps: int,
+) -> Codes:
+    """`descend` in numpy."""
+    shape = weight.shape
+    steps, levels = by_column(scale, scheme, shape), codes.T.astype(np.float32)
+    zero = np.float32(0) if zero_point is None else by_column(zero_point.astype(np.float32), scheme, shape)
+    errors = weight.T - (levels - zero) * steps
+    for _ in range(sweeps):
+        for begin in range(0, len(levels), BLOCK):
+            end = min(begin + BLOCK, len(levels))
+            pull = hessian[begin:end] @ errors
+            changes = np.empty_like(pull)
+            for j in range(begin, end):
+                code = pull[j - begin]
+                code -= hessian[j, begin:j] @ changes[: j - begin]
+                code /= steps[j] * hessian[j, j]
+                code += levels[j]
+                np.rint(code, out=code)
+                np.clip(code, scheme.qmin, scheme.qmax, out=code)
+                np.multiply(code - levels[j], steps[j], out=changes[j - begin])
+                levels[j] = code
+            errors[begin:end] -= changes
+    return np.ascontiguousarray(levels.T).astype(np.int8)
 
 
 def by_column(per_group: Floats, scheme: Scheme, shape: tuple[int, ...]) -> Floats:

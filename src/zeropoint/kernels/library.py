@@ -94,6 +94,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         c_int32,
         [POINTER(Groups), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32],
     ),
+    "zp_descend_columns": (
+        c_int32,
+        [POINTER(Groups), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
+    ),
     "zp_isa_levels": (c_uint32, []),
     "zp_isa_active": (c_int32, []),
     "zp_isa_select": (c_int32, [c_int32]),

@@ -1,0 +1,122 @@
+// Codes changed one column after the other, each to those of the least tr(E H E') with E = W - W': part of
+// quantizer_kernels.cpp, needs ZP_VEC's vector type.
+//
+// With the other columns' errors fixed, that of column j is least where W'_j moves by (H E)_j / H_jj. A lane
+// is a row, and a panel of rows goes through all columns while its errors stay in the cache, as in
+// column_rounding.h. A tile of columns adds up H E in registers; whatever its height, column j adds from
+// itself to the last and then from the first on, so that what its tile changes before it is added last.
+#pragma once
+
+#include "column_rounding.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+// Column `column` of kLanes rows, whose (H E) is `pull`, takes the nearest codes. Returns its errors.
+V::Float change_column(const ColumnDescent& c, int64_t row, int64_t column, V::Float pull) {
+  const Groups& groups = c.groups;
+  const int64_t rows = rows_from(groups, row), at = row * groups.count + column / groups.size;
+  const V::Float scale = gather(c.scale + at, groups.count, rows, 1.0f);
+  const V::Float zero =
+      c.zero == nullptr ? V::set_float(0.0f) : gather(c.zero + at, groups.count, rows, 0.0f);
+  const V::Float wanted = gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f);
+  int8_t* const codes = c.codes + row * groups.columns + column;
+  const V::Float before = gather(codes, groups.columns, rows, int8_t{0});
+  const V::Float own = V::set_float(c.hessian[column * groups.columns + column]);
+  const V::Float step = V::div(pull, V::mul(scale, own));
+  const V::Int code = Levels(groups, V::set_float(0.0f)).nearest(V::add(before, step));
+  int8_t bytes[kLanes];
+  V::store_bytes(bytes, code);
+  for (int64_t r = 0; r < rows; ++r) codes[r * groups.columns] = bytes[r];
+  return V::sub(wanted, V::mul(V::sub(V::to_float(code), zero), scale));
+}
+
+// Adds columns [begin, end) of H E to the sums of a whole tile, of which `hessian` is the first row.
+template <int COLUMNS>
+void add_columns(const ColumnDescent& c, const Strip& strip, const float* hessian, int64_t begin, int64_t end,
+                 V::Float (&sum)[COLUMNS][kTileVectors]) {
+  for (int64_t i = begin; i < end; ++i) {
+    V::Float error[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) error[v] = V::load(strip.errors + i * kPanel + v * kLanes);
+#pragma GCC unroll 8
+    for (int j = 0; j < COLUMNS; ++j) {
+      const V::Float factor = V::set_float(hessian[j * c.groups.columns + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sum[j][v] = V::fma(factor, error[v], sum[j][v]);
+    }
+  }
+}
+
+// Columns [begin, begin + COLUMNS).
+template <int COLUMNS>
+void descend_tile(const ColumnDescent& c, const Strip& strip, int64_t begin) {
+  const int64_t columns = c.groups.columns;
+  const float* hessian = c.hessian + begin * columns;
+  V::Float sum[COLUMNS][kTileVectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < COLUMNS; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) {
+      sum[j][v] = V::set_float(0.0f);
+#pragma GCC unroll 8
+      for (int i = j; i < COLUMNS; ++i)
+        sum[j][v] = V::fma(V::set_float(hessian[j * columns + begin + i]),
+                           V::load(strip.errors + (begin + i) * kPanel + v * kLanes), sum[j][v]);
+    }
+  add_columns<COLUMNS>(c, strip, hessian, begin + COLUMNS, columns, sum);
+  add_columns<COLUMNS>(c, strip, hessian, 0, begin, sum);
+#pragma GCC unroll 8
+  for (int j = 0; j < COLUMNS; ++j) {
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t row = strip.row + v * kLanes;
+      if (row >= c.groups.rows) break;
+      const V::Float error = change_column(c, row, begin + j, sum[j][v]);
+      V::store(strip.errors + (begin + j) * kPanel + v * kLanes, error);
+#pragma GCC unroll 8
+      for (int k = j + 1; k < COLUMNS; ++k)
+        sum[k][v] = V::fma(V::set_float(hessian[k * columns + begin + j]), error, sum[k][v]);
+    }
+  }
+}
+
+template <int COLUMNS>
+void descend_last(const ColumnDescent& c, const Strip& strip, int64_t columns) {
+  if constexpr (COLUMNS > 0) {
+    if (columns == COLUMNS)
+      descend_tile<COLUMNS>(c, strip, c.groups.columns - columns);
+    else
+      descend_last<COLUMNS - 1>(c, strip, columns);
+  }
+}
+
+// The errors of the codes given, [columns][kPanel]; none in rows beyond the last.
+void begin_errors(const ColumnDescent& c, int64_t row, float* errors) {
+  const Groups& groups = c.groups;
+  for (int64_t i = 0; i < groups.columns * kPanel; ++i) errors[i] = 0.0f;
+  for (int64_t r = 0; r < kPanel && row + r < groups.rows; ++r) {
+    const int64_t at = (row + r) * groups.columns, of = (row + r) * groups.count;
+    for (int64_t i = 0; i < groups.columns; ++i) {
+      const int64_t group = of + i / groups.size;
+      const float zero = c.zero == nullptr ? 0.0f : c.zero[group];
+      const float level = static_cast<float>(c.codes[at + i]) - zero;
+      errors[i * kPanel + r] = groups.weight[at + i] - level * c.scale[group];
+    }
+  }
+}
+
+void descend_columns(const ColumnDescent& c, int64_t row, float* scratch) {
+  begin_errors(c, row, scratch);
+  for (int64_t part = 0; part < kPanel && row + part < c.groups.rows; part += kTileVectors * kLanes) {
+    const Strip strip{row + part, scratch + part};
+    for (int64_t sweep = 0; sweep < c.sweeps; ++sweep) {
+      int64_t begin = 0;
+      for (; c.groups.columns - begin >= kTileColumns; begin += kTileColumns)
+        descend_tile<kTileColumns>(c, strip, begin);
+      descend_last<kTileColumns - 1>(c, strip, c.groups.columns - begin);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL
