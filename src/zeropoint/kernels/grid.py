@@ -125,7 +125,7 @@ def plain_search(weight: Floats, scheme: Scheme, importance: Floats | None, part
     """`search` in numpy."""
     low, high = rounding.group_range(weight, scheme)
     found = Found(low, high, np.zeros_like(low), np.zeros_like(low))
-    for rows, piece in _pieces(weight, scheme):
+    for rows, piece in pieces(weight, scheme):
         counts = 1 if importance is None else rounding.grouped(importance[None], scheme)
         with np.errstate(all="ignore"):  # extreme weights overflow an error, which then simply does not win
             found.scale[rows], found.zero[rows] = _best(piece, low[rows], high[rows], counts, scheme, parts)
@@ -137,7 +137,7 @@ def plain_errors(
 ) -> Floats:
     """`errors` in numpy."""
     found = np.empty_like(scale)
-    for rows, piece in _pieces(weight, scheme):
+    for rows, piece in pieces(weight, scheme):
         counts = 1 if importance is None else rounding.grouped(importance[None], scheme)
         for grid in range(len(scale)):
             by, offset = scale[grid, rows, :, None], 0 if zero is None else zero[grid, rows, :, None]
@@ -147,8 +147,8 @@ def plain_errors(
     return found
 
 
-def _pieces(weight: Floats, scheme: Scheme) -> Iterator[tuple[slice, Floats]]:
-    """Some rows of the scales, and their weights `[rows, groups, size]`."""
+def pieces(weight: Floats, scheme: Scheme) -> Iterator[tuple[slice, Floats]]:
+    """Some rows of the scales at a time, and their weights `[rows, groups, size]`."""
     if scheme.granularity == "tensor":
         yield slice(None), rounding.grouped(weight, scheme)
         return

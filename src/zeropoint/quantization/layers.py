@@ -133,8 +133,11 @@ def _quantize(
 def _is_fallback(
     values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, made: QuantizedTensor
 ) -> bool:
-    """Whether an algorithm made of a weight's statistics what the fallback does; the search for a grid comes last."""
-    if parts(choice.algorithm)["quantize"] == FALLBACK or not needs(choice):
+    """Whether an algorithm made of a weight's statistics what the fallback does; the search for a grid comes last.
+
+    One that asks for no more than the fallback does may well find the same.
+    """
+    if needs(choice) <= load(FALLBACK).NEEDS:
         return False
     for start, stop in ((0, 1), (0, len(values))):
         part = made.rows(start, stop)
