@@ -24,6 +24,7 @@ import json
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,9 +66,14 @@ def resolve(
 
 def names(kind: str | None = None) -> list[str]:
     """The algorithms of this release, all or those of one kind."""
+    return [name for name in _modules() if kind is None or kind_of(name) == kind]
+
+
+@cache
+def _modules() -> list[str]:
+    """The folder read once: every weight of a plan is asked for its algorithm's needs."""
     modules = pkgutil.iter_modules(__path__)
-    found = sorted(module.name for module in modules if not module.name.startswith("_"))
-    return [name for name in found if kind is None or kind_of(name) == kind]
+    return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:

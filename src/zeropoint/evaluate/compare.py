@@ -167,6 +167,7 @@ def paired_request(
         "prompts": [],
         "answer_tokens": 0,
         "speakers": [],
+        "keep": None,
     }
 
 

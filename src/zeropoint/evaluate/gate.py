@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from zeropoint.errors import UsageError
@@ -127,6 +128,7 @@ def check(
     seed: int = 0,
     tasks: TaskRequest | None = None,
     max_accuracy_drop: float | None = None,
+    keep: Path | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Measure an artifact against the model it came from and judge it.
@@ -134,7 +136,8 @@ def check(
     `max_kl` bounds the mean KL in nats per token, `max_perplexity_increase` the relative rise
     (0.01 = 1 %), `min_top1` the share of tokens whose most likely word stays, `max_accuracy_drop` the fall of
     accuracy on each of `tasks` (0.02 = two more wrong answers in 100). With none of them the
-    module's default bounds apply. Raises UsageError for bounds out of range and the models' own errors.
+    module's default bounds apply. What `against` alone decides is kept in the folder `keep` for other artifacts of it,
+    and gives the same numbers (`references.py`). Raises UsageError for bounds out of range and the models' own errors.
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
@@ -151,6 +154,7 @@ def check(
         context=context,
         seed=seed,
     )
+    request |= {"keep": None if keep is None else str(keep), "speakers": []}
     share = 0.0 if tasks is None else _TASKS_SHARE
     answers: tuple[TaskResult, ...] = ()
     if tasks is not None:  # first: a task that cannot be read should not cost the time of all the rest

@@ -24,9 +24,10 @@ import numpy as np
 from zeropoint.errors import ZeropointError
 from zeropoint.evaluate import environment, memory, tasks
 from zeropoint.evaluate.answers import answer, mark
+from zeropoint.evaluate.pairing import pair
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.speed import measure_speed
-from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
+from zeropoint.evaluate.windows import EvaluationText, load_text
 from zeropoint.runtime import open_runner, prepare
 from zeropoint.runtime.protocol import Runner
 
@@ -89,30 +90,27 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
     """Load the reference and all candidates; paired quality and the marked answers.
 
     Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`,
-    `resamples`, `prompts`, `answer_tokens`, and `speakers`, the candidates that answer; `""` is the reference.
+    `resamples`, `prompts`, `answer_tokens`, `speakers`, the candidates that answer; `""` is the reference; and `keep`,
+    the folder in which the reference's own part is kept (`references.py`; nobody answers then), or None.
     """
     text = load_text(request["text"])
     tell("load", 0.0)
-    reference = _open(request["reference"], request["threads"], opener)
-    candidates = {
-        name: _open(model, request["threads"], opener) for name, model in request["candidates"].items()
-    }
-    sample = text.documents[0][:2000]
-    for name, runner in candidates.items():
-        if runner.encode(sample) != reference.encode(sample):
-            raise ZeropointError(f"{name} and the reference read text with different tokenizers")
-    windows = make_windows(text, reference.encode, tokens=request["tokens"], context=request["context"])
+    pairing = pair(request, text, lambda model: _open(model, request["threads"], opener))
+    windows = pairing.windows
     run = measure_quality(
-        reference,
-        candidates,
+        pairing.reference,
+        pairing.candidates,
         windows=windows,
         seed=request["seed"],
         resamples=request["resamples"],
         progress=lambda done: tell("quality", _ANSWERS_FROM * done),
     )
+    found = {name: quality.to_json() for name, quality in run.candidates.items()}
+    pairing.keep(found)
+    runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
     return {
         "reference_perplexity": run.reference_perplexity.to_json(),
-        "candidates": {name: found.to_json() for name, found in run.candidates.items()},
+        "candidates": {**pairing.known, **found},
         "scored_tokens": run.scored_tokens,
         "context": int(windows.tokens.shape[1]),
         "units": run.units,
@@ -121,9 +119,7 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
         "text_digest": text.digest,
         "seed": request["seed"],
         "resamples": request["resamples"],
-        "answers": _answers(
-            request, {n: candidates[n] if n else reference for n in request["speakers"]}, tell
-        ),
+        "answers": _answers(request, {n: runners[n] for n in request["speakers"]}, tell),
     }
 
 

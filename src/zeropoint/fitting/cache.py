@@ -1,9 +1,9 @@
 """What was measured of a model is kept, so that another budget for it costs no measuring.
 
 A folder of files named by the digest of all that they depend on: a change of the model, the text, the processor or
-the program is another name, and nothing stale is ever read. Cost tables are JSON; candidates are packed files, mapped
-when they are used. The files used longest ago make room. A cache that cannot be written or is damaged costs time,
-not the answer: that is said in the log.
+the program is another name, and nothing stale is ever read. Cost tables are JSON; candidates, and the logits that
+losses are measured against, are packed files, mapped when they are used. The files used longest ago make room. A cache that
+cannot be written or is damaged costs time, not the answer: that is said in the log.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from zeropoint.fitting.loss import Loss
 from zeropoint.jsonfile import json_digest
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
-from zeropoint.runtime.native.parcel import Packed, Parcel
+from zeropoint.runtime.native.parcel import Packed, Parcel, collect
 
 logger = logging.getLogger(__name__)
 
-#: The folder is kept below this: candidates of models above it are made each time.
+#: Packed files are kept below this: candidates of models above it are made each time.
 MOST_BYTES = 4 << 30
 
 
@@ -55,26 +55,24 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def candidate(
-        self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]
-    ) -> Parcel:
-        """The kept candidate, else what `make` gives, kept for the next time if there is room for `nbytes`."""
+    def parcel(self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]) -> Parcel:
+        """The kept parcel, else what `make` gives, kept for the next time if there is room for `nbytes`."""
         path = self._path(key, "packed")
         if path is None or nbytes > MOST_BYTES:
-            return _collect(make())
+            return collect(make())
         try:
             return self._read(path)
         except FileNotFoundError:
             pass
         except (OSError, store.StoreError) as cause:
-            logger.warning("the kept candidate %s is made again: it %s", path, cause)
+            logger.warning("the kept file %s is made again: it %s", path, cause)
         try:
             self._make_room(nbytes)
             store.write(path, path.stem, make())
             return self._read(path)
         except (OSError, store.StoreError) as cause:
-            logger.warning("candidates are not kept in %s: %s", path.parent, cause)
-            return _collect(make())
+            logger.warning("packed files are not kept in %s: %s", path.parent, cause)
+            return collect(make())
 
     def read(self, key: Mapping[str, Any]) -> Known | None:
         """The kept tables, if there are any."""
@@ -117,13 +115,6 @@ class Cache:
                 break
             room += file.stat().st_size
             file.unlink()
-
-
-def _collect(packed: Iterable[Packed]) -> Parcel:
-    parcel = Parcel()
-    for part in packed:
-        parcel.add(part)
-    return parcel
 
 
 def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:

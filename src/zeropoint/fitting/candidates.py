@@ -114,7 +114,7 @@ class Candidates:
                 given = None if text == WIDE else tokens
                 return pack_stream(self.record, stream(self.checkpoint, plan, tokens=given, progress=watch))
 
-            self._parcels[text] = cache.candidate({**key, "plan": plan.to_json()}, plan.nbytes, packed)
+            self._parcels[text] = cache.parcel({**key, "plan": plan.to_json()}, plan.nbytes, packed)
 
     def decoder(self, picks: Picks) -> Decoder:
         """The model with group g in format `formats[picks[g]]`. Nothing is copied."""

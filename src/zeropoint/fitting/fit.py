@@ -121,6 +121,7 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
             tokens=settings.gate_tokens,
             threads=settings.threads,
             seed=settings.seed,
+            keep=settings.cache,
         )
     verdict = replace(verdict, text=planner.gate_text.source)
     done = replace(answer, verdict=verdict, path=out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -14,7 +16,7 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.evaluate.windows import EvaluationText, load_text, make_windows
+from zeropoint.evaluate.windows import EvaluationText, Windows, load_text, make_windows
 from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
 from zeropoint.fitting.loss import LossMeter
@@ -24,10 +26,10 @@ from zeropoint.fitting.search import Point, Search, group_losses
 from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again, plan_seconds
 from zeropoint.fitting.target import Target
 from zeropoint.jsonfile import load_json
-from zeropoint.kernels import library
+from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 from zeropoint.planning import uniform_plan
-from zeropoint.planning.solver import CostTable, Quantity, solve
+from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
 from zeropoint.quantization import read_calibration
 from zeropoint.quantization.streaming import needs_calibration
 from zeropoint.runtime.native import store
@@ -59,12 +61,17 @@ class Planner:
         encode = load_tokenizer(checkpoint.path).encode
         windows = make_windows(self.planning_text, encode, tokens=settings.tokens, context=length)
         self.calibration = self._observe(checkpoint)
-        made_with, self.key = self._keys(checkpoint)
+        made_with, read_with, self.key = self._keys(checkpoint, windows)
         tokens = None if self.calibration is None else self.calibration.tokens
         self.cache = Cache(settings.cache)
         self.candidates.make(tokens, step, self.cache, made_with)
         wide = self.candidates.decoder(np.zeros(len(self.candidates.groups), np.int64))
-        meter = LossMeter(wide, windows.tokens, threads=settings.threads)
+        meter = LossMeter(
+            wide,
+            windows.tokens,
+            threads=settings.threads,
+            keep=lambda nbytes, make: self.cache.parcel(read_with, nbytes, make),
+        )
         kept = self.cache.read(self.key)
         self.known = kept or Known(self._measure(meter, step))
         table = self.known.table if kept is None else self._as_of_now(kept.table, step)
@@ -104,25 +111,33 @@ class Planner:
             now = measured_again(self.candidates, before, threads=self.target.threads, step=step)
         return replace(table, decode=now.decode, prefill=now.prefill)
 
-    def _keys(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All that the candidates depend on, and all that the tables do."""
+    def _keys(
+        self, checkpoint: Checkpoint, windows: Windows
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """All that the candidates depend on, all that the reference's logits do, and all that the tables do."""
         settings, observed = self.settings, self.calibration
-        made_with = {
+        source = {
             "model": checkpoint.source_digest(),
             "config": load_json(checkpoint.path / "config.json", error=CheckpointError),
+            "zeropoint": f"{version('zeropoint')}, {store.NAME}",
+        }
+        made_with = {
             "calibration": None if observed is None else observed.to_json()["tokens_sha256"],
             "seed": settings.seed,
-            "zeropoint": f"{version('zeropoint')}, {store.NAME}",
+        }
+        read_with = {
+            "text": self.planning_text.digest,
+            "windows": list(windows.tokens.shape),
+            "tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest(),
+            "kernels": library.digest(),
+            "machine": [Machine.detect().processor, active_isa(), settings.threads],
         }
         measured_with = {
             "formats": list(self.candidates.formats),
             "algorithm": settings.algorithm,
-            "text": self.planning_text.digest,
-            "tokens": settings.tokens,
-            "kernels": library.digest(),
-            "machine": [Machine.detect().processor, self.target.isa, self.target.threads],
+            "timed": [self.target.isa, self.target.threads],
         }
-        return made_with, made_with | measured_with
+        return source | made_with, source | read_with, source | made_with | read_with | measured_with
 
     @property
     def minimize(self) -> dict[Quantity, float]:
@@ -198,18 +213,30 @@ class Planner:
         )
         return f"{self.table.groups[row]} as {self.candidates.formats[pick]}: mean KL alone {costs}"
 
-    def _front(self, points: int = 12) -> list[Prediction]:
+    def _front(self) -> list[Prediction]:
         """The lowest expected loss at sizes between the smallest and the widest plan."""
+        total = self.table.total
+        return [
+            Prediction(
+                "",
+                total("nbytes", picks),
+                1 / total("decode", picks),
+                1 / total("prefill", picks),
+                self.search.predict(picks),
+            )
+            for picks in self._least_losses
+        ]
+
+    @cached_property
+    def _least_losses(self) -> list[Picks]:
+        """The plan of the least sum of losses at each of a dozen sizes."""
         low = self.table.nbytes.min(axis=1).sum() + self.table.fixed_nbytes
         high = self.table.total("nbytes", self.table.uniform(WIDE))
-        found = []
-        for size in np.geomspace(low, high, points):
-            picks = solve(self.table, {"nbytes": float(size) * (1 + 1e-9)}, {"loss": 1.0})
-            if picks is not None:
-                total = self.table.total
-                rates = 1 / total("decode", picks), 1 / total("prefill", picks)
-                found.append(Prediction("", total("nbytes", picks), *rates, self.search.predict(picks)))
-        return found
+        found = [
+            solve(self.table, {"nbytes": float(size) * (1 + 1e-9)}, {"loss": 1.0})
+            for size in np.geomspace(low, high, 12)
+        ]
+        return [picks for picks in found if picks is not None]
 
 
 def split(text: EvaluationText) -> tuple[EvaluationText, EvaluationText]:

@@ -22,7 +22,7 @@ from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
 from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder
-from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
+from zeropoint.runtime.native.parcel import Packed, Parcel, collect, pack_stream
 from zeropoint.runtime.native.record import DecoderRecord
 from zeropoint.shards import shard_files
 
@@ -97,7 +97,7 @@ def open_artifact(folder: Path, record: DecoderRecord) -> tuple[Decoder, int]:
         logger.info("the packed file %s cannot be kept (%s): packing in memory", path, cause)
     finally:
         trim()
-    parcel = _collect(_packed(folder, record))
+    parcel = collect(_packed(folder, record))
     return parcel.decoder(record), parcel.nbytes
 
 
@@ -140,13 +140,6 @@ def _tensor_bytes(path: Path) -> int:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
-def _collect(packed: Iterator[Packed]) -> Parcel:
-    parcel = Parcel()
-    for part in packed:
-        parcel.add(part)
-    return parcel
-
-
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
@@ -168,7 +161,7 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], DecoderRecord, Parcel
         raise UnsupportedError(
             f"{folder} has no safetensors weights, the only ones that the native engine reads"
         )
-    parcel = _collect(pack_stream(record, _checkpoint_stream(record, files)))
+    parcel = collect(pack_stream(record, _checkpoint_stream(record, files)))
     trim()
     return config, record, parcel, sum(file.nbytes(name) for file in files for name in file.names())
 

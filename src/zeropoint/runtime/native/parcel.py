@@ -58,6 +58,14 @@ class Packed:
     value: Weight | Floats
 
 
+def collect(packed: Iterable[Packed]) -> Parcel:
+    """All of it, in memory."""
+    parcel = Parcel()
+    for part in packed:
+        parcel.add(part)
+    return parcel
+
+
 def pack_stream(record: DecoderRecord, stream: Iterable[tuple[str, Stored]]) -> Iterator[Packed]:
     """Each part of each weight as it arrives, packed, and each vector in float32.
 
