@@ -140,12 +140,16 @@ def main() -> None:
     for name, picks in uniform.items():
         loss = planner.search.measure(picks).loss.kl
         add(equals, loss, name, picks)
-        best = planner.search.best(Budget(max_kl=loss), {"nbytes": 1.0}, loss)
+        best = planner.search.best(
+            Budget(max_kl=loss), {"nbytes": 1.0}, loss, evaluations=planner.settings.evaluations
+        )
         assert best is not None
         add(equals, loss, "fit", best.picks)
     below = 0.0
     for limit in sorted(size * 1e6 for size in options.sizes):
-        best = planner.search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+        best = planner.search.best(
+            Budget(max_memory=int(limit)), {"loss": 1.0}, None, evaluations=planner.settings.evaluations
+        )
         assert best is not None
         add(rows, limit, "fit", best.picks)
         for name, picks in uniform.items():

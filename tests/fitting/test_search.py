@@ -18,14 +18,14 @@ from zeropoint.fitting.search import Search, group_losses
 from zeropoint.planning.solver import CostTable
 
 
-def search_of(candidates: Candidates, windows: np.ndarray, evaluations: int = 6) -> Search:
+def search_of(candidates: Candidates, windows: np.ndarray) -> Search:
     groups = len(candidates.groups)
     meter = LossMeter(candidates.decoder(np.zeros(groups, np.int64)), windows, threads=1)
     nbytes, fixed = candidates.nbytes()
     losses = group_losses(candidates, meter, windows=4, step=silent)
     names = tuple(group.name for group in candidates.groups)
     table = CostTable(names, candidates.formats, nbytes, nbytes / 1e9, nbytes / 1e10, losses, fixed)
-    search = Search(Known(table), candidates, meter, evaluations=evaluations, step=silent)
+    search = Search(Known(table), candidates, meter, step=silent)
     for format in candidates.formats:
         search.measure(table.uniform(format))
     return search
@@ -39,7 +39,7 @@ def search(candidates: Candidates, windows: np.ndarray) -> Search:
 def test_the_best_plan_keeps_to_the_memory_and_beats_random_ones(search: Search) -> None:
     table = search.table
     limit = (table.total("nbytes", table.uniform("int8")) + table.total("nbytes", table.uniform("int4"))) / 2
-    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None, evaluations=6)
     assert best is not None
     assert best.nbytes <= limit
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def test_the_best_plan_keeps_to_the_loss(search: Search) -> None:
     table = search.table
     wide, narrow = (search.measure(table.uniform(f)).loss.kl for f in ("int8", "int4"))
     target = (wide * narrow) ** 0.5
-    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target)
+    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target, evaluations=6)
     assert best is not None
     assert best.loss.kl <= target
     assert best.nbytes < table.total("nbytes", table.uniform("int8"))
@@ -79,13 +79,13 @@ def test_a_planted_fragile_layer_is_kept_wider(tmp_path: Path, windows: np.ndarr
     lowered[::7] /= 300
     tensors[up] = lowered
     save_file(tensors, file, {"format": "pt"})
-    search = search_of(candidates_of(folder, "int8", "int4"), windows, evaluations=0)
+    search = search_of(candidates_of(folder, "int8", "int4"), windows)
     blocks = [i for i, name in enumerate(search.table.groups) if name.startswith("block")]
     fragile = max(blocks, key=lambda row: search.table.loss[row, 2])
     assert search.table.groups[fragile] == "block 1 down"
     table = search.table
     limit = (table.total("nbytes", table.uniform("int8")) + table.total("nbytes", table.uniform("int4"))) / 2
-    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None)
+    best = search.best(Budget(max_memory=int(limit)), {"loss": 1.0}, None, evaluations=0)
     assert best is not None
     assert best.picks[fragile] < 2
 
@@ -125,9 +125,32 @@ def test_answers_that_just_miss_the_loss_are_aimed_lower(target: float) -> None:
     names = tuple(f"g{i}" for i in range(60))
     table = CostTable(names, ("16-bit", "int8", "int5", "int4"), nbytes, nbytes, nbytes, losses, 0.0)
     fake = Mixed(table)
-    search = Search(Known(table), fake, fake, evaluations=0, step=silent)  # type: ignore[arg-type]
+    search = Search(Known(table), fake, fake, step=silent)  # type: ignore[arg-type]
     for format in table.formats:
         search.measure(table.uniform(format))
-    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target)
+    best = search.best(Budget(max_kl=target), {"nbytes": 1.0}, target, evaluations=0)
     assert best is not None
     assert 0.85 * target <= best.loss.kl <= target
+
+
+class Worse(Mixed):
+    """Every mix loses ten times what the table promises, so that no correction finds one."""
+
+    def measure(self, picks: np.ndarray) -> Loss:
+        mixed = len(set(picks.tolist())) > 1
+        return Loss(self._table.total("loss", picks) * (10.0 if mixed else 1.0), 0.0, 0.0, 64)
+
+
+def test_what_was_run_for_another_reason_is_not_forgotten() -> None:
+    """Where no mix meets the loss, a uniform plan that does is the answer, not the one that loses least."""
+    losses = np.tile([0.0, 0.001, 0.01], (20, 1))
+    nbytes = np.tile([16.0, 8.0, 4.0], (20, 1)) * 1e6
+    names = tuple(f"g{i}" for i in range(20))
+    table = CostTable(names, ("16-bit", "int8", "int4"), nbytes, nbytes, nbytes, losses, 0.0)
+    fake = Worse(table)
+    search = Search(Known(table), fake, fake, step=silent)  # type: ignore[arg-type]
+    for format in table.formats:
+        search.measure(table.uniform(format))
+    best = search.best(Budget(max_kl=0.03), {"nbytes": 1.0}, 0.03, evaluations=0)
+    assert best is not None
+    assert set(best.picks.tolist()) == {1}

@@ -74,7 +74,7 @@ def _recorded(
     own: list[str],
 ) -> Pairing:
     """As `Pairing`, and remembered for the next time if the reference can be."""
-    from zeropoint.runtime.universal.head import Recorder
+    from zeropoint.runtime.universal.recorder import Recorder
 
     recorder = Recorder.of(runner, request["reference"]["path"])
     if recorder is None:

@@ -2,7 +2,7 @@
 
 from zeropoint.fitting.cache import default_folder
 from zeropoint.fitting.fit import fit
-from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
+from zeropoint.fitting.result import FORMATS, OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.target import read_machine
 
-__all__ = ["OBJECTIVES", "Fit", "Prediction", "Settings", "default_folder", "fit", "read_machine"]
+__all__ = ["FORMATS", "OBJECTIVES", "Fit", "Prediction", "Settings", "default_folder", "fit", "read_machine"]

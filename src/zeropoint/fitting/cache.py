@@ -2,8 +2,8 @@
 
 A folder of files named by the digest of all that they depend on: a change of the model, the text, the processor or
 the program is another name, and nothing stale is ever read. Cost tables are JSON; candidates, and the logits that
-losses are measured against, are packed files, mapped when they are used. The files used longest ago make room. A cache that
-cannot be written or is damaged costs time, not the answer: that is said in the log.
+losses are measured against, are packed files, mapped when they are used. The files used longest ago make room. A cache
+that cannot be written or is damaged costs time, not the answer: that is said in the log.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
         return replace(planner.answer(None), refusal=no, unneeded=True)
     margin = planner.known.margin
     for attempt in range(RETRIES + 1):
-        point = planner.best(margin)
+        point = planner.best(margin, again=attempt > 0)
         if point is None and attempt == 0 and margin < 1:  # what another plan's gate said refuses nothing
             margin = 1.0
             point = planner.best(margin)
@@ -79,19 +79,19 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
             return replace(planner.answer(None), refusal=planner.nothing_found())
         answer = planner.answer(point)
         if out is None:
-            return answer
+            return planner.timed(answer, point)
         answer = _carry_out(planner, out, answer, again=attempt > 0)
         assert answer.verdict is not None
         margin = min(1.0, margin * _room(answer))
         if budget.max_kl is not None:
             planner.known.margin = margin
         if answer.verdict.passed or attempt == RETRIES:  # what is too slow is not mended by a tighter loss
-            return answer
+            return _measure_speed(planner, planner.timed(answer, point))
     raise AssertionError("unreachable")
 
 
 def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
-    """Quantize, and measure what came out in fresh processes."""
+    """Quantize, and judge what came out in a fresh process."""
     assert answer.plan is not None
     assert answer.predicted is not None
     budget, settings, checkpoint = answer.budget, planner.settings, planner.candidates.checkpoint
@@ -123,22 +123,35 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
             seed=settings.seed,
             keep=settings.cache,
         )
-    verdict = replace(verdict, text=planner.gate_text.source)
-    done = replace(answer, verdict=verdict, path=out)
-    if planner.target.described is None:
-        speed = bench(str(out), threads=settings.threads, engine="native")
-        rates = {m.metric: m.value for m in speed.measurements}
-        done = replace(
-            done, decode=rates["decode_tokens_per_second"], prefill=rates["prefill_tokens_per_second"]
-        )
-    found = verdict.to_json()
+    done = replace(answer, verdict=replace(verdict, text=planner.gate_text.source), path=out)
+    _write_verdict(done)
+    return done
+
+
+def _measure_speed(planner: Planner, answer: Fit) -> Fit:
+    """The artifact's speed, in a fresh process: of the one that stays, not of those that their gates failed."""
+    if planner.target.described is not None:
+        return answer
+    speed = bench(str(answer.path), threads=planner.settings.threads, engine="native")
+    rates = {m.metric: m.value for m in speed.measurements}
+    done = replace(
+        answer, decode=rates["decode_tokens_per_second"], prefill=rates["prefill_tokens_per_second"]
+    )
+    _write_verdict(done)
+    return done
+
+
+def _write_verdict(answer: Fit) -> None:
+    """What was found goes into the artifact's card."""
+    assert answer.path is not None
+    assert answer.verdict is not None
+    found = answer.verdict.to_json()
     update_card(
-        out,
+        answer.path,
         quality=found["quality"],
         verdict={k: v for k, v in found.items() if k != "quality"}
-        | {"budget": budget.to_json(), "met": done.met},
+        | {"budget": answer.budget.to_json(), "met": answer.met},
     )
-    return done
 
 
 def _room(answer: Fit) -> float:

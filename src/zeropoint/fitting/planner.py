@@ -77,7 +77,7 @@ class Planner:
         table = self.known.table if kept is None else self._as_of_now(kept.table, step)
         self.table = replace(table, decode=table.decode * self.target.decode_scale)
         known = Known(self.table, self.known.losses)
-        self.search = Search(known, self.candidates, meter, evaluations=settings.evaluations, step=step)
+        self.search = Search(known, self.candidates, meter, step=step)
         for format in self.candidates.formats:
             self.search.measure(self.table.uniform(format))
         self.keep()
@@ -144,9 +144,15 @@ class Planner:
         default = "balanced" if self.budget.bounds_loss else "quality"
         return OBJECTIVES[self.settings.objective or default]
 
-    def best(self, margin: float) -> Point | None:
+    def best(self, margin: float, *, again: bool = False) -> Point | None:
+        """`again`: after a gate that failed, near plans that were tried already: fewer exchanges do."""
         target = self.search.target(self.budget)
-        return self.search.best(self.budget, self.minimize, None if target is None else target * margin)
+        return self.search.best(
+            self.budget,
+            self.minimize,
+            None if target is None else target * margin,
+            evaluations=self.settings.evaluations // (3 if again else 1),
+        )
 
     def uniform_points(self) -> dict[str, Point]:
         return {f: self.search.measure(self.table.uniform(f)) for f in self.candidates.formats}
@@ -183,16 +189,17 @@ class Planner:
         return replace(
             found,
             plan=plan,
-            predicted=_prediction("fit", self._timed(point)),
+            predicted=_prediction("fit", point),
             formats={name: int((point.picks == i).sum()) for i, name in enumerate(names)},
             wider=wider,
         )
 
-    def _timed(self, point: Point) -> Point:
-        """A plan with its own speed in place of the sum of its groups', as the machine is now."""
+    def timed(self, answer: Fit, point: Point) -> Fit:
+        """The answer that took `point`, its own speed in place of the sum of its groups', as the machine is now."""
         with self.target.kernels():
             decode, prefill = plan_seconds(self.candidates, point.picks, threads=self.target.threads)
-        return replace(point, decode=decode * self.target.decode_scale, prefill=prefill)
+        timed = replace(point, decode=decode * self.target.decode_scale, prefill=prefill)
+        return replace(answer, predicted=_prediction("fit", timed))
 
     def _notes(self) -> list[str]:
         """Formats that are narrower but not faster here."""

@@ -22,12 +22,16 @@ OBJECTIVES: dict[str, dict[Quantity, float]] = {
 }
 
 
+#: What plans are made of beside 16 bits, widest first, unless another choice is named.
+FORMATS = ("int8", "int5", "int4")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate; what was measured is kept in
     the folder `cache`, or nowhere; `machine` is where it shall run, None for this one; `tasks` are the gate's."""
 
-    formats: tuple[str, ...] = ("int8", "int5", "int4")
+    formats: tuple[str, ...] = FORMATS
     algorithm: str = "rtn"
     objective: str | None = None
     calibration: str | None = None

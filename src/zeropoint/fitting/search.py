@@ -69,14 +69,11 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
 class Search:
     """Plans for one model under one budget. `measured` holds every plan that was run, in order."""
 
-    def __init__(
-        self, known: Known, candidates: Candidates, meter: LossMeter, *, evaluations: int, step: Step
-    ) -> None:
+    def __init__(self, known: Known, candidates: Candidates, meter: LossMeter, *, step: Step) -> None:
         self.table = known.table
         self.measured: list[Point] = []
         self._candidates = candidates
         self._meter = meter
-        self._evaluations = evaluations
         self._step = step
         self._tried: dict[bytes, Point] = {}
         self._known = known.losses
@@ -130,10 +127,17 @@ class Search:
             bounds.append(budget.max_perplexity_increase / max([*slopes, 1e-3]))
         return min(bounds) * margin if bounds else None
 
-    def best(self, budget: Budget, minimize: Mapping[Quantity, float], target: float | None) -> Point | None:
-        """The best plan found within the budget, measured; None when the search finds none."""
+    def best(
+        self,
+        budget: Budget,
+        minimize: Mapping[Quantity, float],
+        target: float | None,
+        *,
+        evaluations: int,
+    ) -> Point | None:
+        """The best plan found within the budget, measured; None when the search finds none. `evaluations`: exchanges
+        that are tried."""
         limits = self.limits(budget)
-        best: Point | None = None
         misses = 0
         for _ in range(ROUNDS):
             bounds: dict[Quantity, float] = dict(limits)
@@ -144,7 +148,6 @@ class Search:
                 break
             seen = picks.tobytes() in self._tried
             found = self.measure(picks)
-            best = self._better(best, found, minimize, target)
             self._step("measuring plans", 0.0)
             if target is None:
                 break
@@ -152,12 +155,25 @@ class Search:
                 misses += 1
             elif seen:
                 break
+        best = self._best_measured(limits, minimize, target)
         if target is not None and best is None:
             # The promise is too pessimistic, or the budget cannot be met: the lowest loss within the rest decides.
             picks = solve(self.table, limits, {"loss": 1.0})
             if picks is not None:
-                best = self._better(None, self.measure(picks), minimize, target)
-        return best if best is None else self._exchange(best, limits, minimize, target)
+                self.measure(picks)
+                best = self._best_measured(limits, minimize, target)
+        return best if best is None else self._exchange(best, limits, minimize, target, evaluations)
+
+    def _best_measured(
+        self, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float], target: float | None
+    ) -> Point | None:
+        """Of all plans that were run, whatever they were run for."""
+        best: Point | None = None
+        for point in self.measured:
+            # the program keeps to its limits within rounding
+            if all(getattr(point, name) <= most * (1 + 1e-9) for name, most in limits.items()):
+                best = self._better(best, point, minimize, target)
+        return best
 
     # -- what the tables do not know --------------------------------------------------------------
 
@@ -211,13 +227,14 @@ class Search:
         limits: Mapping[Quantity, float],
         minimize: Mapping[Quantity, float],
         target: float | None,
+        evaluations: int,
     ) -> Point:
-        for number in range(self._evaluations):
+        for number in range(evaluations):
             picks = self._next(best, limits, minimize, target)
             if picks is None:
                 break
             best = self._better(best, self.measure(picks), minimize, target) or best
-            self._step("trying exchanges", (number + 1) / self._evaluations)
+            self._step("trying exchanges", (number + 1) / evaluations)
         return best
 
     def _next(

@@ -76,9 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats",
         nargs="+",
-        default=["int8", "int5", "int4"],
         metavar="F",
-        help="to choose from, beside 16 bits, widest first",
+        help="to choose from, beside 16 bits, widest first (default: the presets int8, int5 and int4)",
     )
     parser.add_argument("--algorithm", default="rtn", metavar="A", help="how codes are chosen (default: rtn)")
     parser.add_argument(
@@ -144,14 +143,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
-    from zeropoint.fitting import Settings, default_folder, fit, read_machine
+    from zeropoint.fitting import FORMATS, Settings, default_folder, fit, read_machine
 
     check_writable(args.json, args.save_plan, args.html)
     if args.out is None and not args.plan_only:
         raise UsageError("say where the artifact goes with -o OUT, or ask for --plan-only")
     budget = _budget(args)
     settings = Settings(
-        formats=tuple(args.formats),
+        formats=tuple(args.formats or FORMATS),
         algorithm=args.algorithm,
         objective=args.objective,
         calibration=text_file(args.calibration),
