@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zeropoint.render import numbers, svg
+from zeropoint.render.labels import Labels
 
 _ROW = 46
 _BAR = 12
@@ -150,39 +151,9 @@ def _floor(frame: _Frame, floor: float) -> list[str]:
     ]
 
 
-class _Labels:
-    """Places labels so that none covers another: the first free place wins, else it is left out
-    unless it must be shown."""
-
-    def __init__(self, frame: _Frame) -> None:
-        self._frame = frame
-        self._taken: list[tuple[float, float, float, float]] = []
-
-    def block(self, left: float, top: float, right: float, bottom: float) -> None:
-        self._taken.append((left, top, right, bottom))
-
-    def place(self, x: float, y: float, lines: Sequence[tuple[str, str]], *, must: bool) -> list[str]:
-        """`lines` are (text, CSS class) beside `x, y`: right or left of it, or shifted when they must be shown."""
-        width = max(svg.text_width(words, 13) for words, _ in lines)
-        height = 15 * len(lines)
-        shifts = (0, -26, 26) if must else (0,)
-        places = [(x + side, y + up) for up in shifts for side in (14, -14 - width)]
-        inside = [p for p in places if p[0] >= self._frame.left and p[0] + width <= self._frame.right]
-        free = [p for p in inside if self._is_free(p[0], p[1] - 12, p[0] + width, p[1] - 12 + height)]
-        if not free and not must:
-            return []
-        left, top = (free or inside or places)[0]
-        self.block(left, top - 12, left + width, top - 12 + height)
-        anchor, at = ("start", left) if left > x else ("end", left + width)
-        return [svg.text(at, top + 15 * i, w, css=css, anchor=anchor) for i, (w, css) in enumerate(lines)]
-
-    def _is_free(self, left: float, top: float, right: float, bottom: float) -> bool:
-        return all(right <= a or left >= c or bottom <= b or top >= d for a, b, c, d in self._taken)
-
-
 def _labels(frame: _Frame, points: Sequence[Point], floor: float | None) -> list[str]:
     """Names and values beside the dots; 99th percentiles where there is room."""
-    labels = _Labels(frame)
+    labels = Labels(frame.left, frame.right)
     if floor:
         y = frame.y(floor)
         labels.block(frame.left, y - 1, frame.right, y + 1)

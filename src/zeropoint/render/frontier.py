@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from zeropoint.render import numbers, svg
 from zeropoint.render.charts import log_grid, log_height
+from zeropoint.render.labels import Labels
 from zeropoint.report import Report
 
 _Point = Mapping[str, Any]
@@ -102,23 +103,20 @@ def _panel(found: Mapping[str, Any], axis: _Axis) -> str:
     parts += [
         svg.circle(*plane.at(p), 2.5, css="fill c-ref", tip=_tip("a plan that was run", p)) for p in tried
     ]
-    for point in uniform:
-        x, y = plane.at(point)
-        parts.append(svg.circle(x, y, 6, css="fill dot c-blue", tip=_tip(point["name"], point)))
-        parts.append(_name(plane, x, y, point["name"]))
+    labels = Labels(plane.left, plane.right)
+    marked = [(point, point["name"], 6, "c-blue") for point in uniform]
     if chosen:
-        x, y = plane.at(chosen)
-        parts.append(svg.circle(x, y, 8, css="fill dot c-orange", tip=_tip("the plan taken", chosen)))
-        parts.append(_name(plane, x, y, "fit"))
+        marked.append((chosen, "fit", 8, "c-orange"))
+    for point, name, radius, css in marked:
+        x, y = plane.at(point)
+        labels.block(x - radius, y - radius, x + radius, y + radius)
+        tip = _tip("the plan taken" if point is chosen else name, point)
+        parts.append(svg.circle(x, y, radius, css=f"fill dot {css}", tip=tip))
+    for point, name, _, _ in reversed(marked):  # the plan taken has the first choice of a place
+        x, y = plane.at(point)
+        parts += labels.place(x, y - 8, [(name, "name")], must=True)
     label = f"{axis.title}: " + "; ".join(_tip(p["name"] or "plan", p) for p in [*uniform, chosen] if p)
     return svg.document(_WIDTH, _HEIGHT, parts, label=label, css="scatter")
-
-
-def _name(plane: _Plane, x: float, y: float, name: str) -> str:
-    """Beside its dot, on the side where there is room."""
-    if x + 14 + svg.text_width(name, 13) > plane.right:
-        return svg.text(x - 12, y - 10, name, css="name", anchor="end")
-    return svg.text(x + 12, y - 8, name, css="name")
 
 
 def _tip(name: str, point: _Point) -> str:
