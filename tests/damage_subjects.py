@@ -17,6 +17,7 @@ from tests.importers.test_importers import quantized, write_gptq
 from zeropoint import artifact, exporters, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.companions import companion_files
+from zeropoint.gguf.vocabulary import read_vocabulary
 from zeropoint.jsonfile import CARD_NAME
 from zeropoint.originals import open_original
 from zeropoint.plan import Plan
@@ -93,6 +94,11 @@ def running(path: Path) -> Callable[[], str]:
     return lambda: digest(parts())
 
 
+def vocabulary(folder: Path) -> Callable[[], str]:
+    """A tokenizer, as a GGUF file is given it."""
+    return lambda: digest([read_vocabulary(folder, {}, tiny.VOCABULARY)])
+
+
 def planned(path: Path) -> Callable[[], str]:
     return lambda: digest([Plan.read(path)])
 
@@ -151,6 +157,7 @@ def artifact_subjects(folder: Path) -> Iterator[Subject]:
     plan = folder / "plan.json"
     plan.write_text(json.dumps(artifact.open(made).plan.to_json()))
     yield Subject("plan", plan, damage_json, planned(plan))
+    yield Subject("tokenizer", made / "tokenizer.json", damage_json, vocabulary(made))
     plain = folder / "plain"
     exporters.export(artifact.open(_plain(folder / "symmetric")), "transformers", plain)
     yield Subject("compressed-tensors config", plain / "config.json", damage_json, imported(plain))

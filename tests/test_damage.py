@@ -27,7 +27,7 @@ Kind = Callable[[Path], Iterator[Subject]]
     [
         (subjects.gguf_subjects, 5),
         (subjects.safetensors_subjects, 5),
-        (subjects.artifact_subjects, 5),
+        (subjects.artifact_subjects, 6),
         (subjects.engine_subjects, 3),
     ],
 )

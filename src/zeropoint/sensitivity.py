@@ -6,7 +6,6 @@ can compare them with bytes: `Sensitivity.loss[group][format]` is an `Estimate` 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
+from zeropoint.jsonfile import parse_json
 
 SENSITIVITY_VERSION = 1
 
@@ -136,7 +136,7 @@ class Sensitivity:
 def load(path: str | Path) -> Sensitivity:
     """Read a sensitivity file. Raises `UsageError`."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         raise UsageError(f"the sensitivity file {path} cannot be read: {cause}") from cause
     return Sensitivity.from_json(data)

@@ -123,7 +123,7 @@ def test_models_are_described_from_their_folders(tmp_path: Path) -> None:
 def test_a_malformed_card_is_one_clear_error(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", {})
     (tmp_path / "m" / "zeropoint.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"zeropoint\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"zeropoint\.json is not valid JSON"):
         describe(folder)
 
 

@@ -10,7 +10,6 @@ What the tokenizer puts before a text (BOS) stays before each document.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from zeropoint import documents
 from zeropoint.errors import UsageError
+from zeropoint.jsonfile import parse_json
 
 #: 128 windows of 512 tokens: what the published results of most algorithms are made with.
 DEFAULT_TOKENS = 128 * 512
@@ -96,7 +96,7 @@ def _conversations(content: str, source: str, tokenizer: Any) -> Iterator[str]:
     for number, line in enumerate(content.splitlines(), start=1):
         if line.strip():
             try:
-                yield _written_out(json.loads(line), tokenizer)
+                yield _written_out(parse_json(line), tokenizer)
             except (ValueError, TypeError, KeyError, TemplateError) as error:
                 raise UsageError(
                     f'{source}, line {number}, is not {{"messages": [{{"role": ..., "content": ...}}]}} or '

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeropoint.artifact import CARD_NAME
-from zeropoint.errors import ArtifactError
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
 
@@ -94,12 +92,4 @@ def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
 def _read_json(path: str, name: str) -> dict[str, Any]:
     """A JSON object from the model's folder; empty when there is no such file (a hub name, say)."""
     file = Path(path) / name
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{file} holds no JSON object")
-    return data
+    return load_json(file, MAX_CARD_BYTES) if file.is_file() else {}

@@ -21,7 +21,7 @@ import numpy as np
 from zeropoint.artifact.card import replace_text
 from zeropoint.errors import ArtifactError
 from zeropoint.fitting.loss import Loss
-from zeropoint.jsonfile import json_digest
+from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.parcel import Packed, Parcel, collect
@@ -80,7 +80,7 @@ class Cache:
         if path is None:
             return None
         try:
-            return _parse(json.loads(path.read_text(encoding="utf-8")))
+            return _parse(parse_json(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:

@@ -8,7 +8,6 @@ time, most of which is reading weights, is multiplied by the ratio of the memori
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from zeropoint.budget import Budget
 from zeropoint.errors import UsageError
+from zeropoint.jsonfile import parse_json
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 
@@ -80,7 +80,7 @@ class Target:
 def read_machine(path: Path) -> Machine:
     """A machine from the JSON that `zeropoint doctor --json` writes. Raises `UsageError`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         return Machine.from_json(data.get("machine", data))
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as cause:
         raise UsageError(

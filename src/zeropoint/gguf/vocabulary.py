@@ -15,7 +15,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from zeropoint.errors import UnsupportedError
+from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
 from zeropoint.jsonfile import load_json
 from zeropoint.runtime.native.tokenizer import chat_template
@@ -85,8 +85,18 @@ class Vocabulary:
 def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
     """The folder's vocabulary for a model whose embedding has `rows` rows.
 
-    Raises `UnsupportedError` saying what llama.cpp has no counterpart for.
+    Raises `UnsupportedError` saying what llama.cpp has no counterpart for, `ArtifactError` for a damaged file.
     """
+    try:
+        return _read(folder, config, rows)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as cause:
+        raise ArtifactError(
+            f"{folder / 'tokenizer.json'} is not a tokenizer ({type(cause).__name__.removesuffix('Error')}: {cause}): "
+            "copy it from the model again"
+        ) from cause
+
+
+def _read(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
     if not (folder / "tokenizer.json").is_file():
         raise UnsupportedError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is exported")
     data = load_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)

@@ -45,7 +45,7 @@ def label(path: Path) -> str:
         return "GGUF"
     kind = GgufFile(path).metadata.get("general.file_type")
     names = {each.value: each.name.removeprefix("MOSTLY_").removeprefix("ALL_") for each in LlamaFileType}
-    return f"GGUF {names[kind]}" if kind in names else "GGUF"
+    return f"GGUF {names[kind]}" if isinstance(kind, int) and kind in names else "GGUF"
 
 
 def prepare(path: Path) -> None:
