@@ -81,3 +81,15 @@ def test_what_does_not_fit_is_refused() -> None:
         grids.fit(np.ones((2, 96), np.float32), None, Kind.Q4_K)
     with pytest.raises(SchemeError, match="overflows FP16"):
         grids.fit(np.full((1, 256), 1e9, np.float32), None, Kind.Q4_1)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q5_1])
+def test_a_minimum_between_the_codes_is_found_again(kind: Kind) -> None:
+    """Weights that lay on such a grid once: whole zero points miss it by up to half a step."""
+    rng, form = np.random.default_rng(0), FORMATS[kind]
+    codes = rng.integers(0, form.high + 1, (16, 16, 32))
+    codes[..., 0], codes[..., 1] = 0, form.high
+    step = rng.integers(1024, 2048, (16, 16, 1)) * 2.0**-17
+    weight = (codes * step - step * (form.high / 2 + 0.5 * rng.random((16, 16, 1)))).reshape(16, 512)
+    found = grids.fit(weight.astype(np.float32), None, kind)
+    np.testing.assert_array_equal(found.codes.reshape(codes.shape), codes)

@@ -47,12 +47,18 @@ def config_of(metadata: Mapping[str, Any], tensors: Container[str], vocab_size: 
     """The config.json of the model in a GGUF file.
 
     Raises `UnsupportedError` for an architecture or a rotation that is not known here, `CheckpointError` when a size is
-    missing.
+    missing, or `vocab_size`, the embedding's rows, are fewer than the tokens.
     """
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in FIXED:
         raise UnsupportedError(
             f"GGUF architecture {str(arch)[:40]!r} is not imported: {', '.join(FIXED)} are"
+        )
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    stated = metadata.get(f"{arch}.vocab_size", len(tokens) if isinstance(tokens, list) else vocab_size)
+    if type(stated) is not int or stated > vocab_size:
+        raise CheckpointError(
+            f"its header says {str(stated)[:40]} tokens, its embedding has {vocab_size} rows"
         )
     fields = GPT2 if arch == "gpt2" else NEEDED
     config: dict[str, Any] = {**FIXED[arch], "vocab_size": vocab_size, "dtype": "float32"}

@@ -3,8 +3,9 @@
 What a K-quant can say of a group is less than a float scale and minimum: both are small multiples of numbers that 256
 weights share. So the grid is found in two steps. `rtn`'s search gives each group the scale and zero point of least
 squared error, weighted by the layer's inputs where they are known, and a line through its codes the best minimum, whole
-multiple or not. Then the block's numbers are set so that the largest scale and minimum fit, and each group takes, of
-the multiples next to what it wants, those that leave the least error with all of its codes chosen again.
+multiple or not; lines begun at the group's least weight are tried beside it. Then the block's numbers are set so that
+the largest scale and minimum fit, and each group takes, of the multiples next to what it wants, those that leave the
+least error with all of its codes chosen again.
 
 llama.cpp's own fit (`make_qkx3_quants`) searches each group alike, and then rounds scale and minimum to the nearest
 multiples.
@@ -30,6 +31,9 @@ from zeropoint.stats import LayerStats
 
 #: The least number that a block's scales are multiples of: FP16's smallest, so that no step is zero.
 TINY = np.float32(2.0**-24)
+
+#: Codes by which the range of a group is made longer than its largest weight needs, where lines begin at the least.
+STRETCHES = (-0.8, -0.4, 0.0, 0.4, 0.8)
 
 #: Multiples tried for each group, beside the nearest to the scale it wants.
 NEIGHBOURS = (0, -1, 1)
@@ -109,6 +113,7 @@ def _fit(
         levels = (start.codes.astype(np.float32) - start.scheme.qmin).reshape(groups.shape)
         plain = (start.zero_point.astype(np.float32) - start.scheme.qmin).reshape(shape) * scale
         scale, minimum = _line(groups, counts, levels, scale, plain, bounded=form.groups > 1)
+        scale, minimum = _anchored(groups, counts, form, scale, minimum)
     d = _shared(np.abs(scale).max(axis=2), form.most)
     dmin = None if minimum is None else _shared(minimum.max(axis=2), form.most)
     nearest = np.rint(np.abs(scale) / d[..., None])
@@ -120,9 +125,7 @@ def _fit(
         if minimum is not None and dmin is not None and form.groups > 1:
             lowest = _lowest(groups, counts, size, minimum, dmin, form)
         under = None if dmin is None else lowest * dmin[..., None]
-        error = np.einsum(
-            "rbgw,rbgw->rbg", _miss(groups, size, under, form) ** 2, np.broadcast_to(counts, groups.shape)
-        )
+        error = _error(groups, counts, size, under, form)
         better = error < least
         least = np.where(better, error, least)
         scales, minima = np.where(better, tried, scales), np.where(better, lowest, minima)
@@ -160,6 +163,36 @@ def _line(
             slope, under = np.where(under < 0, through_zero, slope), np.maximum(under, 0)
         sound = np.isfinite(slope) & np.isfinite(under) & (slope > 0)
     return np.where(sound, slope, scale), np.where(sound, under, minimum)
+
+
+def _anchored(
+    groups: Floats, counts: Floats, form: Format, scale: Floats, minimum: Floats
+) -> tuple[Floats, Floats]:
+    """The better, in each group, of a scale and minimum and of lines begun at its least weight.
+
+    `rtn`'s zero points are whole codes and a minimum need not be: weights that once lay on a grid with a minimum
+    between its codes are only found again from that minimum.
+    """
+    bounded = form.groups > 1
+    lowest = np.minimum(groups.min(axis=3), 0) if bounded else groups.min(axis=3)
+    reach = groups.max(axis=3) - lowest
+    least = _error(groups, counts, scale, minimum, form)
+    for stretch in STRETCHES:
+        size = np.where(reach > 0, reach / np.float32(form.high + stretch), scale)
+        levels = _levels(groups, size, -lowest, form)
+        tried, under = _line(groups, counts, levels, size, -lowest, bounded=bounded)
+        error = _error(groups, counts, tried, under, form)
+        better = error < least
+        least = np.where(better, error, least)
+        scale, minimum = np.where(better, tried, scale), np.where(better, under, minimum)
+    return scale, minimum
+
+
+def _error(groups: Floats, counts: Floats, size: Floats, under: Floats | None, form: Format) -> Floats:
+    """The weighted squared error of each group, rounded to nearest."""
+    missed = _miss(groups, size, under, form)
+    np.square(missed, out=missed)
+    return np.asarray(np.einsum("rbgw,rbgw->rbg", missed, np.broadcast_to(counts, groups.shape)))
 
 
 def _shared(largest: Floats, most: int) -> Floats:
