@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tests import tiny
-from tests.damage import Subject, damage_gguf, damage_json, damage_packed, damage_safetensors
+from tests.damage import Subject
 from tests.importers.test_importers import quantized, write_gptq
+from tests.mutants import damage_gguf, damage_json, damage_packed, damage_safetensors
 from zeropoint import artifact, exporters, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.companions import companion_files
