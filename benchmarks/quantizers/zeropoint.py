@@ -36,18 +36,37 @@ SCHEMES = {
     "fit-103MB": ("4 bits, mixed with wider", PLANS / "fit-103MB.json"),
     "fit-109MB": ("5 bits, mixed with wider", PLANS / "fit-109MB.json"),
 }
-WITHOUT_TEXT = {"rtn", "hqq"}
-EVERYWHERE = ["rtn", "hqq", "awq", "gptq", "awq+gptq", "gptq+rounding", "gptq+distill", "best"]
+WITHOUT_TEXT = {"rtn", "hqq", "rotation"}
+EVERYWHERE = [
+    "rtn",
+    "hqq",
+    "awq",
+    "gptq",
+    "awq+gptq",
+    "gptq+rounding",
+    "awq+gptq+rounding",
+    "gptq+distill",
+    "best",
+]
 MORE = {
     "int8-a8": ["smoothquant", "smoothquant+gptq", "rotation", "rotation+gptq"],
     "int4": ["distill", "rotation+gptq"],
 }
 ALGORITHMS = {fmt: [*EVERYWHERE, *MORE.get(fmt, [])] for fmt in SCHEMES}
+
+
+def remarks(algorithm: str) -> list[str]:
+    said = ["without text"] if algorithm in WITHOUT_TEXT else []
+    return said + (["values of attention turned alone"] if "rotation" in algorithm else [])
+
+
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
 NOTES["int4-g128"] += "; rows of 576 in groups of 96"
+# the reference model's embedding is tied to its head, so that its hidden states cannot be turned
+TURNED = {"residual": False}
 FORMATS = {
-    f"{fmt}/{algorithm}": (kind, "; ".join(["without text"] * (algorithm in WITHOUT_TEXT) + [NOTES[fmt]]))
+    f"{fmt}/{algorithm}": (kind, "; ".join([*remarks(algorithm), NOTES[fmt]]))
     for fmt, (kind, _) in SCHEMES.items()
     for algorithm in ALGORITHMS[fmt]
 }
@@ -70,7 +89,11 @@ def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
     from zeropoint.planning import uniform_plan
 
     checkpoint = open_checkpoint(model)
-    uniform = uniform_plan(checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm)
+    alone = {"rotation": TURNED, "rotation+gptq": {"rotation": TURNED}}
+    options = alone.get(algorithm, {})
+    uniform = uniform_plan(
+        checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm, options=options
+    )
     if isinstance(scheme, str):
         return uniform
     fitted = Plan.read(scheme)
