@@ -2,7 +2,7 @@
 
 An artifact holds schemes; what a K-quant says is no scheme, and converting rounded weights would round them twice. So
 an export in such types begins at the float model: its blocks are observed on a calibration text and quantized one after
-the other, as `quantize --algorithm best` does it, but on the grids of these types (`gguf/grids.py`). What no block
+the other, as `quantize --algorithm good` does it, but on the grids of these types (`gguf/grids.py`). What no block
 holds, embedding and output head, is rounded to nearest.
 """
 
@@ -118,7 +118,7 @@ class OriginalModel:
         that share an input are searched with it. `quantize_to` goes by each weight's kind."""
         integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
         scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
-        inside = Choice(scheme, *resolve("best", {}, scheme))
+        inside = Choice(scheme, *resolve("good", {}, scheme))
 
         def choose(name: str) -> Choice:
             if kinds.get(name, Kind.F32) in FLOATS:

@@ -157,16 +157,17 @@ def test_a_summary_is_one_line(name: str) -> None:
     assert len(algorithms.summary(name)) > 20
 
 
-def test_best_is_a_composition_that_exists() -> None:
-    name, options = algorithms.resolve("best", {})
+@pytest.mark.parametrize("shorthand", algorithms.STANDS_FOR)
+def test_a_shorthand_is_a_composition_that_exists(shorthand: str) -> None:
+    name, options = algorithms.resolve(shorthand, {})
     assert algorithms.part_options(name, options)
-    assert algorithms.resolve("best", {}, parse("int4:g64")) == (name, options)
-    channels, options = algorithms.resolve("best", {}, parse("int8"))
+    assert algorithms.resolve(shorthand, {}, parse("int4:g64")) == (name, options)
+    channels, options = algorithms.resolve(shorthand, {}, parse("int8"))
     assert algorithms.part_options(channels, options)
     assert channels != name
     assert algorithms.resolve("gptq", {"sweeps": 1}) == ("gptq", {"sweeps": 1})
     with pytest.raises(UsageError, match="options of its own"):
-        algorithms.resolve("best", {"sweeps": 1})
+        algorithms.resolve(shorthand, {"sweeps": 1})
 
 
 def test_unknown_names_and_options_are_refused() -> None:

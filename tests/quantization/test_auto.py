@@ -25,12 +25,13 @@ def checkpoint(tiny_checkpoint: Tiny) -> Checkpoint:
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that rounds in 2 s, and takes a block 1 s, 4 s by `best`, and 1 ms for each token."""
+    """A machine that rounds in 2 s, and takes a block 1 s, 4 s by `good`, 9 s by `best`, and 1 ms for each token."""
 
     def seconds(_checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
         ways = [(choice.algorithm, dict(choice.options)) for choice in plan.choices.values()]
-        is_best = algorithms.resolve("best", {}) in ways
-        return (4 if is_best else 1) + tokens / 1000
+        fixed = {4: "good", 9: "best"}
+        known = [each for each, name in fixed.items() if algorithms.resolve(name, {}) in ways]
+        return (known or [1])[0] + tokens / 1000
 
     monkeypatch.setattr(auto, "rounding_seconds", lambda *_: 2.0)
     monkeypatch.setattr(auto, "block_seconds", seconds)
@@ -43,7 +44,8 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> None:
         (3, "rtn", 0, 2),
         (37, "gptq", 16384, 2 + 2 * (1 + 16.384)),  # the model has two blocks
         (21, "gptq", 8192, 2 + 2 * (1 + 8.192)),
-        (1000, "best", 65536, 2 + 2 * (4 + 65.536)),
+        (145, "good", 65536, 2 + 2 * (4 + 65.536)),
+        (1000, "best", 65536, 2 + 2 * (9 + 65.536)),
     ],
 )
 def test_the_best_that_fits_is_taken(
@@ -79,12 +81,22 @@ def test_a_model_without_anything_to_observe_is_rounded(checkpoint: Checkpoint) 
 
 
 def test_the_pace_is_measured(checkpoint: Checkpoint) -> None:
-    pace = auto.measure_pace(checkpoint, "int4", 0.5)
-    assert pace.blocks == 2
-    assert set(pace.block) == {"gptq", "best"}
+    pace = auto.measure_pace(checkpoint, "int4", "gptq")
     assert 0 <= pace.token < 0.01
-    assert pace.estimate("rtn", 0) == 0.5
-    assert pace.estimate("gptq", 2000) >= pace.estimate("gptq", 1000) >= 0.5
+    assert pace.seconds(2000) >= pace.seconds(1000) >= 0
+
+
+@pytest.mark.usefixtures("paced")
+def test_nothing_slower_is_measured_than_the_first_that_does_not_fit(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    measure = auto.measure_pace
+    monkeypatch.setattr(auto, "measure_pace", lambda *args: (asked.append(args[-1]), measure(*args))[1])
+    assert auto.pick(checkpoint, "int4", 21).algorithm == "gptq"
+    assert asked == ["gptq"]
+    auto.pick(checkpoint, "int4", 140)
+    assert asked == ["gptq", "gptq", "good"]
 
 
 def test_the_command_says_what_was_picked(
@@ -99,7 +111,7 @@ def test_the_command_says_what_was_picked(
     assert main([*arguments, str(tmp_path / "b"), *budget, "5", "--resume"]) == 2
     assert main([*arguments, str(tmp_path / "b"), "--algorithm", "best", "--calibration-tokens", "256"]) == 0
     choices = json.loads((tmp_path / "b" / "zeropoint.json").read_text())["plan"]["choices"]
-    assert algorithms.BEST[0] in {choice["algorithm"] for choice in choices.values()}
+    assert algorithms.resolve("best", {})[0] in {choice["algorithm"] for choice in choices.values()}
     made = quantize(checkpoint.path, tmp_path / "c", format="int4", algorithm="auto", time_budget=1e-6)
     assert made.calibration is None
     with pytest.raises(UsageError, match="time budget"):

@@ -38,13 +38,19 @@ KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")
 #: What quantizes the layers of a composition that names nothing for it.
 DEFAULT_QUANTIZER = "rtn"
 
-#: What `best` stands for: the composition that lost least where groups share a scale, and where a whole channel does,
-#: whose scale AWQ's fold makes coarser (benchmarks/results/quality.md).
-BEST: tuple[str, Mapping[str, Any]] = ("awq+gptq", {"gptq": {"sweeps": 2}})
-BEST_WITHOUT_GROUPS: tuple[str, Mapping[str, Any]] = ("gptq", {"sweeps": 2})
+Composition = tuple[str, Mapping[str, Any]]
+
+_SWEPT: Composition = ("gptq", {"sweeps": 2})
+
+#: What a name stands for where groups share a scale, and where a whole channel does, which an AWQ fold makes coarser.
+#: `best` lost least of what was measured (benchmarks/results/quality.md), `good` of what takes a fifth of its time.
+STANDS_FOR: Mapping[str, tuple[Composition, Composition]] = {
+    "good": (("awq+gptq", {"gptq": {"sweeps": 2}}), _SWEPT),
+    "best": (("awq+gptq+rounding", {}), _SWEPT),
+}
 
 #: Names that stand for a composition and its options.
-SHORTHANDS = ("best", "auto")
+SHORTHANDS = (*STANDS_FOR, "auto")
 
 
 def resolve(
@@ -52,16 +58,18 @@ def resolve(
 ) -> tuple[str, dict[str, Any]]:
     """The algorithm and options that a name a user gave stands for, for weights of this scheme (None: of groups).
 
-    Raises `UsageError` for `best` with options, and for `auto`, which is chosen for a model (`quantization.auto`).
+    Raises `UsageError` for `good` or `best` with options, and for `auto`, which is chosen for a model
+    (`quantization.auto`).
     """
     if algorithm == "auto":
         raise UsageError("auto is chosen for one model and time budget: name an algorithm here")
-    if algorithm != "best":
+    if algorithm not in STANDS_FOR:
         return algorithm, dict(options)
-    best = BEST if scheme is None or scheme.granularity == "group" else BEST_WITHOUT_GROUPS
+    grouped, whole = STANDS_FOR[algorithm]
+    name, own = grouped if scheme is None or scheme.granularity == "group" else whole
     if options:
-        raise UsageError(f"best has options of its own: name the algorithm ({best[0]}) to give others")
-    return best[0], dict(best[1])
+        raise UsageError(f"{algorithm} has options of its own: name the algorithm ({name}) to give others")
+    return name, dict(own)
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -132,7 +140,7 @@ def read_options(algorithm: str, texts: Iterable[str]) -> dict[str, Any]:
     """Options written as `damping=0.05`, or `gptq.damping=0.05`, in the form that `part_options` takes.
 
     Raises `UsageError` when one is written otherwise, or names an algorithm that is not part of the composition, or
-    when `algorithm` is `best` or `auto`, which have options of their own.
+    when `algorithm` is a shorthand, which has options of its own.
     """
     found: dict[str, Any] = {}
     texts = list(texts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ LADDER: tuple[tuple[str, int], ...] = (
     ("gptq", 8192),
     ("gptq", 16384),
     ("gptq", DEFAULT_TOKENS),
+    ("good", DEFAULT_TOKENS),
     ("best", DEFAULT_TOKENS),
 )
 
@@ -55,18 +56,14 @@ DEFAULT_BUDGET = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds on this machine: `rounding` all weights to nearest; quantizing one of `blocks` blocks, whatever the text,
-    by the algorithm of each name in `block`; and running it on a `token` of text."""
+    """Seconds that an algorithm takes for a block on this machine: `fixed` whatever the text, and for each `token` of
+    it."""
 
-    rounding: float
-    block: Mapping[str, float]
+    fixed: float
     token: float
-    blocks: int
 
-    def estimate(self, name: str, tokens: int) -> float:
-        """Seconds that a rung of the ladder takes."""
-        observed = self.blocks * (self.block[name] + self.token * tokens) if tokens else 0.0
-        return self.rounding + observed
+    def seconds(self, tokens: int) -> float:
+        return self.fixed + self.token * tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +91,43 @@ def pick(
     rounding = rounding_seconds(checkpoint, uniform_plan(checkpoint, format))
     if rounding > budget:
         return _rtn(rounding, f"the fastest, and still about {rounding:.0f} s of {budget:.0f}")
-    ladder = list(dict.fromkeys((name, tokens if tokens and wanted else wanted) for name, wanted in LADDER))
+    scheme = parse(format)
+    rungs = [(name, tokens if tokens and wanted else wanted) for name, wanted in LADDER]
+    ladder = list(
+        {_said(*rung, scheme): rung for rung in rungs}.values()
+    )  # two names may stand for one thing
     try:
-        pace = measure_pace(checkpoint, format, rounding)
+        seconds = _estimates(checkpoint, format, ladder, rounding, budget)
     except UnsupportedError as cause:
         return _rtn(rounding, f"nothing else can be done here: {cause}")
-    seconds = {rung: pace.estimate(*rung) for rung in ladder}
-    rung = [rung for rung in ladder if seconds[rung] <= budget][-1]
+    rung = [tried for tried in seconds if seconds[tried] <= budget][-1]
     reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
-    scheme = parse(format)
-    said = {tried: _said(*tried, scheme) for tried in ladder}
-    following = ladder[ladder.index(rung) + 1 :]
-    if following:
-        reason += f"; {said[following[0]]} would take about {seconds[following[0]]:.0f} s"
+    if seconds[next_best := list(seconds)[-1]] > budget:
+        reason += f"; {_said(*next_best, scheme)} would take about {seconds[next_best]:.0f} s"
+    said = _said(*rung, scheme)
+    logger.info("auto: %s: %s", said, reason)
     algorithm, options = algorithms.resolve(rung[0], {}, scheme)
-    logger.info("auto: %s: %s", said[rung], reason)
-    return Picked(algorithm, options, rung[1], seconds[rung], f"{said[rung]}: {reason}")
+    return Picked(algorithm, options, rung[1], seconds[rung], f"{said}: {reason}")
+
+
+def _estimates(
+    checkpoint: Checkpoint,
+    format: str,
+    ladder: Sequence[tuple[str, int]],
+    rounding: float,
+    budget: float,
+) -> dict[tuple[str, int], float]:
+    """Seconds of each rung from the first on, up to one that takes longer than the budget: what takes longer still is
+    not worth the time to find out."""
+    blocks, seconds = len(checkpoint.blocks()), dict[tuple[str, int], float]()
+    paces: dict[str, Pace] = {}
+    for name, tokens in ladder:
+        if tokens and name not in paces:
+            paces[name] = measure_pace(checkpoint, format, name)
+        seconds[name, tokens] = rounding + (blocks * paces[name].seconds(tokens) if tokens else 0.0)
+        if seconds[name, tokens] > budget:
+            break
+    return seconds
 
 
 def refuse_resume(resume: bool) -> None:
@@ -129,20 +147,15 @@ def _said(name: str, tokens: int, scheme: Scheme) -> str:
     return f"{algorithm} ({', '.join(said)})" if said else algorithm
 
 
-def measure_pace(checkpoint: Checkpoint, format: str, rounding: float) -> Pace:
-    """How long the blocks take by each algorithm of the ladder.
+def measure_pace(checkpoint: Checkpoint, format: str, algorithm: str) -> Pace:
+    """How long a block takes, from two lengths of text.
 
     Raises `UnsupportedError` when the model cannot be run block by block, or nothing in its blocks is quantized.
     """
-    plans = {}
-    for name, tokens in LADDER:
-        if tokens:
-            plans[name] = uniform_plan(checkpoint, format, algorithm=name)
-    short = {name: block_seconds(checkpoint, plan, SHORT) for name, plan in plans.items()}
-    first = next(iter(plans))
-    token = max(block_seconds(checkpoint, plans[first], LONG) - short[first], 0.0) / (LONG - SHORT)
-    block = {name: max(seconds - SHORT * token, 0.0) for name, seconds in short.items()}
-    return Pace(rounding, block, token, len(checkpoint.blocks()))
+    plan = uniform_plan(checkpoint, format, algorithm=algorithm)
+    short, long = (block_seconds(checkpoint, plan, tokens) for tokens in (SHORT, LONG))
+    token = max(long - short, 0.0) / (LONG - SHORT)
+    return Pace(max(short - SHORT * token, 0.0), token)
 
 
 def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
