@@ -37,22 +37,15 @@ SCHEMES = {
     "fit-109MB": ("5 bits, mixed with wider", PLANS / "fit-109MB.json"),
 }
 WITHOUT_TEXT = {"rtn", "hqq", "rotation"}
-EVERYWHERE = [
-    "rtn",
-    "hqq",
-    "awq",
-    "gptq",
-    "awq+gptq",
-    "gptq+rounding",
-    "awq+gptq+rounding",
-    "gptq+distill",
-    "best",
-]
+EVERYWHERE = ["rtn", "hqq", "awq", "gptq", "awq+gptq", "gptq+rounding", "gptq+distill", "best"]
 MORE = {
     "int8-a8": ["smoothquant", "smoothquant+gptq", "rotation", "rotation+gptq"],
     "int4": ["distill", "rotation+gptq"],
 }
-ALGORITHMS = {fmt: [*EVERYWHERE, *MORE.get(fmt, [])] for fmt in SCHEMES}
+ALGORITHMS = {
+    fmt: [*EVERYWHERE, *MORE.get(fmt, []), *(["good"] if "groups" in kind or "mixed" in kind else [])]
+    for fmt, (kind, _) in SCHEMES.items()
+}
 
 
 def remarks(algorithm: str) -> list[str]:

@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp16, bf16, int8 (default), int5, int4 or a scheme string",
     )
     listed = "; ".join(
-        f"{name}: {algorithms.summary(name).replace('%', '%%')}" for name in algorithms.names()
+        f"{name}: {algorithms.summary(name).rstrip('.').replace('%', '%%')}" for name in algorithms.names()
     )
     parser.add_argument(
         "--algorithm",
         default="rtn",
         metavar="A[+A...]",
-        help="how codes are chosen (default: rtn); best: what lost least when measured; auto: the best of those "
-        f"that fit --time-budget; {listed}",
+        help="how codes are chosen (default: rtn); best: what lost least when measured; good: what did in a "
+        f"fifth of its time; auto: the best of those that fit --time-budget; {listed}",
     )
     parser.add_argument(
         "--time-budget",
