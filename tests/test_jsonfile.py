@@ -17,12 +17,19 @@ def test_plain_values_are_read() -> None:
     }
 
 
+def test_an_open_range_is_read() -> None:
+    assert parse_json('{"time_step_limit": [0.0, Infinity]}') == {"time_step_limit": [0.0, float("inf")]}
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "key 'c' is given twice"),
         ('{"a": 1e999}', "1e999 is too large"),
-        ('{"a": -Infinity}', "-Infinity is not a JSON number"),
+        ('{"a": Infinity}', "Infinity is not a JSON number"),
+        ('{"a": [0, -Infinity]}', "Infinity is not a JSON number"),
+        ('{"a": [1, 2, Infinity]}', "Infinity is not a JSON number"),
+        ('{"a": [0, NaN]}', "NaN is not a JSON number"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
         ('{"\\udfff": 1}', "surrogates not allowed"),
         ("[" * 65 + "]" * 65, "nested too deep"),

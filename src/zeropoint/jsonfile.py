@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,13 @@ def load_json(
 
 def parse_json(text: str | bytes) -> Any:
     """A JSON value that says one thing: every key once, every number finite, every text Unicode, nothing nested deeper
-    than `MAX_DEPTH`. Python's own parser takes more, of which later code would fail far from the file's name.
+    than `MAX_DEPTH`. Python's own parser takes more, of which later code would fail far from the file's name. An open
+    range `[0.0, Infinity]`, as transformers writes it for Mamba, is one thing too.
 
     Raises `ValueError` with what is wrong.
     """
     try:
-        data = json.loads(
-            text, parse_constant=_no_constants, parse_float=_finite, object_pairs_hook=_once_each
-        )
+        data = json.loads(text, parse_constant=_infinity, parse_float=_finite, object_pairs_hook=_once_each)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     _check_values(data)
@@ -68,8 +67,10 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _no_constants(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
+def _infinity(text: str) -> float:
+    if text == "NaN":
+        raise ValueError("NaN is not a JSON number")
+    return float(text)
 
 
 def _finite(text: str) -> float:
@@ -88,7 +89,8 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(data: Any) -> None:
-    """Raise `ValueError` for half of a surrogate pair, which no file can hold, and for what lies too deep."""
+    """Raise `ValueError` for half of a surrogate pair, which no file can hold, for infinity unless it is the end of a
+    range, and for what lies too deep."""
     level, depth = [data], 0
     while level:
         depth += 1
@@ -99,7 +101,9 @@ def _check_values(data: Any) -> None:
             if isinstance(each, dict):
                 below += (*each, *each.values())
             elif isinstance(each, list):
-                below += each
+                below += each[:1] if len(each) == 2 and each[1] == inf else each
             elif isinstance(each, str) and not each.isascii():
                 each.encode()
+            elif isinstance(each, float) and not isfinite(each):
+                raise ValueError("Infinity is not a JSON number")
         level = below
