@@ -53,6 +53,13 @@ def test_bad_news_is_said_plainly(report: Report) -> None:
     assert not any(line.startswith("int8") for line in lines)
 
 
+def test_two_of_one_size_gain_nothing_on_each_other() -> None:
+    twins = {metric: {**rows, "twin": rows["int4"]} for metric, rows in VALUES.items() if "int4" in rows}
+    said = [line for line in warnings(build(twins)) if "Its gain is size" in line]
+    assert len(said) == 1
+    assert "against 100 tok/s of int8" in said[0]
+
+
 def test_speed_beside_another_load_is_not_trusted() -> None:
     noisy = build({**VALUES, "other_load_cores": {"ref": (1.6,) * 3, "int4": (0.1,) * 3}})
     words = (

@@ -185,10 +185,13 @@ def _disturbed_lines(report: Report) -> list[str]:
 
 
 def _between(report: Report, found: list[Candidate]) -> list[str]:
-    """Smaller formats that are not faster than the next larger one: size is then their only gain."""
-    ranked = sorted((c for c in found if c.smaller and c.decode), key=lambda c: c.smaller or 0)
+    """Smaller formats that are not faster than the next larger one: size is then their only gain. Of several
+    of one size, the fastest speaks for it."""
+    by_size = {
+        round(c.smaller, 1): c for c in sorted(found, key=lambda c: c.decode or 0) if c.smaller and c.decode
+    }
     lines = []
-    for larger, smaller in pairwise(ranked):
+    for (_, larger), (_, smaller) in pairwise(sorted(by_size.items())):
         if (smaller.decode or 0) < TIE * (larger.decode or 0):
             pair = _pair(report, smaller.name, larger.name, "decode_tokens_per_second", numbers.rate)
             lines.append(
