@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,11 +171,24 @@ def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
     firsts = [names[0] for names in owned if names][:2]
     if not firsts:
         raise UnsupportedError("no weight of the blocks is quantized")
-    for name in firsts[:-1]:
-        blocks.take(name)
-    started = time.perf_counter()
-    blocks.take(firsts[-1])
-    return time.perf_counter() - started
+    with _silent():
+        for name in firsts[:-1]:
+            blocks.take(name)
+        started = time.perf_counter()
+        blocks.take(firsts[-1])
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What quantizing says of random text is no news of the model."""
+    loud = logging.getLogger("zeropoint")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loud.setLevel(level)
 
 
 def rounding_seconds(checkpoint: Checkpoint, plan: Plan) -> float:
