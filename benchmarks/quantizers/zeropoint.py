@@ -57,7 +57,8 @@ NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
 NOTES["int4-g128"] += "; rows of 576 in groups of 96"
 # the reference model's embedding is tied to its head, so that its hidden states cannot be turned
-TURNED = {"residual": False}
+_TURNED = {"residual": False}
+OPTIONS = {"rotation": _TURNED, "rotation+gptq": {"rotation": _TURNED}}
 FORMATS = {
     f"{fmt}/{algorithm}": (kind, "; ".join([*remarks(algorithm), NOTES[fmt]]))
     for fmt, (kind, _) in SCHEMES.items()
@@ -82,8 +83,7 @@ def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
     from zeropoint.planning import uniform_plan
 
     checkpoint = open_checkpoint(model)
-    alone = {"rotation": TURNED, "rotation+gptq": {"rotation": TURNED}}
-    options = alone.get(algorithm, {})
+    options = OPTIONS.get(algorithm, {})
     uniform = uniform_plan(
         checkpoint, scheme if isinstance(scheme, str) else "int4", algorithm=algorithm, options=options
     )

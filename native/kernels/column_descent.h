@@ -15,11 +15,7 @@ namespace {
 // Column `column` of kLanes rows, whose (H E) is `pull`, takes the nearest codes. Returns its errors.
 V::Float change_column(const ColumnDescent& c, int64_t row, int64_t column, V::Float pull) {
   const Groups& groups = c.groups;
-  const int64_t rows = rows_from(groups, row), at = row * groups.count + column / groups.size;
-  const V::Float scale = gather(c.scale + at, groups.count, rows, 1.0f);
-  const V::Float zero =
-      c.zero == nullptr ? V::set_float(0.0f) : gather(c.zero + at, groups.count, rows, 0.0f);
-  const V::Float wanted = gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f);
+  const auto [rows, scale, zero, wanted] = column_of_rows(c, row, column);
   int8_t* const codes = c.codes + row * groups.columns + column;
   const V::Float before = gather(codes, groups.columns, rows, int8_t{0});
   const V::Float own = V::set_float(c.hessian[column * groups.columns + column]);

@@ -22,14 +22,26 @@ struct Strip {
   float* errors;
 };
 
+// A column of kLanes rows: how many of them there are, their scales, zero points and weights.
+struct ColumnOfRows {
+  int64_t rows;
+  V::Float scale, zero, wanted;
+};
+
+// Of a ColumnRounding or a ColumnDescent.
+template <class Job>
+ColumnOfRows column_of_rows(const Job& c, int64_t row, int64_t column) {
+  const Groups& groups = c.groups;
+  const int64_t rows = rows_from(groups, row), at = row * groups.count + column / groups.size;
+  return {rows, gather(c.scale + at, groups.count, rows, 1.0f),
+          c.zero == nullptr ? V::set_float(0.0f) : gather(c.zero + at, groups.count, rows, 0.0f),
+          gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f)};
+}
+
 // Rounds a column of kLanes rows, of which more is wanted: what is to be `made_up` for. Returns its errors.
 V::Float round_column(const ColumnRounding& c, int64_t row, int64_t column, V::Float made_up) {
   const Groups& groups = c.groups;
-  const int64_t rows = rows_from(groups, row), at = row * groups.count + column / groups.size;
-  const V::Float scale = gather(c.scale + at, groups.count, rows, 1.0f);
-  const V::Float zero =
-      c.zero == nullptr ? V::set_float(0.0f) : gather(c.zero + at, groups.count, rows, 0.0f);
-  const V::Float wanted = gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f);
+  const auto [rows, scale, zero, wanted] = column_of_rows(c, row, column);
   const V::Int level = Levels(groups, zero).nearest(V::div(V::add(wanted, made_up), scale));
   int8_t codes[kLanes];
   V::store_bytes(codes, V::add(level, V::round(zero)));

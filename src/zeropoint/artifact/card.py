@@ -137,12 +137,17 @@ def update_card(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it holds the old or the new text, whatever happens. Raises `ArtifactError`."""
+    """`replace_bytes` of a UTF-8 text."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it holds the old or the new bytes, whatever happens. Raises `ArtifactError`."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

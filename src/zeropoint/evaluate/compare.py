@@ -80,7 +80,11 @@ def compare(
     request = quality_request(
         models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
     )
-    request |= {"prompts": list(prompts), "answer_tokens": answer_tokens}
+    request |= {
+        "prompts": list(prompts),
+        "answer_tokens": answer_tokens,
+        "speakers": [m.name for m in models],
+    }
     share = len(models) / steps
     found = client.call(
         request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
@@ -117,7 +121,7 @@ def quality_request(
     context: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The worker's request: `models[0]` in float32 is the reference, and all models are candidates.
+    """The worker's request: `models[0]` in float32 is the reference, all models are candidates, nobody answers.
 
     A checkpoint that runs in float32 anyway gets one more candidate, a bfloat16 run for the noise floor.
     """
@@ -135,12 +139,9 @@ def quality_request(
         }
     reference = {"path": first.path, "dtype": "float32", "engine": reference_engine}
     context = min(context, first.context or context)
-    return {
-        **paired_request(
-            reference, candidates, threads, text=text, tokens=tokens, context=context, seed=seed
-        ),
-        "speakers": [m.name for m in models],
-    }
+    return paired_request(
+        reference, candidates, threads, text=text, tokens=tokens, context=context, seed=seed
+    )
 
 
 def paired_request(

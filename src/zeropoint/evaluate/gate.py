@@ -154,7 +154,7 @@ def check(
         context=context,
         seed=seed,
     )
-    request |= {"keep": None if keep is None else str(keep), "speakers": []}
+    request["keep"] = None if keep is None else str(keep)
     share = 0.0 if tasks is None else _TASKS_SHARE
     answers: tuple[TaskResult, ...] = ()
     if tasks is not None:  # first: a task that cannot be read should not cost the time of all the rest

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.errors import CheckpointError
+from zeropoint.artifact.card import replace_bytes
+from zeropoint.errors import ArtifactError, CheckpointError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.windows import Windows
 from zeropoint.jsonfile import json_digest, load_json
@@ -56,8 +57,7 @@ def key(request: Mapping[str, Any], windows: Windows) -> dict[str, Any]:
         "model": digest(shard_files(folder, CheckpointError)),
         "config": load_json(folder / "config.json", error=CheckpointError),
         "reference": [reference["dtype"], reference["engine"]],
-        "windows": list(windows.tokens.shape),
-        "tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest(),
+        **windows.key,
         "documents": hashlib.sha256(windows.documents.tobytes()).hexdigest(),
         "draws": [request["seed"], request["resamples"]],
         "programs": environment.versions(),
@@ -86,20 +86,14 @@ def write(folder: Path, key: Mapping[str, Any], kept: Kept) -> None:
         return
     said = {"head": kept.head, "shape": kept.inputs.shape, "entries": kept.entries, "key": key}
     body = json.dumps(said).encode() + b"\n" + np.ascontiguousarray(kept.inputs).tobytes()
-    path = _path(folder, key)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        os.replace(temporary, path)
+        replace_bytes(_path(folder, key), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         files = sorted(folder.glob(f"{PREFIX}*"), key=lambda file: file.stat().st_mtime)
         for file in files[:-MOST_FILES]:
             file.unlink(missing_ok=True)
-    except OSError as cause:
+    except (OSError, ArtifactError) as cause:
         logger.warning("the reference's run is not kept in %s: %s", folder, cause)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _path(folder: Path, key: Mapping[str, Any]) -> Path:

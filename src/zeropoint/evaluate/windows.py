@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ class Windows:
         """Predictions made: every token of a window but its first."""
         windows, context = self.tokens.shape
         return int(windows * (context - 1))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What names the tokens among others that are kept."""
+        found = hashlib.sha256(self.tokens.tobytes()).hexdigest()
+        return {"windows": list(self.tokens.shape), "tokens": found}
 
 
 def load_text(path: str | Path | None) -> EvaluationText:

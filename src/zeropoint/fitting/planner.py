@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -127,8 +126,7 @@ class Planner:
         }
         read_with = {
             "text": self.planning_text.digest,
-            "windows": list(windows.tokens.shape),
-            "tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest(),
+            **windows.key,
             "kernels": library.digest(),
             "machine": [Machine.detect().processor, active_isa(), settings.threads],
         }

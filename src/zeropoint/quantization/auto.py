@@ -94,17 +94,17 @@ def pick(
         return _rtn(rounding, f"the fastest, and still about {rounding:.0f} s of {budget:.0f}")
     scheme = parse(format)
     rungs = [(name, tokens if tokens and wanted else wanted) for name, wanted in LADDER]
-    ladder = list(
-        {_said(*rung, scheme): rung for rung in rungs}.values()
-    )  # two names may stand for one thing
+    # two names may stand for one thing
+    ladder = list({_said(*rung, scheme): rung for rung in rungs}.values())
     try:
         seconds = _estimates(checkpoint, format, ladder, rounding, budget)
     except UnsupportedError as cause:
         return _rtn(rounding, f"nothing else can be done here: {cause}")
     rung = [tried for tried in seconds if seconds[tried] <= budget][-1]
     reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
-    if seconds[next_best := list(seconds)[-1]] > budget:
-        reason += f"; {_said(*next_best, scheme)} would take about {seconds[next_best]:.0f} s"
+    last = list(seconds)[-1]
+    if seconds[last] > budget:
+        reason += f"; {_said(*last, scheme)} would take about {seconds[last]:.0f} s"
     said = _said(*rung, scheme)
     logger.info("auto: %s: %s", said, reason)
     algorithm, options = algorithms.resolve(rung[0], {}, scheme)
