@@ -33,7 +33,7 @@ from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.planner import WINDOW, Planner
 from zeropoint.kernels import native
 from zeropoint.planning.solver import Picks
-from zeropoint.runtime.native.tokenizer import load_tokenizer
+from zeropoint.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

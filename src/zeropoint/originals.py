@@ -2,8 +2,8 @@
 
 An artifact holds schemes; what a K-quant says is no scheme, and converting rounded weights would round them twice. So
 an export in such types begins at the float model: its blocks are observed on a calibration text and quantized one after
-the other, as `quantize --algorithm good` does it, but on the grids of these types (`gguf/grids.py`). What no block
-holds, embedding and output head, is rounded to nearest.
+the other, as `quantize --algorithm good` does it, but on the grids of these types
+(`algorithms/_ggml_grids.py`). What no block holds, embedding and output head, is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from gguf import GGMLQuantizationType
 
 from zeropoint import artifact
+from zeropoint.algorithms import _ggml_grids as grids
 from zeropoint.algorithms import gptq, part_options, parts, resolve
 from zeropoint.calibrate import Calibration
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
-from zeropoint.gguf import grids
 from zeropoint.gguf.superblocks import Storable, SuperTensor
 from zeropoint.plan import Choice, Plan
 from zeropoint.qtensor import Coded, Floats, QuantizedTensor

@@ -9,9 +9,10 @@ import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from zeropoint.algorithms import _ggml_grids as grids
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
-from zeropoint.gguf import grids, superblocks
+from zeropoint.gguf import superblocks
 from zeropoint.gguf.superblocks import FORMATS
 from zeropoint.scheme import Scheme
 from zeropoint.stats import LayerStats

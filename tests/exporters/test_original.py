@@ -12,9 +12,10 @@ from gguf import MODEL_ARCH, GGMLQuantizationType
 
 from tests import tiny
 from zeropoint import exporters
+from zeropoint.algorithms import _ggml_grids as grids
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
-from zeropoint.gguf import grids, superblocks
+from zeropoint.gguf import superblocks
 from zeropoint.gguf.recipes import RECIPES, Model
 from zeropoint.ggufile import GgufFile
 from zeropoint.originals import OriginalModel, open_original, quantize_to

@@ -16,8 +16,9 @@ from zeropoint.evaluate import harness
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.huggingface import HuggingFaceModel
 from zeropoint.runtime.model import Model
-from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.tokenizer import Message
 
 END = 10
 

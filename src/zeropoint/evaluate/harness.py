@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.model import generate_text
-from zeropoint.runtime.protocol import Message, Runner
+from zeropoint.runtime.protocol import Runner
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.tokenizer import Message
 
 T = TypeVar("T")
 

@@ -23,13 +23,13 @@ from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.jsonfile import load_json
+from zeropoint.models.families import derive
+from zeropoint.models.record import DecoderRecord
 from zeropoint.onnx import decoder
 from zeropoint.onnx.data import DataReader, DataWriter
 from zeropoint.onnx.genai import genai_config
 from zeropoint.onnx.graph import Graph
 from zeropoint.onnx.weights import Floats, choose
-from zeropoint.runtime.native.architectures import derive
-from zeropoint.runtime.native.record import DecoderRecord
 
 TARGET = "onnx"
 MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"

@@ -19,15 +19,15 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.fitting.cache import Cache
 from zeropoint.jsonfile import load_json
+from zeropoint.models.families import derive
+from zeropoint.models.record import MODEL, DecoderRecord, LinearSlot
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import Picks
 from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
 from zeropoint.quantization import Progress, stream
-from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
-from zeropoint.runtime.native.record import MODEL, DecoderRecord, LinearSlot
 
 #: The unquantized weights, in 16 bits: what every loss is measured against.
 WIDE = "16-bit"

@@ -32,7 +32,7 @@ from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
 from zeropoint.quantization import read_calibration
 from zeropoint.quantization.streaming import needs_calibration
 from zeropoint.runtime.native import store
-from zeropoint.runtime.native.tokenizer import load_tokenizer
+from zeropoint.tokenizer import load_tokenizer
 
 #: Tokens of a window that plans are compared on: the shorter, the less attention costs.
 WINDOW = 257

@@ -1,6 +1,6 @@
 """Model families as llama.cpp names and computes them, from the same record that the native engine runs.
 
-`runtime.native.architectures.derive` reads config.json strictly and says what a model computes; a `Family` says what
+`models.families.derive` reads config.json strictly and says what a model computes; a `Family` says what
 llama.cpp's graph of that name computes. Where the two differ, the difference is a named problem. Tensor names come
 from the `gguf` package's own map.
 """
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UnsupportedError
 from zeropoint.gguf.superblocks import Storable, SuperTensor
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.runtime.native.architectures import derive
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.record import (
+from zeropoint.models.config import Config
+from zeropoint.models.families import derive
+from zeropoint.models.record import (
     Activation,
     DecoderConfig,
     DecoderRecord,
@@ -30,7 +29,8 @@ from zeropoint.runtime.native.record import (
     NormSlot,
     Rope,
 )
-from zeropoint.runtime.native.rope import RopeParameters, read_rope
+from zeropoint.models.rope import RopeParameters, read_rope
+from zeropoint.qtensor import QuantizedTensor, Weight
 
 NO_BIAS: frozenset[LinearSlot] = frozenset()
 QKV = frozenset({LinearSlot.Q, LinearSlot.K, LinearSlot.V})

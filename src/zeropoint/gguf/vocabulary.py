@@ -18,7 +18,7 @@ from gguf import GGUFWriter, TokenType
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
 from zeropoint.jsonfile import load_json
-from zeropoint.runtime.native.tokenizer import chat_template
+from zeropoint.tokenizer import chat_template
 
 MAX_TOKENIZER_BYTES = 256 << 20
 

@@ -18,12 +18,7 @@ import numpy as np
 from onnx import TensorProto
 
 from zeropoint.errors import ArtifactError
-from zeropoint.onnx.data import DataReader
-from zeropoint.onnx.graph import CONTRIB, Graph
-from zeropoint.onnx.weights import Float32, Way
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.runtime.native.parcel import take_rows
-from zeropoint.runtime.native.record import (
+from zeropoint.models.record import (
     Activation,
     DecoderConfig,
     DecoderRecord,
@@ -36,6 +31,11 @@ from zeropoint.runtime.native.record import (
     Rope,
     Rows,
 )
+from zeropoint.onnx.data import DataReader
+from zeropoint.onnx.graph import CONTRIB, Graph
+from zeropoint.onnx.weights import Float32, Way
+from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.runtime.native.parcel import take_rows
 
 Read = Callable[[str], Weight]
 #: A weight's identity: the stored name, and which rows of it.

@@ -86,7 +86,8 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
             other.prepare()
         return
     if engine == "native" or (engine == "auto" and dtype == "auto"):
-        from zeropoint.runtime.native import loading, tokenizer
+        from zeropoint import tokenizer
+        from zeropoint.runtime.native import loading
 
         with suppress(ZeropointError, OSError):
             loading.check(Path(path))

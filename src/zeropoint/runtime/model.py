@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from zeropoint.errors import UsageError
-from zeropoint.runtime.protocol import Logits, Message, Runner, Tokens
+from zeropoint.runtime.protocol import Logits, Runner, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.streaming import TextStream
+from zeropoint.tokenizer import Message
 
 DEFAULT_NEW_TOKENS = 256
 

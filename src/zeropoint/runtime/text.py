@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from zeropoint.runtime.protocol import Message
+from zeropoint.tokenizer import Message
 
 
 class Text(Protocol):
-    """A model's tokenizer; see `zeropoint.runtime.native.tokenizer.Tokenizer`."""
+    """A model's tokenizer; see `zeropoint.tokenizer.Tokenizer`."""
 
     def encode(self, text: str) -> list[int]: ...
     def encode_prompt(self, text: str) -> list[int]: ...

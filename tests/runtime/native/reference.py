@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.runtime.native.record import (
+from zeropoint.models.record import (
     MODEL,
     Activation,
     DecoderRecord,

@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from zeropoint.errors import UnsupportedError
-from zeropoint.runtime.native.architectures import derive
+from zeropoint.models.families import derive
 
 
 def config_of(path: Path) -> dict[str, Any]:

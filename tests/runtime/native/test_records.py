@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.runtime.native.reference import Reference
-from zeropoint.runtime.native.architectures import derive, families
+from zeropoint.models.families import derive, families
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 24)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.native.conftest import Artifacts
+from zeropoint.models.record import DecoderRecord, LinearSlot, Rows
 from zeropoint.runtime.native import loading, store
-from zeropoint.runtime.native.record import DecoderRecord, LinearSlot, Rows
 from zeropoint.runtime.native.runner import NativeRunner
 
 TOKENS = np.arange(20)

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from tests.tiny import write_tokenizer
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
-from zeropoint.runtime.native.tokenizer import Tokenizer
 from zeropoint.runtime.universal.runner import TorchRunner
+from zeropoint.tokenizer import Tokenizer
 
 TEXTS = ["Hello, world!", "  two  spaces\n\n", "日本語 🐱", "<s>literal</s>", ""]
 CONVERSATION = [

@@ -21,8 +21,9 @@ from zeropoint.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from zeropoint.runtime.protocol import Message, Runner
+    from zeropoint.runtime.protocol import Runner
     from zeropoint.runtime.sampling import Sampling
+    from zeropoint.tokenizer import Message
 
 HELP = "talk with a model in the terminal"
 

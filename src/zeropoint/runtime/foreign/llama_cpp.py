@@ -19,8 +19,8 @@ import numpy as np
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.foreign import require
 from zeropoint.runtime.foreign._cached import CachedRunner
-from zeropoint.runtime.native.tokenizer import compile_template, render
-from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.protocol import Logits, Tokens
+from zeropoint.tokenizer import Message, compile_template, render
 
 RUNTIME, EXACT = "llama.cpp", "float32"
 

@@ -16,8 +16,8 @@ from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.jsonfile import load_json
 from zeropoint.runtime.foreign import first_line, require
 from zeropoint.runtime.foreign._cached import CachedRunner
-from zeropoint.runtime.native.tokenizer import load_tokenizer
 from zeropoint.runtime.protocol import Logits, Tokens
+from zeropoint.tokenizer import load_tokenizer
 
 RUNTIME, EXACT = "onnxruntime", "auto"
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library, native
+from zeropoint.models.record import DecoderConfig, DecoderRecord, LinearSlot, NormSource
 from zeropoint.qtensor import QuantizedTensor
-from zeropoint.runtime.native.record import DecoderConfig, DecoderRecord, LinearSlot, NormSource
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from zeropoint.allocator import trim
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
+from zeropoint.models.families import derive
+from zeropoint.models.record import DecoderRecord
 from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
-from zeropoint.runtime.native.architectures import derive
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.parcel import Packed, Parcel, collect, pack_stream
-from zeropoint.runtime.native.record import DecoderRecord
 from zeropoint.shards import shard_files
 
 if TYPE_CHECKING:

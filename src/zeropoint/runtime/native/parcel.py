@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
+from zeropoint.models.record import DecoderRecord, LinearSource, Rows
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native.library import Decoder, Floats, Weight, pack
-from zeropoint.runtime.native.record import DecoderRecord, LinearSource, Rows
 
 #: A packed weight's identity: the stored name, and which rows of it. A tied head shares its embedding's.
 Part = tuple[str, Rows | None]

@@ -17,10 +17,10 @@ from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
 from zeropoint.runtime.native.loading import Loaded, load
 from zeropoint.runtime.native.lookup import generate_with_lookup
 from zeropoint.runtime.native.session import Session, read, token_array
-from zeropoint.runtime.native.tokenizer import Tokenizer, load_tokenizer
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
+from zeropoint.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

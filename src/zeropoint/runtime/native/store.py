@@ -25,9 +25,9 @@ import numpy as np
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.jsonfile import parse_json
 from zeropoint.kernels import library
+from zeropoint.models.record import Rows
 from zeropoint.runtime.native.library import Bytes, Weight, view
 from zeropoint.runtime.native.parcel import Packed, Parcel
-from zeropoint.runtime.native.record import Rows
 
 VERSION = 2
 PREFIX = ".zeropoint-packed-"

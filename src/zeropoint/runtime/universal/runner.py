@@ -22,10 +22,11 @@ from transformers import (
 from zeropoint import artifact
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.generation import OnToken, generate
-from zeropoint.runtime.protocol import Logits, Message, Tokens
+from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
+from zeropoint.tokenizer import Message
 
 
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
-from zeropoint.runtime.native.rope import read_rope, standing_still
+from zeropoint.models.config import Config
+from zeropoint.models.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
+from zeropoint.models.record import DecoderRecord, LayerRecord
+from zeropoint.models.rope import read_rope, standing_still
 
 TURNING, STILL = 0, 1
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     decoder,
@@ -12,8 +12,8 @@ from zeropoint.runtime.native.parts import (
     read_activation,
     read_shape,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot, NormSource
-from zeropoint.runtime.native.rope import read_rope
+from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind, NormSlot, NormSource
+from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:

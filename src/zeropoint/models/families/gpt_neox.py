@@ -3,8 +3,8 @@ together; a quarter of each head turns (arXiv:2204.06745)."""
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     Linears,
     Shape,
     blocks,
@@ -17,8 +17,8 @@ from zeropoint.runtime.native.parts import (
     read_activation,
     read_shape,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, Rows
-from zeropoint.runtime.native.rope import read_rope
+from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, Rows
+from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:

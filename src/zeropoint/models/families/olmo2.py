@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     gated_mlp,
@@ -13,8 +13,8 @@ from zeropoint.runtime.native.parts import (
     read_shape,
     rms_model,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
-from zeropoint.runtime.native.rope import read_rope
+from zeropoint.models.record import DecoderRecord, LayerRecord
+from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:

@@ -3,8 +3,8 @@ one, and a rotation of their own for the sliding ones (arXiv:2503.19786)."""
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     gated_mlp,
@@ -16,8 +16,8 @@ from zeropoint.runtime.native.parts import (
     rms_model,
     sandwich_norms,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
-from zeropoint.runtime.native.rope import read_rope_by_layer_type
+from zeropoint.models.record import DecoderRecord, LayerRecord
+from zeropoint.models.rope import read_rope_by_layer_type
 
 FULL, SLIDING = 0, 1
 

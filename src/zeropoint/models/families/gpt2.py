@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     Shape,
     blocks,
     check_shape,
@@ -16,7 +16,7 @@ from zeropoint.runtime.native.parts import (
     stacked,
     with_positions,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, NormSlot
+from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, NormSlot
 
 
 def derive(config: Config) -> DecoderRecord:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
 from zeropoint.jsonfile import load_json
-from zeropoint.runtime.protocol import Message
 
 if TYPE_CHECKING:
     import jinja2
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `{"role": "user", "content": "..."}`."""
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 

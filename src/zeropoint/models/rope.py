@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.record import RopeTable
+from zeropoint.models.config import Config
+from zeropoint.models.record import RopeTable
 
 Floats = NDArray[np.float32]
 

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from zeropoint.errors import UnsupportedError
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.record import DecoderRecord
+from zeropoint.models.config import Config
+from zeropoint.models.record import DecoderRecord
 
 
 def families() -> tuple[str, ...]:

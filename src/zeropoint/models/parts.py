@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.record import (
+from zeropoint.models.config import Config
+from zeropoint.models.record import (
     Activation,
     DecoderConfig,
     DecoderRecord,
@@ -24,7 +24,7 @@ from zeropoint.runtime.native.record import (
     RopeTable,
     Rows,
 )
-from zeropoint.runtime.native.rope import RopeParameters
+from zeropoint.models.rope import RopeParameters
 
 Linears = dict[LinearSlot, LinearSource]
 Norms = dict[NormSlot, NormSource]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     blocks,
     linear,
     pre_norms,
@@ -12,8 +12,8 @@ from zeropoint.runtime.native.parts import (
     rms_model,
     stacked,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, LinearSlot
-from zeropoint.runtime.native.rope import read_rope
+from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot
+from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     gated_mlp,
@@ -14,8 +14,8 @@ from zeropoint.runtime.native.parts import (
     read_window,
     rms_model,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord
-from zeropoint.runtime.native.rope import read_rope_by_layer_type
+from zeropoint.models.record import DecoderRecord, LayerRecord
+from zeropoint.models.rope import read_rope_by_layer_type
 
 FULL, SLIDING = 0, 1
 

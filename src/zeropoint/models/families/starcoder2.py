@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     decoder,
@@ -15,8 +15,8 @@ from zeropoint.runtime.native.parts import (
     read_shape,
     read_window,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind
-from zeropoint.runtime.native.rope import read_rope
+from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind
+from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeropoint.runtime.native.config import Config
-from zeropoint.runtime.native.parts import (
+from zeropoint.models.config import Config
+from zeropoint.models.parts import (
     attention,
     blocks,
     decoder,
@@ -15,7 +15,7 @@ from zeropoint.runtime.native.parts import (
     read_shape,
     with_positions,
 )
-from zeropoint.runtime.native.record import DecoderRecord, LayerRecord, NormKind, NormSlot, Rows
+from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind, NormSlot, Rows
 
 #: The first two rows stood for padding in the original code.
 POSITION_OFFSET = 2
