@@ -9,12 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import harness
 from zeropoint.runtime.generation import OnToken, generate
-from zeropoint.runtime.huggingface import HuggingFaceModel
 from zeropoint.runtime.model import Model
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
@@ -194,27 +192,3 @@ def test_a_missing_harness_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match="pip install lm-eval"):
         harness.adapter(Alphabet())
-
-
-# -- transformers' calling convention ---------------------------------------------------------------
-
-
-def test_called_like_a_transformers_model() -> None:
-    model = HuggingFaceModel(Alphabet()).eval().to("cpu")
-    ids = torch.tensor([[97, 98], [120, 121]])
-    out = model(ids, attention_mask=torch.ones_like(ids))
-    assert isinstance(out.logits, torch.Tensor)
-    assert out.logits.argmax(-1).tolist() == [[98, 99], [121, 122]]
-    made = model.generate(ids, max_new_tokens=3)
-    assert made.tolist() == [[97, 98, 99, 100, 101], [120, 121, 122, END, END]]
-    assert isinstance(model(ids.numpy()).logits, np.ndarray)
-    sampled = model.generate(ids.numpy(), max_new_tokens=3, do_sample=True, top_k=1, temperature=3.0)
-    assert sampled.tolist() == made.tolist()
-
-
-def test_padding_on_the_left_is_refused() -> None:
-    model = HuggingFaceModel(Alphabet())
-    with pytest.raises(UsageError, match="left"):
-        model(np.ones((1, 2), np.int64), attention_mask=np.array([[0, 1]]))
-    with pytest.raises(UsageError, match="batch"):
-        model(np.ones(2, np.int64))
