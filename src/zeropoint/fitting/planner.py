@@ -200,11 +200,15 @@ class Planner:
         return replace(answer, predicted=_prediction("fit", timed))
 
     def _notes(self) -> list[str]:
-        """Formats that are narrower but not faster here."""
+        """What to say of the target, of a search that was cut short, and of formats that are narrower, not faster."""
         rates = [1 / self.table.total("decode", self.table.uniform(f)) for f in self.candidates.formats]
         pairs = list(zip(self.candidates.formats, rates, strict=True))
+        unproven = (
+            "the search for a plan was cut short: the plan keeps to the budget, and a better one may exist"
+        )
         return [
             *self.target.notes,
+            *([unproven] if self.search.unproven else []),
             *(
                 f"{name} is not faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
                 for (before, least), (name, rate) in pairwise(pairs)

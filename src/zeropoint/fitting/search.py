@@ -17,7 +17,7 @@ from zeropoint.budget import Budget
 from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates, Step
 from zeropoint.fitting.loss import Loss, LossMeter
-from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, solve
+from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, optimize
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +77,8 @@ class Search:
         self._step = step
         self._tried: dict[bytes, Point] = {}
         self._known = known.losses
+        #: Whether a program ended at its limit of nodes, so that a better plan than the one found may exist.
+        self.unproven = False
 
     def measure(self, picks: Picks) -> Point:
         """Run a plan, unless it was run before."""
@@ -143,7 +145,7 @@ class Search:
             bounds: dict[Quantity, float] = dict(limits)
             if target is not None:
                 bounds["loss"] = self.promise(target * AFTER_A_MISS**misses)
-            picks = solve(self.table, bounds, minimize)
+            picks = self._solve(bounds, minimize)
             if picks is None:
                 break
             seen = picks.tobytes() in self._tried
@@ -158,11 +160,17 @@ class Search:
         best = self._best_measured(limits, minimize, target)
         if target is not None and best is None:
             # The promise is too pessimistic, or the budget cannot be met: the lowest loss within the rest decides.
-            picks = solve(self.table, limits, {"loss": 1.0})
+            picks = self._solve(limits, {"loss": 1.0})
             if picks is not None:
                 self.measure(picks)
                 best = self._best_measured(limits, minimize, target)
         return best if best is None else self._exchange(best, limits, minimize, target, evaluations)
+
+    def _solve(self, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float]) -> Picks | None:
+        """The program's answer, and a note of whether it was proved to be the best."""
+        found = optimize(self.table, limits, minimize)
+        self.unproven |= found is not None and not found.optimal
+        return None if found is None else found.picks
 
     def _best_measured(
         self, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float], target: float | None
