@@ -28,6 +28,8 @@ __attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const cha
 // Aligned memory, on huge pages when large; null when there is none.
 void* allocate(size_t bytes);
 void release(void* memory);
+// Gives the pages that lie wholly within back to the system; the contents are lost.
+void forget(void* memory, size_t bytes);
 
 // The tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
 const Kernels* active_kernels();

@@ -26,6 +26,19 @@ void release(void* memory) {
   std::free(memory);
 }
 
+void forget(void* memory, size_t bytes) {
+#ifdef MADV_DONTNEED
+  constexpr uintptr_t kSystemPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kSystemPage - 1) / kSystemPage * kSystemPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kSystemPage * kSystemPage;
+  // Only a hint: where it is refused (larger pages of the system, say) the memory stays until it is released.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
 namespace {
 
 // Of a nested scale: code times multiple still is a signed byte.

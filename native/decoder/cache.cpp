@@ -1,6 +1,7 @@
 #include "decoder/cache.h"
 
 #include <cmath>
+#include <cstring>
 #include <memory>
 
 #include "decoder/model.h"
@@ -22,6 +23,30 @@ PageLayout page_layout(int64_t head_dim, bool bytes) {
   p.value_scale = p.key_scale + (bytes ? kPage * 4 : 0);
   p.end = p.value_scale + (bytes ? kPage * 4 : 0);
   return p;
+}
+
+zp_status check_tokens(int64_t tokens) {
+  if (tokens < 1 || tokens > kMostTokens)
+    return fail(ZP_INVALID, "a cache has room for 1 to %ld tokens, not %ld", static_cast<long>(kMostTokens),
+                static_cast<long>(tokens));
+  return ZP_OK;
+}
+
+// Pages for so many tokens: every sequence may end within a page.
+int64_t pages_for(int64_t tokens, int64_t sequences) {
+  const int64_t open = sequences < tokens ? sequences : tokens;
+  return (tokens - open) / kPage + open;
+}
+
+// Memory for the pages of all layers, and how much it is.
+zp_status allocate_pages(const zp_cache& cache, int64_t pages, uint8_t** memory, size_t* bytes) {
+  const double size = static_cast<double>(cache.layers) * static_cast<double>(pages) *
+                      static_cast<double>(cache.page_bytes());
+  if (size > 0x1p60) return fail(ZP_NO_MEMORY, "no memory for a cache of %g bytes", size);
+  *bytes = static_cast<size_t>(cache.layers * pages * cache.page_bytes());
+  *memory = static_cast<uint8_t*>(allocate(*bytes));
+  if (*memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", *bytes);
+  return ZP_OK;
 }
 
 zp_status check_sequence(const zp_cache* cache, int32_t sequence) {
@@ -57,6 +82,33 @@ void zp_cache::trim(Sequence& sequence) {
   }
 }
 
+zp_status zp_cache::grow(int64_t most) {
+  const int64_t wanted = zp::pages_for(most, static_cast<int64_t>(sequences.size()));
+  free_pages.reserve(static_cast<size_t>(wanted));  // what may throw comes first
+  uint8_t* larger = nullptr;
+  size_t larger_bytes = 0;
+  const zp_status status = zp::allocate_pages(*this, wanted, &larger, &larger_bytes);
+  if (status != ZP_OK) return status;
+  const int64_t page = page_bytes();
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    uint8_t* from = memory + layer * pages * page;
+    for (const Sequence& s : sequences)
+      for (const int32_t p : s.pages)
+        std::memcpy(larger + (layer * wanted + p) * page, from + p * page, static_cast<size_t>(page));
+    zp::forget(from, static_cast<size_t>(pages * page));  // so that both need not fit as a whole
+  }
+  zp::release(memory);
+  // The lowest are taken first, from the end.
+  free_pages.insert(free_pages.begin(), static_cast<size_t>(wanted - pages), 0);
+  for (int64_t i = 0; i < wanted - pages; ++i)
+    free_pages[static_cast<size_t>(i)] = static_cast<int32_t>(wanted - 1 - i);
+  memory = larger;
+  bytes = larger_bytes;
+  pages = wanted;
+  tokens = most;
+  return ZP_OK;
+}
+
 using zp::fail;
 
 zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
@@ -66,9 +118,7 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
   if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
   if (sequences < 1 || sequences > zp::kMostSequences)
     return fail(ZP_INVALID, "a cache has 1 to %d sequences, not %d", zp::kMostSequences, sequences);
-  if (tokens < 1 || tokens > zp::kMostTokens)
-    return fail(ZP_INVALID, "a cache has room for 1 to %ld tokens, not %ld",
-                static_cast<long>(zp::kMostTokens), static_cast<long>(tokens));
+  if (const zp_status status = zp::check_tokens(tokens); status != ZP_OK) return status;
   if (type != ZP_CACHE_FLOAT16 && type != ZP_CACHE_INT8)
     return fail(ZP_INVALID, "there is no cache type %d", type);
   return zp::guarded([&] {
@@ -77,17 +127,10 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
     cache->layers = decoder->config.layers;
     cache->kv_heads = decoder->config.kv_heads;
     cache->tokens = tokens;
-    // Every sequence may end within a page.
-    const int64_t open = sequences < tokens ? sequences : tokens;
-    cache->pages = (tokens - open) / zp::kPage + open;
+    cache->pages = zp::pages_for(tokens, sequences);
     cache->layout = zp::page_layout(decoder->config.head_dim, type == ZP_CACHE_INT8);
-    const double size = static_cast<double>(cache->layers) * static_cast<double>(cache->pages) *
-                        static_cast<double>(cache->page_bytes());
-    if (size > 0x1p60) return fail(ZP_NO_MEMORY, "no memory for a cache of %g bytes", size);
-    cache->bytes = static_cast<size_t>(cache->layers * cache->pages * cache->page_bytes());
-    cache->memory = static_cast<uint8_t*>(zp::allocate(cache->bytes));
-    if (cache->memory == nullptr)
-      return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", cache->bytes);
+    const zp_status status = zp::allocate_pages(*cache, cache->pages, &cache->memory, &cache->bytes);
+    if (status != ZP_OK) return status;
     cache->sequences.resize(static_cast<size_t>(sequences));
     cache->free_pages.reserve(static_cast<size_t>(cache->pages));
     for (int64_t page = cache->pages - 1; page >= 0; --page)
@@ -103,6 +146,15 @@ void zp_cache_free(zp_cache* cache) {
 
 size_t zp_cache_bytes(const zp_cache* cache) {
   return cache == nullptr ? 0 : cache->bytes;
+}
+
+zp_status zp_cache_grow(zp_cache* cache, int64_t tokens) {
+  if (cache == nullptr) return fail(ZP_INVALID, "the cache is null");
+  if (const zp_status status = zp::check_tokens(tokens); status != ZP_OK) return status;
+  return zp::guarded([&] {
+    const std::lock_guard<std::mutex> lock(cache->lock);
+    return tokens <= cache->tokens ? ZP_OK : cache->grow(tokens);
+  });
 }
 
 int64_t zp_cache_length(const zp_cache* cache, int32_t sequence) {

@@ -39,4 +39,6 @@ struct zp_cache {
   void reserve(Sequence& sequence, int64_t length);
   // Gives back the pages beyond the length.
   void trim(Sequence& sequence);
+  // Makes room for `most` tokens, more than there is room for now; pages in use keep their number and contents.
+  zp_status grow(int64_t most);
 };

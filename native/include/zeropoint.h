@@ -240,6 +240,8 @@ enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1 };
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);
+/* Makes room for `tokens` tokens in all; what is cached stays. A cache never shrinks. On an error it is as before. */
+ZP_API zp_status zp_cache_grow(zp_cache* cache, int64_t tokens);
 ZP_API size_t zp_cache_bytes(const zp_cache* cache);
 ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence); /* -1: no such sequence */
 /* Forgets what lies at `length` and beyond. */

@@ -120,6 +120,35 @@ void test_cuts(std::mt19937& random) {
     }
 }
 
+// A cache that grows between and within pages, with two sequences in it: the same bits, and room for more.
+void test_growth(std::mt19937& random) {
+  for (const int type : {ZP_CACHE_FLOAT16, ZP_CACHE_INT8}) {
+    const auto m = make(small_config(), {.kind = Kind::kInt8, .window = 70}, random);
+    const auto vocab = static_cast<size_t>(m->config.vocab);
+    const auto tokens = random_tokens(*m, 400, random), others = random_tokens(*m, 100, random);
+    const Cache whole(*m, 500, 2, type), grown(*m, 150, 2, type);
+    const Floats expected = feed(*m, whole, tokens, 400, 1), beside = feed(*m, whole, others, 100, 1, 1);
+    Floats seen;
+    size_t read = 0;
+    for (const int64_t room : {150, 151, 260, 300, 500}) {
+      expect(zp_cache_grow(grown.cache, room) == ZP_OK, "grow");
+      if (room == 260) expect(feed(*m, grown, others, 33, 1, 1) == beside, "the other sequence");
+      const size_t end = static_cast<size_t>(room) - (room < 260 ? 0 : others.size());
+      const std::vector<int32_t> part(tokens.begin() + static_cast<long>(read),
+                                      tokens.begin() + static_cast<long>(end));
+      const Floats logits = feed(*m, grown, part, 70, 1);
+      seen.insert(seen.end(), logits.begin(), logits.end());
+      read = end;
+    }
+    expect(seen == expected && seen.size() == 400 * vocab, "what was cached before it grew");
+    const size_t bytes = zp_cache_bytes(grown.cache);
+    expect(zp_cache_grow(grown.cache, 10) == ZP_OK && zp_cache_bytes(grown.cache) == bytes &&
+               zp_cache_length(grown.cache, 0) == 400,
+           "a cache does not shrink");
+    expect(bytes == zp_cache_bytes(whole.cache), "as one made so large");
+  }
+}
+
 // Sequences of different lengths in one step, their tokens mixed, against each alone.
 void test_batch(std::mt19937& random) {
   const auto m = make(small_config(), {.kind = Kind::kInt8}, random);
@@ -249,6 +278,10 @@ void test_refused_steps(std::mt19937& random) {
          "another decoder's cache");
   expect(step({1, 1, 1, 1}, {1, 0, 1, 0}, {0, 2, 1, 3}) == ZP_OK, "the last place");
   expect(says(zp_cache_truncate(cache.cache, 0, 5), "cut"), "longer than it is");
+  expect(says(zp_cache_grow(nullptr, 5), "null"), "growing nothing");
+  expect(says(zp_cache_grow(cache.cache, 0), "tokens"), "growing to nothing");
+  expect(says(zp_cache_grow(cache.cache, int64_t{1} << 40), "tokens"), "growing beyond what there is");
+  expect(zp_cache_length(cache.cache, 0) == 4 && zp_cache_length(cache.cache, 1) == 2, "as before");
   expect(zp_cache_truncate(cache.cache, 0, 0) == ZP_OK && zp_cache_length(cache.cache, 0) == 0,
          "from the start");
   zp_decoder_free(nullptr);
@@ -288,6 +321,7 @@ int main() {
       expect(zp_isa_select(level) == ZP_OK, "select");
       test_families(level, random);
       test_cuts(random);
+      test_growth(random);
       test_batch(random);
       test_callers(random);
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from zeropoint.errors import UsageError
+from zeropoint.outfile import dump_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +67,4 @@ class Report:
         return cls(tuple(Measurement(**row) for row in rows), data.get("machine", {}), extra)
 
     def dumps(self) -> str:
-        return json.dumps(self.to_json(), indent=2, sort_keys=False) + "\n"
+        return dump_json(self.to_json())

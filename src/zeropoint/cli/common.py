@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zeropoint import outfile
+from zeropoint.cli.console import readable, rich_console
 from zeropoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +76,12 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="of the draws, above temperature 0")
     group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+        "--stop",
+        type=readable,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; repeatable",
     )
     parser.add_argument(
         "--kv-cache", choices=CACHE_TYPES, default="float16", help="type of the native key-value cache"
@@ -142,37 +148,29 @@ def text_file(path: Path | None) -> str | None:
 
 
 def write_json(path: Path | None, data: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    write_text(path, outfile.dump_json(data))
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """Write a result file through a temporary one, so that a reader never sees half of it."""
-    if path is None:
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    """Write a result file, if one is asked for."""
+    if path is not None:
+        outfile.write_text(path, text)
 
 
 def check_writable(*paths: Path | None) -> None:
     """Refuse before the work what would fail after it."""
     for path in paths:
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
+        if path is not None:
+            outfile.refuse_unwritable(path)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A callback `(what, done, total)` drawn as a bar on standard error; silent when that is not a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
+    console = rich_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -192,12 +190,10 @@ def progress_fraction() -> Iterator[Callable[[str, float], None]]:
 
 def show_report(report: Report) -> None:
     """The report's table on standard output: coloured and fitted in a terminal, plain and wide in a pipe."""
-    from rich.console import Console
-
     from zeropoint.render import terminal
     from zeropoint.render.terminal import plain_text
 
-    console = Console()
+    console = rich_console()
     if console.is_terminal:
         console.print(terminal(report))
     else:

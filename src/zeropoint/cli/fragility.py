@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from zeropoint.cli.console import rich_console
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -18,11 +20,9 @@ _ROWS = 12
 
 def show(table: Sensitivity) -> None:
     """Everything, on standard output."""
-    from rich.console import Console
-
     from zeropoint.render.fragility import agreement, headline
 
-    console = Console()
+    console = rich_console()
     console.print(f"[bold]{headline(table)}[/]", soft_wrap=True)
     for format in table.formats:
         console.print()

@@ -18,6 +18,7 @@ from types import FrameType
 
 import zeropoint
 from zeropoint.cli import commands
+from zeropoint.cli.console import streams
 from zeropoint.errors import ZeropointError
 
 #: The order of the help text: from looking, to making, to measuring, to using.
@@ -69,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: those of the process) and return its exit code."""
+    with streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # A library's own bars and advice would mix with ours; errors reach the user through ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -77,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except ZeropointError as error:
         return _fail(error, error.exit_code, args.debug)
     except ModuleNotFoundError as error:
@@ -89,9 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: no half-written artifact was left behind\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except MemoryError as error:
         return _fail(
             error,

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from zeropoint.errors import UsageError
+from zeropoint import outfile
 from zeropoint.render import charts, fragility, frontier, numbers, summary
 from zeropoint.render.colours import colour_classes
 from zeropoint.render.sections import answers, cards, costs, coverage, full_table, heat_maps, methods, points
@@ -75,11 +75,8 @@ def _headline(report: Report, table: Sensitivity | None, fitted: Mapping[str, An
 
 
 def write_page(report: Report, path: str | Path) -> None:
-    """Write the page. Raises UsageError when the file cannot be written."""
-    try:
-        Path(path).write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the page {path} cannot be written: {error}") from error
+    """Write the page. Raises `UsageError` when the file cannot be written."""
+    outfile.write_text(Path(path), page(report))
 
 
 def embed(data: Mapping[str, Any]) -> str:

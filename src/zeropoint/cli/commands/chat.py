@@ -19,6 +19,7 @@ from zeropoint.cli.common import (
     positive_int,
     sampling_of,
 )
+from zeropoint.cli.console import ask, readable, reader_left
 
 if TYPE_CHECKING:
     from zeropoint.runtime.protocol import Runner
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", metavar="ARTIFACT", help="an artifact folder, or a Hugging Face checkpoint folder"
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message, where the model has one")
+    parser.add_argument(
+        "--system", type=readable, metavar="TEXT", help="the system message, where the model has one"
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive_int, default=512, metavar="N", help="of each answer"
     )
@@ -60,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.write(f"{error} (/reset begins a new conversation)\n")
             continue
         messages = [*asked, {"role": "assistant", "content": answer}]
+        if reader_left():
+            break
     return 0
 
 
@@ -71,10 +76,11 @@ def _answer(
 
     shown: list[str] = []
 
-    def show(text: str) -> None:
+    def show(text: str) -> bool:
         sys.stdout.write(text)
         sys.stdout.flush()
         shown.append(text)
+        return reader_left()
 
     with contextlib.suppress(KeyboardInterrupt):
         generate_text(
@@ -91,11 +97,6 @@ def _answer(
 
 def _lines() -> Iterator[str]:
     """What the user types, until the end of the input; empty lines are passed over."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if line:
+    while (line := ask("> ")) is not None:
+        if line := line.strip():
             yield line

@@ -31,6 +31,7 @@ from zeropoint.cli.common import (
     text_file,
     write_text,
 )
+from zeropoint.cli.console import readable
 
 HELP = "models side by side: table, JSON, one HTML page"
 
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as markdown")
     parser.add_argument(
         "--prompt",
+        type=readable,
         action="append",
         metavar="TEXT",
         help="answered by each model; repeatable (default: four questions)",

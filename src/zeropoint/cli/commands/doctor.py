@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
+from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ SHOWN = (
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     check_writable(args.json)
     machine = this_machine(measure=not args.no_measure)
-    console = Console()
+    console = rich_console()
     facts = Table(show_header=False, box=None, pad_edge=False)
     for label, value in _facts(machine):
         facts.add_row(f"[bold]{label}", value)

@@ -12,7 +12,6 @@ already), 1 when no plan does or the gate fails: what would be needed is said, a
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -28,8 +27,8 @@ from zeropoint.cli.common import (
     progress_fraction,
     text_file,
     write_json,
-    write_text,
 )
+from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         found = fit(args.model, None if args.plan_only else args.out, budget, settings, progress)
     _show(found)
     if found.plan is not None and args.save_plan is not None:
-        write_text(args.save_plan, json.dumps(found.plan.to_json(), indent=1) + "\n")
+        write_json(args.save_plan, found.plan.to_json())
     write_json(args.json, found.to_json())
     if args.html is not None:
         _write_page(args, found)
@@ -217,7 +216,6 @@ def _ask() -> dict[str, str]:
 
 
 def _show(found: Fit) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("plan", "weights", "decode", "prefill", "mean KL", "", box=None, pad_edge=False)
@@ -237,7 +235,7 @@ def _show(found: Fit) -> None:
             mix,
         )
         table.add_row(*row, style="bold" if chosen else None)
-    console = Console()
+    console = rich_console()
     if found.uniform:
         console.print(table)
     for note in found.notes:

@@ -16,6 +16,7 @@ from zeropoint.cli.common import (
     sampling_of,
     write_json,
 )
+from zeropoint.cli.console import readable, reader_left
 
 HELP = "text from an artifact"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", metavar="ARTIFACT", help="an artifact folder, or a Hugging Face checkpoint folder"
     )
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--prompt", type=readable, required=True, help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N")
     add_generation_options(parser)
@@ -44,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("the prompt is empty")
     shown: list[str] = []
 
-    def show(text: str) -> None:
+    def show(text: str) -> bool:
         sys.stdout.write(text)
         sys.stdout.flush()
         shown.append(text)
+        return reader_left() and args.json is None  # then nobody wants the rest
 
     start = time.perf_counter()
     generated = generate_text(

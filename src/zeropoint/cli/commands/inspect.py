@@ -24,6 +24,7 @@ from zeropoint.cli.common import (
     write_json,
     write_text,
 )
+from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from zeropoint.checkpoint import open_checkpoint
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         return _sensitivity(checkpoint, args)
     machine = this_machine(measure=not args.no_measure)
     found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
-    console = Console()
+    console = rich_console()
     console.print(
         f"[bold]{found.architecture}[/] ({found.model_type}), {found.layers} blocks, "
         f"{found.parameters / 1e6:.1f}M parameters, {numbers.size(found.source_bytes)} as stored"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_json_option, check_writable, write_json
+from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from zeropoint.plan import differences
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     first, second = _read(args.first), _read(args.second)
     found = differences(first, second)
-    console = Console()
+    console = rich_console()
     table = Table("weight", str(args.first), str(args.second), box=None, pad_edge=False)
     for row in found:
         table.add_row(*row)

@@ -30,6 +30,7 @@ from zeropoint.cli.common import (
     progress_bar,
     write_json,
 )
+from zeropoint.cli.console import rich_console
 from zeropoint.errors import UsageError
 from zeropoint.render import numbers
 
@@ -251,14 +252,13 @@ def _shorten(name: str, width: int = 42) -> str:
 
 
 def _print_coverage(rows: list[CoverageRow]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("parameter", "shape", "what", "format", "bytes", "why", box=None, pad_edge=False)
     for row in rows:
         shape = "x".join(map(str, row.shape))
         table.add_row(row.name, shape, row.decision, row.scheme, f"{row.bytes:,}", row.reason)
-    Console().print(table)
+    rich_console().print(table)
 
 
 def _warnings(texts: Sequence[str]) -> list[str]:

@@ -55,6 +55,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_decoder_finish": (c_int32, [c_void_p]),
     "zp_cache_create": (c_int32, [c_void_p, c_int64, c_int32, c_int32, POINTER(c_void_p)]),
     "zp_cache_free": (None, [c_void_p]),
+    "zp_cache_grow": (c_int32, [c_void_p, c_int64]),
     "zp_cache_bytes": (c_size_t, [c_void_p]),
     "zp_cache_length": (c_int64, [c_void_p, c_int32]),
     "zp_cache_truncate": (c_int32, [c_void_p, c_int32, c_int64]),
@@ -237,6 +238,13 @@ class Cache(_Owner):
 
     def length(self, sequence: int = 0) -> int:
         return int(load().zp_cache_length(self.address, sequence))
+
+    def grow(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in all and keep what is cached; a cache never shrinks.
+
+        Raises `ZeropointError` when there is no memory for it; the cache is then as before."""
+        library.check(load().zp_cache_grow(self.address, tokens))
+        self.tokens = max(self.tokens, tokens)
 
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget what lies at `length` and beyond."""

@@ -14,7 +14,7 @@ from zeropoint.runtime.native.library import Cache, Decoder, Floats, Int32s
 #: as much gains nothing, and an interrupt waits for the end of a step.
 CHUNK = 512
 
-#: A cache grows by at least so many tokens at a time.
+#: A cache has room for a multiple of so many tokens.
 GROWTH = 256
 
 
@@ -34,7 +34,7 @@ class Session:
         return 0 if self._cache is None else self._cache.nbytes
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens in all; growing reads what is there again.
+        """Make room for so many tokens in all. What was read stays in the cache, and is not read again.
 
         Raises `UsageError` beyond the model's positions.
         """
@@ -43,12 +43,11 @@ class Session:
             raise UsageError(f"the text has {tokens} tokens, and the model's context ends at {limit}")
         if self._cache is not None and self._cache.tokens >= tokens:
             return
-        room = min(-(-tokens // GROWTH) * GROWTH, limit)
-        self._cache = None  # before the next one is made: two would not have to fit
-        self._cache = self.decoder.cache(room, type=self._cache_type)
-        read, self.tokens = self.tokens, []
-        if read:
-            self.feed(read)
+        if self._cache is None:
+            self._cache = self.decoder.cache(_room(tokens, limit), type=self._cache_type)
+        else:
+            # By a quarter at least, since growing copies what is cached; room that is not used takes no memory.
+            self._cache.grow(_room(max(tokens, self._cache.tokens * 5 // 4), limit))
 
     def rewind(self, length: int) -> None:
         """Forget the tokens from `length` on."""
@@ -83,6 +82,11 @@ class Session:
         ids = token_array(tokens, self.decoder.record.config.vocab)
         read(self.decoder, self._cache, ids, first=len(self.tokens), threads=self.threads, out=out)
         self.tokens += ids.tolist()
+
+
+def _room(tokens: int, limit: int) -> int:
+    """How many tokens a cache is made for that needs room for `tokens` of at most `limit`."""
+    return min(-(-tokens // GROWTH) * GROWTH, limit)
 
 
 def read(
