@@ -109,8 +109,8 @@ def test_devices_are_written_through() -> None:
 def test_standard_output_receives_it_after_what_was_printed(name: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = (
-        "import sys; from pathlib import Path; from zeropoint import outfile; path = Path(sys.argv[1]); print('before');"
-        "outfile.refuse_unwritable(path); outfile.write_text(path, 'text\\n'); print('after')"
+        "import sys; from pathlib import Path; from zeropoint import outfile; path = Path(sys.argv[1])\n"
+        "print('before'); outfile.refuse_unwritable(path); outfile.write_text(path, 'text\\n'); print('after')"
     )
     with (tmp_path / "out").open("w") as out:
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], stdout=out, check=True)

@@ -1,4 +1,4 @@
-"""Standard streams in any encoding, closed, or read by nobody: no traceback, and an exit code that says how it ended."""
+"""Standard streams in any encoding, closed, or read by nobody: no traceback, and an exit code that tells the truth."""
 
 from __future__ import annotations
 

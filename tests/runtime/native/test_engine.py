@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
@@ -103,6 +104,48 @@ def test_a_prompt_that_goes_on_is_not_read_again(
     assert sum(read) <= 4 + 4  # the last answered token and three new ones; four decode steps
     other = TOKENS[5:15].tolist()
     assert runner.generate(other, max_new_tokens=3) == fresh.generate(other, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("cache_type", ["float16", "int8"])
+@pytest.mark.parametrize("draft_tokens", [0, 4])
+@pytest.mark.parametrize(("asked", "answered"), [(8, 56), (1, 100), (255, 1), (300, 3)])
+def test_a_conversation_is_read_once(
+    asked: int,
+    answered: int,
+    draft_tokens: int,
+    cache_type: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each turn feeds its own tokens whatever the cache had room for, until the context is full."""
+    path = tmp_path / "model"
+    config = transformers.LlamaConfig(**{**tiny.CONFIGS["llama_tied"][1], "max_position_embeddings": 1100})
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tiny.write_tokenizer(path)
+    runner = NativeRunner.open(path, threads=1, cache_type=cache_type, draft_tokens=draft_tokens)
+    fresh = NativeRunner.open(path, threads=1, cache_type=cache_type)
+    monkeypatch.setattr(runner, "stop_tokens", frozenset())
+    read = count_tokens(runner, monkeypatch)
+    talk = [1, 2, 3]
+    turns, grown = 0, set()
+    while len(talk) + answered <= 1100:
+        read.clear()
+        talk += runner.generate(talk, max_new_tokens=answered)
+        spent = sum(read) if not draft_tokens else len(read)
+        assert spent <= asked + answered + 3, f"turn {turns} of {len(talk)} tokens"
+        grown.add(runner._session.cache_bytes)
+        talk += [(7 * turns + i) % 256 for i in range(asked)]
+        turns += 1
+    assert len(grown) > 2, "not tested: the cache did not grow"
+    if len(talk) >= 1100:
+        with pytest.raises(UsageError, match="1100"):
+            runner.generate(talk, max_new_tokens=1)
+    # an earlier turn is edited: what comes before it is kept, and nothing else
+    edited = [*talk[:500], 9, 9]
+    read.clear()
+    assert runner.generate(edited, max_new_tokens=4) == fresh.generate(edited, max_new_tokens=4)
+    assert sum(read) <= 3 + 4 * (1 + draft_tokens)
 
 
 def count_tokens(runner: NativeRunner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
