@@ -95,5 +95,5 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
             return
     from zeropoint.runtime.universal.runner import load_tokenizer
 
-    with suppress(OSError, ValueError):
+    with suppress(ZeropointError, OSError, ValueError):
         load_tokenizer(str(path))

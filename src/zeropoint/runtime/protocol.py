@@ -30,6 +30,11 @@ class Runner(Protocol):
     stop_tokens: frozenset[int]
     """End-of-sequence ids of the model."""
 
+    @property
+    def start_token(self) -> int | None:
+        """The token that the first token of a text is predicted from, BOS or else EOS; None where there is none."""
+        ...
+
     def logits(self, tokens: Tokens) -> Logits:
         """float32 `[T, vocab]` for `[T]` tokens, `[B, T, vocab]` for `[B, T]`."""
         ...
@@ -64,10 +69,15 @@ class Runner(Protocol):
         ...
 
     def chat_prompt(self, user_text: str) -> list[int]:
-        """Token ids of one user turn in the model's chat template, or of the bare text without one."""
+        """Token ids of one user turn in the model's chat template; as `encode_prompt` without one."""
+        ...
+
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str | None:
+        """A conversation as the model's chat template writes it; None without one. Raises `UsageError` when the
+        template refuses it."""
         ...
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, ready for the answer; without a template,
-        of the last turn's bare text."""
+        """Token ids of a conversation in the model's chat template, ready for the answer; without a template, of the
+        last turn as a prompt. Raises as `chat_text`."""
         ...

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from zeropoint.tokenizer import Message
-
-
-class Text(Protocol):
-    """A model's tokenizer; see `zeropoint.tokenizer.Tokenizer`."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def encode_prompt(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def stop_tokens(self) -> frozenset[int]: ...
-    def chat(self, messages: Sequence[Message]) -> list[int]: ...
+from zeropoint.tokenizer import Message, Text
 
 
 class Reads:
     """The part of `zeropoint.runtime.Runner` that is the tokenizer's, for runners that have a `Text`."""
 
     tokenizer: Text
+
+    @property
+    def start_token(self) -> int | None:
+        return self.tokenizer.start_token
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -34,6 +27,9 @@ class Reads:
 
     def chat_prompt(self, user_text: str) -> list[int]:
         return self.chat_tokens([{"role": "user", "content": user_text}])
+
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str | None:
+        return self.tokenizer.chat_text(messages, add_generation_prompt=add_generation_prompt)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         return self.tokenizer.chat(messages)

@@ -11,7 +11,8 @@ import numpy as np
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
-from zeropoint.runtime.text import Reads, Text
+from zeropoint.runtime.text import Reads
+from zeropoint.tokenizer import Text
 
 
 class Engine(Protocol):

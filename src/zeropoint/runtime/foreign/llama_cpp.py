@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_void_p, create_string_buffer
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.foreign import require
 from zeropoint.runtime.foreign._cached import CachedRunner
 from zeropoint.runtime.protocol import Logits, Tokens
-from zeropoint.tokenizer import Message, compile_template, render
+from zeropoint.tokenizer import Text
+from zeropoint.tokenizer.templates import ChatTemplates
 
 RUNTIME, EXACT = "llama.cpp", "float32"
 
@@ -174,23 +176,29 @@ class LlamaEngine:
             raise CheckpointError(f"llama.cpp cannot run {self._path}: {self._complaint()}")
 
 
-class Vocabulary:
+class Vocabulary(Text):
     """llama.cpp's tokenizer of a file, and the file's chat template."""
 
     def __init__(self, engine: LlamaEngine) -> None:
         self._engine = engine
         self._library, self._vocabulary = engine.library, engine.vocabulary
+        get = {"bos_token": self._library.llama_vocab_bos, "eos_token": self._library.llama_vocab_eos}
+        self._ids = {name: i for name in get if (i := int(get[name](self._vocabulary))) >= 0}
+        self.special = {name: self.decode([i]) for name, i in self._ids.items()}
+
+    @cached_property
+    def templates(self) -> ChatTemplates:
+        text = self._library.llama_model_chat_template(self._engine.model, None)
+        return ChatTemplates.of(None if text is None else text.decode("utf-8", "replace"))
 
     def encode(self, text: str) -> list[int]:
         return self._tokens(text, special=False)
 
-    def encode_prompt(self, text: str) -> list[int]:
-        ids = self._tokens(text, special=True)
-        end = self._library.llama_vocab_eos(self._vocabulary)
-        return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
+    def encode_whole(self, text: str) -> list[int]:
+        return self._tokens(text, special=True)
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
-        """Ids of a text, special tokens within it recognized as Hugging Face's tokenizers do."""
+        """Return the ids of a text, special tokens within it recognized as Hugging Face's tokenizers do."""
         data = text.encode()
         ids = (self._library.llama_token * (len(data) + 8))()
         count = self._library.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), special, True)
@@ -205,16 +213,9 @@ class Vocabulary:
                 return text.raw[:count].decode("utf-8", "replace")
             size = -count
 
+    def token_id(self, token: str) -> int | None:
+        return next((self._ids[name] for name, text in self.special.items() if text == token), None)
+
     def stop_tokens(self) -> frozenset[int]:
         ends = self._library.llama_vocab_is_eog
         return frozenset(i for i in range(self._engine.vocab_size) if ends(self._vocabulary, i))
-
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        text = self._library.llama_model_chat_template(self._engine.model, None)
-        if text is None:
-            return self.encode(str(messages[-1]["content"]))
-        named = {"bos_token": self._library.llama_vocab_bos, "eos_token": self._library.llama_vocab_eos}
-        special = {
-            name: self.decode([token]) for name, get in named.items() if (token := get(self._vocabulary)) >= 0
-        }
-        return self.encode(render(compile_template(text.decode()), messages, special))

@@ -19,14 +19,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from zeropoint import artifact
+from zeropoint import artifact, tokenizer
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.runtime.text import Reads
 from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
-from zeropoint.tokenizer import Message
+from zeropoint.tokenizer import HubTokenizer, Text
+from zeropoint.tokenizer.folder import stop_ids
 
 
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -48,8 +50,8 @@ def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> Pret
 
 def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
     """Use the folder's generation defaults (stop tokens) when it has them."""
-    if (Path(path) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    if (found := _generation_config(str(path))) is not None:
+        model.generation_config = found
 
 
 def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
@@ -65,9 +67,25 @@ def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> Any:
-    """The folder's tokenizer, shared by all who open the same folder."""
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+def load_tokenizer(path: str) -> Text:
+    """Return the folder's tokenizer, shared by all who open the same folder: the native engine's where the folder has
+    a tokenizer.json, and the one that transformers makes of other files. Raises `CheckpointError` for files that make
+    none."""
+    if (Path(path) / "tokenizer.json").is_file():
+        return tokenizer.load_tokenizer(Path(path))
+    try:
+        made = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return HubTokenizer(made, _generation_config(path))
+    except Exception as cause:  # missing and damaged files fail in many ways
+        said = " ".join(str(cause).split())[:300]
+        raise CheckpointError(f"the tokenizer of {path} cannot be read: {said}") from cause
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    """Return the folder's generation defaults, if it has some."""
+    if not (Path(path) / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
@@ -99,29 +117,20 @@ def tensor_bytes(path: str | Path) -> int:
     return total
 
 
-def _stop_tokens(*sources: Any) -> frozenset[int]:
-    """End-of-sequence ids of a generation config and a tokenizer."""
-    ids: set[int] = set()
-    for source in sources:
-        eos = getattr(source, "eos_token_id", None)
-        ids.update([eos] if isinstance(eos, int) else eos or [])
-    return frozenset(ids)
-
-
-class TorchRunner:
+class TorchRunner(Reads):
     """See `zeropoint.runtime.Runner`; attributes are set once and not changed."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, *, name: str, engine: str, artifact_bytes: int
-    ):
+    def __init__(self, model: PreTrainedModel, text: Text, *, name: str, engine: str, artifact_bytes: int):
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer = text
         self.name = name
         self.engine = engine
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.weights_bytes = weights_bytes(model)
         self.artifact_bytes = artifact_bytes
-        self.stop_tokens = _stop_tokens(model.generation_config, tokenizer)
+        self.stop_tokens = text.stop_tokens() | stop_ids(
+            getattr(model.generation_config, "eos_token_id", None)
+        )
 
     @classmethod
     def open(cls, path: str, *, threads: int, dtype: str) -> TorchRunner:
@@ -132,9 +141,8 @@ class TorchRunner:
             model, engine = load_artifact(path), "universal"
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"
-        tokenizer = load_tokenizer(path)
         name = Path(path).resolve().name
-        return cls(model, tokenizer, name=name, engine=engine, artifact_bytes=tensor_bytes(path))
+        return cls(model, load_tokenizer(path), name=name, engine=engine, artifact_bytes=tensor_bytes(path))
 
     @torch.inference_mode()
     def logits(self, tokens: Tokens) -> Logits:
@@ -182,28 +190,3 @@ class TorchRunner:
         """Feed `step [B, T]`; the logits `[B, vocab]` after each sequence and the grown cache."""
         out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def encode_prompt(self, text: str) -> list[int]:
-        found = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
-        ids, special = list(found["input_ids"]), found["special_tokens_mask"]
-        while ids and special[len(ids) - 1]:  # an end-of-text token would end the text
-            ids.pop()
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-
-    def chat_prompt(self, user_text: str) -> list[int]:
-        return self.chat_tokens([{"role": "user", "content": user_text}])
-
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        if not getattr(self.tokenizer, "chat_template", None):
-            return self.encode(str(messages[-1]["content"]))
-        turns = [dict(message) for message in messages]
-        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.encode(str(text))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
 from tests.tiny import write_tokenizer
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
-from zeropoint.runtime.universal.runner import TorchRunner
-from zeropoint.tokenizer import Tokenizer
+from zeropoint.tokenizer import HubTokenizer, Tokenizer
 
 TEXTS = ["Hello, world!", "  two  spaces\n\n", "日本語 🐱", "<s>literal</s>", ""]
 CONVERSATION = [
@@ -46,8 +44,8 @@ def test_encodes_and_decodes_like_transformers(text: str, folder: Path) -> None:
 
 def test_a_prompt_begins_as_in_training_and_does_not_end(folder: Path) -> None:
     def prompts() -> list[list[int]]:
-        theirs = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder))
-        return [Tokenizer(folder).encode_prompt("ab"), TorchRunner.encode_prompt(theirs, "ab")]  # type: ignore[arg-type]
+        hub = HubTokenizer(AutoTokenizer.from_pretrained(folder))
+        return [Tokenizer(folder).encode_prompt("ab"), hub.encode_prompt("ab")]
 
     plain = Tokenizer(folder).encode("ab")
     assert prompts() == [plain, plain]

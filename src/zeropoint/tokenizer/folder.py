@@ -1,0 +1,101 @@
+"""A model folder's tokenizer: tokenizer.json, and what the files beside it add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from zeropoint.errors import ArtifactError, UnsupportedError
+from zeropoint.jsonfile import load_json
+from zeropoint.tokenizer.special import read_special_tokens
+from zeropoint.tokenizer.templates import ChatTemplates, find_templates
+from zeropoint.tokenizer.text import Text
+
+
+class Tokenizer(Text):
+    """`tokenizer.json`, with the special tokens, chat templates and stop tokens of the files beside it.
+
+    Raises `UnsupportedError` for a folder without tokenizer.json, `ArtifactError` for a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UnsupportedError(
+                f"{folder} has no tokenizer.json, the only kind that the native engine reads"
+            )
+        self._settings = _optional_json(folder / "tokenizer_config.json")
+        self._config = _optional_json(folder / "config.json")
+        self._fast, self.special = _build(path, self._config, self._settings)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.templates.by_name)
+
+    @cached_property
+    def templates(self) -> ChatTemplates:
+        return find_templates(self.folder, self._settings)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def encode_whole(self, text: str) -> list[int]:
+        return list(self._fast.encode(text, add_special_tokens=True).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._fast.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        found: int | None = self._fast.token_to_id(token)
+        return found
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Return the end-of-sequence ids that the generation config names, or else the config, and the tokenizer's."""
+        generation = _optional_json(self.folder / "generation_config.json")
+        text_config = self._config.get("text_config")
+        sources = (generation, self._config, text_config if isinstance(text_config, dict) else {})
+        named = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), None)
+        return stop_ids(named, self._special_id("eos_token"))
+
+
+def stop_ids(*named: Any) -> frozenset[int]:
+    """Return the ids in end-of-sequence entries, each an id, a list of ids, or None."""
+    each = [i for entry in named for i in (entry if isinstance(entry, list | tuple) else [entry])]
+    return frozenset(i for i in each if type(i) is int and i >= 0)
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the folder's tokenizer, shared by all who open the same folder."""
+    return Tokenizer(folder)
+
+
+def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Return the `tokenizers.Tokenizer` of a folder, and its special tokens' texts by name."""
+    from tokenizers import Tokenizer as Fast
+
+    from zeropoint.tokenizer import pipeline
+
+    try:
+        fast = Fast.from_file(str(path))
+        byte_level = '"ByteLevel"' in path.read_text(encoding="utf-8")
+        name = pipeline.transformers_class(config, settings, byte_level=byte_level)
+        special = read_special_tokens(path.parent, settings, name)
+        if name is not None:
+            pipeline.apply_class(fast, name, settings)
+        pipeline.add_tokens(fast, special)
+    except ArtifactError:
+        raise
+    except Exception as cause:  # the library raises the bare Exception
+        reason = " ".join(str(cause).split())[:200]
+        raise ArtifactError(f"{path} is not a tokenizer ({reason}): copy it from the model again") from cause
+    fast.no_truncation()
+    fast.no_padding()
+    return fast, dict(special.named)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return load_json(path) if path.is_file() else {}

@@ -1,0 +1,126 @@
+"""The special tokens of a model folder, from every file that may name them, as transformers reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zeropoint.errors import ArtifactError
+from zeropoint.jsonfile import load_json
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+#: What a tokenizer class takes where no file says otherwise.
+DEFAULTS: dict[str, dict[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "CodeGenTokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "GPTNeoXTokenizer": {
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+        "pad_token": "<|padding|>",
+    },
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    "CohereTokenizer": {
+        "bos_token": "<BOS_TOKEN>",
+        "eos_token": "<|END_OF_TURN_TOKEN|>",
+        "unk_token": "<UNK>",
+        "pad_token": "<PAD>",
+        "cls_token": "<CLS>",
+        "sep_token": "<SEP>",
+        "mask_token": "<MASK_TOKEN>",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in text before anything else, with tokenizers' flags. `listed`: a file gives it an id, and
+    its flags count even where tokenizer.json has others."""
+
+    content: str
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    listed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """`named` texts by attribute (`bos_token`, ..., `image_token`), and all tokens to `add` in order of their ids."""
+
+    named: Mapping[str, str]
+    add: tuple[AddedToken, ...]
+
+
+def read_special_tokens(
+    folder: Path, settings: Mapping[str, Any], tokenizer_class: str | None
+) -> SpecialTokens:
+    """Return the special tokens of a folder whose tokenizer_config.json is `settings`.
+
+    special_tokens_map.json and added_tokens.json count where `settings` lists no `added_tokens_decoder` (transformers 4
+    wrote them beside it, older ones instead of it); the map then overrides the settings. Raises `ArtifactError` for
+    files that do not say tokens.
+    """
+    named: dict[str, Any] = {**DEFAULTS.get(tokenizer_class or "", {})}
+    source = dict(settings)
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is None:
+        source |= _optional(folder / "special_tokens_map.json")
+    # A null in a file overrides a default: Qwen has no BOS.
+    named |= {name: source[name] for name in NAMES if name in source}
+    named |= {k: v for k, v in source.items() if k.endswith("_token") and k not in NAMES and _is_token(v)}
+    extra = source.get("extra_special_tokens") or source.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        named |= extra
+        extra = []
+    where = folder / "tokenizer_config.json"
+    texts = {name: _token(value, where, special=True) for name, value in named.items() if value is not None}
+    others = [_token(value, where, special=True) for value in extra if isinstance(extra, list)]
+    known = {token.content for token in (*texts.values(), *others)}
+    numbered = _legacy(folder, known) if decoder is None else _numbered(decoder, where)
+    listed = {token.content: token for _, token in sorted(numbered, key=lambda pair: pair[0])}
+    for token in (*texts.values(), *others):
+        listed.setdefault(token.content, token)
+    return SpecialTokens({name: token.content for name, token in texts.items()}, tuple(listed.values()))
+
+
+def _legacy(folder: Path, special: set[str]) -> Iterator[tuple[int, AddedToken]]:
+    """Yield added_tokens.json's tokens with their ids."""
+    for text, number in _optional(folder / "added_tokens.json").items():
+        if isinstance(number, int):
+            flags = {"normalized": text not in special, "special": text in special}
+            yield number, AddedToken(text, flags, listed=True)
+
+
+def _numbered(decoder: Any, where: Path) -> Iterator[tuple[int, AddedToken]]:
+    if not isinstance(decoder, dict) or not all(str(number).isdecimal() for number in decoder):
+        raise ArtifactError(f"{where}: added_tokens_decoder does not give tokens by their ids: copy it again")
+    for number, value in decoder.items():
+        yield int(number), replace(_token(value, where, special=False), listed=True)
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _token(value: Any, where: Path, *, special: bool) -> AddedToken:
+    """A special token is text, or an object that holds it."""
+    if not _is_token(value):
+        raise ArtifactError(f"{where} names a token that is not text ({str(value)[:40]}): copy it again")
+    if isinstance(value, str):
+        return AddedToken(value, {"special": True, "normalized": False} if special else {})
+    flags = {name: bool(value[name]) for name in _FLAGS if name in value}
+    return AddedToken(value["content"], {**flags, "special": True} if special else flags)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return load_json(path) if path.is_file() else {}
