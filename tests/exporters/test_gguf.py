@@ -73,14 +73,19 @@ def test_every_family_is_read_back_equal(make: Make, kind: str, tmp_path: Path) 
     assert made.verified is not None
 
 
+def read_by_transformers(path: Path) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    return model.config, dict(model.state_dict())
+
+
 @pytest.mark.parametrize("kind", READ_BY_TRANSFORMERS)
 def test_the_file_is_read_by_transformers_as_the_same_model(make: Make, kind: str, tmp_path: Path) -> None:
-    from zeropoint.checkpoint import gguf
-
     source = artifact.open(make(kind, "int8"))
     exporters.export(source, "gguf", tmp_path / "m.gguf")
-    config, state = gguf.load(tmp_path / "m.gguf")
-    assert config.num_hidden_layers == source.config["num_hidden_layers"]
+    _, state = read_by_transformers(tmp_path / "m.gguf")
     for name in source.names():
         weight = source.read(name)
         meant = weight if isinstance(weight, np.ndarray) else weight.dequantize()
@@ -123,7 +128,7 @@ def test_a_mixed_plan_is_one_file_of_several_types(tmp_path: Path) -> None:
     [
         ("mixtral", "int8", "mixtral"),
         ("mistral", "int8", "32 positions in 2 layers"),
-        ("gemma2", "int8", "no GGUF architecture"),
+        ("opt", "int8", "no GGUF architecture"),
         ("llama_tied", "int4:g16:sym:bf16:a8g32", "groups of 16"),
         ("llama_tied", "int8:channel:sym:fp32:a16token", "not FP16 numbers"),
     ],

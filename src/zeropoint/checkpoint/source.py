@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint import folder, gguf
-from zeropoint.checkpoint.architecture import build_meta_model, load_config
+from zeropoint.checkpoint.architecture import build_meta_model, config_from, load_config
 from zeropoint.checkpoint.resolve import Recipe, resolve
 from zeropoint.errors import CheckpointError
+from zeropoint.gguf.model import GgufModel
 from zeropoint.tensorfile import TensorFile, digest
 from zeropoint.views import Kept, LayerView, layer_views
 
@@ -63,7 +64,7 @@ class ParameterInfo:
 class Checkpoint:
     """A source model. `model` is the Hugging Face model on the meta device: shapes, no data.
 
-    `path` is the local folder or GGUF file, `name` what the user called it.
+    `path` is the local folder or GGUF file, `name` what the user called it, `stored` the GGUF model of such a file.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Checkpoint:
         self._last: tuple[Recipe, dict[str, torch.Tensor]] | None = None
         self._changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self._changed: tuple[str, torch.Tensor] | None = None
+        self.stored: GgufModel | None = None
 
     def changed(self, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Checkpoint:
         """The same model with other numbers: parameter name -> what becomes of it, in float32 both.
@@ -160,6 +162,8 @@ class Checkpoint:
 
     def source_nbytes(self) -> int:
         """Bytes of the tensors in the checkpoint, as stored there."""
+        if self.stored is not None:
+            return self.stored.nbytes
         return sum(prod(shape) * dtype.itemsize for dtype, shape in self._sources.values())
 
     def blocks(self) -> list[str]:
@@ -246,7 +250,7 @@ def _shape_message(name: str, found: tuple[int, ...], expected: tuple[int, ...])
 def open_checkpoint(
     source: str | Path, *, revision: str | None = None, allow_remote_code: bool = False
 ) -> Checkpoint:
-    """Open a local folder, a GGUF file or a hub name. Reads headers only (a GGUF file is read whole).
+    """Open a local folder, a GGUF file (or any of its parts) or a hub name. Reads headers only.
 
     Raises `CheckpointError` (one sentence: what is wrong and what to do) for anything that is not a sound causal LM.
     """
@@ -254,10 +258,17 @@ def open_checkpoint(
     name = str(source)
     gguf_file = gguf.find(path)
     if gguf_file is not None:
-        config, state = gguf.load(gguf_file)
-        model = build_meta_model(config, allow_remote_code=allow_remote_code)
-        sources = {key: (value.dtype, tuple(value.shape)) for key, value in state.items()}
-        return Checkpoint(gguf_file, name, config, model, [gguf_file], state.__getitem__, sources)
+        file = gguf.load(gguf_file)
+        made = assemble(
+            gguf_file,
+            name,
+            config_from(gguf_file, file.config),
+            list(file.files),
+            lambda key: as_torch(file.floats(key)),
+            {key: (TORCH_DTYPES[dtype], shape) for key, (dtype, shape) in file.tensors.items()},
+        )
+        made.stored = file
+        return made
     files = folder.weight_files(path)
     config = load_config(path, allow_remote_code=allow_remote_code)
     tensors = folder.open_files(files)

@@ -24,7 +24,8 @@ from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Floats, Original, Pair, Progress, Written, digest
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.gguf import blocks, superblocks
-from zeropoint.gguf.families import Description, Placement, describe
+from zeropoint.gguf.graphs import Description, describe
+from zeropoint.gguf.placements import Placement
 from zeropoint.gguf.recipes import RECIPES, Model
 from zeropoint.gguf.superblocks import Storable, SuperTensor
 from zeropoint.gguf.vocabulary import Vocabulary, read_vocabulary
@@ -84,7 +85,7 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
     survey, found = _survey(artifact)
     if survey is None:
         raise refusal(artifact.path, TARGET, found)
-    weights = ((place.source, artifact.read(place.source)) for place in survey.description.placements)
+    weights = ((source, artifact.read(source)) for source in _by_source(survey.description))
     for _ in _write(path, survey, weights, progress):
         pass
     return Written(_formats(survey), _notes(survey))
@@ -121,13 +122,16 @@ def _write(
         _write_header(writer, survey)
         for values in description.extras.values():
             writer.write_tensor_data(values)
-        total = len(description.placements)
-        for done, (placement, (source, made)) in enumerate(zip(description.placements, weights, strict=True)):
-            assert placement.source == source
-            weight = placement.place(made)
-            writer.write_tensor_data(_bytes(weight, survey.kinds[source]))
-            progress(f"write {placement.name}", done + 1, total)
-            yield placement.name, weight
+        places, total = _by_source(description), len(description.placements)
+        done = 0
+        for (source, same), (given, made) in zip(places.items(), weights, strict=True):
+            assert given == source
+            for placement in same:
+                weight = placement.place(made)
+                writer.write_tensor_data(_bytes(weight, survey.kinds[source]))
+                done += 1
+                progress(f"write {placement.name}", done, total)
+                yield placement.name, weight
     finally:
         writer.close()
 
@@ -138,7 +142,15 @@ def _formats(survey: Survey) -> dict[str, int]:
 
 def _notes(survey: Survey) -> tuple[str, ...]:
     integer = any(kind not in FLOATS.values() for kind in survey.kinds.values())
-    return (INPUTS_NOTE,) if integer else ()
+    return (*((INPUTS_NOTE,) if integer else ()), *survey.description.notes)
+
+
+def _by_source(description: Description) -> dict[str, list[Placement]]:
+    """The tensors of the file by the weight that they are: a tied head may be stored twice."""
+    found: dict[str, list[Placement]] = {}
+    for placement in description.placements:
+        found.setdefault(placement.source, []).append(placement)
+    return found
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
@@ -159,7 +171,7 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     description, found = describe(artifact.config)
     if description is None:
         return None, found
-    places = {placement.source: placement for placement in description.placements}
+    places = {name: same[0] for name, same in _by_source(description).items()}
     if found := _misplaced(places, artifact.names()):
         return None, found
     kinds, shapes = {}, {}
@@ -191,15 +203,19 @@ def _survey_original(original: Original, mix: str) -> Survey:
     """The survey of a float model. Raises `UnsupportedError` with every reason why it cannot be written."""
     recipe = RECIPES[mix]
     description, found = describe(original.config)
-    places = {} if description is None else {place.source: place for place in description.placements}
+    places = {} if description is None else {name: same[0] for name, same in _by_source(description).items()}
     if description is not None:
         found = _misplaced(places, original.shapes)
     if description is None or found:
         raise refusal(original.name, TARGET, found)
-    description = replace(description, placements=tuple(places[name] for name in original.shapes))
-    tied = all(place.name != "output.weight" for place in description.placements)
-    model = Model(description.family.arch, description.record.config.layers, tied)
-    kinds = {name: recipe.choose(places[name].name, shape, model) for name, shape in original.shapes.items()}
+    by_source = _by_source(description)
+    ordered = tuple(place for name in original.shapes for place in by_source[name])
+    description = replace(description, placements=ordered)
+    separate = {place.name for place in places.values()}  # a tied head that is stored twice has one kind
+    model = Model(description.family.arch, description.record.config.layers, "output.weight" not in separate)
+    kinds = {
+        name: recipe.choose(by_source[name][0].name, shape, model) for name, shape in original.shapes.items()
+    }
     vocabulary = read_vocabulary(original.folder, original.config, description.record.config.vocab)
     name = Path(original.name).name
     return Survey(name, recipe.file_type, description, vocabulary, kinds, original.shapes)

@@ -1,110 +1,374 @@
-"""A GGUF header as the config.json of the same model: the inverse of `families.Description.write_metadata`."""
+"""A GGUF header as the config.json of the same model: the inverse of `headers.py`.
+
+Only config fields that transformers has for the family are set, each from the header, or from llama.cpp's default
+where the header may leave it out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import math
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.gguf.families import FAMILIES, MODEL_TYPES, Family
+from zeropoint.gguf.headers import ROPE_FACTORS, default_slides
+from zeropoint.gguf.rotations import fit_llama3
+from zeropoint.models.config import MAX_NUMBER, MAX_SIZE
 
-#: config.json's field -> GGUF's key below the architecture's name. The first set must be there.
-NEEDED = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "max_position_embeddings": "context_length",
-}
-OPTIONAL = {
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-}
-GPT2 = {
-    "n_layer": "block_count",
-    "n_embd": "embedding_length",
-    "n_inner": "feed_forward_length",
-    "n_head": "attention.head_count",
-    "n_positions": "context_length",
-    "layer_norm_epsilon": "attention.layer_norm_epsilon",
-}
-
-#: GGUF architecture -> what its config.json says beside the sizes.
-FIXED: Mapping[str, Mapping[str, Any]] = {
-    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
-    "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
-    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
-    "gemma": {
-        "model_type": "gemma",
-        "architectures": ["GemmaForCausalLM"],
-        "hidden_act": "gelu_pytorch_tanh",
-    },
-    "gpt2": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+ARCHITECTURES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "olmo": "OlmoForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "cohere": "CohereForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
 }
 
+#: Families whose config.json must state the size of a head: their own default is a number.
+STATE_HEAD_DIM = frozenset({"gemma", "gemma2", "gemma3_text", "qwen3"})
 
-def config_of(metadata: Mapping[str, Any], tensors: Container[str], vocab_size: int) -> dict[str, Any]:
-    """The config.json of the model in a GGUF file.
+#: Layers of the largest Gemma 2 and 3, in which llama.cpp scales attention by the width of a head's share.
+LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 
-    Raises `UnsupportedError` for an architecture or a rotation that is not known here, `CheckpointError` when a size is
-    missing, or `vocab_size`, the embedding's rows, are fewer than the tokens.
+Factors = Callable[[], NDArray[np.float32]]
+
+
+class Header:
+    """The metadata of a file, below its architecture's name. Accessors raise `CheckpointError` naming the key."""
+
+    def __init__(self, metadata: Mapping[str, Any], tensors: Container[str]) -> None:
+        arch = metadata.get("general.architecture")
+        if not isinstance(arch, str) or arch not in MODEL_TYPES:
+            raise UnsupportedError(
+                f"GGUF architecture {str(arch)[:40]!r} is not read here: {', '.join(sorted(MODEL_TYPES))} are"
+            )
+        self.arch = arch
+        self.tensors = tensors
+        self.metadata = metadata
+
+    def get(self, key: str) -> Any:
+        """Return the value as it stands; a list of equal numbers, one a layer, as the one number."""
+        value = self.metadata.get(f"{self.arch}.{key}")
+        if isinstance(value, np.ndarray) and len(value) and key != "attention.sliding_window_pattern":
+            if not bool((value == value[0]).all()):
+                raise UnsupportedError(f"its header's {self.arch}.{key} differs from layer to layer")
+            return value[0].item()
+        return value
+
+    def has(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Return a whole number from 1 up."""
+        value = self.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"its header has no {self.arch}.{key}")
+        if type(value) is not int or not 0 < value <= MAX_SIZE:
+            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a size")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a number, in the shortest form that is the same float32."""
+        value = self.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"its header has no {self.arch}.{key}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a number")
+        short = float(str(np.float32(value)))
+        return short if np.float32(short) == np.float32(value) else float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool | np.bool_):
+            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a flag")
+        return default if value is None else bool(value)
+
+
+def config_of(
+    metadata: Mapping[str, Any], tensors: Container[str], vocab_size: int, factors: Factors | None = None
+) -> dict[str, Any]:
+    """Return the config.json of the model in a GGUF file, special tokens left out.
+
+    `tensors` are the names in the file, `vocab_size` the rows of its embedding; `factors` reads the file's table of
+    factors of its rotation. Raises `UnsupportedError` for an architecture, a rotation or a field that is not known
+    here, `CheckpointError` for a header that lacks a size or does not fit its tensors.
     """
-    arch = metadata.get("general.architecture")
-    if not isinstance(arch, str) or arch not in FIXED:
-        raise UnsupportedError(
-            f"GGUF architecture {str(arch)[:40]!r} is not imported: {', '.join(FIXED)} are"
-        )
+    header = Header(metadata, tensors)
+    model_type = _model_type(header)
+    family = FAMILIES[model_type]
     tokens = metadata.get("tokenizer.ggml.tokens")
-    stated = metadata.get(f"{arch}.vocab_size", len(tokens) if isinstance(tokens, list) else vocab_size)
+    stated = header.get("vocab_size")
+    stated = stated if stated is not None else len(tokens) if isinstance(tokens, list) else vocab_size
     if type(stated) is not int or stated > vocab_size:
         raise CheckpointError(
             f"its header says {str(stated)[:40]} tokens, its embedding has {vocab_size} rows"
         )
-    fields = GPT2 if arch == "gpt2" else NEEDED
-    config: dict[str, Any] = {**FIXED[arch], "vocab_size": vocab_size, "dtype": "float32"}
-    for field, key in fields.items():
-        value = metadata.get(f"{arch}.{key}")
-        if value is None:
-            raise CheckpointError(f"its header has no {arch}.{key}")
-        config[field] = value
-    if arch != "gpt2":
-        config |= _beside(metadata, arch, tensors)
-    config["tie_word_embeddings"] = "output.weight" not in tensors
-    for name in ("bos", "eos", "pad"):
-        number = metadata.get(
-            f"tokenizer.ggml.{name}_token_id", metadata.get("tokenizer.ggml.padding_token_id")
-        )
-        if number is not None:
-            config[f"{name}_token_id"] = number
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": [ARCHITECTURES[model_type]],
+        "vocab_size": vocab_size,
+        "dtype": "float32",
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    if model_type == "gpt2":
+        return config | _gpt2(header)
+    config |= _sizes(header, model_type)
+    config |= _rotation(header, model_type, config, factors)
+    config |= _windows(header, model_type, family, config["num_hidden_layers"])
+    if model_type in SPECIFIC:
+        config |= SPECIFIC[model_type](header, config)
     return config
 
 
-def _beside(metadata: Mapping[str, Any], arch: str, tensors: Container[str]) -> dict[str, Any]:
+def _model_type(header: Header) -> str:
+    """The model type of an architecture's name; where several have it, by what tells them apart."""
+    sliding = header.get("attention.sliding_window")
+    if header.arch == "llama" and sliding:
+        return "mistral"
+    if header.arch == "olmo2" and sliding:
+        return "olmo3"
+    return MODEL_TYPES[header.arch]
+
+
+def _sizes(header: Header, model_type: str) -> dict[str, Any]:
+    heads, hidden = header.whole("attention.head_count"), header.whole("embedding_length")
+    size = header.whole("attention.key_length", max(hidden // heads, 1))
+    if header.whole("attention.value_length", size) != size:
+        raise UnsupportedError("its keys and values differ in size")
     found = {
-        field: metadata[f"{arch}.{key}"] for field, key in OPTIONAL.items() if f"{arch}.{key}" in metadata
+        "hidden_size": hidden,
+        "intermediate_size": header.whole("feed_forward_length"),
+        "num_hidden_layers": header.whole("block_count"),
+        "num_attention_heads": heads,
+        "max_position_embeddings": header.whole("context_length"),
     }
-    found["rope_parameters"] = _rope(metadata, arch)
-    if "rope_freqs.weight" in tensors:
+    if model_type != "gpt_neox":
+        found["num_key_value_heads"] = header.whole("attention.head_count_kv", heads)
+    if model_type in STATE_HEAD_DIM or size * heads != hidden:
+        found["head_dim"] = size
+    epsilon = {"starcoder2": "norm_epsilon"}.get(model_type, "layer_norm_eps")
+    if header.has("attention.layer_norm_rms_epsilon"):
+        return found | {"rms_norm_eps": header.number("attention.layer_norm_rms_epsilon")}
+    if model_type == "olmo":  # its code has the number itself
+        if header.number("attention.layer_norm_epsilon") != 1e-5:
+            raise UnsupportedError("its norms have another epsilon than OLMo's")
+        return found
+    return found | {epsilon: header.number("attention.layer_norm_epsilon")}
+
+
+def _gpt2(header: Header) -> dict[str, Any]:
+    return {
+        "n_layer": header.whole("block_count"),
+        "n_embd": header.whole("embedding_length"),
+        "n_inner": header.whole("feed_forward_length"),
+        "n_head": header.whole("attention.head_count"),
+        "n_positions": header.whole("context_length"),
+        "layer_norm_epsilon": header.number("attention.layer_norm_epsilon"),
+    }
+
+
+# -- rotation -------------------------------------------------------------------------------------
+
+
+def _rotation(
+    header: Header, model_type: str, config: Mapping[str, Any], factors: Factors | None
+) -> dict[str, Any]:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    size = config.get("head_dim", hidden // heads)
+    turning = header.whole("rope.dimension_count", size)
+    rope = _scaling(header)
+    if ROPE_FACTORS in header.tensors:
+        if rope["rope_type"] != "default" or factors is None:
+            raise UnsupportedError("its rotation is scaled twice, by a table of factors and by its header")
+        rope = fit_llama3(factors(), rope["rope_theta"], turning, config["max_position_embeddings"])
+    if turning != size:
+        if not FAMILIES[model_type].partial or turning > size:
+            raise UnsupportedError(f"its rotation turns {turning} of {size} channels of a head")
+        rope["partial_rotary_factor"] = _share(turning, size)
+    if model_type in ("gemma3_text", "olmo3"):
+        base = 10_000.0 if model_type == "gemma3_text" else rope["rope_theta"]
+        sliding = {"rope_theta": header.number("rope.freq_base_swa", base), "rope_type": "default"}
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": sliding}}
+    return {"rope_parameters": rope}
+
+
+def _share(turning: int, size: int) -> float:
+    """The part of a head that turns, in the shortest form that gives back the number of channels."""
+    for digits in range(1, 18):
+        share = round(turning / size, digits)
+        if int(size * share) == turning:
+            return share
+    return math.nextafter(turning / size, 1.0)
+
+
+def _scaling(header: Header) -> dict[str, Any]:
+    kind = header.get("rope.scaling.type")
+    rope: dict[str, Any] = {"rope_theta": header.number("rope.freq_base", 10_000.0), "rope_type": "default"}
+    old = header.number("rope.scale_linear", 0.0)  # how files of 2023 said it
+    if kind is None and old not in (0.0, 1.0):
+        return rope | {"rope_type": "linear", "factor": old}
+    factor = header.number("rope.scaling.factor", 1.0)
+    if "rope_factors_long.weight" in header.tensors:
         raise UnsupportedError(
-            "its rotation is scaled by a table of factors, which config.json cannot express"
+            "its rotation is scaled by one table up to its first context and by another beyond it"
         )
-    if arch == "llama":
-        found["attention_bias"] = "blk.0.attn_q.bias" in tensors
-        found["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    if kind is None or kind == "none" or factor in (0.0, 1.0):
+        return rope
+    if kind == "linear":
+        return rope | {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not known here")
+    return rope | _yarn(header, factor)
+
+
+def _yarn(header: Header, factor: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    found["original_max_position_embeddings"] = header.whole(
+        "rope.scaling.original_context_length", header.whole("context_length")
+    )
+    for key in ("yarn_ext_factor", "yarn_log_multiplier"):
+        if header.number(f"rope.scaling.{key}", 1.0 if key == "yarn_ext_factor" else 0.0) not in (1.0, 0.0):
+            raise UnsupportedError(f"its rotation sets {key}, which is not known here")
+    for key in ("beta_fast", "beta_slow"):
+        if header.has(f"rope.scaling.yarn_{key}"):
+            found[key] = header.number(f"rope.scaling.yarn_{key}")
+    own = header.number("rope.scaling.yarn_attn_factor", header.number("rope.scaling.attn_factor", 1.0))
+    if own != 1.0:  # beside what YaRN itself scales by
+        found["attention_factor"] = own * (0.1 * math.log(factor) + 1)
     return found
 
 
-def _rope(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
-    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    rope = {"rope_theta": metadata.get(f"{arch}.rope.freq_base", 10_000.0), "rope_type": "default"}
-    if isinstance(kind, str) and kind == "none":
-        return rope
-    if not isinstance(kind, str) or kind not in ("linear", "yarn"):
-        raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not known here")
-    rope |= {"rope_type": kind, "factor": metadata.get(f"{arch}.rope.scaling.factor", 1.0)}
-    original = metadata.get(f"{arch}.rope.scaling.original_context_length")
-    return (
-        rope
-        if kind == "linear" or original is None
-        else rope | {"original_max_position_embeddings": original}
-    )
+# -- windows --------------------------------------------------------------------------------------
+
+
+def _windows(header: Header, model_type: str, family: Family, layers: int) -> dict[str, Any]:
+    window = header.get("attention.sliding_window")
+    if model_type in ("phi3", "mistral", "starcoder2"):
+        return {"sliding_window": window or None}
+    if family.windows != "period" or model_type == "olmo2":
+        return {}
+    if not window and model_type == "gemma2":
+        window = 4096
+    if not window:
+        return {"layer_types": ["full_attention"] * layers, "sliding_window": None}
+    slides = default_slides(family, layers)
+    pattern = header.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) < layers:
+            raise CheckpointError("its header lists fewer sliding layers than it has layers")
+        slides = [bool(each) for each in pattern[:layers]]
+    elif type(pattern) is int and pattern >= 0:
+        slides = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
+    elif pattern is not None:
+        raise CheckpointError("its header's pattern of sliding layers is not a list of flags")
+    types = ["sliding_attention" if each else "full_attention" for each in slides]
+    return {"layer_types": types, "sliding_window": header.whole("attention.sliding_window", window)}
+
+
+# -- what a family has beside the sizes ---------------------------------------------------------------
+
+
+def _bias(header: Header, name: str) -> bool:
+    return f"blk.0.{name}.bias" in header.tensors
+
+
+def _llama(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attention_bias": _bias(header, "attn_q"), "mlp_bias": _bias(header, "ffn_up")}
+
+
+def _attention_bias(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attention_bias": _bias(header, "attn_q")}
+
+
+def _gemma1(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"hidden_act": "gelu_pytorch_tanh"} | _attention_bias(header, config)
+
+
+def _gemma(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    model_type, size = config["model_type"], config["head_dim"]
+    if config["num_hidden_layers"] == LARGEST_GEMMA[model_type]:
+        size = config["hidden_size"] // config["num_attention_heads"]
+    old = model_type == "gemma2"
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": size,
+        "attn_logit_softcapping": header.number("attn_logit_softcapping", 50.0) if old else None,
+        "final_logit_softcapping": header.number("final_logit_softcapping", 30.0 if old else 0.0) or None,
+        **_attention_bias(header, config),
+    }
+
+
+def _stablelm(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    parallel = "blk.0.ffn_norm.weight" not in header.tensors
+    return {"use_qkv_bias": _bias(header, "attn_q"), "use_parallel_residual": parallel}
+
+
+def _granite(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not header.flag("rope.scaling.finetuned", True):
+        raise UnsupportedError("its layers have no rotation")
+    size = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    return {
+        "embedding_multiplier": header.number("embedding_scale", 1.0) or 1.0,
+        "residual_multiplier": header.number("residual_scale", 1.0) or 1.0,
+        "attention_multiplier": header.number("attention.scale", 0.0) or size**-0.5,
+        "logits_scaling": header.number("logit_scale"),
+        **_llama(header, config),
+    }
+
+
+def _gpt_neox(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    # The file does not say which form of GELU; the published models have the exact one, llama.cpp the other
+    return {
+        "hidden_act": "gelu",
+        "use_parallel_residual": header.flag("use_parallel_residual", True),
+        "attention_bias": _bias(header, "attn_qkv"),
+    }
+
+
+def _cohere(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"logit_scale": header.number("logit_scale", 1.0) or 1.0, **_attention_bias(header, config)}
+
+
+def _smollm3(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"no_rope_layer_interval": 4, "use_sliding_window": False, **_llama(header, config)}
+
+
+def _starcoder2(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"use_bias": _bias(header, "attn_q"), "hidden_act": "gelu_pytorch_tanh"}
+
+
+SPECIFIC: Mapping[str, Callable[[Header, Mapping[str, Any]], dict[str, Any]]] = {
+    "llama": _llama,
+    "granite": _granite,
+    "smollm3": _smollm3,
+    "qwen3": _attention_bias,
+    "gemma": _gemma1,
+    "gemma2": _gemma,
+    "gemma3_text": _gemma,
+    "olmo": _attention_bias,
+    "olmo2": _attention_bias,
+    "olmo3": _attention_bias,
+    "stablelm": _stablelm,
+    "gpt_neox": _gpt_neox,
+    "cohere": _cohere,
+    "starcoder2": _starcoder2,
+}

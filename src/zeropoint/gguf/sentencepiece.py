@@ -1,15 +1,16 @@
-"""SentencePiece vocabularies that tokenizer.json holds as BPE merges (Llama 2, Gemma): scores instead of merges.
+"""SentencePiece vocabularies, which tokenizer.json holds as BPE merges (Llama 2, Gemma) and GGUF as scores.
 
 llama.cpp merges the neighbours whose joined piece has the highest score, over every split of that piece; tokenizers
-merges the pair that comes first in a list. They agree if the list was made from scores: all splits of a piece, one
-piece after the other. That is checked here, and the piece's place in the list, negated, is its score. Kudo and
-Richardson, SentencePiece, arXiv:1808.06226.
+merges the pair that comes first in a list. The two agree if the list holds all splits of a piece, one piece after the
+other in the order of scores. `merges` makes such a list; `scores` checks that a list is one, and returns the piece's
+place in it, negated. Kudo and Richardson, SentencePiece, arXiv:1808.06226.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from gguf import TokenType
@@ -19,7 +20,7 @@ from zeropoint.errors import UnsupportedError
 SPACE = "▁"
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
-#: Gemma's: the spaces that it would split at are replaced before.
+#: Gemma's pre-tokenizer has no effect: the spaces that it would split at are replaced before.
 NO_EFFECT = {
     "type": "Split",
     "pattern": {"String": " "},
@@ -30,11 +31,12 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def is_sentencepiece(model: Mapping[str, Any]) -> bool:
+    """Return whether a tokenizer.json model is a SentencePiece vocabulary."""
     return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
 
 
 def space_prefix(data: Mapping[str, Any]) -> bool:
-    """Whether a space is put before a text. Raises `UnsupportedError` for a treatment of text not known here."""
+    """Return whether a space is put before a text. Raises `UnsupportedError` for a treatment not known here."""
     normalizer, splitter = data.get("normalizer"), data.get("pre_tokenizer")
     steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
     if steps == [PREPEND, REPLACE] and splitter is None:
@@ -53,7 +55,7 @@ def space_prefix(data: Mapping[str, Any]) -> bool:
 
 
 def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[TokenType]) -> list[float]:
-    """A score for each token. Raises `UnsupportedError` when the merges are not those that scores make."""
+    """Return a score for each token. Raises `UnsupportedError` when the merges are not those that scores make."""
     known = set(tokens)
     places: dict[str, int] = {}
     splits: dict[str, int] = {}
@@ -79,8 +81,31 @@ def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[Toke
     return [-float(places[token]) if token in places else floor for token in tokens]
 
 
+def merges(tokens: Sequence[str], types: Sequence[int], given: Sequence[float]) -> list[list[str]]:
+    """Return the merges that scores stand for: the splits of each piece, by falling score.
+
+    Raises `UnsupportedError` where two pieces that can be merged have one score, which no order of merges expresses.
+    """
+    known = set(tokens)
+    found: list[tuple[float, list[list[str]]]] = []
+    for piece, kind, score in zip(tokens, types, given, strict=True):
+        if kind != TokenType.NORMAL or len(piece) < 2:
+            continue
+        splits = [
+            [piece[:i], piece[i:]] for i in range(1, len(piece)) if piece[:i] in known and piece[i:] in known
+        ]
+        if splits:
+            found.append((float(score), splits))
+    found.sort(key=lambda each: -each[0])
+    for (one, first), (other, second) in pairwise(found):
+        if one == other:
+            pair = "".join(first[0]), "".join(second[0])
+            raise UnsupportedError(f"its tokens {pair[0]!r} and {pair[1]!r} have one score ({one:g})")
+    return [split for _, splits in found for split in splits]
+
+
 def kind(text: str, unknown: str | None) -> TokenType:
-    """The type of a token that was not added."""
+    """Return the type of a token that was not added."""
     if text == unknown:
         return TokenType.UNKNOWN
     return TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL

@@ -1,6 +1,8 @@
 """The tokenizer in a GGUF header as the files of a model folder: the inverse of `vocabulary.py`.
 
-Written here, not by transformers' reader, which takes every byte-level tokenizer to split text as GPT-2's does.
+Where a header leaves something out, llama.cpp's defaults hold: a SentencePiece vocabulary begins and ends with the
+tokens 1 and 2, takes a space before a text and gets its beginning-of-text token; a byte-level one gets it if its split
+is Llama 3's or Tekken's. A token that the header does not name is left out, never taken from another field.
 """
 
 from __future__ import annotations
@@ -12,99 +14,192 @@ from typing import Any
 
 import numpy as np
 from gguf import TokenType
+from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.gguf.vocabulary import DIGITS, GPT2, SPECIALS, SPLITS, WHOLE_WORDS
+from zeropoint.gguf.sentencepiece import PREPEND, REPLACE, SPACE, merges
+from zeropoint.gguf.splits import SPLITS, Split
+
+#: tokenizer_config.json's name of a special token -> GGUF's.
+SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+#: The header's names of the tokens that end an answer: of a text, of a turn, of a message.
+ENDS = ("eos", "eot", "eom")
+
+#: A vocabulary of this kind has these tokens where the header does not name them.
+SENTENCEPIECE_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
+
+#: Texts of control tokens that end an answer whatever the header names, as llama.cpp has them.
+END_TEXTS = frozenset({
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>",
+    "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
+})  # fmt: skip
+#: With both of these, `<|end|>` ends a message within an answer.
+HARMONY = frozenset({"<|return|>", "<|call|>"})
+
+PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
-def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
+class HeaderTokenizer:
+    """The tokenizer of a GGUF header. Raises `CheckpointError` for lists that do not fit each other."""
 
-    Raises `UnsupportedError` for a kind of tokenizer or a way of splitting text that is not known here.
-    """
-    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
-    steps = next((steps for steps, name in SPLITS.items() if name == str(split)), None)
-    if not isinstance(kind, str) or kind != "gpt2" or steps is None:
-        raise UnsupportedError(
-            f"its tokenizer ({str(kind)[:40]!r}, split {str(split)[:40]!r}) is not known here"
-        )
-    tokens, types = _list(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
-    merges = _list(metadata, "merges")
-    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(tokens):
-        raise CheckpointError("its header does not give each token a type")
-    if not all(text.count(" ") == 1 for text in merges):
-        raise CheckpointError("a merge in its header is not of two tokens")
-    data = {
-        "version": "1.0",
-        "added_tokens": [_added(number, tokens[number], int(types[number])) for number in _added_ids(types)],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _steps(steps)},
-        "post_processor": _template(tokens, metadata),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.kind = str(self._get("model"))[:40]
+        self.tokens = self._texts("tokens")
+        types = self._get("token_type")
+        if types is None:
+            types = np.full(len(self.tokens), TokenType.NORMAL.value, np.int32)
+        self.types = self._numbers(types, "token_type")
+
+    def token(self, name: str) -> int | None:
+        """Return the id of a special token by GGUF's name for it; None where the file has none."""
+        number = self._get(f"{name}_token_id")
+        if number is None and self.kind == "llama":
+            number = SENTENCEPIECE_DEFAULTS.get(name)
+        return number if type(number) is int and 0 <= number < len(self.tokens) else None
+
+    def stop_tokens(self) -> list[int]:
+        """Return the ids that end an answer, as llama.cpp takes them, end of text first."""
+        named = [number for name in ENDS if (number := self.token(name)) is not None]
+        control = np.flatnonzero(self.types == TokenType.CONTROL).tolist()
+        texts = {self.tokens[i]: i for i in control if self.tokens[i] in END_TEXTS}
+        if texts.keys() >= HARMONY:
+            texts.pop("<|end|>", None)
+        return list(dict.fromkeys([*named, *texts.values()]))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a flag of the header, such as `add_bos_token`."""
+        value = self._get(name)
+        return bool(value) if isinstance(value, bool | np.bool_) else default
+
+    def write(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
+
+        Raises `UnsupportedError` for a kind of tokenizer, or a way of splitting text, that is not known here.
+        """
+        data = self._sentencepiece() if self.kind == "llama" else self._byte_level()
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for setting, name in SPECIALS.items():
+            number = self.token(name)
+            if number is not None:
+                settings[setting] = self.tokens[number]
+        if self._metadata.get("tokenizer.chat_template") is not None:
+            template = self._metadata["tokenizer.chat_template"]
+            if not isinstance(template, str):
+                raise CheckpointError("its header's chat template is not a text")
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+    def _sentencepiece(self) -> dict[str, Any]:
+        scores = self._get("scores")
+        if (
+            not isinstance(scores, np.ndarray)
+            or scores.dtype.kind not in "fiu"
+            or len(scores) < len(self.tokens)
+        ):
+            raise CheckpointError("its header does not give each token a score")
+        pairs = merges(self.tokens, self.types.tolist(), scores[: len(self.tokens)].tolist())
+        prefix = self.flag("add_space_prefix", True)
+        steps: list[dict[str, Any]] = [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ]
+        if prefix:
+            steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        unknown = self.token("unknown")
+        model = {
             "type": "BPE",
-            "vocab": {
-                text: number
-                for number, (text, kind) in enumerate(zip(tokens, types, strict=True))
-                if kind != TokenType.UNUSED  # added ones too: they would get other ids otherwise
-            },
-            "merges": [text.split(" ") for text in merges],
-            "ignore_merges": split in WHOLE_WORDS,
-        },
-    }
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for name, (setting, _) in SPECIALS.items():
-        key = "unknown" if name == "unk" else "padding" if name == "pad" else name
-        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if type(number) is int and 0 <= number < len(tokens):
-            settings[setting] = tokens[number]
-    (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            "unk_token": None if unknown is None else self.tokens[unknown],
+            "fuse_unk": True,
+            "byte_fallback": bool((self.types == TokenType.BYTE).any()),
+            "ignore_merges": False,
+            "vocab": self._vocabulary(),
+            "merges": pairs,
+        }
+        normalizer = {"type": "Sequence", "normalizers": [PREPEND, REPLACE]} if prefix else REPLACE
+        return self._data(normalizer, None, {"type": "Sequence", "decoders": steps}, model, bos=True)
+
+    def _byte_level(self) -> dict[str, Any]:
+        name = str(self._metadata.get("tokenizer.ggml.pre", "gpt-2"))
+        split = SPLITS.get(name)
+        if self.kind != "gpt2" or split is None:
+            raise UnsupportedError(f"its tokenizer ({self.kind!r}, split {name[:40]!r}) is not known here")
+        pairs = self._texts("merges")
+        if not all(text.count(" ") == 1 for text in pairs):
+            raise CheckpointError("a merge in its header is not of two tokens")
+        model = {
+            "type": "BPE",
+            "vocab": self._vocabulary(),
+            "merges": [text.split(" ") for text in pairs],
+            "ignore_merges": split.whole_words,
+        }
+        decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        steps = {"type": "Sequence", "pretokenizers": split.steps()}
+        return self._data(_normalizer(split), steps, decoder, model, bos=split.adds_bos)
+
+    def _data(self, normalizer: Any, splitter: Any, decoder: Any, model: Any, *, bos: bool) -> dict[str, Any]:
+        added, kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN), self.types.tolist()
+        return {
+            "version": "1.0",
+            "added_tokens": [
+                {"id": i, "content": self.tokens[i], **PLAIN, "special": kinds[i] != TokenType.USER_DEFINED}
+                for i in np.flatnonzero(np.isin(self.types, added)).tolist()
+            ],
+            "normalizer": normalizer,
+            "pre_tokenizer": splitter,
+            "post_processor": self._post_processor(bos),
+            "decoder": decoder,
+            "model": model,
+        }
+
+    def _vocabulary(self) -> dict[str, int]:
+        """Texts and ids, added tokens too: they would get other ids otherwise."""
+        kinds = self.types.tolist()
+        return {text: i for i, text in enumerate(self.tokens) if kinds[i] != TokenType.UNUSED}
+
+    def _post_processor(self, bos: bool) -> dict[str, Any] | None:
+        """A step that puts the tokens before and after a text that the header asks for."""
+        first = self.token("bos") if self.flag("add_bos_token", bos) else None
+        last = self.token("eos") if self.flag("add_eos_token", False) else None
+        if first is None and last is None:
+            return None
+
+        def around(name: str, kind: int) -> list[dict[str, Any]]:
+            before, after = ([] if each is None else [self._special(each, kind)] for each in (first, last))
+            return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
+
+        named = {self.tokens[i]: i for i in (first, last) if i is not None}
+        return {
+            "type": "TemplateProcessing",
+            "single": around("A", 0),
+            "pair": [*around("A", 0), *around("B", 1)],
+            "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in named.items()},
+        }
+
+    def _special(self, number: int, kind: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": self.tokens[number], "type_id": kind}}
+
+    def _get(self, name: str) -> Any:
+        return self._metadata.get(f"tokenizer.ggml.{name}")
+
+    def _texts(self, name: str) -> list[str]:
+        found = self._get(name)
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise CheckpointError(f"its header has no list of {name}")
+        return found
+
+    def _numbers(self, found: Any, name: str) -> NDArray[np.integer[Any]]:
+        if (
+            not isinstance(found, np.ndarray)
+            or found.dtype.kind not in "iu"
+            or len(found) != len(self.tokens)
+        ):
+            raise CheckpointError(f"its header's {name} does not fit its tokens")
+        return found
 
 
-def _list(metadata: Mapping[str, Any], name: str) -> list[str]:
-    found = metadata.get(f"tokenizer.ggml.{name}")
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise CheckpointError(f"its header has no list of {name}")
-    return found
-
-
-def _added_ids(types: Any) -> list[int]:
-    return [i for i, kind in enumerate(types) if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)]
-
-
-def _added(number: int, text: str, kind: int) -> dict[str, Any]:
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": text, **plain, "special": kind == TokenType.CONTROL}
-
-
-def _steps(steps: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Pre-tokenizer steps in tokenizer.json's words."""
-    found: list[dict[str, Any]] = []
-    for step in steps:
-        if step == DIGITS:
-            found.append({"type": "Digits", "individual_digits": True})
-        elif step != GPT2:
-            pattern = {"Regex": step}
-            found.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
-    bytes_too = {"add_prefix_space": False, "trim_offsets": True, "use_regex": GPT2 in steps}
-    return [*found, {"type": "ByteLevel", **bytes_too}]
-
-
-def _template(tokens: list[str], metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A post-processor that puts the beginning-of-text token before a text, if the header says so."""
-    number = metadata.get("tokenizer.ggml.bos_token_id")
-    if not metadata.get("tokenizer.ggml.add_bos_token") or type(number) is not int or number >= len(tokens):
-        return None
-    text = tokens[number]
-    before = {"SpecialToken": {"id": text, "type_id": 0}}
-    sequence = {"Sequence": {"id": "A", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [before, sequence],
-        "pair": [before, sequence, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {text: {"id": text, "ids": [number], "tokens": [text]}},
-    }
+def _normalizer(split: Split) -> dict[str, Any] | None:
+    return {"type": "NFC"} if split.composes else None

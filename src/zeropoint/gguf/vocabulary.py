@@ -17,28 +17,11 @@ from gguf import GGUFWriter, TokenType
 
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
+from zeropoint.gguf.splits import DIGITS, GPT2, name_of
 from zeropoint.jsonfile import load_json
 from zeropoint.tokenizer import chat_template
 
 MAX_TOKENIZER_BYTES = 256 << 20
-
-#: GPT-2's split, which the ByteLevel step does by itself when told to.
-GPT2 = "ByteLevel"
-DIGITS = "Digits"
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-#: Steps of a byte-level tokenizer -> llama.cpp's name for them.
-SPLITS: Mapping[tuple[str, ...], str] = {
-    (GPT2,): "gpt-2",
-    (DIGITS, GPT2): "smollm",
-    (WORDS % "{1,3}",): "llama-bpe",
-    (WORDS % "",): "qwen2",
-}
-#: Splits under which llama.cpp takes a word that is a token as it is, without merging.
-WHOLE_WORDS = {"llama-bpe"}
 
 #: GGUF's name of a special token -> tokenizer_config.json's, and config.json's field with its id.
 SPECIALS = {
@@ -130,11 +113,9 @@ def _split(data: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     if normalizer is not None and normalizer != {"type": "NFC"}:
         raise UnsupportedError("its tokenizer normalizes text in a way that llama.cpp does not")
     steps = tuple(_steps(data.get("pre_tokenizer")))
-    split = SPLITS.get(steps)
+    split = name_of(steps, whole_words=bool(model.get("ignore_merges")))
     if split is None:
         raise UnsupportedError(f"its tokenizer splits text by {list(steps)}, which llama.cpp has no name for")
-    if bool(model.get("ignore_merges")) != (split in WHOLE_WORDS):
-        raise UnsupportedError(f"its tokenizer's ignore_merges is not what llama.cpp assumes for {split}")
     return split
 
 

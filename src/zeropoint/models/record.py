@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from zeropoint.models.rope import RopeParameters
 
 
 class NormKind(IntEnum):
@@ -150,10 +154,11 @@ class LayerRecord:
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeTable:
     """Rotation angles are `position * inverse_frequency` (float32 `[rotary_dim / 2]`); cosine and sine are
-    multiplied by `scale`."""
+    multiplied by `scale`. `parameters` are those of config.json that the table was computed from, if any."""
 
     inverse_frequency: NDArray[np.float32]
     scale: float = 1.0
+    parameters: RopeParameters | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,9 @@ class RopeParameters:
 
     def table(self, head_dim: int) -> RopeTable:
         """Inverse frequencies `[rotary_dim / 2]` and the factor on cosine and sine."""
-        dim = self.rotary_dim(head_dim)
+        return replace(self._table(self.rotary_dim(head_dim)), parameters=self)
+
+    def _table(self, dim: int) -> RopeTable:
         if self.kind == "yarn":
             return _yarn(self.theta, dim, self.numbers)
         plain = _inverse_frequency(self.theta, dim)

@@ -121,7 +121,7 @@ def quantize_checkpoint(
             layout=layout_of(checkpoint),
             config=source_config(checkpoint),
             finish=run.card,
-            files=_companions(checkpoint, stack),
+            files=companions(checkpoint, stack),
             overwrite=overwrite,
         )
     summary = run.summary(path, written)
@@ -257,11 +257,13 @@ def read_calibration(
     """
     from transformers import AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.path}
-    if not checkpoint.path.is_dir():
-        where = {"pretrained_model_name_or_path": checkpoint.path.parent, "gguf_file": checkpoint.path.name}
+    folder = checkpoint.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        with ExitStack() as stack:
+            if checkpoint.stored is not None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
+                checkpoint.stored.write_companions(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as cause:  # missing and damaged tokenizers fail in many ways
         raise UsageError(
             f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
@@ -284,29 +286,19 @@ def _version(package: str) -> str:
 
 
 def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The source's config.json as it stands; for a GGUF source, the one transformers made of its header."""
+    """The source's config.json as it stands; for a GGUF source, the one made of its header."""
     if checkpoint.path.is_dir():
         config = load_json(checkpoint.path / "config.json", error=CheckpointError)
         if "tie_word_embeddings" in config:
             config["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
         return config
-    made: dict[str, Any] = checkpoint.config.to_dict()
-    return {**made, "dtype": "float32"}
+    assert checkpoint.stored is not None
+    return {**checkpoint.stored.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
 
 
-def _companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
-    """The files to copy; a GGUF source's tokenizer is written out first, to a folder that `stack` removes."""
-    if checkpoint.path.is_dir():
+def companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
+    """Return the tokenizer's files; a GGUF source's are written out first, to a folder that `stack` removes."""
+    if checkpoint.stored is None:
         return companion_files(checkpoint.path)
-    from transformers import AutoTokenizer
-
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path.parent, gguf_file=checkpoint.path.name)
-        tokenizer.save_pretrained(folder)
-    except Exception as cause:  # a GGUF file without a usable tokenizer is still a model
-        logger.warning(
-            "the tokenizer of %s could not be read (%s): the artifact has none", checkpoint.name, cause
-        )
-        return []
-    return companion_files(folder)
+    return checkpoint.stored.write_companions(folder)

@@ -1,0 +1,217 @@
+"""Whether llama.cpp computes what a model computes: a model's record against the family's graph and the header.
+
+`models.families.derive` reads config.json strictly and says what a model computes. `describe` compares that with what
+llama.cpp's graph of the family computes, field by field, and with what the header gives back when it is read again.
+Each difference is a problem with a name, or a note where llama.cpp's own files have it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gguf import GGUFWriter
+from numpy.typing import NDArray
+
+from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.gguf.configs import LARGEST_GEMMA, config_of
+from zeropoint.gguf.families import FAMILIES, PRE, Family
+from zeropoint.gguf.headers import ROPE_FACTORS, hyperparameters, narrow_windows, rope_factors, write
+from zeropoint.gguf.placements import Placement, placements
+from zeropoint.models.families import derive
+from zeropoint.models.record import Activation, DecoderRecord, LinearSlot, NormSlot, Rope
+
+#: Kinds of rotation whose scaling a header can state for any family.
+STATED_ROTATIONS = frozenset({"default", "linear", "yarn"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Description:
+    """A model in GGUF's words: `placements` of its tensors, tensors that GGUF wants beside them, header fields."""
+
+    family: Family
+    record: DecoderRecord
+    placements: tuple[Placement, ...]
+    values: Mapping[str, Any]
+    extras: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        return self.family.name
+
+    def write_metadata(self, writer: GGUFWriter) -> None:
+        """Write the hyperparameters that llama.cpp reads."""
+        write(writer, self.values)
+
+
+def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
+    """Return the model that a config.json describes, in GGUF's words, or the reasons why it cannot be written."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        return None, [f"no GGUF architecture is known here for {config.get('model_type')!r}: {known} are"]
+    try:
+        record = derive(config)
+    except UnsupportedError as cause:
+        return None, [str(cause)]
+    if problems := [
+        *_differences(family, record),
+        *_parts(family, record),
+        *_rotation_problems(family, record),
+    ]:
+        return None, problems
+    placed, values = tuple(placements(family, record)), hyperparameters(family, record)
+    factors = rope_factors(family, record)
+    extras = {} if factors is None else {ROPE_FACTORS: factors}
+    if problems := list(_lost(family, record, placed, values, extras)):
+        return None, problems
+    return Description(family, record, placed, values, extras, tuple(_notes(family, record))), []
+
+
+def restored(config: Mapping[str, Any]) -> Description:
+    """Return the description of a model that was read from a file. Raises `UnsupportedError` where Zeropoint cannot
+    describe what its config says."""
+    family = FAMILIES[config["model_type"]]
+    record = derive(config)
+    return Description(family, record, tuple(placements(family, record)), {})
+
+
+def _differences(family: Family, record: DecoderRecord) -> Iterator[str]:
+    """What the model computes otherwise than llama.cpp does for its family."""
+    config = record.config
+    expected: dict[str, Any] = {
+        "norm": family.norm,
+        "gated": family.gated,
+        "rope": family.rope,
+        "embedding_scale": math.sqrt(config.hidden) if family.scaled_embedding else 1.0,
+        "residual_scale": 1.0,
+        "logit_scale": 1.0,
+        "attention_scale": _attention_scale(family, record),
+        "attention_softcap": 0.0,
+        "logit_softcap": 0.0,
+    }
+    if config.activation != Activation.GELU or family.activation != Activation.GELU_TANH:
+        expected["activation"] = family.activation  # of the two forms of GELU llama.cpp has one
+    if not family.partial and family.rope != Rope.NONE:
+        expected["rotary_dim"] = config.head_dim
+    if family.parallel in ("no", "yes"):
+        expected["parallel"] = family.parallel == "yes"
+    for key, wanted in expected.items():
+        value = getattr(config, key)
+        if key in family.scales | family.softcaps:
+            continue
+        if value != wanted and not (isinstance(wanted, float) and math.isclose(value, wanted, rel_tol=1e-6)):
+            yield f"llama.cpp's {family.name} has {key} = {_shown(wanted)}, this model {_shown(value)}"
+    for key in sorted(family.softcaps):
+        if not getattr(config, key) and family.name == "gemma2":
+            yield f"llama.cpp's {family.name} always has a {key}, this model none"
+    if family.square and config.heads * config.head_dim != config.hidden:
+        yield f"llama.cpp's {family.name} has heads of {config.hidden // config.heads}, this model of {config.head_dim}"
+    windows = narrow_windows(record)
+    if family.windows == "none" and any(windows):
+        sees = f"{max(windows)} positions in {sum(each > 0 for each in windows)} layers"
+        yield f"llama.cpp's {family.name} attends to the whole context, this model to {sees}"
+    if len({window for window in windows if window}) > 1:
+        yield f"llama.cpp's {family.name} has one width of window, this model several"
+
+
+def _attention_scale(family: Family, record: DecoderRecord) -> float:
+    config = record.config
+    largest = {FAMILIES[name].arch: layers for name, layers in LARGEST_GEMMA.items()}
+    wide = largest.get(family.arch) == config.layers
+    return 1 / math.sqrt(config.hidden // config.heads if wide else config.head_dim)
+
+
+def _parts(family: Family, record: DecoderRecord) -> Iterator[str]:
+    """Biases, norms and an output head that only one of model and graph has."""
+    name = family.name
+    biased = {slot for _, slot, linear in record.linears() if linear.bias}
+    if unknown := biased - family.biases:
+        yield f"llama.cpp's {name} has no bias for {_slots(unknown)}"
+    if missing := family.needed_biases - biased:
+        yield f"llama.cpp's {name} has a bias for {_slots(missing)}, this model none"
+    normed = {slot for _, slot, _ in record.norms()}
+    if unknown_norms := normed - family.norms:
+        yield f"llama.cpp's {name} has no norm {_slots(unknown_norms)}"
+    if missing_norms := family.norms - family.optional_norms - normed:
+        yield f"llama.cpp's {name} has a norm {_slots(missing_norms)}, this model none"
+    if family.norms == PRE and family.norm_weights != all(norm.weight for _, _, norm in record.norms()):
+        yield f"llama.cpp's {name} has norms {'with' if family.norm_weights else 'without'} weights"
+    linears = record.model.linears
+    if family.head == "tied" and linears[LinearSlot.HEAD].weight != linears[LinearSlot.EMBEDDING].weight:
+        yield f"llama.cpp's {name} has no output head beside its embedding, this model has one"
+    if family.parallel == "without norm" and record.config.parallel != (NormSlot.MLP not in normed):
+        yield f"llama.cpp's {name} has both halves side by side where the second has no norm"
+
+
+def _rotation_problems(family: Family, record: DecoderRecord) -> Iterator[str]:
+    for table in record.ropes:
+        rope = table.parameters
+        if rope is None:
+            continue
+        if rope.kind not in STATED_ROTATIONS and not family.factors:
+            yield f"llama.cpp's {family.name} cannot scale its rotation as {rope.kind} does"
+        unusual = set(rope.numbers) - {"factor", "original_max_position_embeddings"}
+        if rope.kind == "yarn" and unusual:
+            yield f"llama.cpp fixes yarn's {', '.join(sorted(unusual))}, which this model sets"
+
+
+def _lost(
+    family: Family,
+    record: DecoderRecord,
+    placed: tuple[Placement, ...],
+    values: Mapping[str, Any],
+    extras: Mapping[str, NDArray[np.float32]],
+) -> Iterator[str]:
+    """What is not there again when the header is read as any file's is."""
+    names = {place.name for place in placed} | set(extras)
+    read = {key: np.asarray(value) if isinstance(value, list) else value for key, value in values.items()}
+    metadata = {"general.architecture": family.name, **read}
+    try:
+        again = derive(config_of(metadata, names, record.config.vocab, lambda: extras[ROPE_FACTORS]))
+    except (UnsupportedError, CheckpointError) as cause:
+        yield f"its header would not be read again: {cause}"
+        return
+    for key in record.config.__slots__:
+        one, other = getattr(record.config, key), getattr(again.config, key)
+        same = math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) else one == other
+        if not same and key not in ("activation",):
+            yield f"a GGUF header of {family.name} gives back {key} = {_shown(other)}, this model has {_shown(one)}"
+    if narrow_windows(record) != narrow_windows(again):
+        yield f"a GGUF header of {family.name} does not say which layers' attention slides as here"
+    for number, (mine, other) in enumerate(zip(_turns(record), _turns(again), strict=True)):
+        if not np.allclose(mine, other, rtol=3e-6, atol=0):
+            yield f"a GGUF header of {family.name} does not say how layer {number} turns its heads"
+            return
+
+
+def _turns(record: DecoderRecord) -> list[NDArray[np.float32]]:
+    """The rotation of each layer: frequencies and scale."""
+    if not record.ropes:
+        return []
+    tables = [np.append(table.inverse_frequency, np.float32(table.scale)) for table in record.ropes]
+    return [tables[layer.table] for layer in record.layers]
+
+
+def _notes(family: Family, record: DecoderRecord) -> Iterator[str]:
+    """How llama.cpp's result differs for this family whoever wrote the file."""
+    windows = narrow_windows(record)
+    if family.windows == "unused" and any(windows):
+        yield (
+            f"llama.cpp's {family.name} attends to the whole context, this model to {max(windows)} positions: their "
+            "results differ for longer texts"
+        )
+    if record.config.activation == Activation.GELU and family.activation == Activation.GELU_TANH:
+        yield f"llama.cpp's {family.name} computes GELU by tanh, this model exactly: logits differ by about 1e-3"
+
+
+def _slots(found: frozenset[Any] | set[Any]) -> str:
+    return ", ".join(sorted(slot.name for slot in found))
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "name", None) or (f"{value:.6g}" if isinstance(value, float) else str(value))
