@@ -151,8 +151,9 @@ def _model_type(header: Header) -> str:
 
 def _sizes(header: Header, model_type: str) -> dict[str, Any]:
     heads, hidden = header.whole("attention.head_count"), header.whole("embedding_length")
-    size = header.whole("attention.key_length", max(hidden // heads, 1))
-    if header.whole("attention.value_length", size) != size:
+    usual = max(hidden // heads, 1)
+    size = header.whole("attention.key_length", usual)
+    if header.whole("attention.value_length", usual) != size:
         raise UnsupportedError("its keys and values differ in size")
     found = {
         "hidden_size": hidden,

@@ -20,6 +20,9 @@ from zeropoint.models.rope import RopeParameters
 #: How far a table may be from the one that the numbers found for it give: float32 twice over.
 TOLERANCE = 2e-6
 
+#: The context that numbers are given for where any will do: Llama 3's.
+REFERENCE = 8192
+
 
 def fit_llama3(factors: NDArray[np.float32], theta: float, dim: int, max_positions: int) -> dict[str, Any]:
     """Return rope parameters whose table, divided into the plain one, is `factors` (float32 `[dim / 2]`).
@@ -62,13 +65,16 @@ def _candidates(factors: NDArray[np.float64], plain: NDArray[np.float64]) -> Ite
                 low, high = float(f"{low_at * context:.5g}"), float(f"{high_at * context:.5g}")
                 yield _numbers(factor, low, high, context)
         return
-    # No channel lies between, or one alone: a step at any wavelength that parts the two kinds will do.
-    short, long = inverse[factors == 1], inverse[factors == factors.max()]
-    if not blended.any() and len(short) and len(long) and long.max() < short.min():
-        turn = float(np.sqrt(long.max() * short.min()))
-        context = max(int(1 / turn), 1)
-        yield _numbers(factor, context * turn * 0.999999, context * turn * 1.000001, context)
-        yield _numbers(factor, 1.0, 1.0000001, round(1 / turn))
+    # One channel lies between, or none: any blend that gives it its value and parts the other two kinds will do.
+    long = inverse[factors == factors.max()].max(initial=0.0)
+    short = inverse[factors == 1].min(initial=np.inf)
+    between = float(inverse[blended][0]) if blended.any() else float(np.sqrt(long * min(short, 1.0)))
+    smooth_there = (1 / float(factors[blended][0]) - 1 / factor) / (1 - 1 / factor) if blended.any() else 0.5
+    for part in (0.5, 0.75, 0.9, 0.99, 0.999, 0.25, 0.1):
+        low_at = between * (max(long, between / 64) / between) ** (1 - part)
+        high_at = low_at + (between - low_at) / smooth_there
+        if long < low_at < high_at < short:
+            yield _numbers(factor, low_at * REFERENCE, high_at * REFERENCE, REFERENCE)
 
 
 def _numbers(factor: float, low: float, high: float, context: int) -> dict[str, Any]:
