@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from zeropoint.checkpoint import quantized
 from zeropoint.errors import CheckpointError
 from zeropoint.jsonfile import load_json
 
@@ -30,13 +31,8 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
             f"{path} needs Python code from its own repository (model_type {model_type!r}), which is not run: "
             "read that code, then pass allow_remote_code=True"
         )
-    if data.get("quantization_config"):
-        method = data["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise CheckpointError(
-            f"{path} is already quantized ({method}): quantize the original model instead, or keep these numbers with "
-            "`zeropoint import`"
-        )
+    if (section := quantized.section_of(path)) is not None:
+        raise CheckpointError(quantized.already_quantized(path, section))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,9 +21,11 @@ import torch
 
 from zeropoint import artifact
 from zeropoint.artifact import Card
+from zeropoint.checkpoint import quantized
 from zeropoint.checkpoint.architecture import config_from
 from zeropoint.checkpoint.source import TORCH_DTYPES, Checkpoint, as_torch, assemble
 from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Choice, Plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.qtensor import QuantizedTensor, Weight
@@ -86,8 +88,14 @@ def open_source(path: str | Path) -> Source:
         importer = cast(Importer, importlib.import_module(f"{__name__}.{name}"))
         if importer.recognizes(where):
             return importer.open(where)
-    raise CheckpointError(
-        f"{where} is not a quantized model of a known format: {', '.join(names())} are imported"
+    known = f"{', '.join(names())} are imported"
+    if where.is_dir() and (where / CARD_NAME).exists():
+        raise CheckpointError(f"{where} is an artifact already: there is nothing to import")
+    section = quantized.section_of(where) if where.is_dir() else None
+    if section is None:
+        raise CheckpointError(f"{where} is not a quantized model of a known format: {known}")
+    raise UnsupportedError(
+        f"{where} is quantized as {quantized.describe(section)}, which is not read ({known}): {quantized.ADVICE}"
     )
 
 

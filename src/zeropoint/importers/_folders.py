@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.checkpoint import quantized
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, load_json
 from zeropoint.qtensor import QuantizedTensor
@@ -20,16 +21,22 @@ SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "
 
 def configured(path: Path, method: str) -> dict[str, Any] | None:
     """The `quantization_config` of a folder that says it was made by `method`; None otherwise, and for an artifact."""
-    if not (path / "config.json").is_file() or (path / CARD_NAME).exists():
+    if (path / CARD_NAME).exists():
         return None
-    section = load_json(path / "config.json", error=CheckpointError).get("quantization_config")
-    return section if isinstance(section, dict) and section.get("quant_method") == method else None
+    section = quantized.section_of(path)
+    return section if section is not None and quantized.method_of(section) == method else None
+
+
+def refuse_config(path: Path, section: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedError` where the config says what is not imported."""
+    if (reason := quantized.why_not_imported(section)) is not None:
+        raise UnsupportedError(f"{path} cannot be imported: {reason}; {quantized.ADVICE}")
 
 
 def plain_config(path: Path) -> dict[str, Any]:
     """config.json as it was before quantizing."""
     config = load_json(path / "config.json", error=CheckpointError)
-    return {key: value for key, value in config.items() if key != "quantization_config"}
+    return {k: v for k, v in config.items() if k not in ("quantization_config", "compression_config")}
 
 
 def scale_type(dtype: str) -> ScaleDtype:
@@ -51,11 +58,20 @@ def float_headers(
 
 
 def unpack_words(words: NDArray[Any], bits: int) -> NDArray[np.int16]:
-    """int32 `[m, n]` -> unsigned codes `[m, n * 32 / bits]`, the lowest bits of a word first."""
+    """int32 `[m, n]` -> unsigned codes `[m, n * 32 / bits]`: one stream of bits, the lowest of a word first. A code may
+    lie in two words. Raises `SchemeError` for words that do not end with a code."""
     if words.ndim != 2 or words.dtype != np.int32:
         raise SchemeError(f"packed codes must be a 2-D int32 tensor, not {words.dtype} {words.shape}")
+    given = np.ascontiguousarray(words, "<i4")
+    if 32 % bits:
+        if given.shape[1] * 32 % bits:
+            raise SchemeError(f"{given.shape[1]} words a row do not hold whole codes of {bits} bits")
+        stream = np.unpackbits(given.view(np.uint8), axis=1, bitorder="little").reshape(len(given), -1, bits)
+        places = np.int16(1) << np.arange(bits, dtype=np.int16)
+        codes: NDArray[np.int16] = stream.astype(np.int16) @ places
+        return codes
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    spread = (np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
+    spread = (given.view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
     return spread.reshape(len(words), -1).astype(np.int16)
 
 
@@ -65,19 +81,22 @@ def unsigned_grid(
     scales: NDArray[Any],
     bits: int,
     scale_dtype: str,
+    group_size: int,
 ) -> QuantizedTensor:
     """`(code - zero) * scale` of unsigned codes `[out, in]`, zeros and scales `[out, groups]`, as a weight of ours.
 
     Symmetric where every zero is the middle code. Raises `SchemeError` for arrays that do not fit each other.
     """
     columns, groups = codes.shape[1], scales.shape[1]
+    if groups != -(-columns // group_size):
+        raise SchemeError(f"{groups} scales a row do not fit {columns} inputs in groups of {group_size}")
     half = 1 << (bits - 1)
     symmetric = bool((zeros == half).all()) and (bits < 8 or int(codes.min()) > 0)
-    grid: dict[str, Any] = {"granularity": "group", "group_size": -(-columns // groups)} if groups > 1 else {}
+    grid: dict[str, Any] = {"granularity": "group", "group_size": group_size} if groups > 1 else {}
     scheme = Scheme(bits, symmetric=symmetric, scale_dtype=scale_type(scale_dtype), **grid)
     zero = zeros - half
     if not symmetric and not (scheme.qmin <= int(zero.min()) and int(zero.max()) <= scheme.qmax):
-        raise SchemeError("a zero point lies outside the codes")
+        raise SchemeError(f"a zero point is {int(zeros.max())}, which is no code of {bits} bits")
     zero_point = None if symmetric else np.ascontiguousarray(zero.astype(np.int8))
     scale = np.ascontiguousarray(scales.astype(np.float32))
     return QuantizedTensor(scheme, (codes - half).astype(np.int8), scale, zero_point)

@@ -1,7 +1,10 @@
-"""AWQ folders, as AutoAWQ's "gemm" version writes them: 4 bits in groups.
+"""AWQ folders, as AutoAWQ's versions "gemm" and "gemv" write them: 4 bits in groups.
 
-Of a module: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales` `[groups, out]`; eight
-columns a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. A weight is `(code - zero) * scale`.
+Of a module in version gemm: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales`
+`[groups, out]`; eight columns a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. In version gemv:
+`qweight` int32 `[out, in / 8]`, `qzeros` int32 `[out, words]`, `scales` `[out, 8 * words]`, in their own order, with
+room behind the last group. A weight is `(code - zero) * scale`. Layers of `modules_to_not_convert` are stored as
+floats.
 """
 
 from __future__ import annotations
@@ -14,21 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import folder
+from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
-from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
-from zeropoint.importers import Source
+from zeropoint.errors import CheckpointError, SchemeError
+from zeropoint.importers import Source, _layers
 from zeropoint.importers._folders import (
     configured,
     float_headers,
     plain_config,
+    refuse_config,
     unpack_words,
     unsigned_grid,
 )
-from zeropoint.qtensor import Weight
+from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.tensorfile import TensorFile
 
-METHOD = "awq"
+METHOD = quantized.AWQ
 LEAVES = ("qweight", "qzeros", "scales")
 BITS = 4
 
@@ -43,37 +47,58 @@ def recognizes(path: Path) -> bool:
 def open(path: Path) -> Source:
     section = configured(path, METHOD)
     assert section is not None
-    version = str(section.get("version", "gemm")).lower()
-    if section.get("bits", section.get("w_bit")) != BITS or version != "gemm":
-        raise UnsupportedError(
-            f"{path}: of AWQ's formats only 4 bits in version gemm are imported, not {version[:20]}"
-        )
+    refuse_config(path, section)
+    return open_packed(path, section, METHOD)
+
+
+def open_packed(path: Path, section: Mapping[str, Any], method: str) -> Source:
+    """A folder of AWQ's tensors, whoever wrote it."""
+    gemv = str(section.get("version") or section.get("format") or "gemm").lower() == "gemv"
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
-    modules = {name.removesuffix(".qweight") for name in where if name.endswith(".qweight")}
+    modules = sorted(name.removesuffix(".qweight") for name in where if name.endswith(".qweight"))
     own = {f"{module}.{leaf}" for module in modules for leaf in LEAVES}
     if missing := own - set(where):
         raise CheckpointError(f"{path} lacks the tensor {min(missing)}: download or copy it again")
     tensors = float_headers(where, own)
-    for module in sorted(modules):
+    sizes: dict[str, int] = {}
+    for module in modules:
         _, shape = where[f"{module}.qweight"].info(f"{module}.qweight")
-        if len(shape) != 2:
+        if len(shape) != 2 or min(shape) < 1:
             raise CheckpointError(f"{module}.qweight has the shape {shape}, which is no matrix")
-        tensors[f"{module}.weight"] = ("F32", (shape[1] * 32 // BITS, shape[0]))
-    read = partial(_read, where, modules)
-    return Source(METHOD, config, tuple(files), tensors, read, lambda _: companion_files(path))
+        rows, columns = (shape[0], shape[1] * 8) if gemv else (shape[1] * 8, shape[0])
+        _layers.check_bits(section, module, BITS)
+        sizes[f"{module}.weight"] = _layers.group_size(section, module, columns)
+        tensors[f"{module}.weight"] = ("F32", (rows, columns))
+    read = partial(_read, where, sizes, gemv)
+    return Source(method, config, tuple(files), tensors, read, lambda _: companion_files(path))
 
 
-def _read(where: Mapping[str, TensorFile], modules: set[str], name: str) -> Weight:
-    module = name.removesuffix(".weight")
-    if module not in modules:
+def _read(where: Mapping[str, TensorFile], sizes: Mapping[str, int], gemv: bool, name: str) -> Weight:
+    if name not in sizes:
         return where[name].read(name)
+    module = name.removesuffix(".weight")
     words, zeros, scales = (where[f"{module}.{leaf}"].read(f"{module}.{leaf}") for leaf in LEAVES)
     dtype = where[f"{module}.scales"].info(f"{module}.scales")[0]
+    decode = _gemv if gemv else _gemm
     try:
-        return unsigned_grid(_columns(words).T, _columns(zeros).T, scales.T, BITS, dtype)
+        return decode(words, zeros, scales, dtype, sizes[name])
     except (SchemeError, ValueError, IndexError) as cause:
         raise CheckpointError(f"{name}: {cause}") from cause
+
+
+def _gemm(
+    words: NDArray[Any], zeros: NDArray[Any], scales: NDArray[Any], dtype: str, size: int
+) -> QuantizedTensor:
+    return unsigned_grid(_columns(words).T, _columns(zeros).T, scales.T, BITS, dtype, size)
+
+
+def _gemv(
+    words: NDArray[Any], zeros: NDArray[Any], scales: NDArray[Any], dtype: str, size: int
+) -> QuantizedTensor:
+    codes = unpack_words(words, BITS)
+    groups = -(-codes.shape[1] // size)
+    return unsigned_grid(codes, unpack_words(zeros, BITS)[:, :groups], scales[:, :groups], BITS, dtype, size)
 
 
 def _columns(words: NDArray[Any]) -> NDArray[np.int16]:

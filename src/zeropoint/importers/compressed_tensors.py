@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
-from zeropoint.checkpoint import folder
+from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
 from zeropoint.importers import Source
-from zeropoint.importers._folders import configured, float_headers, plain_config, scale_type
+from zeropoint.importers._folders import configured, float_headers, plain_config, refuse_config, scale_type
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.reference.packing import pack
 from zeropoint.scheme import Activation, Scheme
 from zeropoint.tensorfile import TensorFile
 
-METHOD = "compressed-tensors"
+METHOD = quantized.COMPRESSED
 
 #: What marks a quantized module's tensors.
 SCALE = ".weight_scale"
@@ -41,6 +41,7 @@ def recognizes(path: Path) -> bool:
 def open(path: Path) -> Source:
     section = configured(path, METHOD)
     assert section is not None
+    refuse_config(path, section)
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
     if reordered := [name for name in where if name.endswith(".weight_g_idx")]:

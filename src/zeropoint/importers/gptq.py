@@ -1,15 +1,16 @@
-"""GPTQ folders, as GPTQModel and AutoGPTQ write them: 2, 4 and 8 bits, groups or channels.
+"""GPTQ folders, as GPTQModel and AutoGPTQ write them: 2 to 8 bits, groups or channels, each layer its own.
 
 Of a module: `qweight` int32 `[in * bits / 32, out]`, codes packed down a column, the lowest bits first; `scales`
 `[groups, out]`; `qzeros` int32 `[groups, out * bits / 32]`, packed along a row, less one in the first version of the
 format ("gptq"; "gptq_v2" stores them as they are); `g_idx` `[in]`, the group of each input. A weight is
 `(code - zero) * scale`. Groups of scattered inputs (activation order without static groups) have no counterpart and are
-refused.
+refused. The bits of a layer are those of its tensors; `quantization_config` must say the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import folder
+from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
-from zeropoint.importers import Source
+from zeropoint.importers import Source, _layers
 from zeropoint.importers._folders import (
     configured,
     float_headers,
     plain_config,
+    refuse_config,
     unpack_words,
     unsigned_grid,
 )
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.tensorfile import TensorFile
 
-METHOD = "gptq"
+METHOD = quantized.GPTQ
 LEAVES = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One quantized weight `[rows, columns]`. `less_one`: zero points are stored less one; `symmetric`: the config says
+    that each is the middle code."""
+
+    rows: int
+    columns: int
+    bits: int
+    group_size: int
+    less_one: bool
+    symmetric: bool
 
 
 def recognizes(path: Path) -> bool:
@@ -42,43 +57,99 @@ def recognizes(path: Path) -> bool:
 def open(path: Path) -> Source:
     section = configured(path, METHOD)
     assert section is not None
+    refuse_config(path, section)
+    version = section.get("checkpoint_format") or section.get("format") or "gptq"
+    return open_packed(path, section, METHOD, less_one=version == "gptq")
+
+
+def open_packed(path: Path, section: Mapping[str, Any], method: str, *, less_one: bool) -> Source:
+    """A folder of GPTQ's tensors, whoever wrote it."""
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
-    bits = section.get("bits")
-    if type(bits) is not int or bits not in (2, 4, 8):
-        raise UnsupportedError(f"{path}: GPTQ codes of {str(bits)[:20]} bits are not imported")
-    shift = 1 if section.get("checkpoint_format", section.get("format", "gptq")) == "gptq" else 0
     modules = sorted(name.removesuffix(".qweight") for name in where if name.endswith(".qweight"))
     own = {f"{module}.{leaf}" for module in modules for leaf in LEAVES}
     if missing := {key for key in own if not key.endswith("g_idx")} - set(where):
         raise CheckpointError(f"{path} lacks the tensor {min(missing)}: download or copy it again")
     tensors = float_headers(where, own)
+    layers: dict[str, Layer] = {}
     for module in modules:
-        _, shape = where[f"{module}.qweight"].info(f"{module}.qweight")
-        if len(shape) != 2:
-            raise CheckpointError(f"{module}.qweight has the shape {shape}, which is no matrix")
-        tensors[f"{module}.weight"] = ("F32", (shape[1], shape[0] * 32 // bits))
-    read = partial(_read, where, set(modules), bits, shift)
-    return Source(METHOD, config, tuple(files), tensors, read, lambda _: companion_files(path))
+        layer = _layer(where, section, module, less_one=less_one)
+        layers[f"{module}.weight"] = layer
+        tensors[f"{module}.weight"] = ("F32", (layer.rows, layer.columns))
+    read = partial(_read, where, layers)
+    return Source(method, config, tuple(files), tensors, read, lambda _: companion_files(path))
 
 
-def _read(where: Mapping[str, TensorFile], modules: set[str], bits: int, shift: int, name: str) -> Weight:
-    module = name.removesuffix(".weight")
-    if module not in modules:
+def _layer(
+    where: Mapping[str, TensorFile], section: Mapping[str, Any], module: str, *, less_one: bool
+) -> Layer:
+    """A layer by its tensors' headers, checked against the config. Raises `CheckpointError`."""
+    shapes = {
+        leaf: where[f"{module}.{leaf}"].info(f"{module}.{leaf}")[1]
+        for leaf in ("qweight", "qzeros", "scales")
+    }
+    for leaf, shape in shapes.items():
+        if len(shape) != 2 or min(shape) < 1:
+            raise CheckpointError(f"{module}.{leaf} has the shape {shape}, which is no matrix")
+    rows = shapes["qweight"][1]
+    bits, rest = divmod(shapes["qzeros"][1] * 32, rows)
+    if rest or bits not in quantized.GPTQ_BITS or shapes["qweight"][0] * 32 % bits:
+        raise CheckpointError(
+            f"{module}: qweight {shapes['qweight']} and qzeros {shapes['qzeros']} are not of codes of whole bits"
+        )
+    _layers.check_bits(section, module, bits)
+    columns = shapes["qweight"][0] * 32 // bits
+    said, _ = _layers.settings(section, module)
+    size = _layers.group_size(section, module, columns)
+    return Layer(rows, columns, bits, size, less_one, said.get("sym") is True)
+
+
+def _read(where: Mapping[str, TensorFile], layers: Mapping[str, Layer], name: str) -> Weight:
+    layer = layers.get(name)
+    if layer is None:
         return where[name].read(name)
+    module = name.removesuffix(".weight")
     part = {leaf: where[key].read(key) for leaf in LEAVES if (key := f"{module}.{leaf}") in where}
     try:
-        return _weight(part, where[f"{module}.scales"].info(f"{module}.scales")[0], bits, shift)
+        return _weight(part, where[f"{module}.scales"].info(f"{module}.scales")[0], layer)
+    except UnsupportedError as cause:
+        raise UnsupportedError(f"{name}: {cause}") from cause
     except (SchemeError, ValueError, IndexError) as cause:
         raise CheckpointError(f"{name}: {cause}") from cause
 
 
-def _weight(part: Mapping[str, NDArray[Any]], scale_dtype: str, bits: int, shift: int) -> QuantizedTensor:
-    codes = unpack_words(part["qweight"].T, bits)
-    zeros = (unpack_words(part["qzeros"], bits) + shift).T
-    weight = unsigned_grid(codes, zeros, part["scales"].T, bits, scale_dtype)
-    columns, size = codes.shape[1], weight.scheme.group_size or codes.shape[1]
+def _weight(part: Mapping[str, NDArray[Any]], scale_dtype: str, layer: Layer) -> QuantizedTensor:
+    codes = unpack_words(part["qweight"].T, layer.bits)
+    zeros = _zeros(unpack_words(part["qzeros"], layer.bits), layer)
+    scales = part["scales"]
     index = part.get("g_idx")
-    if index is not None and not np.array_equal(index.reshape(-1), np.arange(columns) // size):
-        raise UnsupportedError("its groups are of scattered inputs (activation order), which is not kept")
-    return weight
+    if index is not None and index.size:
+        groups = _order(index.reshape(-1), layer)
+        zeros, scales = zeros[groups], scales[groups]
+    return unsigned_grid(codes, zeros.T, scales.T, layer.bits, scale_dtype, layer.group_size)
+
+
+def _zeros(stored: NDArray[np.int16], layer: Layer) -> NDArray[np.int16]:
+    """Zero points as they are meant. Raises `SchemeError` where the other version of the format would make a symmetric
+    weight of them, and this one does not: the folder says the wrong one."""
+    half = 1 << (layer.bits - 1)
+    zeros = stored + np.int16(layer.less_one)
+    if layer.symmetric and (stored + np.int16(not layer.less_one) == half).all():
+        meant = "gptq_v2" if layer.less_one else "gptq"
+        raise SchemeError(
+            f"sym is true, but every zero point is {int(zeros.flat[0])}: the checkpoint_format must be {meant}"
+        )
+    return zeros
+
+
+def _order(index: NDArray[Any], layer: Layer) -> NDArray[Any]:
+    """Which stored group each run of `group_size` inputs is. Raises `UnsupportedError` where a run is of several."""
+    groups = index[:: layer.group_size]
+    if len(index) != layer.columns or not np.array_equal(
+        np.repeat(groups, layer.group_size)[: len(index)], index
+    ):
+        raise UnsupportedError(
+            "g_idx gives groups of scattered inputs (desc_act, activation order), which is not kept: quantize with "
+            "desc_act false or static_groups true"
+        )
+    return groups
