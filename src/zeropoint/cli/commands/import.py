@@ -1,7 +1,7 @@
 """Turn a model that another tool quantized into an artifact, its numbers kept: to measure, run and export it.
 
   zeropoint import model.gguf --out OUT          llama.cpp's Q8_0, Q5_0, Q4_0 keep their grid
-  zeropoint import FOLDER --out OUT              GPTQ, AWQ or compressed-tensors (llm-compressor)
+  zeropoint import FOLDER --out OUT              GPTQ, AWQ, AutoRound or compressed-tensors (llm-compressor)
 
 No weight is quantized again. What has no integer grid here (a K-quant) is kept in float, and said.
 """
