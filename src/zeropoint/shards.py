@@ -1,4 +1,7 @@
-"""Which safetensors files hold a model folder's weights: one, or the shards that an index names."""
+"""Which safetensors files hold a model folder's weights: one, or the shards that an index names.
+
+The single file comes first, as in transformers: an index beside it is left over from another save.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def shard_files(folder: Path, error: type[ZeropointError]) -> list[Path]:
-    """The files in order; empty when the folder has neither an index nor a single file.
+    """Return the files in order; none when the folder has neither an index nor a single file.
 
     Raises `error` for an index that is damaged, reaches outside the folder, or names a file that is not there.
     """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     index = folder / INDEX
     if not index.is_file():
-        return [folder / SINGLE] if (folder / SINGLE).is_file() else []
+        return []
     weight_map = load_json(index, MAX_CARD_BYTES, error).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise error(f"{index} has no weight_map: {ADVICE[error]}")

@@ -234,6 +234,7 @@ def test_codes_are_not_taken_for_weights(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"] = torch.ones(96, 64, dtype=torch.int8)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"up_proj\.weight is stored as int8, and the model has floats there"
+        CheckpointError,
+        match=r"stores model\.layers\.0\.mlp\.up_proj\.weight as I8, and the model has floats there",
     ):
         open_checkpoint(folder)

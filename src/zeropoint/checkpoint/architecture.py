@@ -13,13 +13,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from zeropoint.checkpoint import quantized
 from zeropoint.errors import CheckpointError
 from zeropoint.jsonfile import load_json
 
 
 def load_config(path: Path, *, allow_remote_code: bool) -> Any:
-    """The model's config. Raises `CheckpointError` unless it is that of a known, unquantized causal LM."""
+    """Return the model's config. Raise `CheckpointError` unless it is that of a known causal LM."""
     data = load_json(path / "config.json", error=CheckpointError)
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
@@ -31,8 +30,6 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
             f"{path} needs Python code from its own repository (model_type {model_type!r}), which is not run: "
             "read that code, then pass allow_remote_code=True"
         )
-    if (section := quantized.section_of(path)) is not None:
-        raise CheckpointError(quantized.already_quantized(path, section))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -37,6 +37,11 @@ class Recipe:
     converter: Any | None = None
     sources: list[tuple[str, str]] = field(default_factory=list)  # (checkpoint name, matched pattern)
 
+    @property
+    def most(self) -> int | None:
+        """How many of the sources are read: of tensors that mean one parameter the first, of parts all."""
+        return 1 if self.converter is None else None
+
     def read(self, model: torch.nn.Module, read: ReadTensor) -> dict[str, torch.Tensor]:
         """Every parameter this recipe makes. Raises what transformers' conversion raises."""
         if self.converter is None:

@@ -1,10 +1,10 @@
-"""Open a source model without loading it: names, shapes and one tensor at a time."""
+"""A source model as transformers' parameters: names, shapes and one tensor at a time, without loading it."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,15 +13,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import folder, gguf
 from zeropoint.checkpoint.architecture import build_meta_model, config_from, load_config
 from zeropoint.checkpoint.resolve import Recipe, resolve
 from zeropoint.errors import CheckpointError
-from zeropoint.gguf.model import GgufModel
-from zeropoint.tensorfile import TensorFile, digest
+from zeropoint.sources import Source, Wanted, open_source
 from zeropoint.views import Kept, LayerView, layer_views
-
-logger = logging.getLogger(__name__)
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -64,38 +60,29 @@ class ParameterInfo:
 class Checkpoint:
     """A source model. `model` is the Hugging Face model on the meta device: shapes, no data.
 
-    `path` is the local folder or GGUF file, `name` what the user called it, `stored` the GGUF model of such a file.
+    `source` is what is on the disk, `path` its local folder or GGUF file, `name` what the user called it. `notes` say
+    what a user should hear of it: tensors that the model has no place for, an adapter that is left out. `untied`: the
+    config ties the head to the embedding, and the files hold two different ones.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        config: Any,
-        model: torch.nn.Module,
-        files: list[Path],
-        read_source: Callable[[str], torch.Tensor],
-        sources: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-    ) -> None:
-        self.path = path
-        self.name = name
+    def __init__(self, source: Source, config: Any, model: torch.nn.Module, *, untied: bool = False) -> None:
+        self.source = source
+        self.path = source.path
+        self.name = source.name
         self.config = config
         self.model = model
+        self.untied = untied
         self.model_type: str = config.model_type
-        self._files = files
-        self._read_source = read_source
-        self._sources = sources
-        self._recipes, unused = resolve(model, sources)
-        if unused:
-            logger.info("%d checkpoint tensors belong to no parameter, %s for one", len(unused), unused[0])
-        self._tied = _tied_names(model, self._recipes)
+        self._recipes, unused = resolve(model, source.tensors)
+        self._tied = _tied_names(model)
+        self.notes = source.check(self._wanted(), _worth_naming(model, unused))
+        self._check_assembled()
         self._infos = self._inspect()
         self._views: tuple[list[LayerView], list[Kept]] | None = None
         self._shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         self._last: tuple[Recipe, dict[str, torch.Tensor]] | None = None
         self._changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self._changed: tuple[str, torch.Tensor] | None = None
-        self.stored: GgufModel | None = None
 
     def changed(self, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Checkpoint:
         """The same model with other numbers: parameter name -> what becomes of it, in float32 both.
@@ -116,16 +103,16 @@ class Checkpoint:
         Raises `CheckpointError` for an unknown name, a truncated file or a wrong shape.
         """
         name = self._tied.get(name, name)
-        recipe = self._recipes.get(name) or self._recipes.get(self._stand_in(name))
+        recipe = self._recipe(name)
         if recipe is None:
             raise CheckpointError(f"{self.name} has no parameter {name}")
         if recipe.converter is None:
-            value = self._read_source(recipe.sources[0][0])
+            value = self.read_stored(recipe.sources[0][0])
         else:
             # One converted parameter is remembered: the experts of a stack are read one after the other.
             if self._last is None or self._last[0] is not recipe:
                 self._last = None
-                self._last = (recipe, self._convert(recipe, name))
+                self._last = (recipe, self._convert(recipe, name, self.read_stored))
             value = self._last[1][name]
         expected = self._shapes[name]
         if tuple(value.shape) != expected:
@@ -144,8 +131,7 @@ class Checkpoint:
 
     def stored_name(self, name: str) -> str | None:
         """The checkpoint tensor that a parameter is, as it stands; None when it is made of several."""
-        name = self._tied.get(name, name)
-        recipe = self._recipes.get(name) or self._recipes.get(self._stand_in(name))
+        recipe = self._recipe(name)
         return None if recipe is None or recipe.converter is not None else recipe.sources[0][0]
 
     def views(self) -> tuple[list[LayerView], list[Kept]]:
@@ -158,13 +144,11 @@ class Checkpoint:
 
     def source_digest(self) -> str:
         """sha256 of the weight files (name and bytes of each, in name order), as hex."""
-        return digest(self._files)
+        return self.source.digest()
 
     def source_nbytes(self) -> int:
         """Bytes of the tensors in the checkpoint, as stored there."""
-        if self.stored is not None:
-            return self.stored.nbytes
-        return sum(prod(shape) * dtype.itemsize for dtype, shape in self._sources.values())
+        return self.source.nbytes()
 
     def blocks(self) -> list[str]:
         """Module paths of the decoder blocks, in order (`model.layers.0`, ...).
@@ -184,15 +168,35 @@ class Checkpoint:
         _, path = max(lists, key=lambda item: item[0])
         return [f"{path}.{index}" for index in range(len(self.model.get_submodule(path)))]  # type: ignore[arg-type]
 
+    def used(self) -> list[str]:
+        """Return the names of the stored tensors that parameters are made of, each once."""
+        recipes = (self._recipe(info.name) for info in self._infos)
+        return list(
+            dict.fromkeys(name for recipe in recipes if recipe for name, _ in recipe.sources[: recipe.most])
+        )
+
+    def read_stored(self, stored: str) -> torch.Tensor:
+        """Return a stored tensor, as it stands. Raise `CheckpointError` where it is damaged or not finite."""
+        return as_torch(self.source.read(stored))
+
+    def own_dtype(self) -> torch.dtype:
+        """Return the type that the config says the model is computed in, or else that of its first stored floats."""
+        said = getattr(self.config, "dtype", None)
+        if isinstance(said, torch.dtype):
+            return said
+        return next((info.dtype for info in self._infos if info.dtype.is_floating_point), torch.float32)
+
     def _stand_in(self, name: str) -> str:
         """The name under which a tied tensor is stored when the checkpoint has only the other name."""
         return next(
             (alias for alias, target in self._tied.items() if target == name and alias in self._recipes), name
         )
 
-    def _convert(self, recipe: Recipe, name: str) -> dict[str, torch.Tensor]:
+    def _convert(
+        self, recipe: Recipe, name: str, read: Callable[[str], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         try:
-            return recipe.read(self.model, self._read_source)
+            return recipe.read(self.model, read)
         except CheckpointError:
             raise
         except Exception as cause:  # conversion of tensors that do not fit each other fails in many ways
@@ -201,46 +205,71 @@ class Checkpoint:
                 "the checkpoint does not fit its config.json"
             ) from cause
 
+    def _recipe(self, name: str) -> Recipe | None:
+        """How a parameter is made; of a tied pair, by whichever name is stored."""
+        target = self._tied.get(name, name)
+        return (
+            self._recipes.get(target) or self._recipes.get(name) or self._recipes.get(self._stand_in(target))
+        )
+
+    def _wanted(self) -> Iterator[Wanted]:
+        """Every parameter, and every buffer that is stored: one that is not is computed by the model itself."""
+        buffers = {name for name, _ in self.model.named_buffers()}
+        for name, meta in self.model.state_dict().items():
+            recipe = self._recipe(name)
+            if recipe is None:
+                if name not in buffers:
+                    yield Wanted(name, None, ())
+                continue
+            shape = tuple(meta.shape) if recipe.converter is None else None
+            yield Wanted(name, shape, [stored for stored, _ in recipe.sources], meta.is_floating_point())
+
+    def _check_assembled(self) -> None:
+        """Assemble every parameter of several tensors on the meta device, by their shapes alone.
+
+        Raise `CheckpointError` for one that does not come out in the model's shape: an expert is missing, say.
+        """
+
+        def shape_of(stored: str) -> torch.Tensor:
+            found = self.source.tensors[stored]
+            return torch.empty(found.shape, dtype=TORCH_DTYPES[found.dtype], device="meta")
+
+        shapes = {name: tuple(meta.shape) for name, meta in self.model.state_dict().items()}
+        for lead, recipe in self._recipes.items():
+            if recipe.converter is None or recipe.lead != lead:
+                continue
+            for name, value in self._convert(recipe, lead, shape_of).items():
+                if name in shapes and tuple(value.shape) != shapes[name]:
+                    raise CheckpointError(
+                        f"{self.name}: {name}, put together from {len(recipe.sources)} tensors, has the shape "
+                        f"{tuple(value.shape)} but its config.json implies {shapes[name]}: the download is "
+                        "incomplete, or the config belongs to another model"
+                    )
+
     def _inspect(self) -> list[ParameterInfo]:
-        """Check every parameter against the headers, without reading data."""
+        """Describe every parameter by the headers, without reading data."""
         buffers = {name for name, _ in self.model.named_buffers()}
         infos: list[ParameterInfo] = []
-        missing: list[str] = []
         for name, meta in self.model.state_dict().items():
-            recipe = self._recipes.get(self._tied.get(name, name)) or self._recipes.get(name)
-            if recipe is None:
-                recipe = self._recipes.get(self._stand_in(name))
-            if recipe is None:
-                if name not in buffers:  # a buffer that is absent is one the model computes itself
-                    missing.append(name)
-                continue
-            dtype, shape = self._sources[recipe.sources[0][0]]
-            if recipe.converter is None and shape != tuple(meta.shape):
-                raise CheckpointError(_shape_message(name, shape, tuple(meta.shape)))
-            _check_floats(name, dtype, meta.dtype)
-            infos.append(ParameterInfo(name, tuple(meta.shape), dtype, self._tied.get(name), name in buffers))
-        if missing:
-            raise CheckpointError(
-                f"{self.name} lacks {len(missing)} tensors that its config.json asks for, {missing[0]} for one: "
-                "the download is incomplete, or the config belongs to another model"
-            )
+            if (recipe := self._recipe(name)) is not None:
+                dtype = TORCH_DTYPES[self.source.tensors[recipe.sources[0][0]].dtype]
+                infos.append(
+                    ParameterInfo(name, tuple(meta.shape), dtype, self._tied.get(name), name in buffers)
+                )
         return infos
 
 
-def _tied_names(model: torch.nn.Module, recipes: dict[str, Recipe]) -> dict[str, str]:
+def _worth_naming(model: torch.nn.Module, unused: Iterable[str]) -> list[str]:
+    """The unused tensors without those that the model's own class knows and leaves out (layers for training, say)."""
+    known = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    return [name for name in unused if not any(each.search(name) for each in known)]
+
+
+def _tied_names(model: torch.nn.Module) -> dict[str, str]:
     """Alias -> the name that is stored, for the tied parameters of a model."""
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    # A tie that the checkpoint contradicts by holding both tensors is settled in `open_checkpoint`.
+    # A tie that the checkpoint contradicts by holding both tensors is settled in `assemble`.
     return {alias: name for alias, name in tied.items() if alias != name}
-
-
-def _check_floats(name: str, stored: torch.dtype, wanted: torch.dtype) -> None:
-    """Raise `CheckpointError` where a file holds integers for what the model computes with as floats."""
-    if wanted.is_floating_point and not stored.is_floating_point:
-        raise CheckpointError(
-            f"{name} is stored as {str(stored).removeprefix('torch.')}, and the model has floats there: codes of a "
-            "quantized model without their scales mean nothing; use the original"
-        )
 
 
 def _shape_message(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
@@ -254,63 +283,25 @@ def open_checkpoint(
 
     Raises `CheckpointError` (one sentence: what is wrong and what to do) for anything that is not a sound causal LM.
     """
-    path = folder.locate(source, revision=revision)
-    name = str(source)
-    gguf_file = gguf.find(path)
-    if gguf_file is not None:
-        file = gguf.load(gguf_file)
-        made = assemble(
-            gguf_file,
-            name,
-            config_from(gguf_file, file.config),
-            list(file.files),
-            lambda key: as_torch(file.floats(key)),
-            {key: (TORCH_DTYPES[dtype], shape) for key, (dtype, shape) in file.tensors.items()},
-        )
-        made.stored = file
-        return made
-    files = folder.weight_files(path)
-    config = load_config(path, allow_remote_code=allow_remote_code)
-    tensors = folder.open_files(files)
-    return assemble(
-        path,
-        name,
-        config,
-        files,
-        lambda key: as_torch(tensors[key].read(key)),
-        _headers(tensors),
-        allow_remote_code=allow_remote_code,
-    )
+    opened = open_source(source, revision=revision)
+    if opened.path.is_dir():
+        config = load_config(opened.path, allow_remote_code=allow_remote_code)
+    else:
+        config = config_from(opened.path, opened.config)
+    return assemble(opened, config, allow_remote_code=allow_remote_code)
 
 
-def assemble(
-    path: Path,
-    name: str,
-    config: Any,
-    files: list[Path],
-    read: Callable[[str], torch.Tensor],
-    sources: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-    *,
-    allow_remote_code: bool = False,
-) -> Checkpoint:
-    """A checkpoint of the tensors `sources`, untied where they contradict the config. Raises `CheckpointError`."""
+def assemble(source: Source, config: Any, *, allow_remote_code: bool = False) -> Checkpoint:
+    """Return the checkpoint of a source that `config` describes, untied where its tensors contradict the config.
+
+    Raise `CheckpointError` where the two do not fit each other.
+    """
     model = build_meta_model(config, allow_remote_code=allow_remote_code)
-    if _tie_is_contradicted(model, list(sources), read):
+    untied = _tie_is_contradicted(model, source)
+    if untied:
         config.tie_word_embeddings = False
         model = build_meta_model(config, allow_remote_code=allow_remote_code)
-    return Checkpoint(path, name, config, model, files, read, sources)
-
-
-def _headers(tensors: dict[str, TensorFile]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    headers: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name, file in tensors.items():
-        dtype, shape = file.info(name)
-        if dtype not in TORCH_DTYPES:
-            raise CheckpointError(
-                f"{name} is stored as {dtype}: only float and integer checkpoints can be quantized; use the original"
-            )
-        headers[name] = (TORCH_DTYPES[dtype], shape)
-    return headers
+    return Checkpoint(source, config, model, untied=untied)
 
 
 def as_torch(array: NDArray[Any]) -> torch.Tensor:
@@ -320,19 +311,14 @@ def as_torch(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _tie_is_contradicted(
-    model: torch.nn.Module, names: list[str], read: Callable[[str], torch.Tensor]
-) -> bool:
+def _tie_is_contradicted(model: torch.nn.Module, source: Source) -> bool:
     """Whether the checkpoint holds two different tensors for a pair that the config ties.
 
     transformers trusts the tensors then, and so does Zeropoint.
     """
-    recipes, _ = resolve(model, names)
-    for alias, name in _tied_names(model, recipes).items():
-        pair = recipes.get(alias), recipes.get(name)
-        if pair[0] is None or pair[1] is None:
-            continue
-        first, second = (recipe.sources[0][0] for recipe in pair if recipe is not None)
-        if first != second and not torch.equal(read(first), read(second)):
+    recipes, _ = resolve(model, source.tensors)
+    for alias, name in _tied_names(model).items():
+        pair = [recipes[each].sources[0][0] for each in (alias, name) if each in recipes]
+        if len(pair) == 2 and pair[0] != pair[1] and not source.same(*pair):
             return True
     return False

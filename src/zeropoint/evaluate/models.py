@@ -10,6 +10,7 @@ from typing import Any
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
+from zeropoint.sources import locate
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
@@ -17,8 +18,9 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model to measure: `name` is unique in its report, `card` is empty for a checkpoint. `runtime` names the other
-    runtime that runs it, and is empty for what ours run."""
+    """A model to measure. `name` is unique in its report, `path` is where it is on this machine, `given` what the user
+    called it. `card` is empty for a checkpoint. `runtime` names the other runtime that runs it, and is empty for what
+    ours run."""
 
     name: str
     path: str
@@ -27,6 +29,7 @@ class Model:
     card: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
     foreign_format: str = ""
+    given: str = ""
 
     @property
     def dtype(self) -> str:
@@ -62,16 +65,21 @@ class Model:
         return min(widths, default=16)
 
     def to_json(self) -> dict[str, Any]:
-        said = {"path": self.path, "format": self.format, "is_reference": self.is_reference}
+        said = {"path": self.given or self.path, "format": self.format, "is_reference": self.is_reference}
         return said | ({"runtime": self.runtime} if self.runtime else {})
 
 
-def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
-    """The reference and the artifacts in order, named after their folders; equal names are numbered."""
+def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | None = None) -> list[Model]:
+    """Return the reference and the artifacts in order, named after folder or hub name; equal names are numbered.
+
+    A hub name is fetched, the reference in `revision`. Raise `CheckpointError` for what is neither on this machine nor
+    on the hub.
+    """
     names: list[str] = []
     models = []
-    for index, path in enumerate((reference, *artifacts)):
-        stem = Path(path).resolve().name if Path(path).is_dir() else path.rstrip("/").split("/")[-1]
+    for index, given in enumerate((reference, *artifacts)):
+        path = str(locate(given, revision=None if index else revision))
+        stem = Path(path).resolve().name if Path(given).is_dir() else given.rstrip("/").split("/")[-1]
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
         other = foreign.identify(path)
@@ -84,12 +92,13 @@ def describe(reference: str, artifacts: Sequence[str] = ()) -> list[Model]:
                 _read_json(path, CARD_NAME),
                 other.runtime if other else "",
                 other.format if other else "",
+                given,
             )
         )
     return models
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    """A JSON object from the model's folder; empty when there is no such file (a hub name, say)."""
+    """A JSON object from the model's folder; empty when there is no such file."""
     file = Path(path) / name
     return load_json(file, MAX_CARD_BYTES) if file.is_file() else {}

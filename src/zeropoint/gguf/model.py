@@ -3,7 +3,7 @@
 The header becomes a config.json and a tokenizer's files again, tensors take the names, shapes and order of rows that
 transformers gives them. `weight` keeps an integer grid (Q8_0, Q5_0, Q4_0, and Q4_1 where its minima are whole multiples
 of its scales), and dequantizes other blocks as ggml's reference does. `importers/gguf.py` makes an artifact of it,
-`checkpoint/gguf.py` a checkpoint of floats.
+`sources/folder.py` the source that both engines read.
 """
 
 from __future__ import annotations

@@ -17,13 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 
-from zeropoint import artifact
+from zeropoint import artifact, sources
 from zeropoint.artifact import Card
-from zeropoint.checkpoint import quantized
 from zeropoint.checkpoint.architecture import config_from
-from zeropoint.checkpoint.source import TORCH_DTYPES, Checkpoint, as_torch, assemble
+from zeropoint.checkpoint.source import Checkpoint, assemble
 from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Choice, Plan
@@ -31,6 +29,7 @@ from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.pipeline import versions
 from zeropoint.scheme import Activation
+from zeropoint.sources import quantized
 
 Progress = Callable[[str, int, int], None]
 
@@ -135,12 +134,9 @@ def import_model(
 def _checkpoint(path: Path, source: Source) -> Checkpoint:
     """The source as a checkpoint of float tensors, so that names and shapes are checked as those of any other."""
 
-    def read(name: str) -> torch.Tensor:
-        weight = source.read(name)
-        return as_torch(weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
-
-    headers = {name: (TORCH_DTYPES[dtype], shape) for name, (dtype, shape) in source.tensors.items()}
-    return assemble(path, str(path), config_from(path, source.config), list(source.files), read, headers)
+    tensors = {name: sources.Tensor(dtype, shape) for name, (dtype, shape) in source.tensors.items()}
+    stored = sources.Source(path, str(path), source.config, source.files, tensors, source.read)
+    return assemble(stored, config_from(path, source.config))
 
 
 def _choices(

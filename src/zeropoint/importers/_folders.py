@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import quantized
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, load_json
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.scheme import ScaleDtype, Scheme
+from zeropoint.sources import quantized
 from zeropoint.tensorfile import DTYPES, TensorFile
 
 SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zeropoint.checkpoint import quantized
 from zeropoint.importers import Source, awq, gptq
 from zeropoint.importers._folders import configured, refuse_config
+from zeropoint.sources import quantized
 
 METHOD = quantized.AUTO_ROUND
 

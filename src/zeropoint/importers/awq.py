@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.importers import Source, _layers
@@ -30,6 +29,7 @@ from zeropoint.importers._folders import (
     unsigned_grid,
 )
 from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.sources import folder, quantized
 from zeropoint.tensorfile import TensorFile
 
 METHOD = quantized.AWQ

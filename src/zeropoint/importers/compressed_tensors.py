@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
-from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
 from zeropoint.importers import Source
@@ -26,6 +25,7 @@ from zeropoint.importers._folders import configured, float_headers, plain_config
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.reference.packing import pack
 from zeropoint.scheme import Activation, Scheme
+from zeropoint.sources import folder, quantized
 from zeropoint.tensorfile import TensorFile
 
 METHOD = quantized.COMPRESSED

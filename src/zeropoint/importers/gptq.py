@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.checkpoint import folder, quantized
 from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.importers import Source, _layers
@@ -31,6 +30,7 @@ from zeropoint.importers._folders import (
     unsigned_grid,
 )
 from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.sources import folder, quantized
 from zeropoint.tensorfile import TensorFile
 
 METHOD = quantized.GPTQ

@@ -187,6 +187,32 @@ class DecoderRecord:
             for slot, source in layer.norms.items():
                 yield number, slot, source
 
+    @property
+    def embedding(self) -> str:
+        """The stored name of the token embedding."""
+        return self.model.linears[LinearSlot.EMBEDDING].weight
+
+    @property
+    def head(self) -> str:
+        """The stored name of the output head: the embedding's where the two are one."""
+        return self.model.linears[LinearSlot.HEAD].weight
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return each stored tensor that the record needs, in the order of the blocks, with the shape in which a
+        checkpoint stores it."""
+        found: dict[str, tuple[int, ...]] = {}
+        for _, _, source in self.linears():
+            last = source.shape[0] if source.rows is None else int(source.rows.index().max()) + 1
+            rows = max(last, found.get(source.weight, (0,))[0])  # of a fused weight, that of its last part
+            found[source.weight] = (rows, source.shape[1])
+            if source.bias is not None:
+                found[source.bias] = (rows,)
+        transposed = {source.weight for _, _, source in self.linears() if source.transposed}
+        found |= {name: found[name][::-1] for name in transposed}
+        for _, _, norm in self.norms():
+            found |= {name: (norm.size,) for name in (norm.weight, norm.bias) if name is not None}
+        return found
+
     def names(self) -> frozenset[str]:
         """The stored tensors that the record needs."""
         linears = [(source.weight, source.bias) for _, _, source in self.linears()]

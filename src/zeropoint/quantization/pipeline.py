@@ -33,6 +33,7 @@ from zeropoint.qtensor import Weight
 from zeropoint.quantization.journal import Journal, Run, forget, is_unfinished, refuse_output
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
+from zeropoint.sources.vocabulary import tokens_beyond
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class _Running:
         self._journal: Journal | None = None
         self._resumed = 0
         self._errors: list[LayerError] = []
-        self._warnings: list[str] = []
+        self._warnings: list[str] = [*checkpoint.notes, *tokenizer_notes(checkpoint)]
 
     def keep(self, out: Path, stack: ExitStack, *, resume: bool) -> None:
         """Keep a journal until `stack` ends, and with `resume` go on with the one that is there."""
@@ -260,9 +261,9 @@ def read_calibration(
     folder = checkpoint.path
     try:
         with ExitStack() as stack:
-            if checkpoint.stored is not None:
+            if checkpoint.source.companions is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-                checkpoint.stored.write_companions(folder)
+                checkpoint.source.companions(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as cause:  # missing and damaged tokenizers fail in many ways
         raise UsageError(
@@ -271,6 +272,15 @@ def read_calibration(
         ) from cause
     most = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
     return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
+
+
+def tokenizer_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return what a user should hear of tokens for which the model has no embedding: a text with one cannot be read."""
+    rows = getattr(checkpoint.config.get_text_config(), "vocab_size", None)
+    if not checkpoint.path.is_dir() or not isinstance(rows, int):
+        return []
+    note = tokens_beyond(checkpoint.path, rows)
+    return [] if note is None else [note]
 
 
 def versions() -> dict[str, str]:
@@ -289,16 +299,15 @@ def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The source's config.json as it stands; for a GGUF source, the one made of its header."""
     if checkpoint.path.is_dir():
         config = load_json(checkpoint.path / "config.json", error=CheckpointError)
-        if "tie_word_embeddings" in config:
-            config["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
+        if checkpoint.untied or "tie_word_embeddings" in config:
+            config["tie_word_embeddings"] = bool(checkpoint.config.tie_word_embeddings)
         return config
-    assert checkpoint.stored is not None
-    return {**checkpoint.stored.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
+    return {**checkpoint.source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
 
 
 def companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
     """Return the tokenizer's files; a GGUF source's are written out first, to a folder that `stack` removes."""
-    if checkpoint.stored is None:
+    if checkpoint.source.companions is None:
         return companion_files(checkpoint.path)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-    return checkpoint.stored.write_companions(folder)
+    return checkpoint.source.companions(folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
 from zeropoint.runtime import foreign
+from zeropoint.sources.location import locate
 
 if TYPE_CHECKING:
     from zeropoint.runtime.protocol import Runner
@@ -36,9 +37,10 @@ def open_runner(
     engine: str = "auto",
     cache_type: str = "float16",
     draft_tokens: int = 0,
+    revision: str | None = None,
 ) -> Runner:
-    """Load an artifact or a Hugging Face checkpoint folder for running on this CPU; another runtime's file (GGUF, ONNX,
-    a folder that another tool quantized) in that runtime.
+    """Load an artifact or a Hugging Face checkpoint for running on this CPU; another runtime's file (GGUF, ONNX, a
+    folder that another tool quantized) in that runtime. `path` is local, or a hub name in that `revision`.
 
     `dtype` applies to checkpoints only: `float32` is the reference, `auto` the checkpoint's own; another than
     `auto` is torch's to compute. With `engine="auto"`, a model that the native engine does not cover runs on the
@@ -53,6 +55,7 @@ def open_runner(
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     if dtype != "auto" and engine == "native":
         raise UsageError(f"the native engine runs a model in its own types, not in {dtype}")
+    path = locate(path, revision=revision)
     other = foreign.identify(path)
     if other is not None:
         if engine != "auto":

@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zeropoint.allocator import trim
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.models.families import derive
 from zeropoint.models.record import DecoderRecord
-from zeropoint.qtensor import Weight as Stored
 from zeropoint.runtime.native import library, store
 from zeropoint.runtime.native.library import Decoder
-from zeropoint.runtime.native.parcel import Packed, Parcel, collect, pack_stream
-from zeropoint.shards import shard_files
-
-if TYPE_CHECKING:
-    from zeropoint.tensorfile import TensorFile
+from zeropoint.runtime.native.parcel import Packed, collect, pack_stream
+from zeropoint.sources.records import derive_stored
 
 logger = logging.getLogger(__name__)
-
-#: Tables that older checkpoints store and the model's code computes: masks and rotations.
-COMPUTED = re.compile(
-    r".*(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.(cos|sin)_cached)"
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,26 +37,32 @@ class Loaded:
     stored_bytes: int
 
 
-def load(folder: Path) -> Loaded:
-    """Load an artifact or a checkpoint folder.
+def load(folder: Path, name: str = "") -> Loaded:
+    """Load an artifact or a checkpoint folder, called `name` in messages.
 
     Raises `UnsupportedError` for a model that the native engine does not cover, and the artifact's or checkpoint's
     own errors.
     """
-    if (folder / CARD_NAME).is_file():
-        config = _config(folder)
-        record = derive(config)
-        decoder, nbytes = open_artifact(folder, record)
-        stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
-        return Loaded(decoder, config, nbytes, stored)
-    config, record, parcel, stored = open_checkpoint(folder)
-    return Loaded(parcel.decoder(record), config, parcel.nbytes, stored)
+    if not (folder / CARD_NAME).is_file():
+        return load_checkpoint(folder, name or str(folder))
+    config, record = _artifact_record(folder)
+    decoder, nbytes = open_artifact(folder, record)
+    stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
+    return Loaded(decoder, config, nbytes, stored)
 
 
 def check(folder: Path) -> None:
     """Raise `UnsupportedError`, without reading weights, when the native engine does not know such a model."""
     library.load()
     derive(_config(folder))
+
+
+def _artifact_record(folder: Path) -> tuple[dict[str, Any], DecoderRecord]:
+    """Return an artifact's config and record; a head that the plan names counts whatever the config ties."""
+    config = _config(folder)
+    plan = load_json(folder / CARD_NAME, MAX_CARD_BYTES).get("plan")
+    names = plan.get("choices") if isinstance(plan, Mapping) else None
+    return config, derive_stored(config, names if isinstance(names, Mapping) else ())
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -143,39 +139,19 @@ def _tensor_bytes(path: Path) -> int:
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def open_checkpoint(folder: Path) -> tuple[dict[str, Any], DecoderRecord, Parcel, int]:
-    """A Hugging Face folder of unquantized safetensors: config, record, weights, bytes on disk.
+def load_checkpoint(path: Path, name: str) -> Loaded:
+    """Load a model of unquantized weights, called `name` in messages.
 
-    Raises `CheckpointError`, and `UnsupportedError` for what only the universal runtime reads.
+    Raise `CheckpointError` for what is damaged, `UnsupportedError` for what only the universal runtime reads.
     """
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    config = _config(folder)
-    if config.get("quantization_config"):
-        raise UnsupportedError(f"{folder} is quantized by another program's format")
-    record = derive(config)
-    from zeropoint.tensorfile import TensorFile
+    from zeropoint.sources.folder import open_folder
+    from zeropoint.sources.records import describe
 
-    files = [TensorFile(path) for path in shard_files(folder, CheckpointError)]
-    if not files:
-        raise UnsupportedError(
-            f"{folder} has no safetensors weights, the only ones that the native engine reads"
-        )
-    parcel = collect(pack_stream(record, _checkpoint_stream(record, files)))
+    source = open_folder(path, name)
+    found = describe(source)
+    for note in found.notes:
+        logger.warning("%s", note)
+    stream = ((own, source.read(stored)) for own, stored in found.stored.items())
+    parcel = collect(pack_stream(found.record, stream))
     trim()
-    return config, record, parcel, sum(file.nbytes(name) for file in files for name in file.names())
-
-
-def _checkpoint_stream(record: DecoderRecord, files: list[TensorFile]) -> Iterator[tuple[str, Stored]]:
-    """Tensors under the names of the record: base-model checkpoints lack a prefix, some have names of their own,
-    and a tied head may be stored beside its embedding."""
-    wanted = record.names()
-    aliases = {stored: name for name, stored in record.aliases.items()}
-    for file in files:
-        for stored in file.names():
-            name = aliases.get(stored, stored)
-            if name not in wanted and record.prefix + name in wanted:
-                name = record.prefix + name
-            unused = COMPUTED.fullmatch(name) or (name == "lm_head.weight" and name not in wanted)
-            if name in wanted or not unused:
-                yield name, file.read(stored)
+    return Loaded(parcel.decoder(found.record), source.config, parcel.nbytes, source.nbytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Container, Sequence
 from functools import lru_cache
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from zeropoint import artifact, tokenizer
+from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.protocol import Logits, Tokens
@@ -29,6 +30,8 @@ from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
 from zeropoint.tokenizer import HubTokenizer, Text
 from zeropoint.tokenizer.folder import stop_ids
+
+logger = logging.getLogger(__name__)
 
 
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -54,16 +57,53 @@ def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
         model.generation_config = found
 
 
-def load_checkpoint(path: str | Path, dtype: str) -> PreTrainedModel:
-    """The unquantized model as transformers loads it. Raises `CheckpointError`."""
-    if not Path(path).is_dir():
-        raise CheckpointError(f"{path} is not a folder: give a Hugging Face checkpoint or an artifact")
+def load_checkpoint(
+    path: str | Path, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return the unquantized model as transformers loads it, its weights read and checked by `open_checkpoint`.
+
+    transformers fills what a file lacks with random numbers, and says so in a log: here a file that lacks anything is
+    refused before. `path` is a folder, a GGUF file or a hub name, `dtype` a torch dtype's name, or `auto` for the
+    model's own. Raise `CheckpointError`, as `open_checkpoint` does.
+    """
+    checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
+    for note in checkpoint.notes:
+        logger.warning("%s", note)
+    return build(checkpoint, dtype)
+
+
+def build(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
+    """Return the model of an open checkpoint in a torch dtype. Raise `CheckpointError` where it cannot be built."""
+    weights = {name: _Unread(checkpoint, name) for name in checkpoint.used()}
+    kind: Any = type(checkpoint.model)
+    wanted = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} does not load as a causal language model: {first_line}") from error
+        model, loaded = kind.from_pretrained(
+            None, config=checkpoint.config, state_dict=weights, dtype=wanted, output_loading_info=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises whatever a config leads to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint.name} does not load as a causal language model: {reason}"
+        ) from error
+    if random := sorted({*loaded["missing_keys"], *(str(each[0]) for each in loaded["mismatched_keys"])}):
+        raise CheckpointError(
+            f"{checkpoint.name} does not load as a causal language model: transformers finds no {random[0]} in it"
+        )
+    attach_generation_config(model, checkpoint.path)
     return model.eval()
+
+
+class _Unread:
+    """A stored tensor that transformers reads when its turn has come, by `tensor[...]` as it reads safetensors' own."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self._checkpoint.read_stored(self._name)
 
 
 @lru_cache(maxsize=4)
