@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import (
     add_generation_options,
@@ -20,11 +18,6 @@ from zeropoint.cli.common import (
     sampling_of,
 )
 from zeropoint.cli.console import ask, readable, reader_left
-
-if TYPE_CHECKING:
-    from zeropoint.runtime.protocol import Runner
-    from zeropoint.runtime.sampling import Sampling
-    from zeropoint.tokenizer import Message
 
 HELP = "talk with a model in the terminal"
 
@@ -45,54 +38,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zeropoint.errors import UsageError
+    from zeropoint.runtime.conversation import Conversation
 
     sampling = sampling_of(args)
     runner = open_for_generation(args)
-    start: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
-    messages = list(start)
+    conversation = Conversation(runner, [{"role": "system", "content": args.system}] if args.system else [])
     for line in _lines():
         if line == "/reset":
-            messages = list(start)
+            conversation.reset()
             continue
         if line == "/exit":
             break
-        asked: list[Message] = [*messages, {"role": "user", "content": line}]
         try:
-            answer = _answer(runner, asked, args.max_new_tokens, args.stop, sampling)
+            conversation.ask(
+                line, _show, max_new_tokens=args.max_new_tokens, stop=args.stop, sampling=sampling
+            )
         except UsageError as error:  # the conversation has outgrown the model's context, say
             sys.stderr.write(f"{error} (/reset begins a new conversation)\n")
             continue
-        messages = [*asked, {"role": "assistant", "content": answer}]
+        sys.stdout.write("\n")
+        sys.stdout.flush()
         if reader_left():
             break
     return 0
 
 
-def _answer(
-    runner: Runner, messages: list[Message], max_new_tokens: int, stop: list[str], sampling: Sampling
-) -> str:
-    """Stream one answer to the terminal; Ctrl-C cuts it short, and what was said counts."""
-    from zeropoint.runtime.model import generate_text
-
-    shown: list[str] = []
-
-    def show(text: str) -> bool:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        shown.append(text)
-        return reader_left()
-
-    with contextlib.suppress(KeyboardInterrupt):
-        generate_text(
-            runner,
-            runner.chat_tokens(messages),
-            show,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            sampling=sampling,
-        )
-    sys.stdout.write("\n")
-    return "".join(shown)
+def _show(text: str) -> bool:
+    """Stream a piece of the answer; whether nobody reads it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return reader_left()
 
 
 def _lines() -> Iterator[str]:
