@@ -75,7 +75,9 @@ class AutoModelForCausalLM:
                 )
             return runner.load_artifact(path, trust_remote_code=trust_remote_code)
         if wanted is None:
-            return runner.load_checkpoint(path, "auto")
+            return runner.load_checkpoint(
+                path, "auto", revision=revision, trust_remote_code=trust_remote_code
+            )
 
         from zeropoint.checkpoint import open_checkpoint
         from zeropoint.planning import uniform_plan

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from tests.importers.test_importers import floats
 from zeropoint import artifact, importers
-from zeropoint.checkpoint import open_checkpoint, quantized
+from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError
 from zeropoint.jsonfile import CARD_NAME
+from zeropoint.sources import quantized
 
 Tiny = Callable[[str], Path]
 Meant = dict[str, NDArray[np.float32]]

@@ -96,6 +96,7 @@ def agreement(
     other = foreign.identify(exported)
     if other is None:
         raise UnsupportedError(f"no runtime here is known for {exported}")
+    other.prepare()  # without it the file would run on our own engine, and agree with itself
     (model,) = describe(str(source))
     dtypes = {OWN: "auto"}
     skipped = ""

@@ -10,7 +10,8 @@ from typing import Any
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
-from zeropoint.sources import locate
+from zeropoint.sources import locate, open_source
+from zeropoint.sources.folder import find_gguf
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
@@ -82,13 +83,16 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
         stem = Path(path).resolve().name if Path(given).is_dir() else given.rstrip("/").split("/")[-1]
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
-        other = foreign.identify(path)
+        gguf = find_gguf(Path(path)) if index == 0 else None
+        # a GGUF file that others are compared with is a source like any other; what it means is read exactly
+        source = None if gguf is None or not artifacts else open_source(gguf)
+        other = None if source is not None else foreign.identify(path)
         models.append(
             Model(
                 names[-1],
                 path,
                 index == 0,
-                _read_json(path, "config.json"),
+                _read_json(path, "config.json") if source is None else source.config,
                 _read_json(path, CARD_NAME),
                 other.runtime if other else "",
                 other.format if other else "",

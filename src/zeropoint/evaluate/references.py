@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.artifact.card import replace_bytes
-from zeropoint.errors import ArtifactError, CheckpointError
+from zeropoint.errors import ArtifactError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.windows import Windows
-from zeropoint.jsonfile import json_digest, load_json
+from zeropoint.jsonfile import json_digest
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
-from zeropoint.shards import shard_files
-from zeropoint.tensorfile import digest
+from zeropoint.sources import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +51,10 @@ class Kept:
 def key(request: Mapping[str, Any], windows: Windows) -> dict[str, Any]:
     """All that a kept reference depends on. Raises `CheckpointError` for a folder that is no checkpoint."""
     reference, machine = request["reference"], Machine.detect()
-    folder = Path(reference["path"])
+    source = open_source(reference["path"])
     return {
-        "model": digest(shard_files(folder, CheckpointError)),
-        "config": load_json(folder / "config.json", error=CheckpointError),
+        "model": source.digest(),
+        "config": dict(source.config),
         "reference": [reference["dtype"], reference["engine"]],
         **windows.key,
         "documents": hashlib.sha256(windows.documents.tobytes()).hexdigest(),

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 Open = Callable[..., Runner]
 Tell = Callable[[str, float], None]
+#: Other runtimes' files are measured in those runtimes, where they are installed.
+OPEN: Open = partial(open_runner, theirs=True)
 _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
 # Share of a quality run's time that scoring takes; answering is the rest.
@@ -163,7 +166,7 @@ TASKS: dict[str, Callable[[Mapping[str, Any], Open, Tell], dict[str, Any]]] = {
 }
 
 
-def main(opener: Open = open_runner) -> int:
+def main(opener: Open = OPEN) -> int:
     """Answer the one request on standard input. Returns the exit code, 0 unless interrupted or failed."""
     with _protocol_channel() as out:
 

@@ -16,10 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
+from zeropoint.errors import UsageError
 from zeropoint.fitting.cache import Cache
-from zeropoint.jsonfile import load_json
-from zeropoint.models.families import derive
 from zeropoint.models.record import MODEL, DecoderRecord, LinearSlot
 from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
@@ -28,6 +26,7 @@ from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
 from zeropoint.quantization import Progress, stream
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
+from zeropoint.sources.records import describe
 
 #: The unquantized weights, in 16 bits: what every loss is measured against.
 WIDE = "16-bit"
@@ -174,8 +173,4 @@ def read_record(checkpoint: Checkpoint) -> DecoderRecord:
 
     Raises `UnsupportedError` for a model that it does not run.
     """
-    if not checkpoint.path.is_dir():
-        raise UnsupportedError(
-            "fit measures with the native engine, which needs a safetensors checkpoint folder"
-        )
-    return derive(load_json(checkpoint.path / "config.json", error=CheckpointError))
+    return describe(checkpoint.source).record

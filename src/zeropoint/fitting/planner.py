@@ -14,7 +14,7 @@ from zeropoint.budget import Budget
 from zeropoint.calibrate import Calibration
 from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.errors import UsageError
 from zeropoint.evaluate.windows import EvaluationText, Windows, load_text, make_windows
 from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
@@ -24,7 +24,6 @@ from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
 from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again, plan_seconds
 from zeropoint.fitting.target import Target
-from zeropoint.jsonfile import load_json
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 from zeropoint.planning import uniform_plan
@@ -32,6 +31,7 @@ from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
 from zeropoint.quantization import read_calibration
 from zeropoint.quantization.streaming import needs_calibration
 from zeropoint.runtime.native import store
+from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import load_tokenizer
 
 #: Tokens of a window that plans are compared on: the shorter, the less attention costs.
@@ -57,7 +57,7 @@ class Planner:
         check_sizes(self.candidates, budget)
         self.planning_text, self.gate_text = split(load_text(settings.text))
         length = min(WINDOW, record.config.max_positions)
-        encode = load_tokenizer(checkpoint.path).encode
+        encode = load_tokenizer(text_folder(checkpoint.path)).encode
         windows = make_windows(self.planning_text, encode, tokens=settings.tokens, context=length)
         self.calibration = self._observe(checkpoint)
         made_with, read_with, self.key = self._keys(checkpoint, windows)
@@ -117,7 +117,7 @@ class Planner:
         settings, observed = self.settings, self.calibration
         source = {
             "model": checkpoint.source_digest(),
-            "config": load_json(checkpoint.path / "config.json", error=CheckpointError),
+            "config": dict(checkpoint.source.config),
             "zeropoint": f"{version('zeropoint')}, {store.NAME}",
         }
         made_with = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
 from zeropoint.runtime import foreign
 from zeropoint.sources.location import locate
+from zeropoint.sources.texts import text_folder
 
 if TYPE_CHECKING:
     from zeropoint.runtime.protocol import Runner
@@ -38,9 +39,13 @@ def open_runner(
     cache_type: str = "float16",
     draft_tokens: int = 0,
     revision: str | None = None,
+    theirs: bool = False,
 ) -> Runner:
     """Load an artifact or a Hugging Face checkpoint for running on this CPU; another runtime's file (GGUF, ONNX, a
     folder that another tool quantized) in that runtime. `path` is local, or a hub name in that `revision`.
+
+    A GGUF file runs on our engines, on the numbers that it holds; in llama.cpp with `theirs`, as it is measured beside
+    ours, where llama.cpp is installed.
 
     `dtype` applies to checkpoints only: `float32` is the reference, `auto` the checkpoint's own; another than
     `auto` is torch's to compute. With `engine="auto"`, a model that the native engine does not cover runs on the
@@ -56,7 +61,7 @@ def open_runner(
     if dtype != "auto" and engine == "native":
         raise UsageError(f"the native engine runs a model in its own types, not in {dtype}")
     path = locate(path, revision=revision)
-    other = foreign.identify(path)
+    other = _elsewhere(path, theirs=theirs)
     if other is not None:
         if engine != "auto":
             raise UsageError(
@@ -83,7 +88,7 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
     is the model's alone. A folder that does not load is left for `open_runner` to report."""
     if engine not in ENGINES:
         return
-    other = foreign.identify(path)
+    other = _elsewhere(path, theirs=True)
     if other is not None:
         with suppress(ZeropointError, OSError):
             other.prepare()
@@ -94,9 +99,17 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
 
         with suppress(ZeropointError, OSError):
             loading.check(Path(path))
-            tokenizer.load_tokenizer(Path(path))
+            tokenizer.load_tokenizer(text_folder(Path(path)))
             return
     from zeropoint.runtime.universal.runner import load_tokenizer
 
     with suppress(ZeropointError, OSError, ValueError):
-        load_tokenizer(str(path))
+        load_tokenizer(str(text_folder(Path(path))))
+
+
+def _elsewhere(path: str | Path, *, theirs: bool) -> foreign.Foreign | None:
+    """Return the other runtime that is to run a model; None where one of our engines does."""
+    other = foreign.identify(path)
+    if other is None or Path(path).suffix != ".gguf":
+        return other
+    return other if theirs and other.installed else None

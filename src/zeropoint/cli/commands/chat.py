@@ -24,7 +24,7 @@ HELP = "talk with a model in the terminal"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="an artifact folder, or a Hugging Face checkpoint folder"
+        "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
     )
     parser.add_argument(
         "--system", type=readable, metavar="TEXT", help="the system message, where the model has one"

@@ -32,7 +32,10 @@ HELP = "the quality gate: exit 0 or 1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT")
     parser.add_argument(
-        "--against", required=True, metavar="MODEL", help="the checkpoint folder it was made from"
+        "--against",
+        required=True,
+        metavar="MODEL",
+        help="the checkpoint folder, .gguf file or hub name it was made from",
     )
     parser.add_argument("--max-kl", type=float, metavar="X", help="mean KL divergence, nats per token")
     parser.add_argument(

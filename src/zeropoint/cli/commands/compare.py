@@ -37,7 +37,11 @@ HELP = "models side by side: table, JSON, one HTML page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the checkpoint folder the artifacts were made from")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="the checkpoint folder, .gguf file or hub name the artifacts were made from",
+    )
     parser.add_argument(
         "artifacts",
         metavar="ARTIFACT",

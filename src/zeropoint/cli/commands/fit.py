@@ -52,7 +52,7 @@ QUESTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
     parser.add_argument("-o", "--out", metavar="OUT", help="the artifact folder to write; must not exist")
     budget = parser.add_argument_group("budget (any of them; without one, three questions are asked)")
     budget.add_argument("--max-memory", metavar="BYTES", help="of the weights: 80MB, 1.5GB")

@@ -23,7 +23,7 @@ HELP = "text from an artifact"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="an artifact folder, or a Hugging Face checkpoint folder"
+        "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
     )
     parser.add_argument("--prompt", type=readable, required=True, help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")

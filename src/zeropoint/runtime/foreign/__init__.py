@@ -60,6 +60,15 @@ class Foreign:
     def format(self) -> str:
         return self.module.label(self.path)
 
+    @property
+    def installed(self) -> bool:
+        """Whether the runtime can be imported here."""
+        try:
+            self.prepare()
+        except UnsupportedError:
+            return False
+        return True
+
     def prepare(self) -> None:
         self.module.prepare(self.path)
 

@@ -10,7 +10,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, Unsupp
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.models.families import derive
 from zeropoint.models.record import DecoderRecord
+from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.runtime.native import library, store
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.parcel import Packed, collect, pack_stream
+from zeropoint.scheme import Activation
 from zeropoint.sources.records import derive_stored
+from zeropoint.sources.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +40,14 @@ class Loaded:
     stored_bytes: int
 
 
-def load(folder: Path, name: str = "") -> Loaded:
-    """Load an artifact or a checkpoint folder, called `name` in messages.
+def load(folder: Path) -> Loaded:
+    """Load an artifact, a checkpoint folder or a GGUF file.
 
     Raises `UnsupportedError` for a model that the native engine does not cover, and the artifact's or checkpoint's
     own errors.
     """
     if not (folder / CARD_NAME).is_file():
-        return load_checkpoint(folder, name or str(folder))
+        return load_checkpoint(folder)
     config, record = _artifact_record(folder)
     decoder, nbytes = open_artifact(folder, record)
     stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
@@ -139,19 +142,29 @@ def _tensor_bytes(path: Path) -> int:
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path, name: str) -> Loaded:
-    """Load a model of unquantized weights, called `name` in messages.
+def load_checkpoint(path: Path) -> Loaded:
+    """Load a model of unquantized weights, or a GGUF file on the numbers that it holds.
 
     Raise `CheckpointError` for what is damaged, `UnsupportedError` for what only the universal runtime reads.
     """
-    from zeropoint.sources.folder import open_folder
+    from zeropoint.sources import open_source
     from zeropoint.sources.records import describe
 
-    source = open_folder(path, name)
+    source = open_source(path)
     found = describe(source)
     for note in found.notes:
         logger.warning("%s", note)
-    stream = ((own, source.read(stored)) for own, stored in found.stored.items())
+    stream = ((own, _weight(source, stored)) for own, stored in found.stored.items())
     parcel = collect(pack_stream(found.record, stream))
     trim()
     return Loaded(parcel.decoder(found.record), source.config, parcel.nbytes, source.nbytes())
+
+
+def _weight(source: Source, name: str) -> Weight:
+    """Return one weight, on its integer grid where the source has one; inputs of such a layer then take 16 bits."""
+    weight = source.weight(name)
+    if not isinstance(weight, QuantizedTensor):
+        return source.read(name)
+    if weight.scheme.activation is None:
+        return replace(weight, scheme=replace(weight.scheme, activation=Activation(16)))
+    return weight

@@ -20,6 +20,7 @@ from zeropoint.runtime.native.session import Session, read, token_array
 from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
+from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class NativeRunner(Reads):
         name = folder.resolve().name
         return cls(
             loaded,
-            load_tokenizer(folder),
+            load_tokenizer(text_folder(folder)),
             name=name,
             threads=threads,
             cache_type=cache_type,

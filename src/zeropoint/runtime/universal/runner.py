@@ -28,6 +28,8 @@ from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.runtime.universal.assemble import assemble
 from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
+from zeropoint.sources import open_source
+from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import HubTokenizer, Text
 from zeropoint.tokenizer.folder import stop_ids
 
@@ -150,6 +152,8 @@ def weights_bytes(model: torch.nn.Module) -> int:
 def tensor_bytes(path: str | Path) -> int:
     """Bytes of the tensors in a folder's safetensors files, headers left out."""
     total = 0
+    if Path(path).is_file():  # a GGUF file
+        return open_source(path).nbytes()
     for file in sorted(Path(path).glob("*.safetensors")):
         with file.open("rb") as stream:
             header = int.from_bytes(stream.read(8), "little")
@@ -182,7 +186,8 @@ class TorchRunner(Reads):
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"
         name = Path(path).resolve().name
-        return cls(model, load_tokenizer(path), name=name, engine=engine, artifact_bytes=tensor_bytes(path))
+        text = load_tokenizer(str(text_folder(Path(path))))
+        return cls(model, text, name=name, engine=engine, artifact_bytes=tensor_bytes(path))
 
     @torch.inference_mode()
     def logits(self, tokens: Tokens) -> Logits:

@@ -1,0 +1,26 @@
+"""Where the tokenizer's files of a model are."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from zeropoint.sources.folder import find_gguf, open_gguf
+
+
+@lru_cache(maxsize=8)
+def text_folder(path: Path) -> Path:
+    """Return the folder that holds a model's tokenizer and generation defaults: its own, or one made from the header of
+    a GGUF file, which is removed when the process ends. Raise `CheckpointError` for a damaged file."""
+    file = find_gguf(path)
+    if file is None:
+        return path
+    made = Path(tempfile.mkdtemp(prefix="zeropoint-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    source = open_gguf(file, str(path))
+    if source.companions is not None:
+        source.companions(made)
+    return made
