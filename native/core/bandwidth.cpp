@@ -24,12 +24,11 @@ void work(void* context, int) {
     s.result += s.kernels->stream(s.memory + piece * kPiece, kPiece);
 }
 
-}  // namespace
-
-zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double* rate) {
+zp_status read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double* rate) {
   using Clock = std::chrono::steady_clock;
-  if (rate == nullptr || threads < 1 || threads > zp::Pool::kMaxThreads || repeats < 1 || bytes < (1u << 20))
-    return zp::fail(ZP_INVALID, "a bandwidth test needs at least 1 MiB, one thread and one repeat");
+  if (rate == nullptr || threads < 1 || threads > zp::Pool::kMaxThreads || repeats < 1 || bytes < (1u << 20) ||
+      bytes > (size_t{1} << 40))
+    return zp::fail(ZP_INVALID, "a bandwidth test needs 1 MiB to 1 TiB, one thread and one repeat");
   Stream stream;
   stream.kernels = zp::active_kernels();
   if (stream.kernels == nullptr) return ZP_UNSUPPORTED;
@@ -49,4 +48,13 @@ zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, doub
   }
   zp::release(memory);
   return ZP_OK;
+}
+
+}  // namespace
+
+zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double* rate) {
+  return zp::guarded([&] {
+    const zp::Running running;
+    return read_bandwidth(bytes, threads, repeats, rate);
+  });
 }

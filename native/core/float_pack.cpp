@@ -28,9 +28,7 @@ zp_status check_floats(const zp_format* f) {
   if (f == nullptr) return fail(ZP_INVALID, "the format is null");
   if (f->kind < ZP_FLOAT16 || f->kind > ZP_FLOAT32)
     return fail(ZP_INVALID, "%d is no kind of float weight", f->kind);
-  if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
-  constexpr int64_t kMost = int64_t{1} << 40;
-  if (f->rows > kMost / f->columns) return fail(ZP_INVALID, "a weight of more than 2^40 values");
+  if (const zp_status status = check_size(f->rows, f->columns); status != ZP_OK) return status;
   if ((f->bits | f->group_size | f->per_tensor | f->asymmetric | f->activation | f->activation_bits |
        f->scale_type) != 0)
     return fail(ZP_INVALID, "a float weight has neither codes nor scales: its other fields are 0");
@@ -66,20 +64,18 @@ void row_of_floats(const Weight& w, int64_t row, float* out) {
   }
 }
 
-}  // namespace zp
+namespace {
 
-using zp::fail;
-
-zp_status zp_pack_float(const zp_format* format, const void* values, zp_weight** out) {
+zp_status pack_float(const zp_format* format, const void* values, zp_weight** out) {
   if (out == nullptr || values == nullptr) return fail(ZP_INVALID, "a pointer is null");
   *out = nullptr;
-  if (const zp_status status = zp::check_floats(format); status != ZP_OK) return status;
+  if (const zp_status status = check_floats(format); status != ZP_OK) return status;
   auto* weight = new (std::nothrow) zp_weight;
   if (weight == nullptr) return fail(ZP_NO_MEMORY, "no memory for a packed weight");
-  zp::Weight& w = weight->layout;
-  w = zp::layout_of_floats(*format);
-  weight->bytes = zp::bytes_of_floats(w);
-  auto* memory = static_cast<uint8_t*>(zp::allocate(weight->bytes));
+  Weight& w = weight->layout;
+  w = layout_of_floats(*format);
+  weight->bytes = bytes_of_floats(w);
+  auto* memory = static_cast<uint8_t*>(allocate(weight->bytes));
   if (memory == nullptr) {
     const zp_status status = fail(ZP_NO_MEMORY, "no memory for a packed weight of %zu bytes", weight->bytes);
     delete weight;
@@ -87,11 +83,18 @@ zp_status zp_pack_float(const zp_format* format, const void* values, zp_weight**
   }
   std::memset(memory, 0, weight->bytes);
   if (w.kind == ZP_FLOAT32)
-    zp::pack_values<float>(w, values, memory);
+    pack_values<float>(w, values, memory);
   else
-    zp::pack_values<uint16_t>(w, values, memory);
+    pack_values<uint16_t>(w, values, memory);
   weight->memory = memory;
   w.codes = memory;
   *out = weight;
   return ZP_OK;
+}
+
+}  // namespace
+}  // namespace zp
+
+zp_status zp_pack_float(const zp_format* format, const void* values, zp_weight** out) {
+  return zp::guarded([&] { return zp::pack_float(format, values, out); });
 }

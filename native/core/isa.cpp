@@ -1,8 +1,10 @@
 // Which instruction sets this machine runs, and which one is in use.
-#include <cstdlib>
-#include <cstring>
+#include <pthread.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
 
 #include "core/internal.h"
 #include "kernels/decoder_kernels.h"
@@ -44,8 +46,20 @@ uint32_t detect() {
   return levels;
 }
 
+// Calls that run, or kChanging and them while the level changes.
+std::atomic<int32_t> running{0};
+constexpr int32_t kChanging = INT32_MIN / 2;
+
+// The calls of other threads do not go on in a forked child.
+void forget_calls() {
+  running.store(0);
+}
+
 uint32_t levels() {
-  static const uint32_t found = detect();
+  static const uint32_t found = [] {
+    pthread_atfork(nullptr, nullptr, forget_calls);
+    return detect();
+  }();
   return found;
 }
 
@@ -79,6 +93,17 @@ constexpr int kUndecided = -2;
 std::atomic<int> active{kUndecided};
 
 }  // namespace
+
+Running::Running() {
+  while (running.fetch_add(1, std::memory_order_acquire) < 0) {
+    running.fetch_sub(1, std::memory_order_relaxed);
+    std::this_thread::yield();
+  }
+}
+
+Running::~Running() {
+  running.fetch_sub(1, std::memory_order_release);
+}
 
 int active_level() {
   int level = active.load(std::memory_order_acquire);
@@ -147,7 +172,13 @@ int32_t zp_isa_active(void) {
 }
 
 zp_status zp_isa_select(int32_t level) {
-  const zp_status status = zp::check(level);
-  if (status == ZP_OK) zp::active.store(level, std::memory_order_release);
-  return status;
+  using namespace zp;
+  if (const zp_status status = check(level); status != ZP_OK) return status;
+  int32_t none = 0;
+  if (!running.compare_exchange_strong(none, kChanging, std::memory_order_acq_rel))
+    return fail(ZP_UNSUPPORTED, "the instruction set cannot change to %s while another thread computes",
+                kNames[level]);
+  active.store(level, std::memory_order_release);
+  running.fetch_sub(kChanging, std::memory_order_release);
+  return ZP_OK;
 }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "core/internal.h"
 #include "core/parallel.h"
@@ -89,18 +90,122 @@ zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, c
                      int64_t y_stride, int32_t threads) {
   if (weight == nullptr || input == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
   const Weight& w = weight->layout;
-  if (rows < 0 || y_stride < w.rows)
+  if (rows < 0 || rows > kMostValues || y_stride < w.rows)
     return fail(ZP_INVALID, "rows overlap: %ld rows, stride %ld, weight [%ld, %ld]", static_cast<long>(rows),
                 static_cast<long>(y_stride), static_cast<long>(w.rows), static_cast<long>(w.columns));
+  if (!fits(round_up(rows, 64), std::max(w.columns_padded, y_stride)))
+    return fail(ZP_INVALID, "%ld rows are too many for a weight [%ld, %ld]", static_cast<long>(rows),
+                static_cast<long>(w.rows), static_cast<long>(w.columns));
   if (threads < 1 || threads > Pool::kMaxThreads)
     return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
   return active_kernels() == nullptr ? ZP_UNSUPPORTED : ZP_OK;  // the error is recorded
 }
 
-zp_status check_input(const Weight& w, int64_t x_stride) {
-  if (x_stride >= w.columns) return ZP_OK;
-  return fail(ZP_INVALID, "input rows overlap: stride %ld, weight [%ld, %ld]", static_cast<long>(x_stride),
+zp_status check_input(const Weight& w, int64_t rows, int64_t x_stride) {
+  if (x_stride >= w.columns && fits(rows, x_stride)) return ZP_OK;
+  return fail(ZP_INVALID, "input rows overlap, or are too many: stride %ld, weight [%ld, %ld]", static_cast<long>(x_stride),
               static_cast<long>(w.rows), static_cast<long>(w.columns));
+}
+
+// What tells an input from one that was laid out otherwise; it stands at the beginning of its memory.
+struct Tag {
+  int64_t rows, columns, segment;
+  int32_t k_unit, activation, digits, tiled;
+  int32_t has_sums;
+
+  // Whether a product that asks for `wanted` can read it.
+  bool serves(const Tag& wanted) const {
+    return rows == wanted.rows && columns == wanted.columns && segment == wanted.segment &&
+           k_unit == wanted.k_unit && activation == wanted.activation && digits == wanted.digits &&
+           tiled == wanted.tiled && has_sums >= wanted.has_sums;
+  }
+};
+static_assert(sizeof(Tag) <= kAlignment);
+
+Tag tag_of(const Weight& w, int64_t rows, const Activations& input) {
+  return {rows,         w.columns, w.segment,           static_cast<int32_t>(w.k_unit),
+          w.activation, w.digits,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
+}
+
+uint8_t* behind_tag(void* input) {
+  return static_cast<uint8_t*>(input) + kAlignment;
+}
+
+zp_status check_memory(const void* input) {
+  if (reinterpret_cast<uintptr_t>(input) % kAlignment == 0) return ZP_OK;
+  return fail(ZP_INVALID, "a quantized input must start at a multiple of %zu", kAlignment);
+}
+
+zp_status linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, const float* bias,
+                 float* y, int64_t y_stride, int32_t threads) {
+  if (const zp_status status = check_call(weight, rows, x, y, y_stride, threads); status != ZP_OK)
+    return status;
+  const Weight& w = weight->layout;
+  if (const zp_status status = check_input(w, rows, x_stride); status != ZP_OK) return status;
+  const bool alone = rows_alone(w, rows, threads) > 0;  // a thread then lays out its own part of the input
+  const int64_t pass = alone ? rows : rows_in_pass(w);
+  for (int64_t begin = 0; begin < rows; begin += pass) {
+    Product product{};
+    product.weight = &w;
+    product.x = x + begin * x_stride;
+    product.x_stride = x_stride;
+    product.rows = std::min(pass, rows - begin);
+    product.bias = bias;
+    product.y = y + begin * y_stride;
+    product.y_stride = y_stride;
+    if (const size_t bytes = alone ? 0 : input_bytes(w, product.rows); bytes > 0) {
+      uint8_t* memory = call_scratch(bytes);
+      if (memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for the quantized input");
+      product.input = lay_out_input(w, product.rows, memory);
+    }
+    if (const zp_status status = multiply_rows(product, threads); status != ZP_OK) return status;
+  }
+  return ZP_OK;
+}
+
+zp_status quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, void* input,
+                   int32_t threads) {
+  if (input == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  const int64_t y_stride = weight == nullptr ? 0 : weight->layout.rows;
+  if (const zp_status status = check_call(weight, rows, x, x, y_stride, threads); status != ZP_OK)
+    return status;
+  const Weight& w = weight->layout;
+  if (const zp_status status = check_input(w, rows, x_stride); status != ZP_OK) return status;
+  if (const zp_status status = check_memory(input); status != ZP_OK) return status;
+  if (rows == 0) return ZP_OK;
+  if (input_bytes(w, rows) == 0) return fail(ZP_UNSUPPORTED, "the weight reads float input");
+  Product product{};
+  product.weight = &w;
+  product.x = x;
+  product.x_stride = x_stride;
+  product.rows = rows;
+  product.input = lay_out_input(w, rows, behind_tag(input));
+  quantize_rows(product, threads);
+  const Tag tag = tag_of(w, rows, product.input);
+  std::memcpy(input, &tag, sizeof tag);
+  return ZP_OK;
+}
+
+zp_status multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
+                   int64_t y_stride, int32_t threads) {
+  if (const zp_status status = check_call(weight, rows, input, y, y_stride, threads); status != ZP_OK)
+    return status;
+  const Weight& w = weight->layout;
+  if (const zp_status status = check_memory(input); status != ZP_OK) return status;
+  if (rows == 0) return ZP_OK;
+  if (input_bytes(w, rows) == 0) return fail(ZP_UNSUPPORTED, "the weight reads float input");
+  Product product{};
+  product.weight = &w;
+  product.input = lay_out_input(w, rows, behind_tag(input));
+  Tag found{};
+  std::memcpy(&found, input, sizeof found);
+  if (!found.serves(tag_of(w, rows, product.input)))
+    return fail(ZP_INVALID, "the input was quantized for another weight, other rows or another instruction set");
+  product.rows = rows;
+  product.bias = bias;
+  product.y = y;
+  product.y_stride = y_stride;
+  return multiply_rows(product, threads);
 }
 
 }  // namespace
@@ -125,71 +230,33 @@ const char* zp_last_error(void) {
 
 zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                     const float* bias, float* y, int64_t y_stride, int32_t threads) {
-  using namespace zp;
-  if (const zp_status status = check_call(weight, rows, x, y, y_stride, threads); status != ZP_OK)
-    return status;
-  const Weight& w = weight->layout;
-  if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
-  const bool alone = rows_alone(w, rows, threads) > 0;  // a thread then lays out its own part of the input
-  const int64_t pass = alone ? rows : rows_in_pass(w);
-  for (int64_t begin = 0; begin < rows; begin += pass) {
-    Product product{};
-    product.weight = &w;
-    product.x = x + begin * x_stride;
-    product.x_stride = x_stride;
-    product.rows = std::min(pass, rows - begin);
-    product.bias = bias;
-    product.y = y + begin * y_stride;
-    product.y_stride = y_stride;
-    if (const size_t bytes = alone ? 0 : input_bytes(w, product.rows); bytes > 0) {
-      uint8_t* memory = call_scratch(bytes);
-      if (memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for the quantized input");
-      product.input = lay_out_input(w, product.rows, memory);
-    }
-    if (const zp_status status = multiply_rows(product, threads); status != ZP_OK) return status;
-  }
-  return ZP_OK;
+  return zp::guarded([&] {
+    const zp::Running running;
+    return zp::linear(weight, x, rows, x_stride, bias, y, y_stride, threads);
+  });
 }
 
 size_t zp_input_bytes(const zp_weight* weight, int64_t rows) {
-  return weight == nullptr || rows < 0 ? 0 : zp::input_bytes(weight->layout, rows);
+  using namespace zp;
+  if (weight == nullptr || rows < 0 || rows > kMostValues) return 0;
+  const Weight& w = weight->layout;
+  if (!fits(round_up(rows, 64), w.columns_padded)) return 0;
+  const size_t bytes = input_bytes(w, rows);
+  return bytes == 0 ? 0 : kAlignment + bytes;
 }
 
 zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride, void* input,
                       int32_t threads) {
-  using namespace zp;
-  if (input == nullptr) return fail(ZP_INVALID, "a pointer is null");
-  const int64_t y_stride = weight == nullptr ? 0 : weight->layout.rows;
-  if (const zp_status status = check_call(weight, rows, x, x, y_stride, threads); status != ZP_OK)
-    return status;
-  const Weight& w = weight->layout;
-  if (const zp_status status = check_input(w, x_stride); status != ZP_OK) return status;
-  if (input_bytes(w, rows) == 0)
-    return rows == 0 ? ZP_OK : fail(ZP_UNSUPPORTED, "the weight reads float input");
-  Product product{};
-  product.weight = &w;
-  product.x = x;
-  product.x_stride = x_stride;
-  product.rows = rows;
-  product.input = lay_out_input(w, rows, input);
-  quantize_rows(product, threads);
-  return ZP_OK;
+  return zp::guarded([&] {
+    const zp::Running running;
+    return zp::quantize(weight, x, rows, x_stride, input, threads);
+  });
 }
 
 zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
                       int64_t y_stride, int32_t threads) {
-  using namespace zp;
-  if (const zp_status status = check_call(weight, rows, input, y, y_stride, threads); status != ZP_OK)
-    return status;
-  const Weight& w = weight->layout;
-  if (rows == 0) return ZP_OK;
-  if (input_bytes(w, rows) == 0) return fail(ZP_UNSUPPORTED, "the weight reads float input");
-  Product product{};
-  product.weight = &w;
-  product.input = lay_out_input(w, rows, input);
-  product.rows = rows;
-  product.bias = bias;
-  product.y = y;
-  product.y_stride = y_stride;
-  return multiply_rows(product, threads);
+  return zp::guarded([&] {
+    const zp::Running running;
+    return zp::multiply(weight, input, rows, bias, y, y_stride, threads);
+  });
 }

@@ -11,7 +11,8 @@
 namespace zp {
 
 void* allocate(size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20;
+  constexpr size_t kHuge = size_t{2} << 20, kMost = size_t{1} << 60;
+  if (bytes > kMost) return nullptr;
   const bool huge = bytes >= kHuge;
   void* memory = nullptr;
   bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
@@ -116,6 +117,26 @@ int64_t fifth_at(const Weight& w, int64_t row, int64_t k) {
 
 int fifth_bit(int64_t row, int64_t k) {
   return static_cast<int>((row * 4 + k % 4) % 8);
+}
+
+// Values between `least` and `most`.
+bool within(const int8_t* values, int64_t count, int least, int most) {
+  bool good = true;
+  for (int64_t i = 0; i < count; ++i) good &= values[i] >= least && values[i] <= most;
+  return good;
+}
+
+// Kernels unpack nibbles, and may take zero points off them, within signed bytes.
+zp_status check_nibbles(const Weight& w, const zp_format& f, const int8_t* codes, const int8_t* zero_point) {
+  if (!w.nibbles) return ZP_OK;
+  const int half = w.fifths ? 16 : 8;
+  constexpr int kMostZero = 96;
+  if (!within(codes, w.rows * w.columns, -half, half - 1))
+    return fail(ZP_INVALID, "a code of %d bits lies outside %d to %d", f.bits, -half, half - 1);
+  if (zero_point != nullptr &&
+      !within(zero_point, f.per_tensor != 0 ? 1 : w.rows * w.groups, -kMostZero, kMostZero))
+    return fail(ZP_INVALID, "a zero point of %d bits lies outside %d to %d", f.bits, -kMostZero, kMostZero);
+  return ZP_OK;
 }
 
 void pack_codes(const Weight& w, const int8_t* codes, uint8_t* out, uint8_t* fifth) {
@@ -227,15 +248,19 @@ void read_row(const Weight& w, int64_t row, float* out) {
   }
 }
 
-}  // namespace zp
+zp_status check_size(int64_t rows, int64_t columns) {
+  if (rows < 1 || columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
+  if (!fits(rows, columns)) return fail(ZP_INVALID, "a weight of more than 2^40 values");
+  return ZP_OK;
+}
 
-using zp::fail;
+namespace {
 
-zp_status zp_check(const zp_format* f) {
+zp_status check(const zp_format* f) {
   if (f == nullptr) return fail(ZP_INVALID, "the format is null");
   const auto group = static_cast<long>(f->group_size), input = static_cast<long>(f->activation);
   if (f->kind != ZP_INTEGER) return fail(ZP_UNSUPPORTED, "kind %d: zp_pack_float packs floats", f->kind);
-  if (f->rows < 1 || f->columns < 1) return fail(ZP_INVALID, "a weight has at least one row and one column");
+  if (const zp_status status = check_size(f->rows, f->columns); status != ZP_OK) return status;
   if (f->bits < 2 || f->bits > 8)
     return fail(ZP_UNSUPPORTED, "%d-bit codes: the kernels take 2 to 8 bits", f->bits);
   if (group < 0 || group % 8 != 0)
@@ -257,27 +282,36 @@ zp_status zp_check(const zp_format* f) {
   if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
     return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group,
                 input);
-  const zp::Weight w = zp::layout_of(*f);
+  const Weight w = layout_of(*f);
   const int64_t summed = w.nested && !w.input_by_segment ? w.columns : w.segment;
-  if (input != ZP_ACTIVATION_FLOAT && summed > zp::kMaxSegment)
+  if (input != ZP_ACTIVATION_FLOAT && summed > kMaxSegment)
     return fail(ZP_UNSUPPORTED, "sums over %ld columns do not fit 32 bits: use groups of at most %ld",
-                static_cast<long>(summed), static_cast<long>(zp::kMaxSegment));
+                static_cast<long>(summed), static_cast<long>(kMaxSegment));
   return ZP_OK;
 }
 
-zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* scale, const int8_t* zero_point,
+void discard(zp_weight* weight) {
+  if (weight == nullptr) return;
+  release(weight->memory);
+  delete weight;
+}
+
+zp_status pack(const zp_format* format, const int8_t* codes, const float* scale, const int8_t* zero_point,
                   zp_weight** out) {
   if (out == nullptr || codes == nullptr || scale == nullptr) return fail(ZP_INVALID, "a pointer is null");
   *out = nullptr;
-  if (const zp_status status = zp_check(format); status != ZP_OK) return status;
+  if (const zp_status status = check(format); status != ZP_OK) return status;
   if ((zero_point != nullptr) != (format->asymmetric != 0))
     return fail(ZP_INVALID, "zero points go with an asymmetric format, and only with it");
+  if (const zp_status status = check_nibbles(layout_of(*format), *format, codes, zero_point);
+      status != ZP_OK)
+    return status;
   auto* weight = new (std::nothrow) zp_weight;
   if (weight == nullptr) return fail(ZP_NO_MEMORY, "no memory for a packed weight");
-  zp::Weight& w = weight->layout;
-  w = zp::layout_of(*format);
-  const zp::Parts parts = zp::parts_of(w);
-  auto* memory = static_cast<uint8_t*>(zp::allocate(parts.end));
+  Weight& w = weight->layout;
+  w = layout_of(*format);
+  const Parts parts = parts_of(w);
+  auto* memory = static_cast<uint8_t*>(allocate(parts.end));
   if (memory == nullptr) {
     delete weight;
     return fail(ZP_NO_MEMORY, "no memory for a packed weight of %zu bytes", parts.end);
@@ -285,49 +319,79 @@ zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* sca
   std::memset(memory, 0, parts.end);
   weight->memory = memory;
   weight->bytes = parts.end;
-  zp::point_into(w, memory);
-  zp::pack_codes(w, codes, memory, memory + parts.fifth);
-  if (w.asymmetric) zp::pack_zero_points(w, *format, zero_point, memory, parts);
+  point_into(w, memory);
+  pack_codes(w, codes, memory, memory + parts.fifth);
+  if (w.asymmetric) pack_zero_points(w, *format, zero_point, memory, parts);
   if (!w.nested) {
-    zp::pack_scales(w, *format, scale, memory, parts);
-  } else if (const int most = zp::most_multiple(format->bits);
-             !zp::pack_nested(w, scale, most, memory, parts)) {
-    zp_free(weight);
+    pack_scales(w, *format, scale, memory, parts);
+  } else if (const int most = most_multiple(format->bits);
+             !pack_nested(w, scale, most, memory, parts)) {
+    discard(weight);
     return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number", most);
   }
   *out = weight;
   return ZP_OK;
 }
 
-void zp_free(zp_weight* weight) {
-  if (weight == nullptr) return;
-  zp::release(weight->memory);
-  delete weight;
-}
-
-zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out) {
+zp_status view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out) {
   if (out == nullptr || memory == nullptr || format == nullptr) return fail(ZP_INVALID, "a pointer is null");
   *out = nullptr;
   const bool floats = format->kind != ZP_INTEGER;
-  if (const zp_status status = floats ? zp::check_floats(format) : zp_check(format); status != ZP_OK)
+  if (const zp_status status = floats ? check_floats(format) : check(format); status != ZP_OK)
     return status;
-  zp::Weight w = floats ? zp::layout_of_floats(*format) : zp::layout_of(*format);
-  const size_t needed = floats ? zp::bytes_of_floats(w) : zp::parts_of(w).end;
+  Weight w = floats ? layout_of_floats(*format) : layout_of(*format);
+  const size_t needed = floats ? bytes_of_floats(w) : parts_of(w).end;
   if (bytes != needed)
     return fail(ZP_INVALID, "a packed weight of this format has %zu bytes, not %zu", needed, bytes);
-  if (reinterpret_cast<uintptr_t>(memory) % zp::kAlignment != 0)
-    return fail(ZP_INVALID, "packed bytes must start at a multiple of %zu", zp::kAlignment);
+  if (reinterpret_cast<uintptr_t>(memory) % kAlignment != 0)
+    return fail(ZP_INVALID, "packed bytes must start at a multiple of %zu", kAlignment);
   auto* weight = new (std::nothrow) zp_weight;
   if (weight == nullptr) return fail(ZP_NO_MEMORY, "no memory for a weight's description");
   const auto* packed = static_cast<const uint8_t*>(memory);
   if (floats)
     w.codes = packed;
   else
-    zp::point_into(w, packed);
+    point_into(w, packed);
   weight->layout = w;
   weight->bytes = bytes;
   *out = weight;
   return ZP_OK;
+}
+
+zp_status rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
+                  int64_t out_stride) {
+  if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
+    return fail(ZP_INVALID, "a pointer is null");
+  const Weight& w = weight->layout;
+  if (count < 0 || out_stride < w.columns)
+    return fail(ZP_INVALID, "%ld rows of %ld values, %ld apart, cannot be", static_cast<long>(count),
+                static_cast<long>(w.columns), static_cast<long>(out_stride));
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= w.rows)
+      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
+                  static_cast<long>(w.rows));
+  for (int64_t i = 0; i < count; ++i) read_row(w, ids[i], out + i * out_stride);
+  return ZP_OK;
+}
+
+}  // namespace
+}  // namespace zp
+
+zp_status zp_check(const zp_format* format) {
+  return zp::guarded([&] { return zp::check(format); });
+}
+
+zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* scale, const int8_t* zero_point,
+                  zp_weight** out) {
+  return zp::guarded([&] { return zp::pack(format, codes, scale, zero_point, out); });
+}
+
+void zp_free(zp_weight* weight) {
+  zp::discard(weight);
+}
+
+zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out) {
+  return zp::guarded([&] { return zp::view(format, memory, bytes, out); });
 }
 
 const void* zp_weight_memory(const zp_weight* weight) {
@@ -340,13 +404,5 @@ size_t zp_weight_bytes(const zp_weight* weight) {
 
 zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
                   int64_t out_stride) {
-  if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
-    return fail(ZP_INVALID, "a pointer is null");
-  const zp::Weight& w = weight->layout;
-  for (int64_t i = 0; i < count; ++i)
-    if (ids[i] < 0 || ids[i] >= w.rows)
-      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
-                  static_cast<long>(w.rows));
-  for (int64_t i = 0; i < count; ++i) zp::read_row(w, ids[i], out + i * out_stride);
-  return ZP_OK;
+  return zp::guarded([&] { return zp::rows(weight, ids, count, out, out_stride); });
 }

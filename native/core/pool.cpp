@@ -3,6 +3,8 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <exception>
+#include <new>
 
 #include "core/ahead.h"
 
@@ -36,9 +38,12 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t seen) {
 
 Pool* shared_pool = nullptr;
 
+// In a forked child it takes the place of the parent's, whose threads are gone: that one cannot be joined, and
+// what it owns is left. The memory is static, because there may be none to allocate.
 void replace_pool() {
-  shared_pool = new Pool;
-}  // the old one's threads are gone: it cannot be joined
+  alignas(Pool) static unsigned char place[sizeof(Pool)];
+  shared_pool = new (place) Pool;
+}
 
 }  // namespace
 
@@ -64,8 +69,14 @@ Pool::~Pool() {
 }
 
 void Pool::grow(int workers) {
-  while (static_cast<int>(workers_.size()) < workers)
-    workers_.emplace_back(&Pool::serve, this, static_cast<int>(workers_.size()) + 1);
+  constexpr int kJobs = 1000;
+  if (static_cast<int>(workers_.size()) >= workers || (pause_ > 0 && --pause_ > 0)) return;
+  try {
+    while (static_cast<int>(workers_.size()) < workers)
+      workers_.emplace_back(&Pool::serve, this, static_cast<int>(workers_.size()) + 1);
+  } catch (const std::exception&) {  // no memory, or too many threads: those that there are do the work
+    pause_ = kJobs;
+  }
 }
 
 // A worker takes part only if it arrives before the caller has closed the job: a worker whose core is

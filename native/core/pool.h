@@ -19,7 +19,8 @@ class Pool {
   ~Pool();
 
   // Runs work(context, thread) for thread 0 (the caller) and for those of the threads 1 to threads - 1
-  // that arrive while it is running, and waits for these. `work` takes its pieces from a shared counter
+  // that arrive while it is running, and waits for these. A thread that the system refuses to start does not
+  // take part. `work` takes its pieces from a shared counter
   // until none is left, so that the caller alone can finish it. Calls from several threads take turns.
   // `work` must not call run, nor throw.
   void run(int threads, void (*work)(void*, int), void* context);
@@ -34,6 +35,7 @@ class Pool {
 
   std::mutex turn_;
   std::vector<std::thread> workers_;
+  int pause_ = 0;  // jobs until a thread that was refused is asked for again
   // Job number and its threads in one word, so that a worker never sees half a new job.
   alignas(64) std::atomic<uint32_t> job_{0};
   // Job number (high half), whether the job is open to workers, and how many are inside it.

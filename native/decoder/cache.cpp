@@ -1,9 +1,9 @@
 #include "decoder/cache.h"
 
-#include <cmath>
 #include <cstring>
 #include <memory>
 
+#include "core/half.h"
 #include "decoder/model.h"
 
 namespace zp {
@@ -12,17 +12,31 @@ namespace {
 constexpr int64_t kMostTokens = int64_t{1} << 31;
 constexpr int32_t kMostSequences = 1 << 20;
 
-PageLayout page_layout(int64_t head_dim, bool bytes) {
+PageLayout page_layout(int64_t head_dim, Element element) {
   PageLayout p{};
   p.head_dim = head_dim;
   p.padded = round_up(head_dim, kLanes);
-  p.bytes = bytes;
-  const int64_t element = bytes ? 1 : 2;
-  p.values = kPage * head_dim * element;
-  p.key_scale = p.values + kPage * p.padded * element;
-  p.value_scale = p.key_scale + (bytes ? kPage * 4 : 0);
-  p.end = p.value_scale + (bytes ? kPage * 4 : 0);
+  p.element = element;
+  const int64_t bytes = element == Element::kByte ? 1 : element == Element::kHalf ? 2 : 4;
+  const int64_t scales = element == Element::kByte ? kPage * 4 : 0;
+  p.values = kPage * head_dim * bytes;
+  p.key_scale = p.values + kPage * p.padded * bytes;
+  p.value_scale = p.key_scale + scales;
+  p.end = p.value_scale + scales;
   return p;
+}
+
+// The kind of a cache's pages by its type and by what the decoder has met.
+Element element_of(int32_t type, bool overflowed) {
+  if (type == ZP_CACHE_FLOAT16) return overflowed ? Element::kRounded : Element::kHalf;
+  return type == ZP_CACHE_INT8 ? Element::kByte : Element::kSingle;
+}
+
+// A page's keys and values, from half to single precision.
+void widen_page(const uint8_t* from, const PageLayout& half, uint8_t* to) {
+  const auto* values = reinterpret_cast<const uint16_t*>(from);
+  auto* wide = reinterpret_cast<float*>(to);
+  for (int64_t i = 0; i < half.end / 2; ++i) wide[i] = half_to_float(values[i]);
 }
 
 zp_status check_tokens(int64_t tokens) {
@@ -38,15 +52,16 @@ int64_t pages_for(int64_t tokens, int64_t sequences) {
   return (tokens - open) / kPage + open;
 }
 
-// Memory for the pages of all layers, and how much it is.
-zp_status allocate_pages(const zp_cache& cache, int64_t pages, uint8_t** memory, size_t* bytes) {
-  const double size = static_cast<double>(cache.layers) * static_cast<double>(pages) *
-                      static_cast<double>(cache.page_bytes());
-  if (size > 0x1p60) return fail(ZP_NO_MEMORY, "no memory for a cache of %g bytes", size);
-  *bytes = static_cast<size_t>(cache.layers * pages * cache.page_bytes());
-  *memory = static_cast<uint8_t*>(allocate(*bytes));
-  if (*memory == nullptr) return fail(ZP_NO_MEMORY, "no memory for a cache of %zu bytes", *bytes);
-  return ZP_OK;
+// Memory for the pages of all layers, and how much it is; null when there is none.
+uint8_t* allocate_pages(const zp_cache& cache, const PageLayout& layout, int64_t pages, size_t& bytes) {
+  const int64_t page = cache.kv_heads * layout.end;  // at most 2^16 heads of 2^22 bytes
+  if (!fits(cache.layers * pages, page)) return nullptr;
+  bytes = static_cast<size_t>(cache.layers * pages * page);
+  return static_cast<uint8_t*>(allocate(bytes));
+}
+
+zp_status no_memory(int64_t tokens) {
+  return fail(ZP_NO_MEMORY, "no memory for the keys and values of %ld tokens", static_cast<long>(tokens));
 }
 
 zp_status check_sequence(const zp_cache* cache, int32_t sequence) {
@@ -58,6 +73,24 @@ zp_status check_sequence(const zp_cache* cache, int32_t sequence) {
 
 }  // namespace
 }  // namespace zp
+
+bool zp_cache::widen() {
+  const zp::PageLayout wide = zp::page_layout(layout.head_dim, zp::Element::kRounded);
+  size_t wide_bytes = 0;
+  uint8_t* const fresh = zp::allocate_pages(*this, wide, pages, wide_bytes);
+  if (fresh == nullptr) return false;
+  for (const Sequence& sequence : sequences)
+    for (const int64_t page : sequence.pages)
+      for (int64_t i = 0; i < layers * kv_heads; ++i) {
+        const int64_t number = (i / kv_heads * pages + page) * kv_heads + i % kv_heads;
+        zp::widen_page(memory + number * layout.end, layout, fresh + number * wide.end);
+      }
+  zp::release(memory);
+  memory = fresh;
+  bytes = wide_bytes;
+  layout = wide;
+  return true;
+}
 
 int64_t zp_cache::used_tokens() const {
   int64_t used = 0;
@@ -85,10 +118,9 @@ void zp_cache::trim(Sequence& sequence) {
 zp_status zp_cache::grow(int64_t most) {
   const int64_t wanted = zp::pages_for(most, static_cast<int64_t>(sequences.size()));
   free_pages.reserve(static_cast<size_t>(wanted));  // what may throw comes first
-  uint8_t* larger = nullptr;
   size_t larger_bytes = 0;
-  const zp_status status = zp::allocate_pages(*this, wanted, &larger, &larger_bytes);
-  if (status != ZP_OK) return status;
+  uint8_t* const larger = zp::allocate_pages(*this, layout, wanted, larger_bytes);
+  if (larger == nullptr) return zp::no_memory(most);
   const int64_t page = page_bytes();
   for (int64_t layer = 0; layer < layers; ++layer) {
     uint8_t* from = memory + layer * pages * page;
@@ -119,7 +151,7 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
   if (sequences < 1 || sequences > zp::kMostSequences)
     return fail(ZP_INVALID, "a cache has 1 to %d sequences, not %d", zp::kMostSequences, sequences);
   if (const zp_status status = zp::check_tokens(tokens); status != ZP_OK) return status;
-  if (type != ZP_CACHE_FLOAT16 && type != ZP_CACHE_INT8)
+  if (type < ZP_CACHE_FLOAT16 || type > ZP_CACHE_FLOAT32)
     return fail(ZP_INVALID, "there is no cache type %d", type);
   return zp::guarded([&] {
     auto cache = std::make_unique<zp_cache>();
@@ -128,9 +160,10 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
     cache->kv_heads = decoder->config.kv_heads;
     cache->tokens = tokens;
     cache->pages = zp::pages_for(tokens, sequences);
-    cache->layout = zp::page_layout(decoder->config.head_dim, type == ZP_CACHE_INT8);
-    const zp_status status = zp::allocate_pages(*cache, cache->pages, &cache->memory, &cache->bytes);
-    if (status != ZP_OK) return status;
+    cache->layout =
+        zp::page_layout(decoder->config.head_dim, zp::element_of(type, decoder->overflowed.load()));
+    cache->memory = zp::allocate_pages(*cache, cache->layout, cache->pages, cache->bytes);
+    if (cache->memory == nullptr) return zp::no_memory(tokens);
     cache->sequences.resize(static_cast<size_t>(sequences));
     cache->free_pages.reserve(static_cast<size_t>(cache->pages));
     for (int64_t page = cache->pages - 1; page >= 0; --page)
@@ -140,12 +173,20 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
   });
 }
 
+int32_t zp_cache_is_wide(const zp_cache* cache) {
+  if (cache == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  return cache->layout.element == zp::Element::kRounded ? 1 : 0;
+}
+
 void zp_cache_free(zp_cache* cache) {
   delete cache;
 }
 
 size_t zp_cache_bytes(const zp_cache* cache) {
-  return cache == nullptr ? 0 : cache->bytes;
+  if (cache == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  return cache->bytes;
 }
 
 zp_status zp_cache_grow(zp_cache* cache, int64_t tokens) {

@@ -1,4 +1,7 @@
 // Keys and values in pages of 64 positions. A sequence's pages are the same in every layer.
+//
+// A cache in half precision becomes wide when a key or value is beyond 65,504: it is kept in single precision from
+// then on, what fits half precision still rounded to it. So results do not depend on when it became wide.
 #pragma once
 
 #include <mutex>
@@ -29,7 +32,15 @@ struct zp_cache {
   zp_cache& operator=(const zp_cache&) = delete;
   ~zp_cache() { zp::release(memory); }
 
+  // Half precision becomes single, with its contents. False: no memory; the cache is then as before.
+  bool widen();
+
   int64_t used_tokens() const;
+  // The most tokens of all sequences together, while another thread may let the cache grow.
+  int64_t room() const {
+    const std::lock_guard<std::mutex> held(lock);
+    return tokens;
+  }
   // Page p of a sequence, of one layer and head, lies at head(layer, h) + table[p] * page_bytes().
   int64_t page_bytes() const { return kv_heads * layout.end; }
   uint8_t* head(int64_t layer, int64_t kv_head) const {

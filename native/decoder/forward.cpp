@@ -166,9 +166,11 @@ void Forward::place(const Layer& layer, int64_t number, int64_t row) {
       kernels_.rotate(pairs, cosine, cosine + half, half, k_.row(row) + h * head_dim);
   }
   kernels_.scale(config_.attention_scale, decoder_.query_size(), q_.row(row));
+  bool stored = true;
   for (int64_t h = 0; h < config_.kv_heads; ++h)
-    kernels_.store(cache_.layout, k_.row(row) + h * head_dim, v_.row(row) + h * head_dim, position % kPage,
-                   cache_.head(number, h) + page * cache_.page_bytes());
+    stored &= kernels_.store(cache_.layout, k_.row(row) + h * head_dim, v_.row(row) + h * head_dim,
+                             position % kPage, cache_.head(number, h) + page * cache_.page_bytes());
+  if (!stored) beyond_half_.store(true);
 }
 
 void Forward::project(const Layer& layer, int64_t number, Rows rows, int threads) {
@@ -250,7 +252,7 @@ void Forward::by_rows(Body&& body) {
 void Forward::run_layer(int64_t number) {
   const Layer& layer = decoder_.layers[static_cast<size_t>(number)];
   by_rows([&](Rows rows, int threads) { project(layer, number, rows, threads); });
-  if (out_of_memory_.load()) return;
+  if (out_of_memory_.load() || beyond_half_.load()) return;
   if (!mix(layer, number)) out_of_memory_.store(true);
   if (out_of_memory_.load()) return;
   by_rows([&](Rows rows, int threads) { finish(layer, number, rows, threads); });
@@ -279,15 +281,19 @@ int64_t Forward::predict() {
   return count;
 }
 
-int64_t Forward::run(const Tokens& tokens, void* workspace) {
+Forward::Result Forward::run(const Tokens& tokens, void* workspace, int64_t& written) {
   tokens_ = tokens;
   lay_out(tokens.count, static_cast<float*>(workspace));
   find_runs();
   find_angles();
   embed();
-  for (int64_t number = 0; number < config_.layers && !out_of_memory_.load(); ++number) run_layer(number);
-  const int64_t written = out_of_memory_.load() ? 0 : predict();
-  return out_of_memory_.load() ? -1 : written;
+  for (int64_t number = 0; number < config_.layers; ++number) {
+    run_layer(number);
+    if (out_of_memory_.load()) return Result::kNoMemory;
+    if (beyond_half_.load()) return Result::kBeyondHalf;
+  }
+  written = predict();
+  return out_of_memory_.load() ? Result::kNoMemory : Result::kDone;
 }
 
 }  // namespace zp

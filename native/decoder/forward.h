@@ -27,8 +27,11 @@ class Forward {
 
   // Of the workspace of a pass over so many tokens.
   size_t workspace_bytes(int64_t rows) const;
-  // The cache has pages for the tokens. Returns how many rows of logits it wrote; -1: no memory.
-  int64_t run(const Tokens& tokens, void* workspace);
+  enum class Result { kDone, kNoMemory, kBeyondHalf };
+
+  // The cache has pages for the tokens. Writes `written` rows of logits. kBeyondHalf: a key or value does not fit
+  // the cache's half precision.
+  Result run(const Tokens& tokens, void* workspace, int64_t& written);
 
  private:
   struct Rows {
@@ -78,7 +81,7 @@ class Forward {
   const int threads_;
   Tokens tokens_{};
   std::vector<Run> runs_;
-  std::atomic<bool> out_of_memory_{false};
+  std::atomic<bool> out_of_memory_{false}, beyond_half_{false};
 
   Matrix x_{}, normed_{}, normed_mlp_{}, q_{}, k_{}, v_{}, mixed_{}, out_{}, out_mlp_{}, gate_{}, up_{};
   Matrix angles_{};  // of each row and table: cosines, sines

@@ -2,9 +2,7 @@
 #include "decoder/model.h"
 
 #include <cmath>
-#include <exception>
 #include <memory>
-#include <new>
 
 #include "kernels/decoder_kernels.h"
 

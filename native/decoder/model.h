@@ -1,9 +1,8 @@
 // The decoder's parts as given, and the memory of its steps.
 #pragma once
 
-#include <exception>
+#include <atomic>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "core/internal.h"
@@ -75,25 +74,12 @@ struct zp_decoder {
   zp::Linear embedding, positions, head;
   zp::Norm embedding_norm, final_norm;
 
+  // A key or value was beyond half precision: caches of that type are made wide from then on (see cache.h).
+  mutable std::atomic<bool> overflowed{false};
+
   std::mutex step;  // held by the forward step that uses the workspace
   zp::Buffer workspace;
 
   int64_t query_size() const { return int64_t{config.heads} * config.head_dim; }
   int64_t key_size() const { return int64_t{config.kv_heads} * config.head_dim; }
 };
-
-namespace zp {
-
-// Runs the body of an ABI function: what it throws becomes a status.
-template <class F>
-zp_status guarded(F&& body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return fail(ZP_NO_MEMORY, "no memory");
-  } catch (const std::exception& error) {
-    return fail(ZP_NO_MEMORY, "the system refused: %s", error.what());
-  }
-}
-
-}  // namespace zp

@@ -43,7 +43,8 @@ zp_status lengthen(zp_cache& cache, const Tokens& t) {
   return ZP_OK;
 }
 
-zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, int threads) {
+// One pass after the other. `beyond_half`: they ended at a key or value beyond the cache's half precision.
+zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, int threads, bool& beyond_half) {
   Forward forward(d, cache, threads);
   const int64_t most = std::min(all.count, kRowsOfPass);
   void* workspace = d.workspace.get(forward.workspace_bytes(most));
@@ -57,11 +58,26 @@ zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, in
                       all.position + begin,
                       all.wanted == nullptr ? nullptr : all.wanted + begin,
                       logits};
-    const int64_t written = forward.run(pass, workspace);
-    if (written < 0) return fail(ZP_NO_MEMORY, "no memory for the threads of a step");
+    int64_t written = 0;
+    const Forward::Result result = forward.run(pass, workspace, written);
+    if (result == Forward::Result::kNoMemory) return fail(ZP_NO_MEMORY, "no memory for the threads of a step");
+    beyond_half = result == Forward::Result::kBeyondHalf;
+    if (beyond_half) return ZP_OK;
     logits += written * d.config.vocab;
   }
   return ZP_OK;
+}
+
+// All passes, once more from the first where the cache had to become wide.
+zp_status run_step(zp_decoder& d, zp_cache& cache, const Tokens& all, int threads) {
+  bool beyond_half = false;
+  if (const zp_status status = run_passes(d, cache, all, threads, beyond_half); status != ZP_OK || !beyond_half)
+    return status;
+  if (!cache.widen())
+    return fail(ZP_NO_MEMORY,
+                "a key or value is beyond float16, and there is no memory for a cache in float32: use int8");
+  d.overflowed.store(true);
+  return run_passes(d, cache, all, threads, beyond_half);
 }
 
 // The cache as it was, unless the step is kept.
@@ -92,10 +108,31 @@ zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int
   if (const zp_status status = check_tokens(d, cache, tokens); status != ZP_OK) return status;
   Undo undo(cache);
   zp_status status = lengthen(cache, tokens);
-  if (status == ZP_OK) status = run_passes(d, cache, tokens, threads);
+  if (status == ZP_OK) status = run_step(d, cache, tokens, threads);
   d.workspace.shrink(kKeptWorkspace);
   if (status == ZP_OK) undo.keep();
   return status;
+}
+
+zp_status check_call(const zp_decoder* decoder, const zp_cache* cache, const Tokens& t, int32_t threads) {
+  if (decoder == nullptr || cache == nullptr) return fail(ZP_INVALID, "a pointer is null");
+  if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
+  if (cache->decoder != decoder) return fail(ZP_INVALID, "the cache was made for another decoder");
+  if (t.count < 0) return fail(ZP_INVALID, "a step of %ld tokens", static_cast<long>(t.count));
+  const int64_t room = cache->room();
+  if (t.count > room)
+    return fail(ZP_INVALID, "the cache is full: it has room for %ld tokens in all, and a step of %ld does not fit",
+                static_cast<long>(room), static_cast<long>(t.count));
+  if (threads < 1 || threads > Pool::kMaxThreads)
+    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
+  if (t.count == 0) return ZP_OK;
+  if (t.token == nullptr || t.sequence == nullptr || t.position == nullptr)
+    return fail(ZP_INVALID, "a pointer is null");
+  const bool wanted = t.wanted == nullptr ||
+                      std::any_of(t.wanted, t.wanted + t.count, [](uint8_t w) { return w != 0; });
+  if (t.logits == nullptr && wanted)
+    return fail(ZP_INVALID, "logits are wanted, but their pointer is null");
+  return active_kernels() == nullptr ? ZP_UNSUPPORTED : ZP_OK;  // the error is recorded
 }
 
 }  // namespace
@@ -104,21 +141,11 @@ zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int
 zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
                      const int32_t* sequence, const int32_t* position, const uint8_t* wanted, float* logits,
                      int32_t threads) {
-  using namespace zp;
-  if (decoder == nullptr || cache == nullptr) return fail(ZP_INVALID, "a pointer is null");
-  if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
-  if (cache->decoder != decoder) return fail(ZP_INVALID, "the cache was made for another decoder");
-  if (count < 0) return fail(ZP_INVALID, "a step of %ld tokens", static_cast<long>(count));
-  if (threads < 1 || threads > Pool::kMaxThreads)
-    return fail(ZP_INVALID, "threads must be 1 to %d, not %d", Pool::kMaxThreads, threads);
-  if (count == 0) return ZP_OK;
-  if (token == nullptr || sequence == nullptr || position == nullptr)
-    return fail(ZP_INVALID, "a pointer is null");
-  if (logits == nullptr &&
-      (wanted == nullptr || std::any_of(wanted, wanted + count, [](uint8_t w) { return w != 0; })))
-    return fail(ZP_INVALID, "logits are wanted, but their pointer is null");
-  if (active_kernels() == nullptr) return ZP_UNSUPPORTED;  // the error is recorded
-  return guarded([&] {
-    return forward_step(*decoder, *cache, {count, token, sequence, position, wanted, logits}, threads);
+  return zp::guarded([&] {
+    const zp::Running running;
+    const zp::Tokens tokens{count, token, sequence, position, wanted, logits};
+    const zp_status status = zp::check_call(decoder, cache, tokens, threads);
+    if (status != ZP_OK || count == 0) return status;
+    return zp::forward_step(*decoder, *cache, tokens, threads);
   });
 }

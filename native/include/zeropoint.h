@@ -2,7 +2,8 @@
  *
  * Every function that can fail returns a zp_status; zp_last_error() then says what was wrong, in the
  * calling thread. No exception leaves the library. All functions may be called from several threads
- * at once; products are computed one after the other on a shared pool of threads.
+ * at once; products are computed one after the other on a shared pool of threads, on fewer than were asked for
+ * where the system refuses to start them. Arrays have at most 2^40 values.
  */
 #ifndef ZEROPOINT_H
 #define ZEROPOINT_H
@@ -144,7 +145,7 @@ ZP_API zp_status zp_descend_columns(const zp_groups* groups, const float* scale,
 ZP_API uint32_t zp_isa_levels(void);
 /* The level in use; negative when ZEROPOINT_ISA names one that does not exist or cannot run here. */
 ZP_API int32_t zp_isa_active(void);
-/* Chooses a level for the process; not to be called while a product runs. */
+/* Chooses a level for the process; refused while another thread computes. */
 ZP_API zp_status zp_isa_select(int32_t level);
 
 /* Streams through `bytes` of memory `repeats` times; the best rate in bytes a second. */
@@ -234,7 +235,10 @@ ZP_API zp_status zp_decoder_norm(zp_decoder* decoder, int32_t layer, int32_t slo
 /* Checks that every part is there and fits the others. */
 ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
 
-enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1 };
+/* ZP_CACHE_FLOAT16 holds numbers up to 65504. The first key or value beyond makes the cache wide: it is kept in
+ * float32, what fits half precision still rounded to it. Later caches of that type and decoder are wide from the
+ * start. Results do not depend on when a cache became wide. */
+enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
 /* Keys and values of up to `tokens` tokens, shared in pages by up to `sequences` sequences. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
@@ -243,6 +247,8 @@ ZP_API void zp_cache_free(zp_cache* cache);
 /* Makes room for `tokens` tokens in all; what is cached stays. A cache never shrinks. On an error it is as before. */
 ZP_API zp_status zp_cache_grow(zp_cache* cache, int64_t tokens);
 ZP_API size_t zp_cache_bytes(const zp_cache* cache);
+/* 1: a cache of ZP_CACHE_FLOAT16 that became wide. */
+ZP_API int32_t zp_cache_is_wide(const zp_cache* cache);
 ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence); /* -1: no such sequence */
 /* Forgets what lies at `length` and beyond. */
 ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length);
@@ -250,7 +256,7 @@ ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t le
 /* One forward step over `count` tokens. Tokens of a sequence come in order and its positions go on from its
  * cached length. Writes the logits [vocab] of each token that `wanted` marks (null: of all), in order, to
  * rows of `logits`. Several threads may call it; steps of one decoder are taken one after the other. On an
- * error the cache is as before the call. */
+ * error the cache is as before the call. A NaN or infinity of one token reaches no token before it. */
 ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
                             const int32_t* sequence, const int32_t* position, const uint8_t* wanted,
                             float* logits, int32_t threads);

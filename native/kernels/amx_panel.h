@@ -13,23 +13,31 @@ namespace {
 
 #define ZP_INLINE __attribute__((always_inline)) inline
 
+constexpr int64_t kTile = 1024;  // bytes of a tile of 16 rows of 16 int32 sums
+
 template <int T>
 ZP_INLINE void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
+// The compiler sees which memory a tile instruction reads or writes from the operands that the text does not
+// name: an array of unknown length from p on for a load, as GCC's manual has it, and a whole tile for a store.
 // The T1 hint keeps operands, which stream from the second-level cache, from pushing the sums out of the
 // first.
 template <int T>
 ZP_INLINE void tile_load(const void* p, int64_t stride) {
-  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride),
+               "m"(*static_cast<const uint8_t (*)[]>(p)));
 }
 template <int T>
 ZP_INLINE void tile_load_kept(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride));
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride),
+               "m"(*static_cast<const uint8_t (*)[]>(p)));
 }
 template <int T>
 ZP_INLINE void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(int64_t{64}));
+  asm volatile("tilestored %%tmm%c1, (%2,%3,1)"
+               : "=m"(*static_cast<uint8_t (*)[kTile]>(p))
+               : "i"(T), "r"(p), "r"(int64_t{64}));
 }
 ZP_INLINE void compiler_barrier() {
   asm volatile("" ::: "memory");
@@ -57,8 +65,6 @@ void configure(int64_t k_unit) {
 int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-
-constexpr int64_t kTile = 1024;  // bytes of an int32 tile
 
 // The four tiles of sums.
 void zero_tiles() {

@@ -1,8 +1,8 @@
 // Attention over cache pages: part of decoder_kernels.cpp.
 //
 // Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums
-// are scaled down when a page brings a larger score. What a row does not see gets the weight 0, and adding 0
-// times a value changes no bit: rows may share a tile whatever each of them sees.
+// are scaled down when a page brings a larger score. A row adds no value that it does not see, not even 0 times
+// it: a later value that is infinite, or NaN, changes nothing before it.
 #pragma once
 
 #include "core/layout.h"
@@ -13,7 +13,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr float kNothing = -1e30f;  // the largest score of none; finite, so that differences are
+constexpr float kNothing = -3.402823466e38f;  // the largest score of none: no finite score is below
 constexpr int kTileRows = V::kRows >= 12 ? 6 : 2;
 constexpr int kTileVectors = V::kRows >= 12 ? 4 : 2;
 constexpr int64_t kConvertRows = 12;  // from here on a page is converted to float once for all rows
@@ -22,6 +22,12 @@ struct Byte {
   using Type = int8_t;
   static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::to_float(V::widen(p)); }
+};
+
+struct Wide {
+  using Type = float;
+  static constexpr bool kInCache = true;
+  static V::Float load(const Type* p) { return V::load(p); }
 };
 
 template <int N>
@@ -96,17 +102,58 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
   for (; j < end; j += kLanes) score_vectors<Source, ROWS, 1>(query, keys, head_dim, j, ahead, scores);
 }
 
-// out = out * correction + weights . values, positions [begin, end), channels from `channel` on.
+// The positions of a page that each row of a tile sees, and those that all of them do.
+template <int ROWS>
+struct Seen {
+  int64_t begin[ROWS], end[ROWS];
+  int64_t first, all_begin, all_end, last;
+
+  Seen(const Attention& a, int64_t row, int64_t start) {
+    for (int m = 0; m < ROWS; ++m) {
+      begin[m] = larger(0, a.first[row + m] - start);
+      end[m] = smaller(kPage, a.last[row + m] + 1 - start);
+      if (begin[m] >= end[m]) begin[m] = end[m] = 0;
+    }
+    first = all_begin = begin[0];
+    last = all_end = end[0];
+    for (int m = 1; m < ROWS; ++m) {
+      first = smaller(first, begin[m]);
+      last = larger(last, end[m]);
+      all_begin = larger(all_begin, begin[m]);
+      all_end = smaller(all_end, end[m]);
+    }
+    if (all_end < all_begin) all_begin = all_end = last;
+  }
+};
+
+// Adds positions [begin, end) to the rows that see them.
 template <class Source, int ROWS, int VECTORS>
-void value_tile(const float* weights, const float* correction, const typename Source::Type* values,
-                int64_t padded, int64_t begin, int64_t end, int64_t channel, const void* ahead, float* out) {
+void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Source::Type* values,
+              int64_t padded, int64_t begin, int64_t end, V::Float (&total)[ROWS][VECTORS]) {
+  for (int64_t i = begin; i < end; ++i)
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+      if (i < seen.begin[m] || i >= seen.end[m]) continue;
+      const V::Float weight = V::set_float(weights[m * kPage + i]);
+#pragma GCC unroll 4
+      for (int n = 0; n < VECTORS; ++n)
+        total[m][n] = V::fma(weight, Source::load(values + i * padded + n * kLanes), total[m][n]);
+    }
+}
+
+// out = out * correction + weights . values, channels from `channel` on.
+template <class Source, int ROWS, int VECTORS>
+void value_tile(const Seen<ROWS>& seen, const float* weights, const float* correction,
+                const typename Source::Type* values, int64_t padded, int64_t channel, const void* ahead,
+                float* out) {
   V::Float total[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n)
       total[m][n] = V::mul(V::load(out + m * padded + channel + n * kLanes), V::set_float(correction[m]));
-  for (int64_t i = begin; i < end; ++i) {
+  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.first, seen.all_begin, total);
+  for (int64_t i = seen.all_begin; i < seen.all_end; ++i) {
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
@@ -119,18 +166,19 @@ void value_tile(const float* weights, const float* correction, const typename So
       for (int n = 0; n < VECTORS; ++n) total[m][n] = V::fma(weight, value[n], total[m][n]);
     }
   }
+  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.all_end, seen.last, total);
   for (int m = 0; m < ROWS; ++m)
     for (int n = 0; n < VECTORS; ++n) V::store(out + m * padded + channel + n * kLanes, total[m][n]);
 }
 
 template <class Source, int ROWS>
-void value_tiles(const float* weights, const float* correction, const typename Source::Type* values,
-                 int64_t padded, int64_t begin, int64_t end, const void* ahead, float* out) {
+void value_tiles(const Seen<ROWS>& seen, const float* weights, const float* correction,
+                 const typename Source::Type* values, int64_t padded, const void* ahead, float* out) {
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
-    value_tile<Source, ROWS, kTileVectors>(weights, correction, values, padded, begin, end, c, ahead, out);
+    value_tile<Source, ROWS, kTileVectors>(seen, weights, correction, values, padded, c, ahead, out);
   for (; c < padded; c += kLanes)
-    value_tile<Source, ROWS, 1>(weights, correction, values, padded, begin, end, c, ahead, out);
+    value_tile<Source, ROWS, 1>(seen, weights, correction, values, padded, c, ahead, out);
 }
 
 struct PageParts {
@@ -177,15 +225,15 @@ float weigh(const Attention& a, int64_t row, const PageParts& page, const Attent
 
 template <class Source>
 void attend_page(const Attention& a, const typename Source::Type* keys, const typename Source::Type* values,
-                 const PageParts& page, int64_t begin, int64_t end, const AttentionState& part,
-                 float* scratch) {
+                 const PageParts& page, const AttentionState& part, float* scratch) {
   float* scores = scratch;
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
-    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, end, values, scores + row * kPage);
+    const Seen<kRows> seen(a, row, page.start);
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, seen.last, values, scores + row * kPage);
     for (int64_t m = row; m < row + kRows; ++m) correction[m] = weigh(a, m, page, part, scores + m * kPage);
-    value_tiles<Source, kRows>(scores + row * kPage, correction + row, values, a.layout.padded, begin, end,
+    value_tiles<Source, kRows>(seen, scores + row * kPage, correction + row, values, a.layout.padded,
                                page.next, part.out + row * a.layout.padded);
   });
 }
@@ -215,25 +263,30 @@ void attend_pages(const Attention& a, int64_t begin, int64_t end, const Attentio
     const auto* keys = reinterpret_cast<const typename Source::Type*>(memory);
     const auto* values = reinterpret_cast<const typename Source::Type*>(memory + layout.values);
     PageParts page{a.base + a.table[p + 1 < stop ? p + 1 : p] * a.stride, nullptr, nullptr, p * kPage};
-    if (layout.bytes) {
+    if (layout.element == Element::kByte) {
       page.key_scale = reinterpret_cast<const float*>(memory + layout.key_scale);
       page.value_scale = reinterpret_cast<const float*>(memory + layout.value_scale);
     }
-    // Positions that no row sees are not read: they may never have been written.
-    const int64_t from = larger(0, first - page.start), to = smaller(kPage, last + 1 - page.start);
-    if (a.rows < kConvertRows) {
-      attend_page<Source>(a, keys, values, page, from, to, part, scratch);
+    if (a.rows < kConvertRows || sizeof(typename Source::Type) == sizeof(float)) {
+      attend_page<Source>(a, keys, values, page, part, scratch);
     } else {
+      // Values that no row sees are not read: they may never have been written.
       convert<Source>(keys, layout.head_dim * kPage, keys_float);
-      convert<Source>(values, to * layout.padded, values_float);
-      attend_page<Single>(a, keys_float, values_float, page, from, to, part, scratch);
+      convert<Source>(values, smaller(kPage, last + 1 - page.start) * layout.padded, values_float);
+      attend_page<Single>(a, keys_float, values_float, page, part, scratch);
     }
   }
 }
 
 void attend(const Attention& a, int64_t begin, int64_t end, const AttentionState& part, float* scratch) {
-  a.layout.bytes ? attend_pages<Byte>(a, begin, end, part, scratch)
-                 : attend_pages<Half>(a, begin, end, part, scratch);
+  switch (a.layout.element) {
+    case Element::kHalf:
+      return attend_pages<Half>(a, begin, end, part, scratch);
+    case Element::kByte:
+      return attend_pages<Byte>(a, begin, end, part, scratch);
+    default:
+      return attend_pages<Wide>(a, begin, end, part, scratch);
+  }
 }
 
 void merge(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total) {
@@ -258,7 +311,8 @@ void fetch_channels(const T* keys, int64_t head_dim) {
 }
 
 // The first `count` lanes, all if there are more: without a comparison each, which takes longer than a store.
-void scatter_channels(const uint16_t* lanes, int64_t count, uint16_t* keys) {
+template <class T>
+void scatter_channels(const T* lanes, int64_t count, T* keys) {
   if (count < kLanes) {
     for (int64_t j = 0; j < count; ++j) keys[j * kPage] = lanes[j];
     return;
@@ -267,17 +321,56 @@ void scatter_channels(const uint16_t* lanes, int64_t count, uint16_t* keys) {
   for (int64_t j = 0; j < kLanes; ++j) keys[j * kPage] = lanes[j];
 }
 
-void store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
+// The bits of the least magnitude that half precision rounds to infinity, 65520.
+constexpr int32_t kBeyondHalf = 0x477ff000;
+
+// Whether every value is within half precision.
+bool is_half(const float* x, int64_t count) {
+  V::Int most = V::set_int(0);
+  for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
+  return V::max_lane(most) < kBeyondHalf;
+}
+
+bool store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
                   uint8_t* page) {
   auto* keys = reinterpret_cast<uint16_t*>(page);
   auto* values = reinterpret_cast<uint16_t*>(page + layout.values) + position * layout.padded;
   fetch_channels(keys + position, layout.head_dim);
+  V::Int most = V::set_int(0);
   for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
     const int64_t left = layout.head_dim - i;
+    const V::Float k = load(key + i, left), v = load(value + i, left);
+    most = V::max(most, V::max(V::magnitude_bits(k), V::magnitude_bits(v)));
     uint16_t lanes[kLanes];
-    V::store_half(lanes, load(key + i, left));
+    V::store_half(lanes, k);
     scatter_channels(lanes, left, keys + i * kPage + position);
-    V::store_half(values + i, load(value + i, left));
+    V::store_half(values + i, v);
+  }
+  return V::max_lane(most) < kBeyondHalf;
+}
+
+// Rounded to half precision and back.
+V::Float rounded(V::Float x) {
+  uint16_t half[kLanes];
+  V::store_half(half, x);
+  return V::load_half(half);
+}
+
+void store_floats(const PageLayout& layout, const float* key, const float* value, int64_t position,
+                  uint8_t* page) {
+  auto* keys = reinterpret_cast<float*>(page);
+  auto* values = reinterpret_cast<float*>(page + layout.values) + position * layout.padded;
+  const bool may_round = layout.element == Element::kRounded;
+  const bool round_key = may_round && is_half(key, layout.head_dim),
+             round_value = may_round && is_half(value, layout.head_dim);
+  fetch_channels(keys + position, layout.head_dim);
+  for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
+    const int64_t left = layout.head_dim - i;
+    const V::Float k = load(key + i, left), v = load(value + i, left);
+    float lanes[kLanes];
+    V::store(lanes, round_key ? rounded(k) : k);
+    scatter_channels(lanes, left, keys + i * kPage + position);
+    V::store(values + i, round_value ? rounded(v) : v);
   }
 }
 
@@ -312,10 +405,12 @@ void store_bytes(const PageLayout& layout, const float* key, const float* value,
   for (int64_t i = 0; i < layout.head_dim; ++i) keys[i * kPage + position] = codes[i];
 }
 
-void store_position(const PageLayout& layout, const float* key, const float* value, int64_t position,
+bool store_position(const PageLayout& layout, const float* key, const float* value, int64_t position,
                     uint8_t* page) {
-  layout.bytes ? store_bytes(layout, key, value, position, page)
-               : store_halves(layout, key, value, position, page);
+  if (layout.element == Element::kHalf) return store_halves(layout, key, value, position, page);
+  layout.element == Element::kByte ? store_bytes(layout, key, value, position, page)
+                                   : store_floats(layout, key, value, position, page);
+  return true;
 }
 
 }  // namespace

@@ -15,12 +15,16 @@ constexpr int64_t kMaxHeadDim = 4096;
 // out the same to the last bit, whoever computes them: alone or in a block of rows, on one thread or several.
 constexpr int64_t kPagesInPart = 4;
 
+// How keys and values are kept. kRounded: in single precision, but rounded to half precision wherever all
+// channels of a key, or of a value, are within its range.
+enum class Element : int32_t { kHalf, kByte, kSingle, kRounded };
+
 // A page of one layer and key-value head: keys [head_dim][64], so that a vector holds 16 positions, and
 // values [64][padded]. Codes of 8 bits have a scale for each position.
 struct PageLayout {
   int64_t head_dim;
-  int64_t padded;                               // to a multiple of 16
-  bool bytes;                                   // int8 codes; otherwise half precision
+  int64_t padded;  // to a multiple of 16
+  Element element;
   int64_t values, key_scale, value_scale, end;  // offsets in bytes
 };
 
@@ -62,8 +66,9 @@ struct DecoderKernels {
   void (*softcap)(float cap, int64_t count, float* x);
   // Turns the channels of one head; cosine and sine [half].
   void (*rotate)(bool pairs, const float* cosine, const float* sine, int64_t half, float* head);
-  // Writes one position of a page.
-  void (*store)(const PageLayout& layout, const float* key, const float* value, int64_t position,
+  // Writes one position of a page. False: a channel is beyond half precision, in which the page is kept, and
+  // was written as infinity.
+  bool (*store)(const PageLayout& layout, const float* key, const float* value, int64_t position,
                 uint8_t* page);
   // Sums of all rows over pages [begin, end), into a state that it starts. `scratch`: attention_scratch
   // floats.

@@ -37,9 +37,11 @@ void norm(int kind, const float* x, const float* weight, const float* bias, int6
 template <int KIND>
 V::Float activation(V::Float x) {
   const V::Float one = V::set_float(1.0f), half = V::set_float(0.5f);
-  if constexpr (KIND == ZP_SILU)
-    return V::div(x, V::add(one, exponential(V::mul(x, V::set_float(-1.0f)))));
-  else if constexpr (KIND == ZP_GELU) {  // x erf(x / sqrt 2) does not depend on the sign of x
+  if constexpr (KIND == ZP_SILU) {
+    // Below -88 it is 0 but for 1e-36; e^-x, which ends at e^88, would no longer make it so.
+    const V::Float bounded = V::max(V::set_float(-88.0f), x);
+    return V::div(bounded, V::add(one, exponential(V::mul(bounded, V::set_float(-1.0f)))));
+  } else if constexpr (KIND == ZP_GELU) {  // x erf(x / sqrt 2) does not depend on the sign of x
     const V::Float size = V::magnitude(x);
     return V::mul(half, V::fma(size, error_function(V::mul(size, V::set_float(0.70710678f))), x));
   } else if constexpr (KIND == ZP_GELU_TANH) {

@@ -67,12 +67,16 @@ struct Vec {
     for (int i = 0; i < 16; ++i) r.v[i] = p[i];
     return r;
   }
+  // Sums wrap around, as on every other level.
+  static int32_t wrapped(uint32_t a) { return static_cast<int32_t>(a); }
   static Int add(Int a, Int b) {
-    for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+    for (int i = 0; i < 16; ++i)
+      a.v[i] = wrapped(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
     return a;
   }
   static Int sub(Int a, Int b) {
-    for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+    for (int i = 0; i < 16; ++i)
+      a.v[i] = wrapped(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]));
     return a;
   }
   static Int mul(Int a, int32_t b) {
@@ -151,7 +155,9 @@ struct Vec {
   }
   static Int round(Float a) {  // half to even: the default rounding mode
     Int r;
-    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(__builtin_nearbyintf(a.v[i]));
+    for (int i = 0; i < 16; ++i)  // beyond 32 bits and NaN: the least number, as on x86
+      r.v[i] = a.v[i] >= -0x1p31f && a.v[i] < 0x1p31f ? static_cast<int32_t>(__builtin_nearbyintf(a.v[i]))
+                                                      : INT32_MIN;
     return r;
   }
   static void store_bytes(int8_t* p, Int a) {

@@ -33,6 +33,8 @@ struct Matrix {
   Floats values;
 };
 
+constexpr int32_t kDamagedToken = 1;
+
 enum class Kind { kFloat32, kFloat16, kInt8 };
 
 struct Model {
@@ -71,8 +73,9 @@ Floats random_floats(int64_t count, float mean, float spread, std::mt19937& rand
 }
 
 // Packs a random weight; `values` become what the packed ones stand for.
-zp_weight* random_weight(Matrix& m, Kind kind, std::mt19937& random) {
-  m.values = random_floats(m.rows * m.columns, 0, 0.3f, random);
+zp_weight* random_weight(Matrix& m, Kind kind, std::mt19937& random, float scale = 1, float damage = 0) {
+  m.values = random_floats(m.rows * m.columns, 0, 0.3f * scale, random);
+  if (damage != 0) m.values[static_cast<size_t>(kDamagedToken * m.columns)] = damage;
   zp_format format{};
   format.rows = m.rows;
   format.columns = m.columns;
@@ -110,11 +113,11 @@ zp_weight* random_weight(Matrix& m, Kind kind, std::mt19937& random) {
 }
 
 void give_linear(Model& m, int layer, int slot, int64_t rows, int64_t columns, Kind kind, bool bias,
-                 std::mt19937& random) {
+                 std::mt19937& random, float scale = 1, float damage = 0) {
   Matrix& matrix = m.linear[{layer, slot}];
   matrix.rows = rows;
   matrix.columns = columns;
-  m.weights.push_back(random_weight(matrix, kind, random));
+  m.weights.push_back(random_weight(matrix, kind, random, scale, damage));
   if (bias) m.bias[{layer, slot}] = random_floats(rows, 0, 0.2f, random);
   expect(zp_decoder_linear(m.decoder, layer, slot, m.weights.back(),
                            bias ? m.bias[{layer, slot}].data() : nullptr) == ZP_OK,
@@ -135,6 +138,8 @@ struct Options {
   Kind kind = Kind::kFloat32;
   int window = 0;
   bool bias = false, positions = false, post_norms = false, head_norms = false, mlp_norm = true;
+  float value_scale = 1;  // of the values' weights
+  float damage = 0;       // what kDamagedToken's embedding begins with
 };
 
 std::unique_ptr<Model> make(const zp_decoder_config& c, const Options& o, std::mt19937& random) {
@@ -143,14 +148,14 @@ std::unique_ptr<Model> make(const zp_decoder_config& c, const Options& o, std::m
   m->window = o.window;
   expect(zp_decoder_create(&c, &m->decoder) == ZP_OK, "create");
   const int64_t queries = int64_t{c.heads} * c.head_dim, keys = int64_t{c.kv_heads} * c.head_dim;
-  give_linear(*m, -1, ZP_EMBEDDING, c.vocab, c.hidden, o.kind, false, random);
+  give_linear(*m, -1, ZP_EMBEDDING, c.vocab, c.hidden, o.kind, false, random, 1, o.damage);
   give_linear(*m, -1, ZP_HEAD, c.vocab, c.hidden, o.kind, o.bias, random);
   if (o.positions) give_linear(*m, -1, ZP_POSITIONS, c.max_positions, c.hidden, o.kind, false, random);
   give_norm(*m, -1, ZP_FINAL_NORM, c.hidden, random);
   for (int i = 0; i < c.layers; ++i) {
     give_linear(*m, i, ZP_Q, queries, c.hidden, o.kind, o.bias, random);
     give_linear(*m, i, ZP_K, keys, c.hidden, o.kind, o.bias, random);
-    give_linear(*m, i, ZP_V, keys, c.hidden, o.kind, o.bias, random);
+    give_linear(*m, i, ZP_V, keys, c.hidden, o.kind, o.bias, random, o.value_scale);
     give_linear(*m, i, ZP_O, c.hidden, queries, o.kind, o.bias, random);
     if (c.gated != 0) give_linear(*m, i, ZP_GATE, c.intermediate, c.hidden, o.kind, o.bias, random);
     give_linear(*m, i, ZP_UP, c.intermediate, c.hidden, o.kind, o.bias, random);

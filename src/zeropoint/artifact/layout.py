@@ -145,9 +145,10 @@ def decode(
         words, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
         _expect(f"{module}.weight_shape", stated, np.int64, (2,))
         rows, columns = int(stated[0]), int(stated[1])
-        if not (0 < rows <= words.shape[0] and columns > 0):
+        if words.ndim != 2 or not (0 < rows <= words.shape[0] and 0 < columns <= 32 * words.shape[1]):
             raise ArtifactError(
-                f"{module}.weight_shape says {rows}x{columns}, which is not the packed tensor's"
+                f"{module}.weight_shape says {rows}x{columns}, and {module}.weight_packed has the shape "
+                f"{list(words.shape)}: the artifact is damaged or was changed"
             )
         _expect(f"{module}.weight_packed", words, np.int32, (rows, ceil_div(columns * scheme.bits, 32)))
         codes = unpack(words, scheme.bits, columns)

@@ -43,6 +43,9 @@ def round_columns(
     if library.missing() is not None:
         return plain(weight, scheme, scale, zero_point, ratio, order)
     ratio, order = np.ascontiguousarray(ratio, np.float32), np.ascontiguousarray(order, np.int64)
+    columns = weight.shape[1]
+    library.require_shape("ratio", ratio, (columns, columns))
+    library.require_shape("order", order, (columns,))
     given = _Given(weight, scheme, scale, zero_point)
     codes = np.empty(weight.shape, np.int8)
     status = library.load().zp_round_columns(
@@ -77,6 +80,8 @@ def descend(
     hessian = np.ascontiguousarray(hessian, np.float32)
     given = _Given(weight, scheme, scale, zero_point)
     found = np.array(codes, np.int8, order="C")
+    library.require_shape("hessian", hessian, (weight.shape[1],) * 2)
+    library.require_shape("codes", found, weight.shape)
     status = library.load().zp_descend_columns(
         *given.pointers(), hessian.ctypes.data, sweeps, found.ctypes.data, threads or default_threads()
     )
@@ -90,7 +95,7 @@ class _Given:
     def __init__(self, weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | None) -> None:
         shape = len(weight), scheme.groups_per_row(weight.shape[1])
         self._weight = np.ascontiguousarray(weight, np.float32)
-        self._scale = np.ascontiguousarray(np.broadcast_to(scale, shape))
+        self._scale = np.ascontiguousarray(np.broadcast_to(scale, shape), np.float32)
         self._zero = (
             None
             if zero_point is None

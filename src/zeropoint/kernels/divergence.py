@@ -41,6 +41,8 @@ def divergence(
     p, q = (np.ascontiguousarray(logits, np.float32) for logits in (reference, candidate))
     wanted = np.ascontiguousarray(targets, np.int64)
     rows, words = p.shape
+    library.require_shape("candidate", q, (rows, words))
+    library.require_shape("targets", wanted, (rows,))
     found = np.zeros(rows, library.DIVERGENCE_ROW)
     status = library.load().zp_divergence(
         p.ctypes.data,

@@ -88,6 +88,9 @@ def errors(
     given = _Given(weight, scheme, importance)
     scale = np.ascontiguousarray(scale, np.float32)
     zero = None if zero is None else np.ascontiguousarray(zero, np.float32)
+    library.require_shape("scale", scale, (len(scale), *scheme.scale_shape(given.weight.shape)))
+    if zero is not None:
+        library.require_shape("zero", zero, scale.shape)
     found = np.empty_like(scale)
     status = library.load().zp_grid_errors(
         ctypes.byref(given.groups),
@@ -118,6 +121,7 @@ class _Given:
             if importance is None
             else np.ascontiguousarray(importance, np.float32)
         )
+        library.require_shape("importance", self.importance, (columns,))
         self.groups = library.groups(self.weight, scheme)
 
 

@@ -19,6 +19,8 @@ from zeropoint.scheme import Scheme
 ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
 FILE_NAME = "libzeropoint.so"
+#: Threads of one call at most.
+MAX_THREADS = 256
 
 #: `ZP_INTEGER` and `ZP_SCALE_...` of the header; fp16 scales are kept as float32.
 INTEGER = 0
@@ -173,6 +175,12 @@ def groups(weight: NDArray[np.float32], scheme: Scheme) -> Groups:
     return Groups(weight.ctypes.data, rows, columns, size, scheme.qmin, scheme.qmax)
 
 
+def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
+    """Raise `SchemeError` unless an array has the shape that the library reads."""
+    if array.shape != shape:
+        raise SchemeError(f"{name} must be of shape {shape}, not {array.shape}")
+
+
 def isa_levels() -> tuple[str, ...]:
     """Instruction set levels this CPU runs, slowest first; empty without the native library."""
     try:
@@ -192,7 +200,11 @@ def active_isa() -> str:
 
 
 def select_isa(name: str) -> None:
-    """Chooses a level for the whole process (tests do); not while a product runs."""
+    """Choose a level for the whole process (tests do).
+
+    Raises `UnsupportedError` for a level that there is not or that this CPU cannot run, and while another thread
+    computes.
+    """
     if name not in ISA_NAMES:
         raise UnsupportedError(f"{name!r} is no instruction set level: use {', '.join(ISA_NAMES)}")
     check(load().zp_isa_select(ISA_NAMES.index(name)))

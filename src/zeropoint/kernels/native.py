@@ -99,8 +99,8 @@ def pack_at(weight: QuantizedTensor) -> int:
 
 
 def default_threads() -> int:
-    """The cores this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
+    """The cores this process may use, as far as one call takes them."""
+    return max(1, min(len(os.sched_getaffinity(0)), library.MAX_THREADS))
 
 
 def linear(

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "native", "universal")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: How the native engine keeps keys and values.
-CACHE_TYPES = ("float16", "int8")
+CACHE_TYPES = ("float16", "int8", "float32")
 
 
 def open_runner(

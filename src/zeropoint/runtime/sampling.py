@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from zeropoint.errors import ArtifactError, UsageError
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
+
+
+#: float32's smallest normal and largest number, between which logits are divided by the temperature and stay finite.
+_TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Sampling:
     - `min_p`: only tokens at least this share as likely as the most likely one;
     - `repetition_penalty`: divides the positive logits of tokens seen before, multiplies the negative ones.
 
-    Raises `UsageError` for a value out of range.
+    Raises `UsageError` for a value that is no number, or out of range.
     """
 
     temperature: float = 0.0
@@ -39,6 +44,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), Real):
+                raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"the temperature is 0 (greedy) or above, not {self.temperature}")
         if self.top_k < 0:
@@ -67,10 +78,8 @@ class Sampler:
         self._generator = None if sampling.greedy else np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Logits) -> int:
-        """The next token from logits `[vocab]`. Raises `ArtifactError` when they are not finite."""
-        best = int(logits.argmax())  # of NaN, when there is one
-        if not math.isfinite(logits[best]):
-            raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
+        """The next token from logits `[vocab]`. Raises `ArtifactError` as `likeliest` does."""
+        likeliest(logits)
         token = self._choose(penalize(logits, self._seen, self.sampling.repetition_penalty))
         self._seen.add(token)
         return token
@@ -84,20 +93,36 @@ class Sampler:
         return int(ids[min(int(drawn), len(ids) - 1)])
 
 
+def likeliest(logits: Logits) -> Ids:
+    """The most likely token of each row of logits `[..., vocab]`; the first of equals.
+
+    Raises `ArtifactError` for a row whose largest logit is NaN or infinite. Tokens at -inf are masked.
+    """
+    best: Ids = logits.argmax(-1, keepdims=True)  # of NaN, when there is one
+    if not np.isfinite(np.take_along_axis(logits, best, -1)).all():
+        raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
+    found: Ids = best[..., 0]
+    return found
+
+
 def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
-    """The logits with those of seen tokens made less likely; the input is not changed."""
+    """The logits with those of seen tokens made less likely, within float32; the input is not changed."""
     ids = np.fromiter((token for token in seen if 0 <= token < len(logits)), np.int64)
     if penalty == 1 or not ids.size:
         return logits
-    out, before = logits.copy(), logits[ids]
-    out[ids] = np.where(before > 0, before / penalty, before * penalty)
+    out, before = logits.copy(), logits[ids].astype(np.float64)
+    with np.errstate(over="ignore"):
+        after = np.where(before > 0, before / penalty, before * penalty)
+    out[ids] = np.where(np.isfinite(before), np.clip(after, -_LARGEST, _LARGEST), before)
     return out
 
 
 def candidates(logits: Logits, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
     """The tokens that may be drawn and their probabilities among themselves."""
     # float32 until few are left: exp and partition of a whole vocabulary take a quarter of the time
-    scaled = (logits - logits.max()) / np.float32(sampling.temperature)
+    temperature = np.float32(min(max(sampling.temperature, _TINY), _LARGEST))
+    with np.errstate(over="ignore"):  # to -inf, which has no weight
+        scaled = (logits - logits.max()) / temperature
     ids: Ids = np.arange(len(scaled))
     if 0 < sampling.top_k < len(scaled):
         ids = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])

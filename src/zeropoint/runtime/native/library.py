@@ -6,6 +6,7 @@ Every object frees its memory when it goes; none may be used after its decoder. 
 from __future__ import annotations
 
 import ctypes
+import logging
 import weakref
 from collections.abc import Mapping
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_uint8, c_void_p
@@ -21,13 +22,16 @@ from zeropoint.kernels import library, native
 from zeropoint.models.record import DecoderConfig, DecoderRecord, LinearSlot, NormSource
 from zeropoint.qtensor import QuantizedTensor
 
+logger = logging.getLogger(__name__)
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
 
 #: `ZP_FLOAT16` ... of the header by numpy's names.
 FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}
-CACHE_TYPES = {"float16": 0, "int8": 1}
+#: `ZP_CACHE_FLOAT16` ... of the header.
+CACHE_TYPES = {"float16": 0, "int8": 1, "float32": 2}
 _FLOAT_FIELDS = frozenset(
     {"norm_eps", "embedding_scale", "residual_scale", "logit_scale"}
     | {"attention_scale", "attention_softcap", "logit_softcap"}
@@ -57,6 +61,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_cache_free": (None, [c_void_p]),
     "zp_cache_grow": (c_int32, [c_void_p, c_int64]),
     "zp_cache_bytes": (c_size_t, [c_void_p]),
+    "zp_cache_is_wide": (c_int32, [c_void_p]),
     "zp_cache_length": (c_int64, [c_void_p, c_int32]),
     "zp_cache_truncate": (c_int32, [c_void_p, c_int32, c_int64]),
     "zp_forward": (
@@ -144,7 +149,7 @@ class Decoder(_Owner):
     Raises `UnsupportedError` or `SchemeError` with the part that does not fit.
     """
 
-    __slots__ = ("record", "weights")
+    __slots__ = ("_said_wide", "record", "weights")
 
     def __init__(
         self,
@@ -154,9 +159,12 @@ class Decoder(_Owner):
     ) -> None:
         c, address = load(), c_void_p()
         values = {field.name: getattr(record.config, field.name) for field in fields(DecoderConfig)}
+        for name, value in values.items():
+            _check_int32(name, value)
         library.check(c.zp_decoder_create(byref(_Config(**values)), byref(address)))
         assert address.value is not None
         super().__init__(address.value, "zp_decoder_free")
+        self._said_wide = False
         self.record = record
         self.weights = dict(weights)  # the decoder points into them
         for table, rope in enumerate(record.ropes):
@@ -164,6 +172,7 @@ class Decoder(_Owner):
             status = c.zp_decoder_rope(address, table, frequency.ctypes.data, len(frequency), rope.scale)
             library.check(status)
         for number, layer in enumerate(record.layers):
+            _check_int32(f"the window of layer {number}", layer.window)
             library.check(c.zp_decoder_layer(address, number, layer.window, layer.table))
         for number, slot, linear in record.linears():
             bias = None if linear.bias is None else vectors[linear.bias]
@@ -178,7 +187,10 @@ class Decoder(_Owner):
         library.check(c.zp_decoder_finish(address))
 
     def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
-        """Room for the keys and values of `tokens` tokens, shared by `sequences` sequences."""
+        """Room for the keys and values of `tokens` tokens, shared by `sequences` sequences.
+
+        A cache in float16 becomes one in float32 when a number does not fit; that is logged once.
+        """
         return Cache(self, tokens, sequences, type)
 
     def forward(
@@ -192,21 +204,32 @@ class Decoder(_Owner):
         threads: int,
         out: Floats | None = None,
     ) -> Floats:
-        """One step over tokens `[n]` of the given sequences at the given positions.
+        """One step over tokens `[n]` of the given sequences `[n]` at the given positions `[n]`, whole numbers each.
 
         Returns (in `out`, when given) the logits `[marked, vocab]` of the tokens that `wanted` `[n]` marks, or of
         all. Raises `SchemeError` for what the cache or the model cannot take; the cache is then as before.
         """
-        rows = len(tokens) if wanted is None else int(np.count_nonzero(wanted))
+        count = len(tokens)
+        tokens = int32s("tokens", tokens, count)
+        sequences = int32s("sequences", sequences, count)
+        positions = int32s("positions", positions, count)
+        if wanted is not None:
+            wanted = np.ascontiguousarray(np.asarray(wanted) != 0, np.uint8)
+            if wanted.shape != (count,):
+                raise SchemeError(f"{count} tokens need as many marks, not an array of shape {wanted.shape}")
+        rows = count if wanted is None else int(np.count_nonzero(wanted))
         shape = (rows, self.record.config.vocab)
         if out is None:
             out = np.empty(shape, np.float32)
         if out.shape != shape or not out.flags.c_contiguous or out.dtype != np.float32:
-            raise SchemeError(f"the logits need contiguous float32 of the shape {shape}, not {out.shape}")
+            raise SchemeError(
+                f"the logits need contiguous float32 of the shape {shape}, not {out.dtype} {out.shape}"
+            )
+        _check_int32("threads", threads)
         status = load().zp_forward(
             self.address,
             cache.address,
-            len(tokens),
+            count,
             tokens.ctypes.data,
             sequences.ctypes.data,
             positions.ctypes.data,
@@ -215,6 +238,12 @@ class Decoder(_Owner):
             threads,
         )
         library.check(status)
+        if not self._said_wide and cache.is_wide:
+            self._said_wide = True
+            logger.warning(
+                "a key or value is beyond float16's 65504: the key-value cache is kept in float32 from here on "
+                "(--kv-cache float32 does so from the start, int8 takes a quarter of the memory)"
+            )
         return out
 
 
@@ -225,6 +254,9 @@ class Cache(_Owner):
 
     def __init__(self, decoder: Decoder, tokens: int, sequences: int, type: str) -> None:
         address = c_void_p()
+        if type not in CACHE_TYPES:
+            raise SchemeError(f"unknown key-value cache {type!r}: use {', '.join(CACHE_TYPES)}")
+        _check_int32("sequences", sequences)
         status = load().zp_cache_create(decoder.address, tokens, sequences, CACHE_TYPES[type], byref(address))
         library.check(status)
         assert address.value is not None
@@ -235,6 +267,11 @@ class Cache(_Owner):
     @property
     def nbytes(self) -> int:
         return int(load().zp_cache_bytes(self.address))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it was to be float16 and became float32, because a key or value did not fit."""
+        return bool(load().zp_cache_is_wide(self.address))
 
     def length(self, sequence: int = 0) -> int:
         return int(load().zp_cache_length(self.address, sequence))
@@ -258,6 +295,23 @@ def norm_vectors(source: NormSource, vectors: Mapping[str, Floats]) -> tuple[Flo
     else:
         weight = vectors[source.weight] + np.float32(source.one_plus)
     return weight, None if source.bias is None else vectors[source.bias]
+
+
+def int32s(name: str, values: NDArray[Any], count: int) -> Int32s:
+    """Whole numbers `[count]` of any integer type as contiguous int32. Raises `SchemeError` for anything else."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu" or given.shape != (count,):
+        raise SchemeError(f"{name} must be {count} whole numbers, not {given.dtype} of shape {given.shape}")
+    if given.dtype != np.int32 and count > 0:
+        _check_int32(name, int(given.min()))
+        _check_int32(name, int(given.max()))
+    return np.ascontiguousarray(given, np.int32)
+
+
+def _check_int32(name: str, value: float) -> None:
+    """Raise `SchemeError` for a number that the library would be given another one for: ctypes cuts integers off."""
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        raise SchemeError(f"{name} is {value}, which does not fit 32 bits")
 
 
 def _data(vector: Floats | None) -> int | None:

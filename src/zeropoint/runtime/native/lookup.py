@@ -11,6 +11,7 @@ from collections.abc import Container, Sequence
 
 from zeropoint.runtime.generation import OnToken
 from zeropoint.runtime.native.session import Session
+from zeropoint.runtime.sampling import likeliest
 
 #: Tokens that must have occurred before, the longest tried first.
 GRAMS = (3, 2)
@@ -55,7 +56,10 @@ def generate_with_lookup(
     stop: Container[int],
     on_token: OnToken | None,
 ) -> list[int]:
-    """The greedy continuation of `tokens`, of which `unread` are not in the session yet."""
+    """The greedy continuation of `tokens`, of which `unread` are not in the session yet.
+
+    Raises `ArtifactError` where the logits are not finite.
+    """
     lookup, out = Lookup(tokens), list[int]()
 
     def emit(token: int) -> bool:
@@ -65,11 +69,11 @@ def generate_with_lookup(
         told = on_token is not None and on_token(token)
         return not told and token not in stop and len(out) < max_new_tokens
 
-    token = int(session.feed(unread).argmax())
+    token = int(likeliest(session.feed(unread)))
     while emit(token):
         draft = lookup.draft(min(draft_tokens, max_new_tokens - len(out)))
         read = len(session.tokens)
-        chosen = session.feed_all([token, *draft]).argmax(-1).tolist()
+        chosen = likeliest(session.feed_all([token, *draft])).tolist()
         accepted = 0
         while accepted < len(draft) and draft[accepted] == chosen[accepted]:
             accepted += 1

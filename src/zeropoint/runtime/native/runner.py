@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
+from zeropoint.kernels.library import MAX_THREADS
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
@@ -66,7 +69,7 @@ class NativeRunner(Reads):
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         if cache_type not in CACHE_TYPES:
-            raise UsageError(f"unknown key-value cache {cache_type!r}: use {' or '.join(CACHE_TYPES)}")
+            raise UsageError(f"unknown key-value cache {cache_type!r}: use {', '.join(CACHE_TYPES)}")
         folder = Path(path).expanduser()
         loaded = load(folder)
         name = folder.resolve().name
@@ -74,13 +77,13 @@ class NativeRunner(Reads):
             loaded,
             load_tokenizer(text_folder(folder)),
             name=name,
-            threads=threads,
+            threads=min(threads, MAX_THREADS),
             cache_type=cache_type,
             draft_tokens=draft_tokens,
         )
 
     def logits(self, tokens: Tokens) -> Logits:
-        given = np.atleast_2d(np.asarray(tokens))
+        given = _batch(tokens)
         batch, length = given.shape
         out = np.empty((batch, length, self.vocab_size), np.float32)
         self._check_length(length)
@@ -100,6 +103,9 @@ class NativeRunner(Reads):
         stop: Container[int] = (),
         sampling: Sampling | None = None,
     ) -> list[int]:
+        tokens = token_array(tokens, self.vocab_size).tolist()
+        if max_new_tokens < 0:
+            raise UsageError(f"the number of new tokens is 0 or above, not {max_new_tokens}")
         room = self.max_positions - len(tokens)
         self._check_length(len(tokens) + 1)
         session = self._session if self._session_lock.acquire(blocking=False) else None
@@ -169,7 +175,7 @@ class NativeRunner(Reads):
         )
 
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
-        given = np.atleast_2d(np.asarray(tokens))
+        given = _batch(tokens)
         batch, length = given.shape
         self._check_length(length + new_tokens)
         cache = self.decoder.cache(batch * (length + new_tokens), sequences=batch, type=self._cache_type)
@@ -192,3 +198,17 @@ class NativeRunner(Reads):
             raise UsageError(
                 f"the text takes {tokens} tokens, and the model's context ends at {self.max_positions}: shorten it"
             )
+
+
+def _batch(tokens: Tokens) -> NDArray[Any]:
+    """Token ids `[B, T]`. Raises `UsageError` for no tokens, and for what is neither a list of ids nor lists of one
+    length."""
+    try:
+        given = np.atleast_2d(np.asarray(tokens))
+    except ValueError as cause:
+        raise UsageError("the texts of a batch must have the same number of tokens") from cause
+    if given.ndim != 2:
+        raise UsageError(f"token ids must be [T] or [B, T], not of shape {given.shape}")
+    if not given.size:
+        raise UsageError("there are no tokens to read")
+    return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,11 +121,21 @@ def read(
         )
 
 
-def token_array(tokens: Sequence[int] | NDArray[np.int64], vocab: int) -> Int32s:
-    """Token ids as int32. Raises `UsageError` for none, or for one outside the vocabulary."""
-    given = np.asarray(tokens, np.int64).ravel()
-    if not given.size:
+def token_array(tokens: Sequence[int] | NDArray[Any], vocab: int) -> Int32s:
+    """Token ids `[T]` as int32.
+
+    Raises `UsageError` for none, for what is no list of whole numbers, or for one outside the vocabulary.
+    """
+    try:
+        given = np.asarray(tokens)
+    except ValueError:  # lists of several lengths
+        given = np.empty(0, object)
+    if given.size == 0 and given.ndim == 1 and given.dtype != object:
         raise UsageError("there are no tokens to read: the prompt is empty")
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise UsageError("a prompt is one list of token ids, which are whole numbers")
     if int(given.min()) < 0 or int(given.max()) >= vocab:
-        raise UsageError(f"a token lies outside the model's vocabulary of {vocab}")
+        raise UsageError(
+            f"the token ids go from {given.min()} to {given.max()}, and the model's vocabulary has {vocab} tokens"
+        )
     return given.astype(np.int32)
