@@ -73,7 +73,7 @@ def run_other(other: Path, request: dict[str, Any]) -> dict[str, NDArray[Any]]:
 def compare(artifact: Path, other: Path, text_file: Path, count: int, *, floats: bool, itself: bool) -> str:
     runner = open_runner(artifact) if is_artifact(artifact) else open_runner(artifact, dtype="float32")
     text = load_text(text_file)
-    windows = make_windows(text, runner.encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
+    windows = make_windows(text, runner, tokens=count * (CONTEXT - 1), context=CONTEXT)
     prompt = runner.chat_prompt(PROMPT)
     sample = "\n\n".join(text.documents)[:40_000]
     request = {

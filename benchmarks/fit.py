@@ -121,8 +121,8 @@ def main() -> None:
     )
     checkpoint = open_checkpoint(options.model)
     planner = Planner(checkpoint, Budget(max_memory=10**12), settings, lambda *_: None)
-    encode = load_tokenizer(checkpoint.path).encode
-    windows = make_windows(planner.gate_text, encode, tokens=options.tokens, context=WINDOW)
+    reader = load_tokenizer(checkpoint.path)
+    windows = make_windows(planner.gate_text, reader, tokens=options.tokens, context=WINDOW)
     reference = planner.candidates.decoder(np.zeros(len(planner.candidates.groups), np.int64))
     meter = LossMeter(reference, windows.tokens, threads=options.threads)
     table, rng = planner.table, np.random.default_rng(0)

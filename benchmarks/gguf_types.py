@@ -26,6 +26,7 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate.quality import Quality, measure_quality
 from zeropoint.evaluate.windows import Windows, load_text, make_windows
 from zeropoint.quantization import quantize_checkpoint, read_calibration
+from zeropoint.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
 PYTHON = ROOT / "build/peers/llama_cpp/bin/python"
@@ -42,10 +43,9 @@ class Bench:
         self.reference = self.logits(self.float_file())
 
     def _windows(self, text: Path, count: int) -> Windows:
-        from transformers import AutoTokenizer
-
-        encode = AutoTokenizer.from_pretrained(self.model).encode
-        return make_windows(load_text(text), encode, tokens=count * (CONTEXT - 1), context=CONTEXT)
+        return make_windows(
+            load_text(text), load_tokenizer(self.model), tokens=count * (CONTEXT - 1), context=CONTEXT
+        )
 
     def float_file(self) -> Path:
         """The model as it is, in float32."""

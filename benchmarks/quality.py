@@ -38,6 +38,7 @@ from zeropoint.evaluate.windows import Windows, load_text, make_windows
 from zeropoint.machine import Machine
 from zeropoint.quantization import read_calibration
 from zeropoint.runtime import open_runner
+from zeropoint.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -105,15 +106,11 @@ class Bench:
     """A model, the two texts as tokens, and the folder where rows are kept."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from transformers import AutoTokenizer
-
         self.model = options.model
         self.threads = len(os.sched_getaffinity(0))
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        tokenizer = load_tokenizer(Path(options.model))
         text = load_text(options.text)
-        self.windows = make_windows(
-            text, tokenizer.encode, tokens=options.windows * (CONTEXT - 1), context=CONTEXT
-        )
+        self.windows = make_windows(text, tokenizer, tokens=options.windows * (CONTEXT - 1), context=CONTEXT)
         calibrated = read_calibration(
             open_checkpoint(options.model), options.calibration, tokens=options.calibration_windows * CONTEXT
         )

@@ -84,3 +84,73 @@ def test_bad_files(name: str, content: str | None, words: str, tokenizer: Any, t
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=words):
         calibration(tokenizer, tmp_path / name)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_of_jsonl_end_at_line_feeds_alone(
+    character: str, mark: bytes, tokenizer: Any, tmp_path: Path
+) -> None:
+    text, file = f"one{character}two", tmp_path / "a.jsonl"
+    record = (
+        json.dumps({"text": text}, ensure_ascii=False) if character > "\x1f" else json.dumps({"text": text})
+    )
+    file.write_bytes(mark + record.encode() + b'\r\n{"text": "three"}\r\n')
+    read = tokenizer.decode(calibration(tokenizer, file).tokens.ravel())
+    assert read == f"{text}\n\nthree\n\n"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": None},
+        {"text": ""},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user"}, {"role": "assistant", "content": ""}]},
+    ],
+)
+def test_records_without_text_are_passed_over(record: Any, tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(record) + "\n" + json.dumps({"text": "some text"}))
+    assert tokenizer.decode(calibration(tokenizer, file).tokens.ravel()) == "some text\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (None, "one\ntwo\n\n"),
+        ("{% for m in messages %}[{{ m['content'] }}]{% endfor %}", "[one\ntwo]"),
+        ("{% for m in messages %}{{ '[' + m['content'] | trim + ']' }}{% endfor %}", "[one\ntwo]"),
+        (
+            "{% for m in messages %}{% if m.content is string %}no{% else %}{% for p in m.content %}{{ p.text }},"
+            "{% endfor %}{% endif %}{% endfor %}",
+            "one,two,",
+        ),
+    ],
+)
+def test_parts_are_read_as_their_text(
+    template: str | None, written: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    told = AutoTokenizer.from_pretrained(tokenizer.name_or_path, chat_template=template)
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": parts}]}))
+    assert told.decode(calibration(told, file).tokens.ravel()) == written
+    parts[1] = {"type": "image_url", "image_url": "x"}
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": parts}]}))
+    with pytest.raises(UsageError, match=r"line 1, .*part of type 'image_url'"):
+        calibration(told, file)
+
+
+def test_windows_and_documents_begin_with_bos(tokenizer: Any, tmp_path: Path) -> None:
+    from tokenizers import processors
+
+    told = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    told.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 256)]
+    )
+    file = tmp_path / "a.txt"
+    file.write_text("0123456789\n\n\nab\n\n\ncd")
+    rows = [told.decode(row) for row in calibration(told, file, tokens=40, length=6).tokens]
+    assert rows == ["<s>01234", "<s>56789", "<s>\n\n<s>\na", "<s>b\n\n<s>\n"]

@@ -26,6 +26,7 @@ class StubRunner:
     engine = "stub"
     vocab_size = 256
     stop_tokens: frozenset[int] = frozenset()
+    start_token = None
 
     def __init__(self, path: str, dtype: str) -> None:
         self.name, _, noise = Path(path).name.partition("+")
@@ -59,6 +60,9 @@ class StubRunner:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")

@@ -29,6 +29,7 @@ class Alphabet:
     vocab_size = 256
     weights_bytes = artifact_bytes = 0
     stop_tokens = frozenset({END})
+    start_token = None
     max_positions = 64
 
     def logits(self, tokens: Tokens) -> Logits:
@@ -73,8 +74,11 @@ class Alphabet:
     def chat_prompt(self, user_text: str) -> list[int]:
         return self.encode(user_text)
 
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        return "".join(message["content"] for message in messages)
+
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        return self.encode("".join(message["content"] for message in messages))
+        return self.encode(self.chat_text(messages))
 
 
 @pytest.fixture

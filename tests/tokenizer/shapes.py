@@ -54,6 +54,10 @@ class Shape:
     """What its tokenizer puts before a text."""
     tokenizer_file: bool = True
 
+    @property
+    def is_chat(self) -> bool:
+        return self.template is not None or "chat_template.jinja" in self.files
+
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         made = self.build(self.special)

@@ -1,7 +1,10 @@
 """lm-evaluation-harness on any runner: `lm_eval.simple_evaluate(model=harness.adapter(runner), tasks=[...])`.
 
-lm-eval is imported when the adapter is made, and not needed otherwise. Scoring follows its HFLM: contexts are cut
-on the left, trailing spaces of a context belong to the continuation, an empty context is the end-of-text token.
+lm-eval is imported when the adapter is made, and not needed otherwise. Scoring follows its own Hugging Face runner
+(HFLM), so that numbers compare with published ones: a text begins with BOS where the model's tokenizer puts one and
+the text does not begin with it already; contexts are cut on the left; trailing spaces of a context belong to the
+continuation; an empty context is BOS, or EOS for a model without. A whole text is scored from that same token on, so a
+BOS that the tokenizer puts before it is predicted too, as HFLM does.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class Scorer:
     def __init__(self, runner: Runner, *, max_length: int | None = None) -> None:
         self.runner = runner
         self.max_length = max_length or int(getattr(runner, "max_positions", DEFAULT_LENGTH))
-        self._start = min(runner.stop_tokens, default=0)
+        found = runner.start_token
+        self._start = min(runner.stop_tokens, default=0) if found is None else found
 
     def loglikelihood(self, context: str, continuation: str) -> tuple[float, bool]:
         """Log probability of the continuation, and whether greedy decoding gives it."""
@@ -73,12 +77,15 @@ class Scorer:
 
     def tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Both texts as token ids. Raises `UsageError` for a continuation without a token of its own."""
-        cut = len(context) - len(context.rstrip())
-        if cut and context.rstrip():
-            context, continuation = context[:-cut], context[-cut:] + continuation
-        before = self.runner.encode(context) if context else [self._start]
-        whole = self.runner.encode(context + continuation)
-        after = whole[len(before) :] if context else whole
+        if not context:
+            after = self.runner.encode(continuation)
+            before, after = (after[:1], after[1:]) if after[:1] == [self._start] else ([self._start], after)
+        else:
+            cut = len(context) - len(context.rstrip())
+            if cut and context.rstrip():
+                context, continuation = context[:-cut], context[-cut:] + continuation
+            before = self.runner.encode_prompt(context)
+            after = self.runner.encode_prompt(context + continuation)[len(before) :]
         if not after:
             raise UsageError("the continuation adds no token to its context")
         return before, after
@@ -94,12 +101,14 @@ class Scorer:
         return [*before, *after][-(self.max_length + 1) :]
 
     def rolling(self, text: str) -> float:
-        """Log probability of a whole text, each token scored once, in windows of the model's length."""
-        tokens, total = self.runner.encode(text), 0.0
+        """Log probability of a whole text, each token scored once, in windows of the model's length. The last window
+        sees as many tokens before its own as fit."""
+        tokens, total = self.runner.encode_prompt(text), 0.0
         for start in range(0, len(tokens), self.max_length):
-            window = tokens[start : start + self.max_length]
-            context = tokens[start - 1] if start else self._start
-            total += self.score([context], window)[0]
+            scored = tokens[start : start + self.max_length]
+            end = start + len(scored)
+            context = tokens[end - self.max_length - 1 : start] if start else [self._start]
+            total += self.score(context, scored)[0]
         return total
 
     def generate_until(self, context: str, options: Mapping[str, Any]) -> str:
@@ -107,7 +116,7 @@ class Scorer:
         until = options.get("until") or []
         new_tokens = int(options.get("max_gen_toks", DEFAULT_NEW_TOKENS))
         temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-        tokens = self.runner.encode(context)[-max(self.max_length - new_tokens, 1) :]
+        tokens = self.runner.encode_prompt(context)[-max(self.max_length - new_tokens, 1) :]
         parts: list[str] = []
         generate_text(
             self.runner,
@@ -180,7 +189,10 @@ def adapter(
         def apply_chat_template(
             self, chat_history: Sequence[Message], add_generation_prompt: bool = True
         ) -> str:
-            return runner.decode(runner.chat_tokens(chat_history))
+            written = runner.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+            if written is None:
+                raise UsageError(f"{runner.name} has no chat template: run the tasks without one")
+            return written
 
     return Adapter()
 

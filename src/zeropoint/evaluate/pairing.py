@@ -63,7 +63,7 @@ def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pair
 
 
 def _cut(request: Mapping[str, Any], text: EvaluationText, runner: Runner) -> Windows:
-    return make_windows(text, runner.encode, tokens=request["tokens"], context=request["context"])
+    return make_windows(text, runner, tokens=request["tokens"], context=request["context"])
 
 
 def _recorded(

@@ -1,25 +1,26 @@
 """Evaluation text -> documents -> token windows.
 
-The text of all documents is one stream, cut into windows of `context` tokens without overlap and
-without a BOS token: the usual way published perplexities are made. A token still knows which
-document it came from, because documents (not tokens, which depend on each other) are what the
-bootstrap resamples.
+The text of all documents is one stream, cut into windows of `context` tokens without overlap. Each window
+begins with what the model's tokenizer puts before a text, BOS for Gemma and Llama 3 and nothing for Qwen and
+SmolLM2, as llama.cpp's perplexity does; a BOS is read and never predicted. `compare`, `check` and `fit` all cut
+here. A token still knows which document it came from, because documents (not tokens, which depend on each
+other) are what the bootstrap resamples.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint import documents
 from zeropoint.errors import UsageError
+from zeropoint.tokenizer import prefix_of
 
 DEFAULT_CONTEXT = 512
 # Enough of one topic for a few hundred tokens: many short documents give the bootstrap more to
@@ -68,11 +69,7 @@ def load_text(path: str | Path | None) -> EvaluationText:
     if path is None:
         return default_text()
     file = Path(path)
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the evaluation text {file} cannot be read: {error}") from error
-    found = tuple(documents.split(content))
+    found = tuple(documents.split(documents.read_text(file, "the evaluation text")))
     if not found:
         raise UsageError(f"the evaluation text {file} is empty")
     return EvaluationText(found, file.name)
@@ -111,37 +108,41 @@ def _as_prose(paragraph: str) -> str:
     return text if is_sentence and not is_indented and "::=" not in text else ""
 
 
+class Reader(Protocol):
+    """The part of a tokenizer, or of a runner, that windows need."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def encode_prompt(self, text: str) -> list[int]: ...
+
+
 def make_windows(
-    text: EvaluationText,
-    encode: Callable[[str], list[int]],
-    *,
-    tokens: int = 8192,
-    context: int = DEFAULT_CONTEXT,
+    text: EvaluationText, reader: Reader, *, tokens: int = 8192, context: int = DEFAULT_CONTEXT
 ) -> Windows:
-    """Cut the text's token stream into as many windows as score at least `tokens` tokens.
+    """Return as many windows of the text's token stream as score at least `tokens` tokens.
 
     A shorter text gives fewer windows; one shorter than `context` gives a single shorter window.
-    Only as many documents as needed are encoded. Raises UsageError when fewer than two tokens come out.
+    Only as many documents as needed are encoded. Raises `UsageError` when fewer than two tokens come out.
     """
     if tokens < 1 or context < 2:
         raise UsageError(f"evaluation needs at least 1 token and a context of 2, not {tokens} and {context}")
-    wanted = -(-tokens // (context - 1)) * context
-    special = encode("")  # a tokenizer may add BOS whatever the text; it is not part of the stream
+    count = -(-tokens // (context - 1))
+    prefix = prefix_of(reader.encode, reader.encode_prompt)[: context - 1]
+    wanted = count * (context - len(prefix))
     stream: list[int] = []
     owners: list[int] = []
     for index, document in enumerate(text.documents):
-        ids = encode(documents.in_stream(index, document))
-        ids = ids[len(special) :] if ids[: len(special)] == special else ids
+        ids = reader.encode(documents.in_stream(index, document))
         stream += ids
         owners += [index] * len(ids)
         if len(stream) >= wanted:
             break
-    length = context if len(stream) >= context else len(stream)
-    if length < 2:
+    step = min(context - len(prefix), len(stream))  # tokens of the stream in a window
+    if not step or step + len(prefix) < 2:
         raise UsageError(f"the evaluation text {text.source} has fewer than two tokens")
-    count = min(wanted, len(stream)) // length
-    shape = (count, length)
+    count = min(wanted, len(stream)) // step
+    own = np.asarray(stream[: count * step], np.int64).reshape(count, step)
+    of = np.asarray(owners[: count * step], np.int64).reshape(count, step)
     return Windows(
-        np.asarray(stream[: count * length], np.int64).reshape(shape),
-        np.asarray(owners[: count * length], np.int64).reshape(shape),
+        np.hstack([np.tile(np.asarray(prefix, np.int64), (count, 1)), own]),
+        np.hstack([np.repeat(of[:, :1], len(prefix), axis=1), of]),
     )

@@ -57,8 +57,8 @@ class Planner:
         check_sizes(self.candidates, budget)
         self.planning_text, self.gate_text = split(load_text(settings.text))
         length = min(WINDOW, record.config.max_positions)
-        encode = load_tokenizer(text_folder(checkpoint.path)).encode
-        windows = make_windows(self.planning_text, encode, tokens=settings.tokens, context=length)
+        reader = load_tokenizer(text_folder(checkpoint.path))
+        windows = make_windows(self.planning_text, reader, tokens=settings.tokens, context=length)
         self.calibration = self._observe(checkpoint)
         made_with, read_with, self.key = self._keys(checkpoint, windows)
         tokens = None if self.calibration is None else self.calibration.tokens
