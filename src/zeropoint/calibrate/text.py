@@ -79,7 +79,7 @@ def calibration(
         pieces = (documents.in_stream(i, each) for i, each in enumerate(documents.split(content)))
         encoders = [partial(text.encode_prompt, piece) for piece in pieces]
     if seed:
-        np.random.default_rng(seed).shuffle(encoders)  # type: ignore[arg-type]  # any mutable sequence
+        np.random.default_rng(seed).shuffle(encoders)
     windows = _windows(encoders, text.prefix, tokens, length)
     if windows.shape[1] < 2:
         raise UsageError(f"the calibration text {source} has fewer than two tokens")
