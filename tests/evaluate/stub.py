@@ -24,6 +24,7 @@ from zeropoint.evaluate.harness import Scorer
 
 class StubRunner:
     engine = "stub"
+    engine_reason = ""
     vocab_size = 256
     stop_tokens: frozenset[int] = frozenset()
     start_token = None

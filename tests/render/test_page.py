@@ -136,5 +136,5 @@ def test_each_model_keeps_one_colour(report: Report) -> None:
 def test_write_page(report: Report, tmp_path: Path) -> None:
     write_page(report, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page(report)
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write"):
         write_page(report, tmp_path / "none" / "page.html")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
-from zeropoint.render import markdown, numbers, terminal
+from zeropoint.render import markdown, numbers, page, terminal
 from zeropoint.render.layers import heat_map, parse
 from zeropoint.render.summary import candidates, headline, other_sentences, sentence, warnings
 from zeropoint.render.svg import decades, nice_ticks, shorten
@@ -154,3 +156,20 @@ def test_layers_of_other_shapes() -> None:
     assert [(e.block, e.kind) for e in errors] == [(3, "c_attn"), (None, "lm_head")]
     assert heat_map(errors[1:], css="c-ref") == ""
     assert heat_map(errors, css="c-ref").count("<rect") == 1 + 8  # one cell and the legend
+
+
+def test_engines_are_named_and_a_slow_one_says_why(report: Report) -> None:
+    reason = "config.json has is_causal = False, which the native engine does not cover"
+    engines = {
+        "ref": {"engine": "transformers", "reason": ""},
+        "int8": {"engine": "native", "reason": ""},
+        "int4": {"engine": "universal", "reason": reason},
+    }
+    report = replace(report, extra={**report.extra, "engines": engines})
+    text = plain_text(report, width=400)
+    assert f"int4 ran in torch, slower and in more memory than natively: {reason}." in text
+    assert "Run by the native engine: int8." in text
+    assert "Run by transformers (torch): ref." in text
+    assert "native engine" in page(report)
+    assert "is_causal = False" in page(report).split("application/json")[0]
+    assert "Run by the native engine: int8." in markdown(report).replace("\\", "")

@@ -26,6 +26,7 @@ class Alphabet:
 
     name = "alphabet"
     engine = "stub"
+    engine_reason = ""
     vocab_size = 256
     weights_bytes = artifact_bytes = 0
     stop_tokens = frozenset({END})

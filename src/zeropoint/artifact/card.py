@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "quality": (dict, type(None)),
     "verdict": (dict, type(None)),
     "calibration": (dict, type(None)),
+    "engine": (dict, type(None)),
 }
-#: Artifacts made before text could be observed say nothing of it.
-LATER_FIELDS = {"calibration"}
+#: What artifacts of earlier releases do not say: the text that was observed, the engine that runs them.
+LATER_FIELDS = {"calibration", "engine"}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
 
@@ -56,6 +57,7 @@ class Card:
     layer_errors: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     calibration: Mapping[str, Any] | None = None
+    engine: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +69,7 @@ class Card:
             "verdict": None,
             "notes": list(self.notes),
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "engine": dict(self.engine),
             "layout": self.layout.to_json(),
             "plan": self.plan.to_json(),
             "layer_errors": [dict(error) for error in self.layer_errors],
@@ -102,15 +105,20 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     for key, kind in SOURCE_FIELDS.items():
         if not isinstance(data["source"].get(key), kind):
             raise ArtifactError(f"source.{key} must be a {kind.__name__}")
-    for error in data["layer_errors"]:
+    _check_errors(data["layer_errors"])
+    for key, texts in (("notes", data["notes"]), ("engine", (data.get("engine") or {}).values())):
+        if not all(isinstance(text, str) for text in texts):
+            raise ArtifactError(f"{key} must hold sentences")
+    return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
+
+
+def _check_errors(errors: Sequence[Any]) -> None:
+    for error in errors:
         if not isinstance(error, dict) or set(error) != set(ERROR_FIELDS):
             raise ArtifactError(f"a layer error must hold {sorted(ERROR_FIELDS)}")
         for key, wanted in ERROR_FIELDS.items():
             if not isinstance(error[key], wanted):
                 raise ArtifactError(f"a layer error's {key} must not be a {type(error[key]).__name__}")
-    if not all(isinstance(note, str) for note in data["notes"]):
-        raise ArtifactError("notes must be sentences")
-    return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
 
 
 def update_card(

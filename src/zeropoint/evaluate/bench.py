@@ -35,9 +35,10 @@ def bench(
     """
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     (model,) = describe(path)
-    rows = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
+    rows, ran = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
     extra = {
         "kind": "bench",
+        "engines": {model.name: ran},
         "models": {model.name: model.to_json()},
         "settings": settings.within(model.context).to_json(),
         "command": command or _command(path, settings),
@@ -60,8 +61,9 @@ def measure(
     engine: str,
     text: str | None = None,
     progress: Progress | None = None,
-) -> list[Measurement]:
-    """Measure one model's cost in a fresh process; see `bench`."""
+) -> tuple[list[Measurement], dict[str, str]]:
+    """Measure one model's cost in a fresh process, see `bench`; and the engine that ran it, with the reason where the
+    native one was wanted and did not."""
     settings = settings.within(model.context)
     found = client.call(
         {
@@ -74,7 +76,8 @@ def measure(
         subject=model.name,
         progress=progress,
     )
-    return measurements(model.name, found, settings)
+    ran = {"engine": found["engine"], "reason": found["engine_reason"]}
+    return measurements(model.name, found, settings), ran
 
 
 def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -> list[Measurement]:

@@ -66,10 +66,11 @@ def compare(
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     models = describe(model, artifacts)
     rows: list[Measurement] = []
+    engines: dict[str, dict[str, str]] = {}
     # One step per model, and quality counted as two per model.
     steps = 3 * len(models)
     for index, each in enumerate(models):
-        rows += measure(
+        measured, engines[each.name] = measure(
             each,
             settings,
             dtype=running_dtype(each),
@@ -77,6 +78,7 @@ def compare(
             text=text,
             progress=part(progress, index / steps, 1 / steps, each.name),
         )
+        rows += measured
     request = quality_request(
         models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
     )
@@ -94,7 +96,8 @@ def compare(
     shown = command or shlex.join(
         ["zeropoint", "compare", *names, "--tokens", str(tokens), "--threads", str(threads)]
     )
-    return Report(tuple(rows), Machine.detect().to_json(), _extra(models, found, settings, shown))
+    extra = {**_extra(models, found, settings, shown), "engines": engines}
+    return Report(tuple(rows), Machine.detect().to_json(), extra)
 
 
 def running_dtype(model: Model) -> str:

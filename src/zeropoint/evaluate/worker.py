@@ -76,6 +76,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
     )
     return {
         "engine": runner.engine,
+        "engine_reason": runner.engine_reason,
         "weights_bytes": runner.artifact_bytes,
         "packed_bytes": runner.weights_bytes,
         "load_seconds": load_seconds,

@@ -153,7 +153,7 @@ def _rotation_problems(family: Family, record: DecoderRecord) -> Iterator[str]:
         rope = table.parameters
         if rope is None:
             continue
-        if rope.kind not in STATED_ROTATIONS and not family.factors:
+        if rope.kind not in STATED_ROTATIONS and not (family.factors and rope.kind == "llama3"):
             yield f"llama.cpp's {family.name} cannot scale its rotation as {rope.kind} does"
         unusual = set(rope.numbers) - {"factor", "original_max_position_embeddings"}
         if rope.kind == "yarn" and unusual:

@@ -24,6 +24,7 @@ from zeropoint.checkpoint.architecture import config_from
 from zeropoint.checkpoint.source import Checkpoint, assemble
 from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME
+from zeropoint.models.families import engine_of
 from zeropoint.plan import Choice, Plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.qtensor import QuantizedTensor, Weight
@@ -115,6 +116,7 @@ def import_model(
     checkpoint = _checkpoint(Path(path).expanduser(), source)
     choices, notes = _choices(checkpoint, source, progress)
     plan = Plan(choices, plan_nbytes(checkpoint, choices), f"as in the {source.format} source")
+    config = {**source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
     with TemporaryDirectory(prefix="zeropoint-") as folder:
         files = source.companions(Path(folder))
         written = artifact.write(
@@ -122,8 +124,8 @@ def import_model(
             _stream(checkpoint, source, plan, progress),
             plan=plan,
             layout=layout_of(checkpoint),
-            config={**source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings},
-            finish=lambda: _card(checkpoint, plan, notes),
+            config=config,
+            finish=lambda: replace(_card(checkpoint, plan, notes), engine=engine_of(config)),
             files=files,
             overwrite=overwrite,
         )

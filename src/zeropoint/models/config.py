@@ -1,4 +1,4 @@
-"""Reading config.json strictly: what is read is known, and what is left over is refused, never ignored."""
+"""Reading config.json strictly: a field that changes what a model computes is understood or refused, never ignored."""
 
 from __future__ import annotations
 
@@ -6,24 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from zeropoint.errors import UnsupportedError
-
-#: Fields that do not change what an inference step computes. A name that ends in one of `HARMLESS_ENDINGS`
-#: is another.
-HARMLESS = frozenset({
-    "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
-    "_attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
-    "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id", "initializer_range",
-    "init_std", "initializer_factor", "use_cache", "gradient_checkpointing", "quantization_config",
-    "pretraining_tp", "output_attentions", "output_hidden_states", "return_dict", "problem_type",
-    "id2label", "label2id", "num_labels", "torchscript", "task_specific_params", "finetuning_task",
-    "cache_implementation", "reorder_and_upcast_attn", "transformers.js_config", "is_llama_config",
-    "keys_to_ignore_at_inference", "tokenizer_class", "classifier_dropout", "layerdrop", "use_flash_attn",
-    "rms_norm", "use_bfloat16", "tf_legacy_loss", "is_decoder", "n_ctx", "max_length", "min_length",
-    "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "unsloth_version",
-    "unsloth_fixed",
-})  # fmt: skip
-HARMLESS_PREFIXES = ("summary_",)
-HARMLESS_ENDINGS = ("dropout", "_pdrop")
 
 #: No dimension of a model is larger; a config that says so is damaged.
 MAX_SIZE = 1 << 30
@@ -38,6 +20,11 @@ class Config:
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = data
         self._read: set[str] = set()
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The fields that some accessor asked for, present or not."""
+        return frozenset(self._read)
 
     def has(self, name: str) -> bool:
         """Whether the field is there at all, null or not."""
@@ -94,11 +81,20 @@ class Config:
         if value is not None:
             self.refuse(name, value)
 
-    def finish(self) -> None:
-        """Refuse what nobody read: it might change the mathematics."""
-        for name, value in self._data.items():
-            known = name in self._read or name in HARMLESS or name.endswith(HARMLESS_ENDINGS)
-            if not known and value is not None and not name.startswith(HARMLESS_PREFIXES):
+    def ignore(self, *names: str) -> None:
+        """Count fields as asked for whose values the family's code overwrites."""
+        self._read.update(names)
+
+    def unread(self, name: str) -> bool:
+        """Whether the field is there and no accessor asked for it."""
+        return name not in self._read and self._data.get(name) is not None
+
+    def finish(self, reads: Mapping[str, Any]) -> None:
+        """Refuse a field of `reads` (what the family's own code reads, with each default) that no accessor asked for
+        and whose value is not the default: it changes what the model computes."""
+        for name, default in reads.items():
+            value = self._data.get(name)
+            if self.unread(name) and (value != default or type(value) is not type(default)):
                 self.refuse(name, value)
 
     def refuse(self, name: str, value: Any) -> NoReturn:

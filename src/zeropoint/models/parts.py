@@ -73,15 +73,20 @@ def read_shape(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     intermediate: str | None = None,
+    grouped: bool = True,
+    own_head_dim: bool = True,
 ) -> Shape:
     """The sizes under the names that most configs use. `kv_heads` and `head_dim` are the family's defaults:
-    without them as many as heads, and what hidden / heads gives."""
+    without them as many as heads, and what hidden / heads gives. Not `grouped`: the family's code reads no
+    `num_key_value_heads`; not `own_head_dim`: its heads always have hidden / heads channels."""
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    if not own_head_dim:
+        config.only("head_dim", hidden // heads)
     shape = Shape(
         layers=config.size("num_hidden_layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=config.size("num_key_value_heads", kv_heads or heads),
+        kv_heads=config.size("num_key_value_heads", kv_heads or heads) if grouped else heads,
         head_dim=config.size("head_dim", head_dim or hidden // heads or None),
         intermediate=config.size(intermediate or "intermediate_size"),
         vocab=config.size("vocab_size"),
@@ -293,7 +298,7 @@ def decoder(
         head_dim=shape.head_dim,
         intermediate=shape.intermediate,
         vocab=shape.vocab,
-        max_positions=shape.max_positions,
+        max_positions=min([shape.max_positions, *(each.positions for each in tables if each.positions)]),
         norm=norm_kind,
         norm_eps=eps,
         rope=turning if tables else Rope.NONE,

@@ -154,11 +154,13 @@ class LayerRecord:
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeTable:
     """Rotation angles are `position * inverse_frequency` (float32 `[rotary_dim / 2]`); cosine and sine are
-    multiplied by `scale`. `parameters` are those of config.json that the table was computed from, if any."""
+    multiplied by `scale`. `parameters` are those of config.json that the table was computed from, if any. The model
+    turns so in texts of up to `positions` tokens, and otherwise beyond; None: always."""
 
     inverse_frequency: NDArray[np.float32]
     scale: float = 1.0
     parameters: RopeParameters | None = None
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Rotary position tables, each scaling computed as transformers computes it (in float32 where it does).
 
 default: Su et al., RoFormer, arXiv:2104.09864; linear: Chen et al., arXiv:2306.15595; llama3: Dubey et al.,
-arXiv:2407.21783 (section 3.4); yarn: Peng et al., arXiv:2309.00071.
+arXiv:2407.21783 (section 3.4); yarn: Peng et al., arXiv:2309.00071; longrope: Ding et al., arXiv:2402.13753.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.errors import UnsupportedError
 from zeropoint.models.config import Config
 from zeropoint.models.record import RopeTable
 
@@ -21,10 +22,12 @@ Floats = NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
-#: rope type -> the parameters it has beside `rope_theta` and `partial_rotary_factor`, True where needed.
+#: rope type -> the parameters that transformers' function of that type reads beside `rope_theta` and
+#: `partial_rotary_factor`, True where it needs them. Others are ignored, as there.
 PARAMETERS: dict[str, dict[str, bool]] = {
     "default": {},
     "linear": {"factor": True},
+    "dynamic": {"factor": True},
     "llama3": {
         "factor": True,
         "low_freq_factor": True,
@@ -40,81 +43,147 @@ PARAMETERS: dict[str, dict[str, bool]] = {
         "mscale": False,
         "mscale_all_dim": False,
     },
+    "longrope": {"factor": False, "original_max_position_embeddings": False, "attention_factor": False},
 }
+OTHER_NAMES = {"su": "longrope"}
 
 
 class RopeParameters:
     """One rotation's checked parameters, from `rope_parameters` (transformers 5) or `rope_scaling` and
-    `rope_theta` (before)."""
+    `rope_theta` (before).
 
-    def __init__(self, given: Mapping[str, Any], *, max_positions: int) -> None:
+    `max_positions` is the config's. `partial` says whether the family's code turns a share of each head
+    (`partial_rotary_factor`); the others' plain rotation ignores the field. Raises `UnsupportedError` naming the
+    parameter.
+    """
+
+    def __init__(self, given: Mapping[str, Any], *, max_positions: int, partial: bool = True) -> None:
         values = {key: value for key, value in given.items() if value is not None}
         old = values.pop("type", "default")
-        self.kind = values.pop("rope_type", old)
+        kind = values.pop("rope_type", old)
         check = Config({f"rope_parameters.{key}": value for key, value in values.items()})
-        if not isinstance(self.kind, str) or self.kind not in PARAMETERS:
-            check.refuse("the rope type", self.kind)
+        self.kind = OTHER_NAMES.get(kind, kind) if isinstance(kind, str) else ""
+        if self.kind not in PARAMETERS:
+            check.refuse("rope_parameters.rope_type", kind)
+        for key, value in values.items():
+            if isinstance(value, dict):
+                check.refuse(f"rope_parameters.{key}", value)
         self.theta = check.positive("rope_parameters.rope_theta")
         self.partial = check.positive("rope_parameters.partial_rotary_factor", 1.0)
-        if self.partial > 1:
+        if not partial and self.kind == "default":
+            self.partial = 1.0
+        if self.partial > 1 or (self.partial < 1 and not partial):
             check.refuse("rope_parameters.partial_rotary_factor", self.partial)
         self.numbers: dict[str, float] = {}
         for key, needed in PARAMETERS[self.kind].items():
             if needed or key in values:
                 self.numbers[key] = check.positive(f"rope_parameters.{key}")
-        if self.kind == "default":  # some checkpoints carry a factor that their type does not use
-            check.get("rope_parameters.factor")
         if "original_max_position_embeddings" in PARAMETERS[self.kind]:
             self.numbers.setdefault("original_max_position_embeddings", max_positions)
-        check.finish()
+        if self.kind == "yarn" and self.theta == 1:
+            check.refuse("rope_parameters.rope_theta", self.theta)
+        self.truncate = check.flag("rope_parameters.truncate", True) if self.kind == "yarn" else True
+        self.short = np.ones(0, np.float32)
+        if self.kind == "longrope":
+            self.short = _factors(check, "rope_parameters.short_factor")
+            original = self.numbers["original_max_position_embeddings"]
+            if original < 2:
+                check.refuse("rope_parameters.original_max_position_embeddings", original)
+            self.numbers.setdefault("factor", max_positions / original)
 
     def rotary_dim(self, head_dim: int) -> int:
         return int(head_dim * self.partial)
 
     def table(self, head_dim: int) -> RopeTable:
-        """Inverse frequencies `[rotary_dim / 2]` and the factor on cosine and sine."""
+        """Inverse frequencies `[rotary_dim / 2]` and the factor on cosine and sine. LongRoPE's are those of texts
+        within the trained context."""
         return replace(self._table(self.rotary_dim(head_dim)), parameters=self)
 
     def _table(self, dim: int) -> RopeTable:
         if self.kind == "yarn":
-            return _yarn(self.theta, dim, self.numbers)
+            return _yarn(self.theta, dim, self.numbers, truncate=self.truncate)
         plain = _inverse_frequency(self.theta, dim)
         if self.kind == "linear":
             return RopeTable(plain / np.float32(self.numbers["factor"]))
         if self.kind == "llama3":
             return RopeTable(_llama3(plain, self.numbers))
-        return RopeTable(plain)
+        if self.kind == "longrope":
+            if len(self.short) != len(plain):
+                raise UnsupportedError(
+                    f"config.json has rope_parameters.short_factor of {len(self.short)} numbers, and half of what "
+                    f"turns of each head is {len(plain)}"
+                )
+            original = int(self.numbers["original_max_position_embeddings"])
+            return RopeTable(plain / self.short, _longrope_scale(self.numbers), positions=original)
+        return RopeTable(
+            plain
+        )  # dynamic: the same within max_position_embeddings, where the engine's context ends
 
 
 def read_rope(
-    config: Config, *, max_positions: int, theta: float = DEFAULT_THETA, partial: float = 1.0
+    config: Config,
+    *,
+    max_positions: int,
+    theta: float = DEFAULT_THETA,
+    partial: float | None = None,
+    original: int | None = None,
 ) -> RopeParameters:
-    """The rotation of a model that has one for all layers. `theta` and `partial` (the share of each head that
-    turns) are what the family assumes."""
+    """The rotation of a model that has one for all layers. `theta`, `partial` (the share of each head that turns) and
+    `original` (`original_max_position_embeddings`) are what the family assumes; no `partial`: its code turns whole
+    heads."""
+    values = {"rope_theta": config.number("rope_theta", theta), **_given(config)}
+    values.setdefault(
+        "partial_rotary_factor", config.number("partial_rotary_factor", 1.0 if partial is None else partial)
+    )
+    return _rope(config, values, original, max_positions=max_positions, partial=partial is not None)
+
+
+def read_rope_under(
+    config: Config, theta: tuple[str, float], partial: tuple[str, float], *, max_positions: int
+) -> RopeParameters:
+    """The rotation of a family whose config has its own names for `rope_theta` and `partial_rotary_factor`, and
+    ignores those; each with its default."""
+    values = {"rope_theta": config.number(*theta), **_given(config)}
+    values.setdefault("partial_rotary_factor", config.number(*partial))
+    config.ignore("rope_theta", "partial_rotary_factor")
+    return _rope(config, values, None, max_positions=max_positions, partial=True)
+
+
+def _given(config: Config) -> dict[str, Any]:
     old, new = _dictionary(config, "rope_scaling"), _dictionary(config, "rope_parameters")
-    given = old or new
-    values = {"rope_theta": config.number("rope_theta", theta), **given}
-    values.setdefault("partial_rotary_factor", config.number("partial_rotary_factor", partial))
-    original = config.get("original_max_position_embeddings")
-    if original is not None and values.get("rope_type", values.get("type")) in ("llama3", "yarn"):
+    return old or new
+
+
+def _rope(
+    config: Config, values: dict[str, Any], original: int | None, *, max_positions: int, partial: bool
+) -> RopeParameters:
+    original = config.get("original_max_position_embeddings", original)
+    if original is not None:
         values["original_max_position_embeddings"] = original
-    return RopeParameters(values, max_positions=max_positions)
+    return RopeParameters(values, max_positions=max_positions, partial=partial)
 
 
 def read_rope_by_layer_type(
-    config: Config, *, max_positions: int, full_theta: float, sliding_theta: float
+    config: Config, full_theta: tuple[str, float], sliding_theta: tuple[str, float], *, max_positions: int
 ) -> tuple[RopeParameters, RopeParameters]:
-    """The rotations of full and of sliding attention layers."""
+    """The rotations of full and of sliding attention layers; each one's theta by its field's name, "" for none, and
+    default."""
     given = _dictionary(config, "rope_parameters")
-    full = {**_dictionary(config, "rope_scaling"), **(given.pop("full_attention", None) or {})}
+    plain = (
+        {} if given else {"rope_type": "default"}
+    )  # so that transformers does not see the older name `type`
+    full = {**plain, **(given.pop("full_attention", None) or {}), **_dictionary(config, "rope_scaling")}
     sliding = dict(given.pop("sliding_attention", None) or {})
     if given:
         config.refuse("rope_parameters", given)
-    full.setdefault("rope_theta", config.number("rope_theta", full_theta))
-    sliding.setdefault("rope_theta", config.number("rope_local_base_freq", sliding_theta))
+    config.ignore("partial_rotary_factor")
+    for values, (name, theta) in ((full, full_theta), (sliding, sliding_theta)):
+        if values.get("rope_theta") is None:
+            values["rope_theta"] = config.number(name, theta) if name else theta
+        values.pop("truncate", None)  # transformers looks for it beside the layer types
     return (
-        RopeParameters(full, max_positions=max_positions),
-        RopeParameters(sliding, max_positions=max_positions),
+        RopeParameters(full, max_positions=max_positions, partial=False),
+        RopeParameters(sliding, max_positions=max_positions, partial=False),
     )
 
 
@@ -147,15 +216,32 @@ def _llama3(plain: Floats, numbers: Mapping[str, float]) -> Floats:
     return np.where(between, blended, result).astype(np.float32)
 
 
-def _yarn(theta: float, dim: int, numbers: Mapping[str, float]) -> RopeTable:
+def _factors(check: Config, name: str) -> Floats:
+    """A list of positive numbers."""
+    value = check.get(name)
+    if not isinstance(value, list) or not value:
+        check.refuse(name, value)
+    return np.array([Config({name: each}).positive(name) for each in value], np.float32)
+
+
+def _longrope_scale(numbers: Mapping[str, float]) -> float:
+    if "attention_factor" in numbers:
+        return numbers["attention_factor"]
+    factor, original = numbers["factor"], numbers["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def _yarn(theta: float, dim: int, numbers: Mapping[str, float], *, truncate: bool) -> RopeTable:
     factor, context = numbers["factor"], numbers["original_max_position_embeddings"]
 
     def turning_dim(rotations: float) -> float:
         """The channel that turns so often within the trained context."""
         return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(turning_dim(numbers.get("beta_fast", 32))), 0)
-    high = min(math.ceil(turning_dim(numbers.get("beta_slow", 1))), dim - 1)
+    low, high = turning_dim(numbers.get("beta_fast", 32)), turning_dim(numbers.get("beta_slow", 1))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     width = high - low or 0.001
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / width, 0, 1)
     plain = _inverse_frequency(theta, dim)

@@ -26,6 +26,7 @@ from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.jsonfile import load_json
 from zeropoint.machine import Machine
+from zeropoint.models.families import engine_of
 from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
@@ -215,6 +216,7 @@ class _Running:
             layer_errors=[error.to_json() for error in self._errors],
             notes=notes,
             calibration=self._calibration_json(),
+            engine=engine_of(source_config(self._checkpoint)),
         )
 
     def summary(self, out: Path, written: int) -> Summary:

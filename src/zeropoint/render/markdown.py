@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from zeropoint.render.summary import headline, noise_lines, warnings
+from zeropoint.render.summary import engine_lines, headline, noise_lines, warnings
 from zeropoint.render.table import Cell, table
 from zeropoint.report import Report
 
@@ -12,7 +12,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def markdown(report: Report) -> str:
-    """A headline, the table, then warnings and the noise floor as a list."""
+    """A headline, the table, then warnings, the engines and the noise floor as a list."""
     content = table(report)
     lines = [f"**{_escape(headline(report))}**", ""]
     lines.append("| Model | " + " | ".join(content.header) + " |")
@@ -20,7 +20,7 @@ def markdown(report: Report) -> str:
     for head, cells in content.rows:
         lines.append("| " + " | ".join(_cell(cell) for cell in (head, *cells)) + " |")
     notes = [f"- **{_escape(line)}**" for line in warnings(report)]
-    notes += [f"- {_escape(line)}" for line in noise_lines(report)]
+    notes += [f"- {_escape(line)}" for line in engine_lines(report) + noise_lines(report)]
     if notes:
         lines += ["", *notes]
     if command := report.extra.get("command"):

@@ -109,7 +109,15 @@ def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
     add("mean KL, nats", "kl_divergence", numbers.nats, None, ("", ""))
     add("same top token", "top1_agreement", numbers.percent, None, ("", ""))
     label = each.format if each.format.lower() != each.name.lower() else ""
-    return {"name": each.name, "format": label, "css": css, "figures": figures, "passed": each.passed}
+    engine = report.extra.get("engines", {}).get(each.name, {}).get("engine", "")
+    return {
+        "name": each.name,
+        "format": label,
+        "engine": f"{engine} engine" if engine else "",
+        "css": css,
+        "figures": figures,
+        "passed": each.passed,
+    }
 
 
 def costs(report: Report, classes: Classes) -> list[dict[str, Any]]:

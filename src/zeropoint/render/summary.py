@@ -10,6 +10,13 @@ from typing import Any
 from zeropoint.render import numbers
 from zeropoint.report import Measurement, Report
 
+#: What an engine is called in a report.
+ENGINES = {
+    "native": "Run by the native engine",
+    "universal": "Run by the universal engine (torch)",
+    "transformers": "Run by transformers (torch)",
+}
+
 # Rates closer than this are a tie, whatever their spread: machines are not quieter.
 TIE = 1.05
 _NOTABLE_P99 = 1.0
@@ -141,7 +148,7 @@ def warnings(report: Report) -> list[str]:
     """What a reader must know before choosing; empty when there is nothing."""
     reference = reference_name(report)
     found = candidates(report)
-    lines = _disturbed_lines(report)
+    lines = _disturbed_lines(report) + _engine_reasons(report)
     lines += [line for each in found for line in _warnings_of(report, reference or "", each)]
     lines += _between(report, found)
     quality = report.extra.get("quality", {})
@@ -203,6 +210,25 @@ def _between(report: Report, found: list[Candidate]) -> list[str]:
 def _pair(report: Report, mine: str, other: str, metric: str, show: Callable[[float], str]) -> str:
     a, b = report.find(mine, metric), report.find(other, metric)
     return f"{show(a.value) if a else '?'} against {show(b.value) if b else '?'} of {other}"
+
+
+def _engine_reasons(report: Report) -> list[str]:
+    """Why a model did not run natively, and what that costs."""
+    engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
+    return [
+        f"{name} ran in torch, slower and in more memory than natively: {ran['reason']}."
+        for name, ran in engines.items()
+        if ran.get("reason")
+    ]
+
+
+def engine_lines(report: Report) -> list[str]:
+    """Which engine ran each model, for below a table."""
+    engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
+    by_engine: dict[str, list[str]] = {}
+    for name, ran in engines.items():
+        by_engine.setdefault(ENGINES.get(ran["engine"], f"Run by {ran['engine']}"), []).append(name)
+    return [f"{engine}: {', '.join(names)}." for engine, names in by_engine.items()]
 
 
 def noise_lines(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from zeropoint.render.summary import noise_lines, warnings
+from zeropoint.render.summary import engine_lines, noise_lines, warnings
 from zeropoint.render.table import Cell, Table, table
 from zeropoint.report import Report
 
@@ -20,14 +20,14 @@ _PIPE_WIDTH = 160
 
 
 def terminal(report: Report) -> RenderableType:
-    """What `rich.console.Console.print` shows: the table, warnings, the noise floor.
+    """What `rich.console.Console.print` shows: the table, warnings, the engines, the noise floor.
 
     Models are rows where the width allows it, columns where it does not (three fit in 80 characters).
     """
     return Group(
         _Comparison(table(report)),
         *(Text.assemble(("! ", "yellow bold"), line) for line in warnings(report)),
-        *(Text(line, style="dim") for line in noise_lines(report)),
+        *(Text(line, style="dim") for line in engine_lines(report) + noise_lines(report)),
     )
 
 

@@ -69,6 +69,7 @@ def open_runner(
                 "`zeropoint import` makes an artifact of it, which is"
             )
         return other.open(threads=threads, dtype=dtype)
+    why = ""
     if engine == "native" or (engine == "auto" and dtype == "auto"):
         from zeropoint.runtime.native.runner import NativeRunner
 
@@ -77,10 +78,13 @@ def open_runner(
         except UnsupportedError as reason:
             if engine == "native":
                 raise
-            logger.warning("%s runs on the universal engine: %s", path, reason)
+            why = str(reason)
+            logger.warning("%s runs in torch, slower and in more memory than natively: %s", path, why)
     from zeropoint.runtime.universal.runner import TorchRunner
 
-    return TorchRunner.open(str(path), threads=threads, dtype=dtype)
+    runner = TorchRunner.open(str(path), threads=threads, dtype=dtype)
+    runner.engine_reason = why
+    return runner
 
 
 def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> None:

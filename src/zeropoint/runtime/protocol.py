@@ -21,6 +21,8 @@ class Runner(Protocol):
 
     name: str
     engine: str
+    engine_reason: str
+    """Why the native engine does not run the model; empty where it does, or was not asked for."""
     vocab_size: int
     weights_bytes: int
     """Bytes the weights hold in memory now, packed for the kernels."""

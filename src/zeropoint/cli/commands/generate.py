@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - start
     sys.stdout.write("\n")
+    sys.stderr.write(f"{len(generated)} tokens in {seconds:.1f} s by the {runner.engine} engine\n")
     write_json(
         args.json,
         {
             "model": runner.name,
             "engine": runner.engine,
+            "engine_reason": runner.engine_reason,
             "prompt": args.prompt,
             "prompt_tokens": tokens,
             "text": "".join(shown),

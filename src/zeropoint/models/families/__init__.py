@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from zeropoint.errors import UnsupportedError
+from zeropoint.models import fields
 from zeropoint.models.config import Config
 from zeropoint.models.record import DecoderRecord
 
@@ -16,6 +17,16 @@ from zeropoint.models.record import DecoderRecord
 def families() -> tuple[str, ...]:
     """The model types that the native engine knows."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def engine_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the engine that runs a model of this config.json, `native` or `universal` (torch), and the reason where
+    it is not the native one."""
+    try:
+        derive(data)
+    except UnsupportedError as reason:
+        return {"name": "universal", "reason": str(reason)}
+    return {"name": "native", "reason": ""}
 
 
 def derive(data: Mapping[str, Any]) -> DecoderRecord:
@@ -28,13 +39,21 @@ def derive(data: Mapping[str, Any]) -> DecoderRecord:
         raise UnsupportedError(
             f"config.json has model_type = {str(model_type)[:60]!r}, which is no family's name"
         )
+    text = data.get("text_config")
+    if model_type not in families() and isinstance(text, Mapping):
+        raise UnsupportedError(
+            f"config.json has model_type = {model_type!r}, a model of several parts, of which the native engine covers "
+            f"none; a checkpoint of its text part alone (model_type = {str(text.get('model_type'))[:60]!r}) it may run"
+        )
     if model_type not in families():
         raise UnsupportedError(
             f"config.json has model_type = {model_type!r}, which the native engine does not cover"
         )
-    config = Config(data)
+    config = Config(fields.under_own_names(model_type, data))
     config.only("is_encoder_decoder", False)
-    config.only("add_cross_attention", False)
+    config.only("is_causal", True)
     record: DecoderRecord = import_module(f"{__name__}.{model_type}").derive(config)
-    config.finish()
+    if config.unread("layer_types"):  # only transformers' cache reads it in this family
+        config.only("layer_types", ["full_attention"] * record.config.layers)
+    config.finish(fields.read_by(model_type))
     return record

@@ -12,7 +12,6 @@ def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config, kv_heads=16, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
-    config.get("hidden_activation")  # older files have both; transformers reads hidden_act alone
     if config.get("hidden_act") not in (None, "gelu", "gelu_pytorch_tanh"):  # "gelu" means tanh here
         config.refuse("hidden_act", config.get("hidden_act"))
 

@@ -23,7 +23,6 @@ def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config, kv_heads=4, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
-    config.get("hidden_act")  # older files have both; transformers reads hidden_activation alone
     window = read_window(config, default=4096)
     slides = read_layer_types(config, shape, lambda layer: layer % 2 == 0)
 

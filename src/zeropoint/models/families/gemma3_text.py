@@ -26,8 +26,10 @@ def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config, kv_heads=4, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
+    config.ignore("attn_logit_softcapping")  # the family's code keeps it and does not apply it
     window = read_window(config, default=4096)
-    pattern = config.size("sliding_window_pattern", config.size("_sliding_window_pattern", 6))
+    config.ignore("_sliding_window_pattern")  # what transformers keeps the other in
+    pattern = config.size("sliding_window_pattern", 6)
     slides = read_layer_types(config, shape, lambda layer: (layer + 1) % pattern != 0)
 
     def block(layer: int, at: str) -> LayerRecord:
@@ -38,7 +40,7 @@ def derive(config: Config) -> DecoderRecord:
         return LayerRecord(linears, norms, window if slides[layer] else 0, SLIDING if slides[layer] else FULL)
 
     full, sliding = read_rope_by_layer_type(
-        config, max_positions=shape.max_positions, full_theta=1_000_000.0, sliding_theta=10_000.0
+        config, ("rope_theta", 1e6), ("rope_local_base_freq", 1e4), max_positions=shape.max_positions
     )
     return rms_model(
         config,
@@ -50,6 +52,5 @@ def derive(config: Config) -> DecoderRecord:
         ropes=(full.table(shape.head_dim), sliding.table(shape.head_dim)),
         embedding_scale=shape.hidden**0.5,
         attention_scale=config.positive("query_pre_attn_scalar", 256) ** -0.5,
-        attention_softcap=config.softcap("attn_logit_softcapping", 0.0),
         logit_softcap=config.softcap("final_logit_softcapping", 0.0),
     )

@@ -35,6 +35,7 @@ def derive(config: Config) -> DecoderRecord:
     if hidden % heads:
         config.refuse("n_head", heads)
     config.only("scale_attn_weights", True)
+    config.only("add_cross_attention", False)
     config.only("scale_attn_by_inverse_layer_idx", False)
 
     def block(_: int, at: str) -> LayerRecord:

@@ -18,12 +18,11 @@ from zeropoint.models.parts import (
     read_shape,
 )
 from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, Rows
-from zeropoint.models.rope import read_rope
+from zeropoint.models.rope import read_rope_under
 
 
 def derive(config: Config) -> DecoderRecord:
-    shape = read_shape(config)
-    config.only("num_key_value_heads", shape.heads)
+    shape = read_shape(config, grouped=False, own_head_dim=False)
     bias, parallel = config.flag("attention_bias", True), config.flag("use_parallel_residual", True)
 
     def block(_: int, at: str) -> LayerRecord:
@@ -33,11 +32,8 @@ def derive(config: Config) -> DecoderRecord:
 
     final_norm = norm("gpt_neox.final_layer_norm", shape.hidden, bias=True)
     tied = config.flag("tie_word_embeddings", False)
-    rope = read_rope(
-        config,
-        max_positions=shape.max_positions,
-        theta=config.positive("rotary_emb_base", 10_000.0),
-        partial=config.positive("rotary_pct", 0.25),
+    rope = read_rope_under(
+        config, ("rotary_emb_base", 1e4), ("rotary_pct", 0.25), max_positions=shape.max_positions
     )
     return decoder(
         shape,

@@ -11,7 +11,6 @@ from zeropoint.models.rope import read_rope
 def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
-    config.only("rope_interleaved", False)
 
     def block(_: int, at: str) -> LayerRecord:
         linears = attention(f"{at}.self_attn", shape, bias=bias) | gated_mlp(

@@ -19,7 +19,6 @@ from zeropoint.models.rope import read_rope
 def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config, kv_heads=8)
     window = read_window(config, default=4096)
-    config.only("attention_bias", False)
 
     def block(_: int, at: str) -> LayerRecord:
         linears = attention(f"{at}.self_attn", shape) | gated_mlp(f"{at}.mlp", shape)

@@ -33,7 +33,7 @@ def derive(config: Config) -> DecoderRecord:
         return LayerRecord(linears, norms, window if sliding else 0, SLIDING if sliding else FULL)
 
     full, sliding = read_rope_by_layer_type(
-        config, max_positions=shape.max_positions, full_theta=500_000.0, sliding_theta=500_000.0
+        config, ("rope_theta", 5e5), ("", 5e5), max_positions=shape.max_positions
     )
     ropes = (full.table(shape.head_dim), sliding.table(shape.head_dim))
     return rms_model(config, shape, blocks(shape, block), tied=False, eps=1e-5, ropes=ropes)

@@ -22,7 +22,7 @@ POSITION_OFFSET = 2
 
 
 def derive(config: Config) -> DecoderRecord:
-    shape = read_shape(config, intermediate="ffn_dim")
+    shape = read_shape(config, intermediate="ffn_dim", grouped=False, own_head_dim=False)
     bias = config.flag("enable_bias", True)
     affine = config.flag("layer_norm_elementwise_affine", True)
     config.only("do_layer_norm_before", True)

@@ -30,11 +30,11 @@ def derive(config: Config) -> DecoderRecord:
         )
 
     final_norm = norm("model.final_layernorm", shape.hidden, bias=True)
-    tied = config.flag("tie_word_embeddings", False)
+    config.only("tie_word_embeddings", False)  # a tied head would keep a bias of its own
     return decoder(
         shape,
         blocks(shape, block),
-        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied, head_bias=True),
+        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=False, head_bias=True),
         norm_kind=NormKind.LAYER,
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config, default="gelu_new"),

@@ -19,8 +19,6 @@ from zeropoint.models.rope import read_rope
 def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config)
     window = read_window(config, default=None)
-    config.only("attention_bias", False)
-    config.get("original_max_position_embeddings")  # belongs to longrope, which the rotation refuses
 
     def block(_: int, at: str) -> LayerRecord:
         qkv = {LinearSlot.Q: shape.queries, LinearSlot.K: shape.keys, LinearSlot.V: shape.keys}
@@ -33,7 +31,7 @@ def derive(config: Config) -> DecoderRecord:
         }
         return LayerRecord(linears, pre_norms(at, shape), window)
 
-    rope = read_rope(config, max_positions=shape.max_positions)
+    rope = read_rope(config, max_positions=shape.max_positions, partial=1.0, original=4096)
     if rope.kind == "yarn":  # transformers reads it as longrope in this family
         config.refuse("rope_parameters.rope_type", "yarn")
-    return rms_model(config, shape, blocks(shape, block), tied=False, rope=rope)
+    return rms_model(config, shape, blocks(shape, block), tied=False, eps=1e-5, rope=rope)

@@ -19,7 +19,7 @@ from zeropoint.models.rope import read_rope
 
 
 def derive(config: Config) -> DecoderRecord:
-    shape = read_shape(config)
+    shape = read_shape(config, own_head_dim=False)
     bias, parallel = config.flag("use_qkv_bias", False), config.flag("use_parallel_residual", False)
     config.only("qk_layernorm", False)
 

@@ -22,8 +22,6 @@ from zeropoint.models.rope import read_rope
 def derive(config: Config) -> DecoderRecord:
     shape = read_shape(config, kv_heads=2)
     bias, window = config.flag("use_bias", True), read_window(config, default=None)
-    config.only("norm_type", "layer_norm")
-    config.only("mlp_type", "default")
 
     def block(_: int, at: str) -> LayerRecord:
         linears = attention(f"{at}.self_attn", shape, bias=bias)

@@ -44,7 +44,7 @@ class CachedRunner(Reads):
         weights_bytes: int = 0,
     ) -> None:
         self.name = name
-        self.engine = runtime
+        self.engine, self.engine_reason = runtime, ""
         self.vocab_size = engine.vocab_size
         self.weights_bytes = weights_bytes
         self.artifact_bytes = artifact_bytes

@@ -34,6 +34,7 @@ class NativeRunner(Reads):
     before, as the next turn of a conversation does, is read from where they part."""
 
     engine = "native"
+    engine_reason = ""
 
     def __init__(
         self,

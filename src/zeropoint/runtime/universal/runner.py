@@ -168,7 +168,7 @@ class TorchRunner(Reads):
         self.model = model
         self.tokenizer = text
         self.name = name
-        self.engine = engine
+        self.engine, self.engine_reason = engine, ""
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.weights_bytes = weights_bytes(model)
         self.artifact_bytes = artifact_bytes
