@@ -51,6 +51,9 @@ Weight layout_of_floats(const zp_format& format);
 size_t bytes_of_floats(const Weight& weight);
 void row_of_floats(const Weight& weight, int64_t row, float* out);
 
+// One row of an integer weight: codes [columns], scales and, of an asymmetric one, zero points [groups].
+void unpack_row(const Weight& weight, int64_t row, int8_t* codes, float* scale, int8_t* zero_point);
+
 // One row of any weight as float.
 void read_row(const Weight& weight, int64_t row, float* out);
 

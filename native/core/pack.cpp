@@ -236,6 +236,15 @@ void pack_zero_points(const Weight& w, const zp_format& format, const int8_t* ze
 
 }  // namespace
 
+void unpack_row(const Weight& w, int64_t row, int8_t* codes, float* scale, int8_t* zero_point) {
+  for (int64_t k = 0; k < w.columns; ++k) codes[k] = static_cast<int8_t>(code_at(w, row, k));
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t at = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+    scale[g] = scale_at(w, at);
+    if (w.asymmetric) zero_point[g] = w.zero_point[at];
+  }
+}
+
 void read_row(const Weight& w, int64_t row, float* out) {
   if (w.kind != ZP_INTEGER) return row_of_floats(w, row, out);
   const int64_t group = w.segment * w.segments_per_group;

@@ -67,6 +67,10 @@ ZP_API zp_status zp_pack(const zp_format* format, const int8_t* codes, const flo
 /* Packs float weights (format.kind is not ZP_INTEGER): values [rows, columns] of that type. */
 ZP_API zp_status zp_pack_float(const zp_format* format, const void* values, zp_weight** out);
 
+/* The inverse of zp_pack, exact: codes [rows, columns], scales and zero points (null where there are none)
+ * [rows, groups], one group a row where a scale serves the whole row or the tensor. */
+ZP_API zp_status zp_unpack(const zp_weight* weight, int8_t* codes, float* scale, int8_t* zero_point);
+
 ZP_API void zp_free(zp_weight* weight);
 ZP_API size_t zp_weight_bytes(const zp_weight* weight);
 

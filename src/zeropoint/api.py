@@ -14,12 +14,14 @@ from zeropoint.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from zeropoint.checkpoint import Checkpoint
     from zeropoint.exporters import Export
     from zeropoint.fitting import Fit
     from zeropoint.importers import Imported
     from zeropoint.plan import Plan
-    from zeropoint.quantization import Progress, Summary
+    from zeropoint.quantization import LayerError, Progress, Summary
     from zeropoint.report import Report
+    from zeropoint.runtime.load_options import LoadOptions
     from zeropoint.runtime.model import Model
 
 
@@ -43,10 +45,11 @@ class AutoModelForCausalLM:
         keep: Sequence[str] = (),
         revision: str | None = None,
         trust_remote_code: bool = False,
-        device_map: str | None = None,
+        device_map: Any = None,
         progress: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> PreTrainedModel:
-        """A model in eval mode with a working `generate`, its weights quantized while they load.
+        """Return a model in eval mode with a working `generate`, its weights quantized while they load.
 
         - an artifact folder loads as it is;
         - a checkpoint (local folder, hub name, GGUF) is quantized one weight at a time by
@@ -55,43 +58,117 @@ class AutoModelForCausalLM:
           ever being in memory; `keep` holds name patterns (`*.lm_head.*`) to leave unquantized;
         - with none of the three, the checkpoint loads unquantized, as transformers would.
 
-        Raises `UsageError` for contradictory arguments, `CheckpointError` or `ArtifactError` when
-        the source is missing or unsound.
+        `options` are those of transformers: `dtype` (of an unquantized model), `attn_implementation`,
+        `quantization_config` with a `BitsAndBytesConfig` of a number of bits alone, and those that ask for
+        what is done anyway.
+
+        Raises `UsageError` for contradictory arguments and, by name, for those that are not done;
+        `CheckpointError` or `ArtifactError` when the source is missing or unsound.
         """
-        if device_map not in (None, "auto", "cpu"):
-            raise UsageError(
-                f"the integer kernels run on the CPU: device_map={device_map!r} is not available"
-            )
-        wanted = _wanted_format(load_in_8bit, load_in_4bit, format)
-        path = str(pretrained_model_name_or_path)
-        from zeropoint import artifact
-        from zeropoint.runtime.universal import runner
-        from zeropoint.runtime.universal.assemble import assemble
+        from zeropoint.runtime.load_options import LoadOptions
 
-        if artifact.is_artifact(path):
-            if wanted is not None:
-                raise UsageError(
-                    f"{path} is quantized already: load it without load_in_8bit, load_in_4bit or format"
-                )
-            return runner.load_artifact(path, trust_remote_code=trust_remote_code)
-        if wanted is None:
-            return runner.load_checkpoint(
-                path, "auto", revision=revision, trust_remote_code=trust_remote_code
-            )
-
-        from zeropoint.checkpoint import open_checkpoint
-        from zeropoint.planning import uniform_plan
-        from zeropoint.quantization import stream
-
-        checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
-        plan = uniform_plan(checkpoint, wanted, keep=keep)
-        model = assemble(
-            checkpoint.config,
-            stream(checkpoint, plan, progress=progress),
-            trust_remote_code=trust_remote_code,
+        wanted = LoadOptions.of(
+            load_in_8bit=load_in_8bit,
+            load_in_4bit=load_in_4bit,
+            format=format,
+            device_map=device_map,
+            given=options,
         )
-        runner.attach_generation_config(model, checkpoint.path)
+        name = str(pretrained_model_name_or_path)
+        model = _load_model(
+            name,
+            wanted,
+            keep,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+        model.name_or_path = model.config._name_or_path = name
+        if wanted.attention is not None:
+            model.set_attn_implementation(wanted.attention)
+        if wanted.mapped:
+            model.hf_device_map = {"": "cpu"}
         return model
+
+
+def _load_model(
+    name: str,
+    wanted: LoadOptions,
+    keep: Sequence[str],
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    progress: Callable[[Progress], None] | None,
+) -> PreTrainedModel:
+    from zeropoint import artifact
+    from zeropoint.checkpoint import open_checkpoint
+    from zeropoint.runtime.universal import runner
+    from zeropoint.sources.location import locate
+
+    path = locate(name, revision=revision)
+    if artifact.is_artifact(path):
+        if wanted.format is not None:
+            raise UsageError(
+                f"{name} is quantized already: load it without load_in_8bit, load_in_4bit or format"
+            )
+        wanted.refuse_dtype()
+        return runner.load_artifact(path, trust_remote_code=trust_remote_code)
+    if wanted.format is None:
+        if keep:
+            raise UsageError("keep is for a model that is quantized: give a format too")
+        return runner.load_checkpoint(
+            name, wanted.dtype, revision=revision, trust_remote_code=trust_remote_code
+        )
+    wanted.refuse_dtype()
+    checkpoint = open_checkpoint(name, revision=revision, allow_remote_code=trust_remote_code)
+    return _load_quantized(
+        checkpoint, wanted.format, keep, trust_remote_code=trust_remote_code, progress=progress
+    )
+
+
+def _load_quantized(
+    checkpoint: Checkpoint,
+    format: str,
+    keep: Sequence[str],
+    *,
+    trust_remote_code: bool,
+    progress: Callable[[Progress], None] | None,
+) -> PreTrainedModel:
+    """Quantize a checkpoint into memory: the model that the artifact of the same plan would load as."""
+    from contextlib import ExitStack
+
+    from zeropoint.planning import uniform_plan
+    from zeropoint.quantization import card_of, companions, source_config, stream
+    from zeropoint.runtime.universal import runner, saving
+    from zeropoint.runtime.universal.assemble import assemble
+    from zeropoint.runtime.universal.pretrained import adopt
+
+    errors: list[LayerError] = []
+    warnings: list[str] = []
+
+    def watch(step: Progress) -> None:
+        if step.error is not None:
+            errors.append(step.error)
+        if step.warning:
+            warnings.append(step.warning)
+        if progress is not None:
+            progress(step)
+
+    plan = uniform_plan(checkpoint, format, keep=keep)
+    dtypes: dict[str, Any] = {}
+    weights = saving.noting_dtypes(stream(checkpoint, plan, progress=watch), dtypes)
+    model = assemble(checkpoint.config, weights, trust_remote_code=trust_remote_code)
+    if checkpoint.path.is_dir():
+        runner.attach_generation_config(model, checkpoint.path)
+        files: saving.Files = saving.Companions(checkpoint.path)
+    else:
+        with ExitStack() as stack:
+            written = companions(checkpoint, stack)
+            files = saving.Contents.of(written)
+            if written:
+                runner.attach_generation_config(model, written[0].parent)
+    card = card_of(checkpoint, plan, errors=errors, warnings=warnings, digest=checkpoint.source_digest())
+    return adopt(model, saving.Origin.of(model, card, source_config(checkpoint), dtypes, files))
 
 
 def _wanted_format(load_in_8bit: bool, load_in_4bit: bool, format: str | None) -> str | None:

@@ -258,3 +258,21 @@ def test_inputs_are_checked() -> None:
     with pytest.raises(SchemeError, match="threads"):
         native.linear(x, packed, threads=1000)
     assert native.linear(x[:0], packed).shape == (0, 16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scheme=schemes(), rows=st.integers(1, 40), columns=st.integers(1, 200), seed=st.integers(0, 9))
+def test_unpacking_gives_the_weight_that_was_packed(
+    scheme: Scheme, rows: int, columns: int, seed: int
+) -> None:
+    weight = random_weight(scheme, (rows, columns), seed)
+    for name in ("native", "reference"):
+        module = backend(name)
+        if module.refusal(scheme, (rows, columns)) is not None:
+            continue
+        found = module.unpack(module.pack(weight))
+        assert found.scheme == scheme
+        assert np.array_equal(found.codes, weight.codes)
+        assert np.array_equal(found.scale, weight.scale)
+        assert (found.zero_point is None) == (weight.zero_point is None)
+        assert weight.zero_point is None or np.array_equal(found.zero_point, weight.zero_point)

@@ -3,7 +3,8 @@
 A backend is a module of this package with the same functions:
 
 - `refusal(scheme, shape, device)`: why it cannot take a weight, or `None`;
-- `pack(weight)`: its private layout of a `QuantizedTensor`, made at load and never saved;
+- `pack(weight)`: its private layout of a `QuantizedTensor`, made at load and never saved; `unpack(packed)`: the very
+  weight again;
 - `linear(x, packed, bias)` and `linear_ptr(...)`: the product; `rows(packed, ids)`: an embedding lookup.
 
 `BACKENDS` lists them, fastest first; the last one takes everything. `divergence`, `grid` and `columns` are other loops

@@ -98,6 +98,29 @@ def pack_at(weight: QuantizedTensor) -> int:
     return address.value
 
 
+def unpack(packed: Packed) -> QuantizedTensor:
+    """Return the weight that was packed, exactly."""
+    if not hasattr(library.load(), "zp_unpack"):
+        raise UnsupportedError(
+            "the native kernels are of an older build, which cannot unpack: rebuild with `pip install .`"
+        )
+    scheme, (rows, columns) = packed.scheme, packed.shape
+    stored = scheme.scale_shape(packed.shape)
+    grid = (rows, stored[1])
+    codes, scale = np.empty((rows, columns), np.int8), np.empty(grid, np.float32)
+    zero_point = None if scheme.symmetric else np.empty(grid, np.int8)
+    status = library.load().zp_unpack(
+        packed.address,
+        codes.ctypes.data,
+        scale.ctypes.data,
+        None if zero_point is None else zero_point.ctypes.data,
+    )
+    library.check(status)
+    if zero_point is not None:
+        zero_point = zero_point[: stored[0]]  # one of all, where the whole tensor shares it
+    return QuantizedTensor(scheme, codes, scale[: stored[0]], zero_point)
+
+
 def default_threads() -> int:
     """The cores this process may use, as far as one call takes them."""
     return max(1, min(len(os.sched_getaffinity(0)), library.MAX_THREADS))

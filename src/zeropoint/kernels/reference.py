@@ -52,6 +52,11 @@ def pack(weight: QuantizedTensor) -> Packed:
     return Packed(weight)
 
 
+def unpack(packed: Packed) -> QuantizedTensor:
+    """Return the weight that was packed."""
+    return packed.weight
+
+
 def linear(
     x: Floats,
     packed: Packed,

@@ -196,25 +196,13 @@ class _Running:
         return self.summary(out, made.nbytes)
 
     def card(self) -> Card:
-        layout = layout_of(self._checkpoint)
-        notes = list(self._warnings)
-        if any(
-            name in self._plan.choices and self._plan.choices[name].scheme is not None
-            for name in layout.transposed
-        ):
-            notes.append(TRANSPOSED)
-        return Card(
-            plan=self._plan,
-            layout=layout,
-            source={
-                "name": Path(self._checkpoint.name).name,  # a path would differ from machine to machine
-                "sha256": self._source(),
-                "tensor_bytes": self._checkpoint.source_nbytes(),
-            },
-            versions=versions(),
+        return card_of(
+            self._checkpoint,
+            self._plan,
+            errors=self._errors,
+            warnings=self._warnings,
+            digest=self._source(),
             machine=self._machine,
-            layer_errors=[error.to_json() for error in self._errors],
-            notes=notes,
             calibration=self._calibration_json(),
             engine=engine_of(source_config(self._checkpoint)),
         )
@@ -249,6 +237,37 @@ class _Running:
 
     def _calibration_json(self) -> dict[str, Any] | None:
         return None if self._calibration is None else self._calibration.to_json()
+
+
+def card_of(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    errors: Sequence[LayerError],
+    warnings: Sequence[str],
+    digest: str,
+    machine: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> Card:
+    """Return the card of what a plan made of a checkpoint; `digest` is the checkpoint's `source_digest`."""
+    layout = layout_of(checkpoint)
+    notes = list(warnings)
+    if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
+        notes.append(TRANSPOSED)
+    return Card(
+        plan=plan,
+        layout=layout,
+        source={
+            "name": Path(checkpoint.name).name,  # a path would differ from machine to machine
+            "sha256": digest,
+            "tensor_bytes": checkpoint.source_nbytes(),
+        },
+        versions=versions(),
+        machine=machine,
+        layer_errors=[error.to_json() for error in errors],
+        notes=notes,
+        calibration=calibration,
+    )
 
 
 def read_calibration(

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -22,7 +21,8 @@ from zeropoint.checkpoint.architecture import empty_model
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.qtensor import QuantizedTensor
 from zeropoint.runtime.universal.half import HalfLinear, halve_embedding_
-from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantLinear, quantize_embedding_
+from zeropoint.runtime.universal.modules import ExpertStack, QuantLinear, quantize_embedding_
+from zeropoint.runtime.universal.packed import PackedWeight, to_torch
 
 Weight = QuantizedTensor | NDArray[Any]
 
@@ -47,16 +47,6 @@ def assemble(
     return model
 
 
-def to_torch(array: NDArray[Any]) -> torch.Tensor:
-    """A torch tensor over a numpy array; bfloat16 (which torch does not take from numpy) by its bits."""
-    array = np.ascontiguousarray(array)
-    if not array.flags.writeable:
-        array = array.copy()
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 class _Builder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -78,8 +68,11 @@ class _Builder:
     def add(self, name: str, weight: Weight) -> None:
         if isinstance(weight, QuantizedTensor):
             packed = PackedWeight(weight)
-            for each in [name, *self.tied.get(name, [])]:
+            aliases = self.tied.get(name, [])
+            for each in [name, *aliases]:
                 self._place_packed(each, packed)
+            for alias in aliases:  # one parameter, as transformers ties them
+                self._owner(alias)[0].weight = self._owner(name)[0].weight
             return
         tensor = to_torch(weight)
         for each in [name, *self.tied.get(name, [])]:
@@ -97,10 +90,10 @@ class _Builder:
     def _place_packed(self, name: str, packed: PackedWeight) -> None:
         owner, path, leaf = self._owner_or_expert(name)
         if isinstance(owner, nn.Embedding):
-            quantize_embedding_(owner, packed, torch.float32)
+            quantize_embedding_(owner, packed)
         elif isinstance(owner, nn.Linear | Conv1D):
             bias = owner.bias
-            module = QuantLinear(packed, None)
+            module = QuantLinear(packed, None, transposed=isinstance(owner, Conv1D))
             if bias is not None:  # a bias that has not arrived yet is filled in by `_place_tensor`
                 module.bias = nn.Parameter(bias.data, requires_grad=False)
             self.model.set_submodule(path, module)
@@ -154,4 +147,4 @@ class _Builder:
         straight = (packed[0].out_features, packed[0].in_features) == (first, second)
         transposed = bool(getattr(owner, "is_transposed", not straight))
         del owner._parameters[leaf]
-        object.__setattr__(owner, leaf, ExpertStack(packed, transposed=transposed, dtype=torch.float32))
+        owner.add_module(leaf, ExpertStack(packed, transposed=transposed))

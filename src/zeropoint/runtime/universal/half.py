@@ -16,7 +16,8 @@ class HalfLinear(nn.Module):
 
     def __init__(self, owner: nn.Module, weight: Tensor) -> None:
         super().__init__()
-        if isinstance(owner, Conv1D):
+        self.transposed = isinstance(owner, Conv1D)
+        if self.transposed:
             weight = weight.t().contiguous()
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,101 +1,53 @@
-"""Torch modules over the integer kernels: linear, embedding and stacked expert weights.
-
-A quantized weight is a packed kernel object held by the module, never a `torch.Tensor` subclass:
-the module's forward calls the kernel on raw addresses and everything around it stays plain torch.
-"""
+"""Torch modules over the integer kernels: linear, embedding and stacked expert weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeropoint import kernels
 from zeropoint.errors import UnsupportedError
-from zeropoint.qtensor import QuantizedTensor
+from zeropoint.runtime.universal.packed import PackedModule, PackedTensor, PackedWeight
 
 
-class PackedWeight:
-    """One weight `[out, in]` packed by the first kernel backend that takes its scheme."""
+class QuantLinear(PackedModule):
+    """Drop-in for `nn.Linear` and transformers' `Conv1D` (both map `[..., in]` to `[..., out]`).
 
-    def __init__(self, weight: QuantizedTensor) -> None:
-        self.scheme = weight.scheme
-        self.out_features, self.in_features = weight.shape
-        self._backend, self.refusals = kernels.choose(weight.scheme, weight.shape)
-        self._packed = self._backend.pack(weight)
-        self.nbytes: int = self._packed.nbytes
+    `transposed`: the weight's shape is `[in, out]`, as `Conv1D` has it.
+    """
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`x [..., in]` of any float dtype -> `[..., out]` of the same dtype; computed in float32
-        around the integer product."""
-        if x.device.type != "cpu":
-            raise UnsupportedError(f"the integer kernels run on the CPU; the input is on {x.device}")
-        rows = x.reshape(-1, self.in_features).to(torch.float32).contiguous()
-        out = torch.empty(rows.shape[0], self.out_features, dtype=torch.float32)
-        if rows.shape[0]:
-            self._backend.linear_ptr(
-                rows.data_ptr(),
-                rows.shape[0],
-                self._packed,
-                0 if bias is None else bias.data_ptr(),
-                out.data_ptr(),
-                torch.get_num_threads(),
-            )
-        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Dequantized float32 rows for integer `ids` of any shape: `[..., in]`."""
-        flat = self._backend.rows(self._packed, ids.reshape(-1).contiguous().numpy())
-        return torch.from_numpy(flat).view(*ids.shape, self.in_features)
-
-
-class _DifferentiableLinear(torch.autograd.Function):
-    """The integer product, with the straight-through gradient of its dequantized weight for the
-    input (adapters train through frozen quantized layers this way; QLoRA, arXiv:2305.14314)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
-        ctx.weight = weight
-        return weight.linear(x, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        weight = ctx.weight.rows(torch.arange(ctx.weight.out_features)).to(grad.dtype)
-        return grad @ weight, None, None
-
-
-class QuantLinear(nn.Module):
-    """Drop-in for `nn.Linear` and transformers' `Conv1D` (both map `[..., in]` to `[..., out]`)."""
-
-    def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None, *, transposed: bool = False) -> None:
         super().__init__()
-        self.packed = weight
         self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.weight = PackedTensor.parameter(weight, transposed)
         self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
 
+    @property
+    def packed(self) -> PackedWeight:
+        return self.weight.packed  # type: ignore[attr-defined,no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _DifferentiableLinear.apply(x, self.bias, self.packed)  # type: ignore[no-any-return,no-untyped-call]
         return self.packed.linear(x, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.packed.scheme}, bias={self.bias is not None}"
 
 
-class QuantEmbedding(nn.Embedding):
+class QuantEmbedding(PackedModule, nn.Embedding):
     """Drop-in for `nn.Embedding` and, by `extend_class`, for scaled variants of it.
 
-    Only the rows asked for are dequantized; a tied head shares `packed`.
+    Only the rows asked for are dequantized; a tied head shares the weight.
     """
 
-    packed: PackedWeight
+    @property
+    def packed(self) -> PackedWeight:
+        return self.weight.packed  # type: ignore[attr-defined,no-any-return]
 
     def forward(self, input: Tensor) -> Tensor:
-        # `weight` is a zero-row placeholder that carries the dtype for code that asks for it
-        return self.packed.rows(input).to(self.weight.dtype)
+        return self.packed.rows(input)
 
     def extra_repr(self) -> str:
         return f"{self.packed.out_features}, {self.packed.in_features}, {self.packed.scheme}"
@@ -107,18 +59,30 @@ def extend_class(module: nn.Module, base: type[nn.Module], replacement: type[nn.
     For a subclass of `base` the new class puts `replacement` between the subclass and `base` in the
     method order, so that Gemma's `super().forward(ids) * scale` still scales what `replacement` returns.
     """
-    cls = type(module)
+    module.__class__ = _extended(type(module), base, replacement)  # type: ignore[arg-type]
+
+
+@cache
+def _extended(cls: Any, base: Any, replacement: Any) -> Any:
     if cls is base:
-        module.__class__ = replacement
-    else:
-        module.__class__ = type(f"{replacement.__name__}{cls.__name__}", (cls, replacement), {})
+        return replacement
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return _restore, (cls, base, replacement), self.__dict__
+
+    return type(f"{replacement.__name__}{cls.__name__}", (cls, replacement), {"__reduce_ex__": reduce})
 
 
-def quantize_embedding_(module: nn.Embedding, weight: PackedWeight, dtype: torch.dtype) -> None:
+def _restore(cls: Any, base: Any, replacement: Any) -> Any:
+    """Make the empty object of an extended class, for pickle and deepcopy to fill."""
+    made = _extended(cls, base, replacement)
+    return made.__new__(made)
+
+
+def quantize_embedding_(module: nn.Embedding, weight: PackedWeight) -> None:
     """Turn an embedding into a `QuantEmbedding` in place, keeping what a subclass adds."""
     extend_class(module, nn.Embedding, QuantEmbedding)
-    module.weight = nn.Parameter(torch.empty(0, weight.in_features, dtype=dtype), requires_grad=False)
-    module.packed = weight  # type: ignore[assignment]
+    module.weight = PackedTensor.parameter(weight)
 
 
 class ExpertWeight:
@@ -157,13 +121,25 @@ class ExpertWeight:
         return self.packed.linear(x, None)
 
 
-class ExpertStack:
-    """Stands where a stacked 3-D expert parameter stood; indexing gives one expert's weight."""
+class ExpertStack(PackedModule):
+    """Stands where a stacked 3-D expert parameter stood; indexing gives one expert's weight.
 
-    def __init__(self, experts: Sequence[PackedWeight], *, transposed: bool, dtype: torch.dtype) -> None:
-        self.experts = list(experts)
+    Its parameters are named by number, as an artifact names them: `...experts.down_proj.3`.
+    """
+
+    def __init__(self, experts: Sequence[PackedWeight], *, transposed: bool) -> None:
+        super().__init__()
         self.transposed = transposed
-        self.dtype = dtype
+        for index, expert in enumerate(experts):
+            self.register_parameter(str(index), PackedTensor.parameter(expert))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
     def __getitem__(self, index: Tensor | int) -> ExpertWeight:
-        return ExpertWeight(self.experts[int(index)], transposed=self.transposed)
+        tensor = self._parameters[str(int(index))]
+        return ExpertWeight(tensor.packed, transposed=self.transposed)  # type: ignore[union-attr]

@@ -27,7 +27,9 @@ from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.runtime.universal.assemble import assemble
-from zeropoint.runtime.universal.modules import ExpertStack, PackedWeight, QuantEmbedding, QuantLinear
+from zeropoint.runtime.universal.packed import weights_bytes
+from zeropoint.runtime.universal.pretrained import adopt
+from zeropoint.runtime.universal.saving import Origin, noting_dtypes
 from zeropoint.sources import open_source
 from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import HubTokenizer, Text
@@ -40,9 +42,10 @@ def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTr
     """The quantized model of an artifact folder, ready for `generate`. Raises `ArtifactError`."""
     opened = artifact.open(path)
     config = runtime_config(path, trust_remote_code=trust_remote_code)
-    model = assemble(config, opened.stream(), trust_remote_code=trust_remote_code)
+    dtypes: dict[str, np.dtype[Any]] = {}
+    model = assemble(config, noting_dtypes(opened.stream(), dtypes), trust_remote_code=trust_remote_code)
     attach_generation_config(model, path)
-    return model
+    return adopt(model, Origin.of_artifact(model, opened, dtypes))
 
 
 def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -128,25 +131,6 @@ def _generation_config(path: str) -> GenerationConfig | None:
     if not (Path(path) / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(path, local_files_only=True)
-
-
-def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all distinct weights in memory, packed ones as packed."""
-    seen: dict[int, int] = {}
-
-    def count(weight: PackedWeight) -> None:
-        seen[id(weight)] = weight.nbytes
-
-    for module in model.modules():
-        if isinstance(module, QuantLinear | QuantEmbedding):
-            count(module.packed)
-        for value in vars(module).values():
-            if isinstance(value, ExpertStack):
-                for expert in value.experts:
-                    count(expert)
-    for tensor in (*model.parameters(), *model.buffers()):  # other tools keep packed weights in buffers
-        seen[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
 
 
 def tensor_bytes(path: str | Path) -> int:

@@ -1,0 +1,135 @@
+"""The keyword arguments of transformers' `from_pretrained`: which are done, which change nothing, which are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeropoint.errors import UsageError
+
+#: Arguments with the values that ask for what is done anyway. None asks for nothing in each.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "low_cpu_mem_usage": (True, False),
+    "use_safetensors": (True,),
+    "_fast_init": (True, False),
+    "ignore_mismatched_sizes": (False,),
+    "output_loading_info": (False,),
+    "weights_only": (True, False),
+    "offload_state_dict": (True, False),
+    "torchscript": (False,),
+    "from_tf": (False,),
+    "from_flax": (False,),
+    "force_download": (False,),
+    "local_files_only": (False,),
+}
+
+_ATTENTION = ("eager", "sdpa")
+
+#: Fields of bitsandbytes' config with the values that ask for nothing beside a number of bits.
+_BITS_AND_BYTES: dict[str, tuple[Any, ...]] = {
+    "llm_int8_skip_modules": (),
+    "llm_int8_has_fp16_weight": (False,),
+    "bnb_4bit_quant_type": ("fp4",),  # its default
+    "bnb_4bit_use_double_quant": (False,),
+    "bnb_4bit_compute_dtype": ("float32",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a call of `from_pretrained` asks for.
+
+    `format`: of the quantized weights, None to quantize nothing; `dtype`: a torch dtype's name, or `auto`;
+    `attention`: transformers' attention implementation, None for its own choice; `mapped`: whether a `device_map` was
+    given.
+    """
+
+    format: str | None
+    dtype: str
+    attention: str | None
+    mapped: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        load_in_8bit: bool,
+        load_in_4bit: bool,
+        format: str | None,
+        device_map: Any,
+        given: Mapping[str, Any],
+    ) -> LoadOptions:
+        """Read the arguments. Raises `UsageError`, naming the argument, for what is unknown or not done."""
+        options = {name: value for name, value in given.items() if value is not None}
+        named = [name for name, on in (("int8", load_in_8bit), ("int4", load_in_4bit)) if on]
+        named += [] if format is None else [format]
+        named += _bits(options.pop("quantization_config", None))
+        if len(named) > 1:
+            raise UsageError(
+                "give one of load_in_8bit, load_in_4bit, quantization_config and format, not several"
+            )
+        wanted = named[0] if named else None
+        _check_devices(device_map)
+        dtypes = {_dtype(options.pop(name)) for name in ("dtype", "torch_dtype") if name in options}
+        if len(dtypes) > 1:
+            raise UsageError("dtype and torch_dtype are the same argument: give one of them")
+        dtype = dtypes.pop() if dtypes else "auto"
+        attention = options.pop("attn_implementation", None)
+        if attention not in (None, *_ATTENTION):
+            raise UsageError(f"attn_implementation is {' or '.join(_ATTENTION)} on a CPU, not {attention!r}")
+        for name, value in options.items():
+            if name not in _NEUTRAL:
+                raise UsageError(f"from_pretrained does not take {name!r} here: leave it out")
+            if not any(value is neutral for neutral in _NEUTRAL[name]):
+                raise UsageError(f"{name}={value!r:.60} is not available here: leave it out")
+        return cls(wanted, dtype, attention, device_map is not None)
+
+    def refuse_dtype(self) -> None:
+        """Raise `UsageError` where a quantized model is to compute in another type than float32."""
+        if self.dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"a quantized model computes in integers and float32, not in {self.dtype}: leave dtype out"
+            )
+
+
+def _bits(config: Any) -> list[str]:
+    """The format that a bitsandbytes config (or a mapping of its fields) asks for."""
+    if config is None:
+        return []
+    fields = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"quantization_config is a BitsAndBytesConfig, not a {type(config).__name__}")
+    method = fields.get("quant_method", "bitsandbytes")
+    if str(getattr(method, "value", method)) != "bitsandbytes":
+        raise UsageError(
+            f"quantization_config asks for {getattr(method, 'value', method)}, which Zeropoint does not make while "
+            "loading: use load_in_8bit, load_in_4bit or format"
+        )
+    for name, neutral in _BITS_AND_BYTES.items():
+        value = fields.get(name)
+        if value is not None and str(value).removeprefix("torch.") not in map(str, neutral):
+            hint = "use keep=[...]" if name == "llm_int8_skip_modules" else "leave it out"
+            raise UsageError(
+                f"quantization_config asks for {name}={value!r}, which Zeropoint does not do: {hint}"
+            )
+    found = [f for flag, f in (("load_in_8bit", "int8"), ("load_in_4bit", "int4")) if fields.get(flag)]
+    if not found:
+        raise UsageError("quantization_config asks for neither load_in_8bit nor load_in_4bit")
+    return found
+
+
+def _check_devices(device_map: Any) -> None:
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    for device in devices:
+        if device is not None and str(device) not in ("auto", "balanced", "sequential", "cpu"):
+            raise UsageError(
+                f"the integer kernels run on the CPU: device_map={device_map!r} is not available"
+            )
+
+
+def _dtype(value: Any) -> str:
+    name = str(value).removeprefix("torch.")
+    if name not in ("auto", "float32", "bfloat16", "float16"):
+        raise UsageError(f"dtype is auto, float32, bfloat16 or float16, not {value!r}")
+    return name
