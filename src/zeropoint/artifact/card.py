@@ -1,7 +1,8 @@
 """The quality card, `zeropoint.json`: how an artifact was made and what was measured of it.
 
 A strict format: an unknown field, a missing one or a wrong type is an `ArtifactError`, so that a card is never
-half understood. It holds no time and no path, so that the same inputs give the same bytes.
+half understood. It holds no time and no path, so that the same inputs give the same bytes. It names digests of the
+tensors, of config.json and of itself, so that a verdict is not taken for one of other weights (`zeropoint.identity`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeropoint import identity
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
@@ -37,9 +40,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "quality": (dict, type(None)),
     "verdict": (dict, type(None)),
     "calibration": (dict, type(None)),
+    identity.FIELD: (dict, type(None)),
 }
-#: Artifacts made before text could be observed say nothing of it.
-LATER_FIELDS = {"calibration"}
+#: Older artifacts say nothing of the text that was observed, and name no digests.
+LATER_FIELDS = {"calibration", identity.FIELD}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
 
@@ -110,7 +114,18 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
                 raise ArtifactError(f"a layer error's {key} must not be a {type(error[key]).__name__}")
     if not all(isinstance(note, str) for note in data["notes"]):
         raise ArtifactError("notes must be sentences")
+    _check_digests(data.get(identity.FIELD))
     return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
+
+
+def _check_digests(digests: Mapping[str, Any] | None) -> None:
+    if digests is None:
+        return
+    texts = [value for value in digests.values() if isinstance(value, str)]
+    if set(digests) != set(identity.KEYS) or not all(re.fullmatch("[0-9a-f]{64}", text) for text in texts):
+        raise ArtifactError(f"{identity.FIELD} must hold the sha256 of {', '.join(identity.KEYS)}")
+    if len(texts) != len(digests):
+        raise ArtifactError(f"{identity.FIELD} must be texts")
 
 
 def update_card(
@@ -119,18 +134,31 @@ def update_card(
     quality: Mapping[str, Any] | None = None,
     verdict: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
+    judged: Mapping[str, str] | None = None,
 ) -> None:
     """Replace the given sections of an artifact's card, atomically; sections left out stay as they are.
 
-    Raises `ArtifactError` when the card is malformed, cannot be written, or a section is not plain JSON.
+    `judged`: the digests of tensors and config that the sections are about; they are put into a card without any.
+    Raises `ArtifactError` when the card is malformed, was edited, names other digests, cannot be written, or when a
+    section is not plain JSON.
     """
     folder = Path(path)
     card = read_card(folder)
+    said = card.get(identity.FIELD)
+    if said is not None and said["card"] != identity.card_digest(card):
+        raise ArtifactError(
+            f"{folder / CARD_NAME} was edited after it was written, so nothing is added to it: make the artifact again"
+        )
     for key, value in (("quality", quality), ("verdict", verdict), ("machine", machine)):
         if value is not None:
             card[key] = dict(value)
+    named = {key: said[key] for key in ("tensors", "config")} if said is not None else judged
+    if judged is not None and dict(judged) != dict(named or {}):
+        raise ArtifactError(
+            f"what was measured is not what {folder / CARD_NAME} is of: make the artifact again"
+        )
     try:
-        text = dumps(card)
+        text = dumps(card if named is None else identity.sealed(card, **named))
     except (TypeError, ValueError) as cause:
         raise ArtifactError(f"the card's new section is not plain JSON: {cause}") from cause
     replace_text(folder / CARD_NAME, text)

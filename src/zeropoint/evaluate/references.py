@@ -31,6 +31,7 @@ from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 from zeropoint.shards import shard_files
 from zeropoint.tensorfile import digest
+from zeropoint.userfolder import open_own
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def read(folder: Path, key: Mapping[str, Any]) -> Kept | None:
     """What was kept under this key, if anything was."""
     path = _path(folder, key)
     try:
-        found = _parse(path.read_bytes())
+        with open_own(path) as file:
+            found = _parse(file.read())
         os.utime(path)
         return found
     except FileNotFoundError:

@@ -25,18 +25,12 @@ from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.parcel import Packed, Parcel, collect
+from zeropoint.userfolder import open_own
 
 logger = logging.getLogger(__name__)
 
 #: Packed files are kept below this: candidates of models above it are made each time.
 MOST_BYTES = 4 << 30
-
-
-def default_folder() -> Path:
-    """`$ZEROPOINT_CACHE`, or `zeropoint` in the user's cache folder."""
-    if named := os.environ.get("ZEROPOINT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropoint"
 
 
 @dataclass(slots=True)
@@ -80,7 +74,7 @@ class Cache:
         if path is None:
             return None
         try:
-            return _parse(parse_json(path.read_text(encoding="utf-8")))
+            return _read_tables(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -115,6 +109,11 @@ class Cache:
                 break
             room += file.stat().st_size
             file.unlink()
+
+
+def _read_tables(path: Path) -> Known:
+    with open_own(path) as file:
+        return _parse(parse_json(file.read()))
 
 
 def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:

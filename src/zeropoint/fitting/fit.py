@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from zeropoint import documents
-from zeropoint.artifact import update_card
 from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import GateError, UsageError
@@ -145,13 +144,7 @@ def _write_verdict(answer: Fit) -> None:
     """What was found goes into the artifact's card."""
     assert answer.path is not None
     assert answer.verdict is not None
-    found = answer.verdict.to_json()
-    update_card(
-        answer.path,
-        quality=found["quality"],
-        verdict={k: v for k, v in found.items() if k != "quality"}
-        | {"budget": answer.budget.to_json(), "met": answer.met},
-    )
+    answer.verdict.write(answer.path, budget=answer.budget.to_json(), met=answer.met)
 
 
 def _room(answer: Fit) -> float:
