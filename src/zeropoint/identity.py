@@ -25,7 +25,7 @@ from zeropoint.errors import ArtifactError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, json_digest, load_json, parse_json
 from zeropoint.shards import shard_files
 from zeropoint.tensordigest import digest_files
-from zeropoint.userfolder import default_folder, open_own, private_folder
+from zeropoint.userfolder import default_folder, private_folder, read_own
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +82,19 @@ def standing(folder: Path, card: Mapping[str, Any] | None = None, *, verify: boo
     said = card.get(FIELD)
     if not isinstance(said, Mapping):
         return Standing(tensors, False, ())
-    doubts = []
+    found = []
     if said.get("card") != card_digest(card):
-        doubts.append(f"{CARD_NAME} was edited after it was written")
+        found.append(f"{CARD_NAME} was edited after it was written")
     if said.get("config") != config_digest(folder):
-        doubts.append("config.json is not the one that it was made with")
+        found.append("config.json is not the one that it was made with")
     if said.get("tensors") != tensors:
-        doubts.append("its weights are not those that it was made with: they were replaced or damaged")
-    return Standing(tensors, True, tuple(doubts))
+        found.append("its weights are not those that it was made with: they were replaced or damaged")
+    return Standing(tensors, True, tuple(found))
+
+
+def doubts(folder: Path, card: Mapping[str, Any]) -> tuple[str, ...]:
+    """`Standing.doubts`; of a card without digests nothing is read."""
+    return standing(folder, card).doubts if isinstance(card.get(FIELD), Mapping) else ()
 
 
 def say_doubts(folder: Path) -> None:
@@ -160,8 +165,7 @@ def _memo_path(folder: Path) -> Path | None:
 
 def _remembered(memo: Path, state: Files) -> str | None:
     try:
-        with open_own(memo) as file:
-            data = parse_json(file.read(MAX_CARD_BYTES))
+        data = parse_json(read_own(memo))
         return str(data["tensors"]) if data["files"] == state else None
     except FileNotFoundError:
         return None

@@ -71,6 +71,15 @@ def open_own(path: Path) -> BinaryIO:
         raise
 
 
+def read_own(path: Path, most: int = 64 << 20) -> bytes:
+    """The content of a file of at most `most` bytes. Raises as `open_own` does, and `ValueError` for a larger file."""
+    with open_own(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{path} is larger than {most >> 20} MB")
+        return file.read(size)
+
+
 def _check(status: os.stat_result, path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
     if not is_kind(status.st_mode):
         raise UntrustedError(f"is no {kind}", path)

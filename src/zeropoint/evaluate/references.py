@@ -31,7 +31,7 @@ from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 from zeropoint.shards import shard_files
 from zeropoint.tensorfile import digest
-from zeropoint.userfolder import open_own
+from zeropoint.userfolder import read_own
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ def read(folder: Path, key: Mapping[str, Any]) -> Kept | None:
     """What was kept under this key, if anything was."""
     path = _path(folder, key)
     try:
-        with open_own(path) as file:
-            found = _parse(file.read())
+        found = _parse(read_own(path, 2 * MOST_BYTES))
         os.utime(path)
         return found
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.parcel import Packed, Parcel, collect
-from zeropoint.userfolder import open_own
+from zeropoint.userfolder import read_own
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ class Cache:
 
 
 def _read_tables(path: Path) -> Known:
-    with open_own(path) as file:
-        return _parse(parse_json(file.read()))
+    return _parse(parse_json(read_own(path)))
 
 
 def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.identity import MODELS
-from zeropoint.jsonfile import MAX_CARD_BYTES, json_digest, parse_json
+from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.models.record import DecoderRecord
 from zeropoint.runtime.native import store
-from zeropoint.userfolder import default_folder, open_own, private_folder
+from zeropoint.userfolder import default_folder, private_folder, read_own
 
 #: Bytes of all packed files at most; the newest is kept whatever its size.
 MOST_BYTES = 32 << 30
@@ -82,8 +82,7 @@ def _tensors_of(folder: Path) -> Iterator[str]:
     """The digests of all artifacts that are still there; what is remembered of others is removed."""
     for memo in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            with open_own(memo) as file:
-                data = parse_json(file.read(MAX_CARD_BYTES))
+            data = parse_json(read_own(memo))
             if Path(data["folder"]).is_dir():
                 yield str(data["tensors"])
             else:
