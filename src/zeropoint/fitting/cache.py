@@ -36,7 +36,7 @@ MOST_BYTES = 4 << 30
 @dataclass(slots=True)
 class Known:
     """The tables, and the losses of plans that were run, by the plan's format numbers. `margin`: the part of the loss
-    asked for that may be planned, by what the last gate said."""
+    asked for that may be planned, by what the last trial said."""
 
     table: CostTable
     losses: dict[bytes, Loss] = field(default_factory=dict)
