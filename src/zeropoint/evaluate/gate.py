@@ -170,8 +170,8 @@ def check(
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
-    standing = _identity(Path(artifact))
     reference, candidate = describe(against, [artifact])
+    standing = _identity(Path(candidate.path))
     given = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
     if not given:
         max_kl, max_perplexity_increase = default_bounds(candidate.smallest_bits)
