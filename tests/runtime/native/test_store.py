@@ -210,17 +210,17 @@ def test_a_record_that_cuts_weights_otherwise_packs_again(
 ) -> None:
     """As a later release may."""
     want = logits(artifact)
-    derive = loading.derive
+    derive = loading.derive_stored
 
-    def other(config: dict[str, object]) -> DecoderRecord:
-        record = derive(config)
+    def other(config: dict[str, object], names: object) -> DecoderRecord:
+        record = derive(config, names)  # type: ignore[arg-type]
         source = record.model.linears[LinearSlot.HEAD]
         head = replace(source, rows=Rows(0, source.shape[0]))
         return replace(
             record, model=replace(record.model, linears={**record.model.linears, LinearSlot.HEAD: head})
         )
 
-    monkeypatch.setattr(loading, "derive", other)
+    monkeypatch.setattr(loading, "derive_stored", other)
     with caplog.at_level(logging.INFO):
         np.testing.assert_array_equal(logits(artifact), want)
     assert "packing" in caplog.text
