@@ -15,16 +15,17 @@ from tests import tiny
 from tests.damage import Subject
 from tests.importers.test_importers import quantized, write_gptq
 from tests.mutants import damage_gguf, damage_json, damage_packed, damage_safetensors
-from zeropoint import artifact, exporters, importers
+from zeropoint import artifact, exporters, identity, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.companions import companion_files
 from zeropoint.gguf.vocabulary import read_vocabulary
 from zeropoint.jsonfile import CARD_NAME
+from zeropoint.models.families import derive
 from zeropoint.originals import open_original
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization import quantize_checkpoint
-from zeropoint.runtime.native import store
+from zeropoint.runtime.native import kept
 from zeropoint.runtime.native.runner import NativeRunner
 
 
@@ -174,7 +175,14 @@ def engine_subjects(folder: Path) -> Iterator[Subject]:
     quantize_checkpoint(made, folder / "engine", format="int4")
     load = running(folder / "engine")
     load()
-    yield Subject("packed file", folder / "engine" / store.NAME, damage_packed, load, mended=True)
+    key = kept.packed_key(
+        artifact.open(folder / "engine").card,
+        derive(artifact.open(folder / "engine").config),
+        identity.tensors_digest(folder / "engine"),
+    )
+    file = kept.place(key)
+    assert file is not None
+    yield Subject("packed file", file, damage_packed, load, mended=True)
     yield Subject("engine config", folder / "engine" / "config.json", damage_json, load)
     settings = folder / "engine" / "tokenizer_config.json"
     yield Subject("engine tokenizer", settings, damage_json, load, mended=True)

@@ -335,16 +335,16 @@ def export(
     With a `type` of the target's own (`Q4_K_M`), `path` is the original model instead, observed on so many
     `calibration_tokens` of the text `calibration` (None: the usual number, the built-in text).
     """
-    from zeropoint import artifact, exporters
+    from zeropoint import artifact, exporters, identity
 
     if type is None:
         if calibration is not None or calibration_tokens is not None:
             raise UsageError(
                 "an artifact's numbers are written as they are: a calibration text is for --type"
             )
-        return exporters.export(
-            artifact.open(path), target, out, verify=verify, overwrite=overwrite, progress=progress
-        )
+        opened = artifact.open(path)
+        identity.verify(opened.path)
+        return exporters.export(opened, target, out, verify=verify, overwrite=overwrite, progress=progress)
     exporters.check_type(target, type)  # before the model is opened
     exporters.refuse_existing(Path(out), overwrite=overwrite)
     from zeropoint.originals import open_original

@@ -97,6 +97,11 @@ class TensorFile:
             raise self._error(f"{self.path.name} has no tensor {name}") from cause
 
 
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """safetensors' name of a type; numpy's own for one that it has none for."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+
+
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> int:
     """Write one safetensors file and return the bytes of its tensors. Same tensors, same bytes.
 

@@ -197,7 +197,9 @@ def test_what_is_run_beside_the_file(
     """The float model in float32, where the file is made of it; an artifact as it is."""
     from zeropoint.evaluate import agreement, client
     from zeropoint.quantization import quantize_checkpoint
+    from zeropoint.runtime import foreign
 
+    monkeypatch.setattr(foreign.Foreign, "prepare", lambda self: None)  # as if llama.cpp were installed
     source = make("llama_tied")
     if not lossy:
         quantize_checkpoint(source, tmp_path / "int8", format="int8")

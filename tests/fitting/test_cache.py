@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from zeropoint.fitting import cache as cache_module
-from zeropoint.fitting.cache import Cache, Known, default_folder
+from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.loss import Loss
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native.parcel import Packed
+from zeropoint.userfolder import default_folder
 
 KEY = {"model": "a", "tokens": 7}
 
@@ -89,5 +90,8 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.delenv("ZEROPOINT_CACHE", raising=False)
     assert default_folder() == Path("/x/zeropoint")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert default_folder() == Path("/home/u/.cache/zeropoint")
     monkeypatch.setenv("ZEROPOINT_CACHE", "/here")
     assert default_folder() == Path("/here")

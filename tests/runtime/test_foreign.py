@@ -148,7 +148,6 @@ def test_what_runs_what_is_known_from_names_and_configs(model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("package", "name", "advice"),
     [
-        ("llama_cpp", "model.gguf", "pip install llama-cpp-python"),
         ("onnxruntime", "model.onnx", "pip install onnxruntime"),
         ("gptqmodel", "gptq", "pip install gptqmodel"),
         ("compressed_tensors", "compressed-tensors", "pip install compressed-tensors"),

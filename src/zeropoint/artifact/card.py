@@ -1,7 +1,8 @@
 """The quality card, `zeropoint.json`: how an artifact was made and what was measured of it.
 
 A strict format: an unknown field, a missing one or a wrong type is an `ArtifactError`, so that a card is never
-half understood. It holds no time and no path, so that the same inputs give the same bytes.
+half understood. It holds no time and no path, so that the same inputs give the same bytes. It names digests of the
+tensors, of config.json and of itself, so that a verdict is not taken for one of other weights (`zeropoint.identity`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zeropoint import identity
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
@@ -38,9 +41,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "verdict": (dict, type(None)),
     "calibration": (dict, type(None)),
     "engine": (dict, type(None)),
+    identity.FIELD: (dict, type(None)),
 }
-#: What artifacts of earlier releases do not say: the text that was observed, the engine that runs them.
-LATER_FIELDS = {"calibration", "engine"}
+#: What artifacts of earlier releases do not say: the text that was observed, the engine that runs them, digests.
+LATER_FIELDS = {"calibration", "engine", identity.FIELD}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
 
@@ -109,6 +113,7 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     for key, texts in (("notes", data["notes"]), ("engine", (data.get("engine") or {}).values())):
         if not all(isinstance(text, str) for text in texts):
             raise ArtifactError(f"{key} must hold sentences")
+    _check_digests(data.get(identity.FIELD))
     return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
 
 
@@ -121,24 +126,47 @@ def _check_errors(errors: Sequence[Any]) -> None:
                 raise ArtifactError(f"a layer error's {key} must not be a {type(error[key]).__name__}")
 
 
+def _check_digests(digests: Mapping[str, Any] | None) -> None:
+    if digests is None:
+        return
+    texts = [value for value in digests.values() if isinstance(value, str)]
+    if set(digests) != set(identity.KEYS) or not all(re.fullmatch("[0-9a-f]{64}", text) for text in texts):
+        raise ArtifactError(f"{identity.FIELD} must hold the sha256 of {', '.join(identity.KEYS)}")
+    if len(texts) != len(digests):
+        raise ArtifactError(f"{identity.FIELD} must be texts")
+
+
 def update_card(
     path: str | Path,
     *,
     quality: Mapping[str, Any] | None = None,
     verdict: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
+    judged: Mapping[str, str] | None = None,
 ) -> None:
     """Replace the given sections of an artifact's card, atomically; sections left out stay as they are.
 
-    Raises `ArtifactError` when the card is malformed, cannot be written, or a section is not plain JSON.
+    `judged`: the digests of tensors and config that the sections are about; they are put into a card without any.
+    Raises `ArtifactError` when the card is malformed, was edited, names other digests, cannot be written, or when a
+    section is not plain JSON.
     """
     folder = Path(path)
     card = read_card(folder)
+    said = card.get(identity.FIELD)
+    if said is not None and said["card"] != identity.card_digest(card):
+        raise ArtifactError(
+            f"{folder / CARD_NAME} was edited after it was written, so nothing is added to it: make the artifact again"
+        )
     for key, value in (("quality", quality), ("verdict", verdict), ("machine", machine)):
         if value is not None:
             card[key] = dict(value)
+    named = {key: said[key] for key in ("tensors", "config")} if said is not None else judged
+    if judged is not None and dict(judged) != dict(named or {}):
+        raise ArtifactError(
+            f"what was measured is not what {folder / CARD_NAME} is of: make the artifact again"
+        )
     try:
-        text = dumps(card)
+        text = dumps(card if named is None else identity.sealed(card, **named))
     except (TypeError, ValueError) as cause:
         raise ArtifactError(f"the card's new section is not plain JSON: {cause}") from cause
     replace_text(folder / CARD_NAME, text)

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint import tensorfile
+from zeropoint import identity, tensorfile
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
@@ -30,6 +31,7 @@ from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Plan
 from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.shards import INDEX, SINGLE
+from zeropoint.tensordigest import TensorDigest
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ def write(
     check_space(out, plan.nbytes + sum(file.stat().st_size for file in files))
     with _partial_folder(out, overwrite=overwrite) as folder:
         shards = Shards(folder, shard_bytes)
-        shapes = _write_weights(weights, plan, layout, shards)
+        digest = TensorDigest()
+        shapes = _write_weights(weights, plan, layout, shards, digest)
         written = shards.close()
         if written != plan.nbytes:
             raise ArtifactError(
@@ -74,7 +77,8 @@ def write(
             )
         section = quantization_config(plan, layout, shapes)
         write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
-        write_text(folder / CARD_NAME, dumps(finish().to_json()))
+        named = {"tensors": digest.hexdigest(), "config": identity.config_digest(folder)}
+        write_text(folder / CARD_NAME, dumps(identity.sealed(finish().to_json(), **named)))
         for file in files:
             shutil.copyfile(file, folder / file.name)
             sync(folder / file.name)
@@ -115,9 +119,15 @@ def check_space(out: Path, nbytes: int) -> None:
 
 
 def _write_weights(
-    weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: Shards
+    weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: Shards, digest: TensorDigest
 ) -> dict[str, tuple[int, ...]]:
-    """Encode the stream into shards; the shapes of all weights by name."""
+    """Encode the stream into shards, and their digest; return the shapes of all weights by name."""
+
+    def add(name: str, tensor: NDArray[Any]) -> None:
+        shards.add(name, tensor)
+        data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+        digest.add(name, tensorfile.dtype_name(tensor.dtype), tensor.shape, data)
+
     shapes: dict[str, tuple[int, ...]] = {}
     for name, weight in weights:
         choice = plan.choices.get(name)
@@ -128,9 +138,9 @@ def _write_weights(
             if weight.scheme != choice.scheme:
                 raise ArtifactError(f"{name} came as {weight.scheme}, the plan says {choice.scheme}")
             for key, tensor in layouts.encode(name, weight, layout):
-                shards.add(key, tensor)
+                add(key, tensor)
         else:
-            shards.add(name, weight)
+            add(name, weight)
     if missing := [name for name in plan.choices if name not in shapes]:
         raise ArtifactError(f"the stream ended without {missing[0]}, which the plan names")
     return shapes

@@ -7,6 +7,7 @@ floor: a candidate cannot be told from the model below it.
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from zeropoint.evaluate.windows import DEFAULT_CONTEXT
 from zeropoint.machine import Machine
 from zeropoint.report import Measurement, Report
 from zeropoint.runtime import ENGINES
+
+logger = logging.getLogger(__name__)
 
 _QUALITY_UNITS = {
     "perplexity": "perplexity",
@@ -65,6 +68,13 @@ def compare(
         raise UsageError("compare needs at least one artifact beside the model")
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     models = describe(model, artifacts)
+    for each in models:
+        if each.doubts:
+            logger.warning(
+                "%s: %s. What its card says of quality is left out; all that is measured here is of what is there",
+                each.name,
+                "; ".join(each.doubts),
+            )
     rows: list[Measurement] = []
     engines: dict[str, dict[str, str]] = {}
     # One step per model, and quality counted as two per model.
@@ -213,14 +223,15 @@ def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measu
 def _extra(
     models: Sequence[Model], found: Mapping[str, Any], settings: SpeedSettings, command: str
 ) -> dict[str, Any]:
+    sound = [model for model in models if not model.doubts]
     return {
         "kind": "compare",
         "models": {m.name: m.to_json() for m in models},
         "settings": settings.within(models[0].context).to_json(),
         "quality": {k: v for k, v in found.items() if k != "answers"},
-        "layer_errors": {m.name: m.card["layer_errors"] for m in models if m.card.get("layer_errors")},
+        "layer_errors": {m.name: m.card["layer_errors"] for m in sound if m.card.get("layer_errors")},
         "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},
-        "verdicts": {m.name: m.card["verdict"] for m in models if m.card.get("verdict")},
+        "verdicts": {m.name: m.card["verdict"] for m in sound if m.card.get("verdict")},
         "answers": found["answers"],
         "command": command,
         "versions": environment.versions(),

@@ -22,22 +22,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from zeropoint.errors import UsageError
+from zeropoint import identity
+from zeropoint.artifact import update_card
+from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.evaluate import client
 from zeropoint.evaluate.accuracy import TaskRequest, TaskResult, measure_accuracy
 from zeropoint.evaluate.compare import noise_floor, quality_request
 from zeropoint.evaluate.models import describe
 from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
+from zeropoint.jsonfile import CARD_NAME
 
 logger = logging.getLogger(__name__)
 
 # (widest bits of the row, max mean KL in nats, max relative rise of perplexity)
 DEFAULT_BOUNDS = ((3, 0.50, 0.60), (4, 0.25, 0.25), (7, 0.10, 0.10), (8, 0.03, 0.03), (32, 0.005, 0.005))
+NO_DIGESTS = (
+    "an older release made this artifact, and its card named no digests: what was measured before may be of other "
+    "weights; this verdict names those that it is of"
+)
 # Of the progress of a check with tasks, about.
 _TASKS_SHARE = 0.6
 
@@ -95,6 +102,10 @@ class Verdict:
     context: int
     seed: int
     tasks: tuple[TaskResult, ...] = ()
+    judged: Mapping[str, str] = field(default_factory=dict)
+    """The digests of the tensors and of the config.json that this verdict is about."""
+    had_digests: bool = True
+    """Whether the card named digests, which artifacts of older releases do not."""
 
     def sentences(self) -> list[str]:
         """What a person needs to read, the decision first."""
@@ -104,13 +115,30 @@ class Verdict:
             f"{first}: {self.artifact} against {self.against}, {source}.",
             *(bound.sentence() for bound in self.bounds),
             *(task.sentence() for task in self.tasks),
+            *(() if self.had_digests else (NO_DIGESTS,)),
             f"noise floor: mean KL {self.noise_floor_kl:.2g} (the reference in 16 bits against itself)",
             f"smallest change of mean KL this text can show: {self.minimal_detectable_kl:.2g} "
             f"({self.scored_tokens} tokens, {self.units} {self.unit_kind})",
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"bounds": [asdict(bound) for bound in self.bounds]}
+        said = asdict(self) | {"bounds": [asdict(bound) for bound in self.bounds]}
+        del said["had_digests"]
+        return said
+
+    def write(self, folder: str | Path, **more: Any) -> None:
+        """Write the verdict, and `more` beside it, into the card of the artifact that it is about.
+
+        Raises `ArtifactError` where that is not what was judged any more.
+        """
+        where = Path(folder)
+        if _identity(where).judged != self.judged:
+            raise ArtifactError(
+                f"{where} changed while it was judged, so no verdict is written: judge it again"
+            )
+        found = self.to_json()
+        quality = found.pop("quality")
+        update_card(where, quality=quality, verdict=found | more, judged=self.judged)
 
 
 def check(
@@ -137,11 +165,13 @@ def check(
     (0.01 = 1 %), `min_top1` the share of tokens whose most likely word stays, `max_accuracy_drop` the fall of
     accuracy on each of `tasks` (0.02 = two more wrong answers in 100). With none of them the
     module's default bounds apply. What `against` alone decides is kept in the folder `keep` for other artifacts of it,
-    and gives the same numbers (`references.py`). Raises UsageError for bounds out of range and the models' own errors.
+    and gives the same numbers (`references.py`). Raises UsageError for bounds out of range, `ArtifactError` for an
+    artifact whose weights, config or card are not what its card says, and the models' own errors.
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact])
+    standing = _identity(Path(candidate.path))
     given = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
     if not given:
         max_kl, max_perplexity_increase = default_bounds(candidate.smallest_bits)
@@ -175,6 +205,8 @@ def check(
         minimal_detectable_kl=entry["detectable_kl"],
         quality=entry,
         tasks=answers,
+        judged=standing.judged,
+        had_digests=standing.known,
         **{
             key: found[key]
             for key in ("scored_tokens", "units", "unit_kind", "text", "text_digest", "context", "seed")
@@ -182,6 +214,19 @@ def check(
     )
     logger.info("%s", verdict.sentences()[0])
     return verdict
+
+
+def _identity(folder: Path) -> _Judged:
+    """What is in an artifact's folder, every byte read; nothing for another runtime's file, which has no card."""
+    if not (folder / CARD_NAME).is_file():
+        return _Judged({}, known=True)
+    found = identity.verify(folder)
+    return _Judged({"tensors": found.tensors, "config": identity.config_digest(folder)}, known=found.known)
+
+
+class _Judged(NamedTuple):
+    judged: Mapping[str, str]
+    known: bool
 
 
 def default_bounds(bits: int) -> tuple[float, float]:

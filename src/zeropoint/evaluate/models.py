@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zeropoint import identity
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
@@ -21,7 +22,8 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 class Model:
     """A model to measure. `name` is unique in its report, `path` is where it is on this machine, `given` what the user
     called it. `card` is empty for a checkpoint. `runtime` names the other runtime that runs it, and is empty for what
-    ours run."""
+    ours run. `doubts` says how an artifact differs from what its card names (`zeropoint.identity`): then nothing that
+    the card says of quality is about these weights."""
 
     name: str
     path: str
@@ -31,6 +33,7 @@ class Model:
     runtime: str = ""
     foreign_format: str = ""
     given: str = ""
+    doubts: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -66,8 +69,13 @@ class Model:
         return min(widths, default=16)
 
     def to_json(self) -> dict[str, Any]:
-        said = {"path": self.given or self.path, "format": self.format, "is_reference": self.is_reference}
-        return said | ({"runtime": self.runtime} if self.runtime else {})
+        said: dict[str, Any] = {
+            "path": self.given or self.path,
+            "format": self.format,
+            "is_reference": self.is_reference,
+        }
+        said |= {"runtime": self.runtime} if self.runtime else {}
+        return said | ({"doubts": list(self.doubts)} if self.doubts else {})
 
 
 def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | None = None) -> list[Model]:
@@ -87,16 +95,18 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
         # a GGUF file that others are compared with is a source like any other; what it means is read exactly
         source = None if gguf is None or not artifacts else open_source(gguf)
         other = None if source is not None else foreign.identify(path)
+        card = _read_json(path, CARD_NAME)
         models.append(
             Model(
                 names[-1],
                 path,
                 index == 0,
                 _read_json(path, "config.json") if source is None else source.config,
-                _read_json(path, CARD_NAME),
+                card,
                 other.runtime if other else "",
                 other.format if other else "",
                 given,
+                identity.doubts(Path(path), card),
             )
         )
     return models

@@ -30,6 +30,7 @@ from zeropoint.jsonfile import json_digest
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine import Machine
 from zeropoint.sources import open_source
+from zeropoint.userfolder import read_own
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def read(folder: Path, key: Mapping[str, Any]) -> Kept | None:
     """What was kept under this key, if anything was."""
     path = _path(folder, key)
     try:
-        found = _parse(path.read_bytes())
+        found = _parse(read_own(path, 2 * MOST_BYTES))
         os.utime(path)
         return found
     except FileNotFoundError:

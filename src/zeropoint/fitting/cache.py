@@ -25,6 +25,7 @@ from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
 from zeropoint.runtime.native.parcel import Packed, Parcel, collect
+from zeropoint.userfolder import read_own
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,10 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 4 << 30
 
 
-def default_folder() -> Path:
-    """`$ZEROPOINT_CACHE`, or `zeropoint` in the user's cache folder."""
-    if named := os.environ.get("ZEROPOINT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropoint"
-
-
 @dataclass(slots=True)
 class Known:
     """The tables, and the losses of plans that were run, by the plan's format numbers. `margin`: the part of the loss
-    asked for that may be planned, by what the last gate said."""
+    asked for that may be planned, by what the last trial said."""
 
     table: CostTable
     losses: dict[bytes, Loss] = field(default_factory=dict)
@@ -80,7 +74,7 @@ class Cache:
         if path is None:
             return None
         try:
-            return _parse(parse_json(path.read_text(encoding="utf-8")))
+            return _read_tables(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -115,6 +109,10 @@ class Cache:
                 break
             room += file.stat().st_size
             file.unlink()
+
+
+def _read_tables(path: Path) -> Known:
+    return _parse(parse_json(read_own(path)))
 
 
 def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:

@@ -4,9 +4,10 @@
     costs        exact bytes; seconds of a token, measured; the loss of each group, measured
     search       the best plan within the budget, run from end to end
     quantize     the plan carried out
-    gate         loss in a fresh process on text that no step before has seen, and speed likewise
+    trial        loss in a fresh process, on other text: a plan that is too near the bound is made again, tighter
+    gate         loss in a fresh process, once, on text that no decision was made on; and speed
 
-The text is split: odd documents to plan on, even ones for the gate.
+The text is split in three by documents: for planning, for trials, for the gate.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zeropoint import documents
-from zeropoint.artifact import update_card
 from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import GateError, UsageError
-from zeropoint.evaluate import bench, check
+from zeropoint.evaluate import Verdict, bench, check
+from zeropoint.evaluate.windows import EvaluationText
 from zeropoint.fitting.candidates import WIDE, Step
 from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
@@ -28,8 +30,11 @@ from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
 from zeropoint.machine import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_output
 
-#: Times a plan that fails its gate is made again, tighter.
+#: Times a plan that fails its trial is made again, tighter.
 RETRIES = 2
+#: Of the trial's interval, how many times its upper half must fit below the bound: once for the gate's own interval,
+#: and once for what another text of the same kind may give.
+HALVES = 2.0
 #: Where no loss is asked for, the gate holds the artifact to what was promised, times this.
 PROMISE = 1.25
 
@@ -70,33 +75,34 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
     if not settings.anyway and (no := not_needed(budget, planner.uniform_points()[WIDE])) is not None:
         return replace(planner.answer(None), refusal=no, unneeded=True)
     margin = planner.known.margin
-    for attempt in range(RETRIES + 1):
-        point = planner.best(margin, again=attempt > 0)
-        if point is None and attempt == 0 and margin < 1:  # what another plan's gate said refuses nothing
-            margin = 1.0
-            point = planner.best(margin)
-        if point is None:
-            return replace(planner.answer(None), refusal=planner.nothing_found())
-        answer = planner.answer(point)
-        if out is None:
-            return planner.timed(answer, point)
-        answer = _carry_out(planner, out, answer, again=attempt > 0)
-        assert answer.verdict is not None
-        margin = min(1.0, margin * _room(answer))
-        if budget.max_kl is not None:
-            planner.known.margin = margin
-        if answer.verdict.passed or attempt == RETRIES:  # what is too slow is not mended by a tighter loss
-            return _measure_speed(planner, planner.timed(answer, point))
-    raise AssertionError("unreachable")
+    point = planner.best(margin)
+    if point is None and margin < 1:  # what another plan's trial said refuses nothing
+        margin = 1.0
+        point = planner.best(margin)
+    if point is None:
+        return replace(planner.answer(None), refusal=planner.nothing_found())
+    answer = planner.answer(point)
+    if out is None:
+        return planner.timed(answer, point)
+    answer = _carry_out(planner, out, answer, again=False)
+    for attempt in range(RETRIES + 1 if budget.bounds_loss else 0):
+        room = _room(_judge(planner, answer, planner.trial_text))
+        margin = min(1.0, margin * room)
+        planner.known.margin = margin
+        tighter = None if room >= 1 or attempt == RETRIES else planner.best(margin, again=True)
+        if tighter is None:  # the last plan stays, and the gate says what it is worth
+            break
+        point = tighter
+        answer = _carry_out(planner, out, planner.answer(point), again=True)
+    return _measure_speed(planner, planner.timed(_gate(planner, answer), point))
 
 
 def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
-    """Quantize, and judge what came out in a fresh process."""
+    """Quantize."""
     assert answer.plan is not None
-    assert answer.predicted is not None
-    budget, settings, checkpoint = answer.budget, planner.settings, planner.candidates.checkpoint
+    settings = planner.settings
     quantize_checkpoint(
-        checkpoint,
+        planner.candidates.checkpoint,
         out,
         plan=answer.plan,
         overwrite=settings.overwrite or again,
@@ -104,28 +110,47 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
         calibration=planner.calibration,
         resumable=False,
     )
+    return replace(answer, path=out)
+
+
+def _gate(planner: Planner, answer: Fit) -> Fit:
+    """Judge what was made, on the text that is kept for this, tasks too. Whatever comes out stands."""
+    settings = planner.settings
+    verdict = _judge(
+        planner,
+        answer,
+        planner.gate_text,
+        tasks=settings.tasks,
+        max_accuracy_drop=answer.budget.max_accuracy_drop,
+    )
+    done = replace(answer, verdict=verdict)
+    _write_verdict(done)
+    return done
+
+
+def _judge(planner: Planner, answer: Fit, text: EvaluationText, **more: Any) -> Verdict:
+    """Hold the artifact to the bounds on the loss in a fresh process, or to what was promised where there are none."""
+    assert answer.predicted is not None
+    budget, settings = answer.budget, planner.settings
     max_kl = budget.max_kl
     if not budget.bounds_loss:
         max_kl = max(answer.predicted.kl * PROMISE, 1e-3)
     with tempfile.TemporaryDirectory(prefix="zeropoint-") as folder:
-        text = Path(folder) / "text.txt"
-        text.write_text(documents.join(planner.gate_text.documents), encoding="utf-8")
+        file = Path(folder) / "text.txt"
+        file.write_text(documents.join(text.documents), encoding="utf-8")
         verdict = check(
-            str(out),
-            str(checkpoint.path),
+            str(answer.path),
+            str(planner.candidates.checkpoint.path),
             max_kl=max_kl,
             max_perplexity_increase=budget.max_perplexity_increase,
-            tasks=settings.tasks,
-            max_accuracy_drop=budget.max_accuracy_drop,
-            text=str(text),
+            text=str(file),
             tokens=settings.gate_tokens,
             threads=settings.threads,
             seed=settings.seed,
             keep=settings.cache,
+            **more,
         )
-    done = replace(answer, verdict=replace(verdict, text=planner.gate_text.source), path=out)
-    _write_verdict(done)
-    return done
+    return replace(verdict, text=text.source)
 
 
 def _measure_speed(planner: Planner, answer: Fit) -> Fit:
@@ -145,18 +170,15 @@ def _write_verdict(answer: Fit) -> None:
     """What was found goes into the artifact's card."""
     assert answer.path is not None
     assert answer.verdict is not None
-    found = answer.verdict.to_json()
-    update_card(
-        answer.path,
-        quality=found["quality"],
-        verdict={k: v for k, v in found.items() if k != "quality"}
-        | {"budget": answer.budget.to_json(), "met": answer.met},
-    )
+    answer.verdict.write(answer.path, budget=answer.budget.to_json(), met=answer.met)
 
 
-def _room(answer: Fit) -> float:
-    """The loss that may be planned for the gate to pass, as a part of what was: the texts differ, and an interval's
-    upper end lies above its middle."""
-    assert answer.verdict is not None
-    shares = [bound.bound / bound.high for bound in answer.verdict.bounds if bound.high > 0]
-    return min(shares, default=1.0) * 0.97
+def _room(trial: Verdict) -> float:
+    """The loss that may be planned for the gate to pass, as a part of what was planned; 1 or more where it may stay."""
+    needed = [
+        (bound.value + HALVES * (bound.high - bound.value)) / bound.bound
+        for bound in trial.bounds
+        if bound.high > 0
+    ]
+    share = max(needed, default=1.0)
+    return 1 / share if share <= 1 else 0.98 / share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -55,7 +56,9 @@ class Planner:
             checkpoint, record, settings.formats, algorithm=settings.algorithm, seed=settings.seed
         )
         check_sizes(self.candidates, budget)
-        self.planning_text, self.gate_text = split(load_text(settings.text))
+        self.planning_text, self.trial_text, self.gate_text = split(
+            load_text(settings.text), self._observed()
+        )
         length = min(WINDOW, record.config.max_positions)
         reader = load_tokenizer(text_folder(checkpoint.path))
         windows = make_windows(self.planning_text, reader, tokens=settings.tokens, context=length)
@@ -93,6 +96,12 @@ class Planner:
             return None
         tokens = settings.calibration_tokens or DEFAULT_TOKENS
         return read_calibration(checkpoint, settings.calibration, tokens=tokens, seed=settings.seed)
+
+    def _observed(self) -> list[str]:
+        """The documents that calibration may observe."""
+        if self.settings.calibration is None:
+            return []
+        return list(load_text(self.settings.calibration).documents)
 
     def _measure(self, meter: LossMeter, step: Step) -> CostTable:
         candidates = self.candidates
@@ -159,7 +168,7 @@ class Planner:
         limits = self.search.limits(self.budget).items()
         within = [p for p in self.search.measured if all(getattr(p, name) <= most for name, most in limits)]
         closest = min(within or self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
-        kept = ", a tenth of the loss kept in hand for the gate's interval" if self.budget.bounds_loss else ""
+        kept = ", some of the loss kept in hand for the gate's interval" if self.budget.bounds_loss else ""
         return (
             f"no plan was found that meets the budget on all sides{kept}: the closest measured takes "
             f"{closest.nbytes / 1e6:.1f} MB, decodes {1 / closest.decode:.0f} tokens/s and has a mean KL of "
@@ -248,14 +257,36 @@ class Planner:
         return [picks for picks in found if picks is not None]
 
 
-def split(text: EvaluationText) -> tuple[EvaluationText, EvaluationText]:
-    """Odd documents and even ones. Raises `UsageError` when there is only one."""
-    if len(text.documents) < 2:
-        raise UsageError(f"the text {text.source} has one document: fit plans on some and checks on others")
-    return (
-        EvaluationText(text.documents[1::2], f"{text.source}, odd documents"),
-        EvaluationText(text.documents[0::2], f"{text.source}, even documents"),
-    )
+#: What each part of the text is for, and its share of the characters. Costs need the least of it, the gate the most.
+SHARES = {"planning": 2, "trials": 3, "the gate": 4}
+
+
+def split(text: EvaluationText, seen: Iterable[str] = ()) -> list[EvaluationText]:
+    """The documents for planning, for trials of what was made, and for the gate: each in one part only.
+
+    In their order, each document goes to the part that has the least of its share. A document that stands twice is
+    taken once, and one of `seen`, which calibration observes, not at all. Raises `UsageError` when fewer than three
+    documents are left.
+    """
+    known = {" ".join(document.split()) for document in seen}
+    parts: dict[str, list[str]] = {name: [] for name in SHARES}
+    sizes = dict.fromkeys(SHARES, 0.0)
+    for document in text.documents:
+        words = " ".join(document.split())
+        if words in known:
+            continue
+        known.add(words)
+        least = min(SHARES, key=lambda name: (bool(parts[name]), sizes[name], -SHARES[name]))
+        parts[least].append(document)
+        sizes[least] += len(document) / SHARES[least]
+    if not all(parts.values()):
+        raise UsageError(
+            f"the text {text.source} has {sum(map(len, parts.values()))} documents that differ, and that calibration "
+            "does not observe: fit takes some for planning, others for trials, and others for the gate, three at least"
+        )
+    return [
+        EvaluationText(tuple(found), f"{text.source}, documents for {name}") for name, found in parts.items()
+    ]
 
 
 def _prediction(name: str, point: Point) -> Prediction:

@@ -22,7 +22,7 @@ from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, optimize
 Floats = NDArray[np.float64]
 
 #: The share of a bound on the loss that is planned for: the gate holds the upper end of an interval, on other text.
-LOSS_MARGIN = 0.9
+LOSS_MARGIN = 0.85
 #: The same for speed, which is noisier than bytes.
 SPEED_MARGIN = 0.97
 #: Answers of the program that are measured before exchanges are tried.

@@ -128,8 +128,6 @@ def load() -> ctypes.CDLL:
         raise UnsupportedError(f"the native kernels {path} do not load: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name, None)
-        if function is None and name == "zp_unpack":
-            continue  # asked for when a model in memory is saved, and missed then
         if function is None:
             raise UnsupportedError(f"the native kernels {path} lack {name}: rebuild with `pip install .`")
         function.restype = result

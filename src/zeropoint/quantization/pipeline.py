@@ -204,7 +204,6 @@ class _Running:
             digest=self._source(),
             machine=self._machine,
             calibration=self._calibration_json(),
-            engine=engine_of(source_config(self._checkpoint)),
         )
 
     def summary(self, out: Path, written: int) -> Summary:
@@ -267,6 +266,7 @@ def card_of(
         layer_errors=[error.to_json() for error in errors],
         notes=notes,
         calibration=calibration,
+        engine=engine_of(source_config(checkpoint)),
     )
 
 

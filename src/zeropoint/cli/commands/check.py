@@ -2,7 +2,8 @@
 
 The same tokens go through both, and the same items of tasks; a bound counts as met only when the whole 95 % interval
 is inside it.
-The verdict is written into the artifact's card (zeropoint.json).
+The verdict is written into the artifact's card (zeropoint.json), with the digest of the weights that it is about. An
+artifact whose weights or card are not what was written is refused (exit 2).
 """
 
 from __future__ import annotations
@@ -116,7 +117,6 @@ def run_gate(
     max_accuracy_drop: float | None = None,
 ) -> int:
     """Measure, print the verdict, write it into the card; the exit code."""
-    from zeropoint.artifact import update_card
     from zeropoint.evaluate import check
 
     check_writable(args.json)
@@ -138,9 +138,6 @@ def run_gate(
         )
     for sentence in verdict.sentences():
         print(sentence)
-    found = verdict.to_json()
-    update_card(
-        artifact, quality=found["quality"], verdict={k: v for k, v in found.items() if k != "quality"}
-    )
-    write_json(args.json, found)
+    verdict.write(artifact)
+    write_json(args.json, verdict.to_json())
     return 0 if verdict.passed else 1

@@ -6,24 +6,24 @@ nor their memory.
 
 from __future__ import annotations
 
-import json
 import logging
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zeropoint import identity
 from zeropoint.allocator import trim
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UnsupportedError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.models.families import derive
 from zeropoint.models.record import DecoderRecord
 from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.runtime.native import library, store
+from zeropoint.runtime.native import kept, library, store
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.parcel import Packed, collect, pack_stream
 from zeropoint.scheme import Activation
+from zeropoint.shards import shard_files
 from zeropoint.sources.records import derive_stored
 from zeropoint.sources.source import Source
 
@@ -78,26 +78,54 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def open_artifact(folder: Path, record: DecoderRecord) -> tuple[Decoder, int]:
-    """An artifact's decoder and the bytes of its weights, from the packed file beside it, which is made when it is
-    missing, stale or damaged. Where it cannot be written the weights are packed in memory."""
-    path, key = folder / store.NAME, artifact_key(folder, record)
+    """An artifact's decoder and the bytes of its weights, from its packed file in the user's cache, which is made when
+    there is none that is whole and the user's own. Where it cannot be written the weights are packed in memory.
+
+    An artifact that is not what its card says is run as it is, and that is said in the log. Raises `ArtifactError`.
+    """
+    card = load_json(folder / CARD_NAME, MAX_CARD_BYTES)
+    before, found = identity.file_states(folder), identity.standing(folder, card)
+    if found.doubts:
+        logger.warning("%s", found.sentence(folder))
+    key = kept.packed_key(card, record, found.tensors)
     try:
-        return _kept(path, key, record)
+        path = kept.place(key)
+    except OSError as cause:
+        logger.info("packing in memory: the user's cache cannot be used (%s)", cause)
+        path = None
+    opened = None if path is None else _from_cache(folder, path, key, record)
+    if opened is None:
+        try:
+            parcel = collect(_packed(folder, record))
+        finally:
+            trim()
+        opened = parcel.decoder(record), parcel.nbytes
+    if identity.file_states(folder) != before:
+        raise ArtifactError(f"the weights in {folder} changed while they were read: try again")
+    return opened
+
+
+def _from_cache(folder: Path, path: Path, key: str, record: DecoderRecord) -> tuple[Decoder, int] | None:
+    """From the packed file, which is made first where there is none; None where it cannot be kept."""
+    try:
+        found = _kept(path, key, record)
+        kept.used(path)
+        return found
     except FileNotFoundError:
         logger.info("packing %s for the native engine, once", folder)
     except OSError as cause:
-        logger.warning("the packed file %s cannot be read (%s): packing again", path, cause.strerror)
+        logger.warning("the packed file %s is not used, it %s: packing again", path, cause.strerror)
     except store.StoreError as cause:
         logger.warning("the packed file %s %s: packing again", path, cause)
     try:
+        kept.make_room(path, sum(_tensor_bytes(file) for file in shard_files(folder, ArtifactError)))
         store.write(path, key, _packed(folder, record))
         return _kept(path, key, record)
     except (OSError, store.StoreError) as cause:
         logger.info("the packed file %s cannot be kept (%s): packing in memory", path, cause)
+        return None
     finally:
         trim()
-    parcel = collect(_packed(folder, record))
-    return parcel.decoder(record), parcel.nbytes
 
 
 def _kept(path: Path, key: str, record: DecoderRecord) -> tuple[Decoder, int]:
@@ -113,24 +141,6 @@ def _packed(folder: Path, record: DecoderRecord) -> Iterator[Packed]:
     from zeropoint import artifact
 
     return pack_stream(record, artifact.open(folder).stream())
-
-
-def artifact_key(folder: Path, record: DecoderRecord) -> str:
-    """What decides an artifact's packed bytes: its plan and layout, how the record cuts its weights, and its files'
-    headers, sizes and times. The tensors themselves are not read. Raises `ArtifactError` for an unreadable card."""
-    card = load_json(folder / CARD_NAME, MAX_CARD_BYTES)
-    plan = json.dumps([card.get("plan"), card.get("layout")], sort_keys=True)
-    parts = repr([source for _, _, source in record.linears()])
-    files = [[path.name, *_state(path)] for path in sorted(folder.glob("*.safetensors"))]
-    return json.dumps([zlib.crc32(plan.encode()), zlib.crc32(parts.encode()), files])
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    """A file's size, time of change, and its header's CRC."""
-    status = path.stat()
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return status.st_size, status.st_mtime_ns, zlib.crc32(file.read(min(length, MAX_CARD_BYTES)))
 
 
 def _tensor_bytes(path: Path) -> int:

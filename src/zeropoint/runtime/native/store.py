@@ -1,8 +1,10 @@
-"""The packed file beside an artifact: its weights in the kernels' layout, mapped in one piece, checked by content.
+"""Packed files: a model's weights in the kernels' layout, mapped in one piece, checked by content.
 
-The artifact stays the truth. The file carries a key of the artifact it was made from and a checksum of every blob;
-when one does not fit, the file is made again. Layout: `MAGIC` and where the index lies (offset, length and CRC-32,
-little-endian uint64), blobs at multiples of 64 bytes, the index in JSON. No instruction set changes it.
+They lie in the user's cache, never beside an artifact: whoever ships an artifact does not decide what is run. The
+artifact stays the truth. A file is named by what it was made from, carries that key and a checksum of every blob, and
+is read only if its user made it and nobody else can write to it; otherwise it is made again. Layout: `MAGIC` and where
+the index lies (offset, length and CRC-32, little-endian uint64), blobs at multiples of 64 bytes, the index in JSON. No
+instruction set changes it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import mmap
 import os
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import fields
@@ -28,10 +29,11 @@ from zeropoint.kernels import library
 from zeropoint.models.record import Rows
 from zeropoint.runtime.native.library import Bytes, Weight, view
 from zeropoint.runtime.native.parcel import Packed, Parcel
+from zeropoint.userfolder import open_own
 
 VERSION = 2
-PREFIX = ".zeropoint-packed-"
-NAME = f"{PREFIX}{library.ABI_VERSION}.{VERSION}"
+NAME = f"packed {library.ABI_VERSION}.{VERSION}"
+"""What decides the layout of a file beside what it holds."""
 
 MAGIC = b"zeropoint packed"
 ALIGNMENT = 64
@@ -51,28 +53,20 @@ class StoreError(Exception):
 
 
 def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
-    """Write the file as the weights arrive, holding one at a time; it gets its name when it is whole.
+    """Write the file as the weights arrive, holding one at a time; it gets its name when it is whole. Its user alone
+    may read it.
 
     Raises `OSError` when the folder does not take it, and what the stream raises.
     """
     # not `tempfile`: its import costs a megabyte of every process that only reads
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with temporary.open("xb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             _write(file, key, packed)
         os.replace(temporary, path)
-        _sweep(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove files of other releases and of writers that were killed. A file of the last hour may still be in the
-    making."""
-    for other in path.parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if other != path and time.time() - other.stat().st_mtime > 3600:
-                other.unlink()
 
 
 class _Pieces:
@@ -122,8 +116,10 @@ def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
 
 
 def read(path: Path, key: str) -> Parcel:
-    """The file's weights and vectors over its mapped memory. Raises `StoreError`, and `OSError` without a file."""
-    with path.open("rb") as file:
+    """Map the file and return its weights and vectors over that memory.
+
+    Raises `StoreError`, `UntrustedError` for a file that is not the user's own, and `OSError` where there is none."""
+    with open_own(path) as file:
         if os.fstat(file.fileno()).st_size < ALIGNMENT:
             raise StoreError("is cut off")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

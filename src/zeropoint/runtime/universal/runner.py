@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from zeropoint import artifact, tokenizer
+from zeropoint import artifact, identity, tokenizer
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.generation import OnToken, generate
@@ -166,6 +166,7 @@ class TorchRunner(Reads):
             raise UsageError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
         if artifact.is_artifact(path):
+            identity.say_doubts(Path(path))
             model, engine = load_artifact(path), "universal"
         else:
             model, engine = load_checkpoint(path, dtype), "transformers"

@@ -99,6 +99,7 @@ class Origin:
             layer_errors=card["layer_errors"],
             notes=card["notes"],
             calibration=card.get("calibration"),
+            engine=card.get("engine") or {},
         )
         sections = {"quality": card["quality"], "verdict": card["verdict"]}
         origin = cls.of(model, made, opened.config, dtypes, Companions(path), **sections)
