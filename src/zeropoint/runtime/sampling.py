@@ -7,6 +7,7 @@ al., arXiv:1805.04833), top-p (Holtzman et al., arXiv:1904.09751), min-p (Nguyen
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -47,6 +48,12 @@ class Sampling:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             if not isinstance(getattr(self, name), Real):
                 raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+            try:
+                float(getattr(self, name))
+            except OverflowError as cause:  # a whole number or a fraction beyond any float
+                raise UsageError(
+                    f"{name} is beyond {sys.float_info.max:.3g}: give a smaller number"
+                ) from cause
         for name in ("top_k", "seed"):
             if not isinstance(getattr(self, name), Integral):
                 raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")

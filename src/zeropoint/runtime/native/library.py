@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from dataclasses import fields
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -209,7 +210,7 @@ class Decoder(_Owner):
         Returns (in `out`, when given) the logits `[marked, vocab]` of the tokens that `wanted` `[n]` marks, or of
         all. Raises `SchemeError` for what the cache or the model cannot take; the cache is then as before.
         """
-        count = len(tokens)
+        count = int(np.size(tokens))
         tokens = int32s("tokens", tokens, count)
         sequences = int32s("sequences", sequences, count)
         positions = int32s("positions", positions, count)
@@ -221,9 +222,13 @@ class Decoder(_Owner):
         shape = (rows, self.record.config.vocab)
         if out is None:
             out = np.empty(shape, np.float32)
-        if out.shape != shape or not out.flags.c_contiguous or out.dtype != np.float32:
+        if (
+            out.shape != shape
+            or not (out.flags.c_contiguous and out.flags.writeable)
+            or out.dtype != np.float32
+        ):
             raise SchemeError(
-                f"the logits need contiguous float32 of the shape {shape}, not {out.dtype} {out.shape}"
+                f"the logits need writable, contiguous float32 of the shape {shape}, not {out.dtype} {out.shape}"
             )
         _check_int32("threads", threads)
         status = load().zp_forward(
@@ -256,6 +261,7 @@ class Cache(_Owner):
         address = c_void_p()
         if type not in CACHE_TYPES:
             raise SchemeError(f"unknown key-value cache {type!r}: use {', '.join(CACHE_TYPES)}")
+        _check_integer("tokens", tokens, 64)
         _check_int32("sequences", sequences)
         status = load().zp_cache_create(decoder.address, tokens, sequences, CACHE_TYPES[type], byref(address))
         library.check(status)
@@ -274,17 +280,23 @@ class Cache(_Owner):
         return bool(load().zp_cache_is_wide(self.address))
 
     def length(self, sequence: int = 0) -> int:
+        """Return how many tokens of a sequence are cached. Raises `SchemeError` for a sequence that there is not."""
+        if not 0 <= sequence < self.sequences:
+            raise SchemeError(f"the cache has {self.sequences} sequences, and no sequence {sequence}")
         return int(load().zp_cache_length(self.address, sequence))
 
     def grow(self, tokens: int) -> None:
         """Make room for `tokens` tokens in all and keep what is cached; a cache never shrinks.
 
         Raises `ZeropointError` when there is no memory for it; the cache is then as before."""
+        _check_integer("tokens", tokens, 64)
         library.check(load().zp_cache_grow(self.address, tokens))
         self.tokens = max(self.tokens, tokens)
 
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget what lies at `length` and beyond."""
+        _check_integer("length", length, 64)
+        _check_int32("sequence", sequence)
         library.check(load().zp_cache_truncate(self.address, sequence, length))
 
 
@@ -309,9 +321,13 @@ def int32s(name: str, values: NDArray[Any], count: int) -> Int32s:
 
 
 def _check_int32(name: str, value: float) -> None:
-    """Raise `SchemeError` for a number that the library would be given another one for: ctypes cuts integers off."""
-    if isinstance(value, int) and not -(2**31) <= value < 2**31:
-        raise SchemeError(f"{name} is {value}, which does not fit 32 bits")
+    _check_integer(name, value, 32)
+
+
+def _check_integer(name: str, value: float, bits: int) -> None:
+    """Raise `SchemeError` for an integer that needs more bits: ctypes would cut it off and pass another number."""
+    if isinstance(value, Integral) and not -(2 ** (bits - 1)) <= int(value) < 2 ** (bits - 1):
+        raise SchemeError(f"{name} is {value!s:.40}, which does not fit {bits} bits")
 
 
 def _data(vector: Floats | None) -> int | None:
