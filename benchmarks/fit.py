@@ -2,8 +2,8 @@
 
     python benchmarks/fit.py build/reference-model --markdown benchmarks/results/fit.md
 
-The fitted plans are found on one half of the text; all are measured on the other half, which no search has seen. At
-each size a rule is filled up to the limit, so that no plan is larger than the fitted one's bound:
+The fitted plans are found on `fit`'s planning documents; all are measured on its gate's documents, which no search has
+seen. At each size a rule is filled up to the limit, so that no plan is larger than the fitted one's bound:
 
 - `edges wider`: whole blocks in the wider format, from both ends inwards;
 - `every third down`: llama.cpp's Q4_K_M widens `down` and the values in the first and last eighth of the blocks and in

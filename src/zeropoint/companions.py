@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 #: Files beside the weights that belong to a model: generation defaults, tokenizer, chat template.
@@ -20,8 +21,29 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+#: The folder of further chat templates, one file each, named by their purpose: `tool_use.jinja`.
+TEMPLATES = "additional_chat_templates"
 
 
 def companion_files(folder: Path) -> list[Path]:
-    """The files of a model folder that go with any weights."""
-    return [file for name in COMPANIONS if (file := folder / name).is_file()]
+    """Return the files of a model folder that go with any weights, in the folder itself and in `TEMPLATES`."""
+    names = [name for name in COMPANIONS if (folder / name).is_file()]
+    templates = sorted(file for file in (folder / TEMPLATES).glob("*.jinja") if file.is_file())
+    return [*(folder / name for name in names), *templates]
+
+
+def companion_name(file: Path) -> Path:
+    """Return where a companion file lies in its model folder: `tokenizer.json`, or a path of two parts."""
+    return (
+        Path(TEMPLATES, file.name)
+        if file.parent.name == TEMPLATES and file.suffix == ".jinja"
+        else Path(file.name)
+    )
+
+
+def copy_companion(file: Path, folder: Path) -> Path:
+    """Copy a companion file to its place in another model folder; return the copy. Raises `OSError`."""
+    copy = folder / companion_name(file)
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copyfile(file, copy)
+    return copy

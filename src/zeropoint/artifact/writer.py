@@ -26,6 +26,7 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
+from zeropoint.companions import copy_companion
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.jsonfile import CARD_NAME
 from zeropoint.plan import Plan
@@ -80,8 +81,10 @@ def write(
         named = {"tensors": digest.hexdigest(), "config": identity.config_digest(folder)}
         write_text(folder / CARD_NAME, dumps(identity.sealed(finish().to_json(), **named)))
         for file in files:
-            shutil.copyfile(file, folder / file.name)
-            sync(folder / file.name)
+            copy = copy_companion(file, folder)
+            sync(copy)
+            if copy.parent != folder:
+                sync(copy.parent)
     return written
 
 

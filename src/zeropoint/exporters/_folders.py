@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from zeropoint.artifact import Artifact
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.format import INT, MIXED, PACKED
 from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, sync, write_text
-from zeropoint.companions import companion_files
+from zeropoint.companions import companion_files, copy_companion
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.exporters import Floats, Pair, Progress, Written
 from zeropoint.qtensor import QuantizedTensor, Weight
@@ -61,8 +60,7 @@ def write_folder(
     shards.close()
     write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
     for file in companion_files(artifact.path):
-        shutil.copyfile(file, path / file.name)
-        sync(path / file.name)
+        sync(copy_companion(file, path))
     return Written(dict(formats))
 
 

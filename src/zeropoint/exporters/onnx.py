@@ -7,7 +7,6 @@ MatMulInteger and MatMulNBits (`zeropoint.onnx.weights`).
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import onnx
 from zeropoint import __version__
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space, write_text
-from zeropoint.companions import companion_files
+from zeropoint.companions import companion_files, copy_companion
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._refusals import by_reason, refusal
@@ -106,7 +105,7 @@ def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> 
     plain = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
     write_text(path / "config.json", json.dumps(plain, indent=2) + "\n")
     for file in companion_files(artifact.path):
-        shutil.copyfile(file, path / file.name)
+        copy_companion(file, path)
     generation = artifact.path / "generation_config.json"
     said = load_json(generation) if generation.is_file() else {}
     text = json.dumps(genai_config(artifact.config, said, record.config, MODEL), indent=2)

@@ -213,7 +213,7 @@ class _Running:
             self._plan,
             written,
             self._checkpoint.source_nbytes(),
-            sum(file.stat().st_size for file in out.iterdir()),
+            sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
             time.perf_counter() - self._started,
             tuple(self._errors),
             tuple(self._warnings),

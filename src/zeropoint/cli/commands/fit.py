@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text: odd documents to plan on, even ones for the gate (default: prose shipped with Python)",
+        help="UTF-8 text, three documents at least, for planning, trials and gate (default: prose shipped with Python)",
     )
     parser.add_argument(
         "--tokens",

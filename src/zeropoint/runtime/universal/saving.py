@@ -344,11 +344,12 @@ def _move_in(staged: Path, out: Path) -> None:
     """Move an artifact's files into the folder above it, in place of an older artifact's; its card comes last."""
     try:
         (out / CARD_NAME).unlink(missing_ok=True)  # from here on the folder is no artifact until it is whole
-        new = {file.name for file in staged.iterdir()}
+        new = {file.relative_to(staged) for file in staged.rglob("*") if file.is_file()}
         for file in [*out.iterdir()]:
-            if WEIGHTS.fullmatch(file.name) and file.name not in new:
+            if WEIGHTS.fullmatch(file.name) and Path(file.name) not in new:
                 file.unlink()
-        for name in sorted(new - {CARD_NAME}):
+        for name in sorted(new - {Path(CARD_NAME)}):
+            (out / name).parent.mkdir(exist_ok=True)
             os.replace(staged / name, out / name)
         os.replace(staged / CARD_NAME, out / CARD_NAME)
     except OSError as cause:
