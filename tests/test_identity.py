@@ -22,7 +22,7 @@ from zeropoint.errors import ArtifactError
 from zeropoint.evaluate.models import describe
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime import open_runner
-from zeropoint.shards import INDEX, SINGLE
+from zeropoint.shards import SINGLE
 from zeropoint.tensordigest import TensorDigest, digest_files
 
 TOKENS = np.arange(12)
@@ -176,14 +176,6 @@ def exchanged(folder: Path, other: Path) -> None:
     tensorfile.write(folder / SINGLE, tensors)
 
 
-def sharded(folder: Path, other: Path) -> None:
-    """Another model's weights as a shard that an index names, beside the file that is left."""
-    shutil.copy(other / SINGLE, folder / "model-00001-of-00001.safetensors")
-    names = load_file(other / SINGLE)
-    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
-    (folder / INDEX).write_text(json.dumps(index))
-
-
 def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path], None]:
     def edit(folder: Path, other: Path) -> None:
         data = json.loads((folder / name).read_text())
@@ -214,7 +206,6 @@ WEIGHTS: dict[str, Callable[[Path, Path], None]] = {
     ),
     "a norm's sign": edit_tensor("model.norm.weight", lambda t: t.__setitem__(0, -t[0])),
     "two tensors exchanged": exchanged,
-    "an index beside the file": sharded,
 }
 CARD: dict[str, Callable[[Path, Path], None]] = {
     "a verdict written by hand": edit_json("zeropoint.json", lambda c: c.update(verdict={"passed": True})),

@@ -279,3 +279,41 @@ def test_an_export_without_its_runtime_says_what_to_install(
     assert "not run: ONNX models are run by onnxruntime, which does not load" in capsys.readouterr().out
     assert main(["export", str(source), "--to", "onnx", "--out", str(tmp_path / "again"), "--no-run"]) == 0
     assert "run" not in capsys.readouterr().out.split("verified")[1]
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if name in key].clear()
+
+
+def _shorter(tensors: dict[str, Any]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+
+def _narrower(tensors: dict[str, Any]) -> None:
+    name = "model.layers.0.input_layernorm.weight"
+    tensors[name] = tensors[name].repeat(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("model.norm.weight"), r"lacks 1 tensors .* model\.norm\.weight"),
+        (_without("layers.0.mlp.up_proj"), "lacks integer weights"),
+        (_without("layers.1.self_attn.q_proj.weight_scale"), r"lacks \d tensors .*q_proj\.weight_scale"),
+        (_without("embed_tokens"), "lacks integer weights"),
+        (_shorter, r"another shape .* model\.norm\.weight"),
+        (_narrower, r"another shape .* model\.layers\.0\.input_layernorm\.weight"),
+    ],
+)
+def test_a_quantized_folder_never_runs_on_random_weights(
+    make: Make, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(make("transformers")[1], tmp_path / "changed"))
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=said):
+        open_runner(folder, threads=1)

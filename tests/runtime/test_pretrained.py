@@ -113,10 +113,15 @@ def test_saving_writes_what_quantizing_writes(
     load(path, format).save_pretrained(tmp_path / "saved")
     zeropoint.quantize(path, tmp_path / "wanted", format=format)
     wanted = {file.name: file.read_bytes() for file in (tmp_path / "wanted").iterdir()}
-    card = json.loads(wanted.pop("zeropoint.json")) | {"machine": None}
     saved = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
-    assert json.loads(saved.pop("zeropoint.json")) | {"machine": None} == card
+    assert _card(saved.pop("zeropoint.json")) == _card(wanted.pop("zeropoint.json"))
     assert saved == wanted
+
+
+def _card(text: bytes) -> dict[str, Any]:
+    """Return a card without its machine, which only `quantize` names, and so without its own digest."""
+    card: dict[str, Any] = json.loads(text)
+    return card | {"machine": None, "digests": card["digests"] | {"card": None}}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

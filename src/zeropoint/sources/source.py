@@ -111,7 +111,7 @@ class Source:
             return self.notes
         return *self.notes, (
             f"{self.name} holds {len(left)} tensors for which the model that its config.json describes has no place, "
-            f"and which are left out: {_listed(left)}"
+            f"and which are left out: {listed(left)}"
         )
 
     def _check_one(self, wanted: Wanted) -> None:
@@ -150,7 +150,9 @@ class Source:
             if untied
             else "the download is incomplete, or the config belongs to another model"
         )
-        return f"{self.name} lacks {len(names)} tensors that its config.json asks for, {_listed(names)}: {reason}"
+        return (
+            f"{self.name} lacks {len(names)} tensors that its config.json asks for, {listed(names)}: {reason}"
+        )
 
 
 def is_finite(array: NDArray[Any]) -> bool:
@@ -160,6 +162,7 @@ def is_finite(array: NDArray[Any]) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names in words: the first few, and how many more there are."""
     shown = ", ".join(names[:MOST_NAMES])
     return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.jsonfile import load_json
 from zeropoint.runtime.foreign import first_line, require
+from zeropoint.sources.source import listed
 
 if TYPE_CHECKING:
     from zeropoint.runtime.universal.runner import TorchRunner
@@ -111,4 +112,36 @@ def _load(path: Path, method: str, dtype: Any) -> Any:
         return torch.nn.Module.float(model)
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed then, and refused below
+        )
+    except RuntimeError as cause:
+        # transformers draws missing weights from a normal distribution, which torch has for floats alone
+        if 'normal_kernel_cpu" not implemented' not in str(cause):
+            raise
+        raise CheckpointError(
+            f"{path} lacks integer weights that its config.json asks for: the download is incomplete, or the config "
+            "belongs to another model"
+        ) from cause
+    _refuse_random(path, loaded)
+    return model
+
+
+def _refuse_random(path: Path, loaded: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where transformers fills a weight with random numbers: the folder lacks it, or holds it
+    in another shape."""
+    if missing := sorted(loaded["missing_keys"]):
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors that its config.json asks for, {listed(missing)}: the download is "
+            "incomplete, or the config belongs to another model"
+        )
+    if mismatched := sorted(str(each[0]) for each in loaded["mismatched_keys"]):
+        raise CheckpointError(
+            f"{path} holds {len(mismatched)} tensors in another shape than its config.json implies, "
+            f"{listed(mismatched)}: the two belong to different models"
+        )
