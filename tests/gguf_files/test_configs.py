@@ -152,7 +152,8 @@ def test_soft_caps_and_scales() -> None:
     ],
 )
 def test_every_config_is_one_that_the_engine_reads(arch: str, more: dict[str, Any]) -> None:
-    record = derive(read(arch, **more))
+    own_head = arch == "phi2"  # a Phi head has a bias, which a tied one could not have
+    record = derive(read(arch, TOP | {"output.weight"} if own_head else TOP, **more))
     if "rope__dimension_count" in more:
         assert record.config.rotary_dim == more["rope__dimension_count"]
 
