@@ -104,6 +104,7 @@ def _load_model(
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.runtime.universal import runner
     from zeropoint.sources.location import locate
+    from zeropoint.sources.notes import tell
 
     path = locate(name, revision=revision)
     if artifact.is_artifact(path):
@@ -121,6 +122,7 @@ def _load_model(
         )
     wanted.refuse_dtype()
     checkpoint = open_checkpoint(name, revision=revision, allow_remote_code=trust_remote_code)
+    tell(checkpoint.notes)
     return _load_quantized(
         checkpoint, wanted.format, keep, trust_remote_code=trust_remote_code, progress=progress
     )

@@ -33,6 +33,7 @@ from zeropoint.quantization.layers import Quantized, measure, quantize_views
 from zeropoint.quantization.pipeline import read_calibration, source_config
 from zeropoint.reference.rounding import check_finite
 from zeropoint.scheme import Scheme, parse
+from zeropoint.sources.notes import tell
 from zeropoint.stats import LayerStats
 from zeropoint.views import LayerView
 
@@ -72,6 +73,7 @@ def open_original(
         raise UsageError(
             f"{path} is converted already: --type takes the model's own folder, as it was published, in its place"
         )
+    tell(checkpoint.notes)
     counted = {} if tokens is None else {"tokens": tokens}
     return OriginalModel(checkpoint, read_calibration(checkpoint, calibration, **counted))
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zeropoint import identity
+from zeropoint.errors import UnsupportedError, ZeropointError
 from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.runtime import foreign
 from zeropoint.scheme import parse
-from zeropoint.sources import locate, open_source
+from zeropoint.sources import locate, open_source, records
 from zeropoint.sources.folder import find_gguf
+from zeropoint.sources.notes import tell
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
@@ -82,7 +84,8 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
     """Return the reference and the artifacts in order, named after folder or hub name; equal names are numbered.
 
     A hub name is fetched, the reference in `revision`. Raise `CheckpointError` for what is neither on this machine nor
-    on the hub.
+    on the hub. What a user should hear of a checkpoint's files (`Source.notes`, tensors that are left out) is logged
+    here, once: the measuring processes' own log is read only where one of them fails.
     """
     names: list[str] = []
     models = []
@@ -96,6 +99,8 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
         source = None if gguf is None or not artifacts else open_source(gguf)
         other = None if source is not None else foreign.identify(path)
         card = _read_json(path, CARD_NAME)
+        if other is None:
+            tell(notes(path, given))
         models.append(
             Model(
                 names[-1],
@@ -110,6 +115,28 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
             )
         )
     return models
+
+
+def notes(path: str, given: str) -> tuple[str, ...]:
+    """Return what a user should hear of a checkpoint's files, from their headers; `given` names it in the sentences.
+
+    torch is imported only for a family that the native engine does not cover. An artifact has no notes, and neither
+    has what cannot be opened: the process that measures it says why.
+    """
+    if (Path(path) / CARD_NAME).is_file():
+        return ()
+    try:
+        found = open_source(path)
+        named = tuple(note.replace(path, given, 1) for note in found.notes)
+        source = replace(found, name=given, notes=named)
+        try:
+            return records.describe(source).notes
+        except UnsupportedError:
+            from zeropoint.checkpoint import open_checkpoint
+
+            return tuple(note.replace(path, given, 1) for note in open_checkpoint(path).notes)
+    except (ZeropointError, OSError, ImportError):
+        return ()
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
 from zeropoint.machine import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_output
+from zeropoint.sources.notes import tell
 
 #: Times a plan that fails its trial is made again, tighter.
 RETRIES = 2
@@ -57,6 +58,7 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
     if out is not None:
         refuse_output(out, overwrite=settings.overwrite)
     checkpoint = open_checkpoint(source)
+    tell(checkpoint.notes)
     try:
         planner = Planner(checkpoint, budget, settings, step)
     except GateError as cause:
