@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.evaluate.conftest import STUB_COMMAND
 from zeropoint.errors import UsageError, ZeropointError
@@ -27,6 +28,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (folder / "config.json").write_text(json.dumps({"dtype": "float32"}))
         if "+" in name:
             (folder / "zeropoint.json").write_text(json.dumps({"plan": {"label": "int8", "choices": {}}}))
+            save_file({"a.weight": np.zeros((2, 2), np.int8)}, folder / "model.safetensors")
         paths.append(str(folder))
     return paths
 

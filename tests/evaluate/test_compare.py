@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import bench, check, compare
@@ -36,6 +38,7 @@ def models(tmp_path: Path) -> list[str]:
             errors = [{"name": "a.weight", "scheme": "int8", "relative_error": 0.01, "sqnr_db": 40.0}]
             card = {"plan": {"label": "int8", "choices": choices}, "layer_errors": errors}
             (folder / "zeropoint.json").write_text(json.dumps(card))
+            save_file({"a.weight": np.zeros((2, 2), np.int8)}, folder / "model.safetensors")
         paths.append(str(folder))
     return paths
 
