@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -15,7 +15,9 @@ from zeropoint.sources import quantized
 from zeropoint.sources.location import locate
 from zeropoint.sources.names import unwrap
 from zeropoint.sources.source import Source, Tensor
-from zeropoint.tensorfile import TensorFile
+
+if TYPE_CHECKING:
+    from zeropoint.tensorfile import TensorFile
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ADAPTER = "adapter_config.json"
@@ -93,6 +95,8 @@ def open_folder(folder: Path, name: str) -> Source:
 
 def open_files(paths: Iterable[Path]) -> dict[str, TensorFile]:
     """Return `tensor name -> the open file that holds it`; of two files, as in transformers, the later one counts."""
+    from zeropoint.tensorfile import TensorFile
+
     where: dict[str, TensorFile] = {}
     for path in paths:
         file = TensorFile(path)

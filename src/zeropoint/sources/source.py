@@ -1,4 +1,7 @@
-"""`Source`: what a model holds, without its architecture, and how it is held against one."""
+"""`Source`: what a model holds, without its architecture, and how it is held against one.
+
+Readers of tensors are imported where they are used: running an artifact takes neither their time nor their memory.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError
 from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.reference.rounding import check_finite
 from zeropoint.sources.names import COMPUTED
-from zeropoint.tensorfile import DTYPES, digest
 
 #: Types that are floats.
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -71,11 +72,15 @@ class Source:
         value = self.weight(name)
         array = value.dequantize() if isinstance(value, QuantizedTensor) else value
         if self.tensors[name].dtype in FLOATS and not is_finite(array):
+            from zeropoint.reference.rounding import check_finite
+
             check_finite(array, f"{self.name}: {name}")
         return array
 
     def nbytes(self) -> int:
         """Return the bytes of all tensors, as stored."""
+        from zeropoint.tensorfile import DTYPES
+
         if self.stored_nbytes is not None:
             return self.stored_nbytes
         return sum(
@@ -86,6 +91,8 @@ class Source:
 
     def digest(self) -> str:
         """Return the sha256 of the weight files (name and bytes of each, in name order), as hex."""
+        from zeropoint.tensorfile import digest
+
         return digest(list(self.files))
 
     def same(self, first: str, second: str) -> bool:
@@ -115,6 +122,8 @@ class Source:
         )
 
     def _check_one(self, wanted: Wanted) -> None:
+        from zeropoint.tensorfile import DTYPES
+
         for stored in wanted.stored:
             dtype = self.tensors[stored].dtype
             if dtype not in DTYPES:

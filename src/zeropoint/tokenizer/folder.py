@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -81,8 +82,7 @@ def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tupl
 
     try:
         fast = Fast.from_file(str(path))
-        byte_level = '"ByteLevel"' in path.read_text(encoding="utf-8")
-        name = pipeline.transformers_class(config, settings, byte_level=byte_level)
+        name = pipeline.transformers_class(config, settings, byte_level=_holds(path, b'"ByteLevel"'))
         special = read_special_tokens(path.parent, settings, name)
         if name is not None:
             pipeline.apply_class(fast, name, settings)
@@ -95,6 +95,12 @@ def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tupl
     fast.no_truncation()
     fast.no_padding()
     return fast, dict(special.named)
+
+
+def _holds(path: Path, words: bytes) -> bool:
+    """Return whether a file holds these bytes. The file is mapped: a copy of it would stay in the process' memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(words) >= 0
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
