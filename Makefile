@@ -73,7 +73,7 @@ native-test: $(STAMP)
 	ctest --test-dir build/tsan --output-on-failure --no-tests=error
 
 pytest: $(STAMP) $(MODEL)/model.safetensors
-	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint native-test pytest
 

@@ -41,3 +41,8 @@ def reference_model() -> Path:
     if not (path / "model.safetensors").is_file():
         pytest.skip(f"no reference model at {path}: run `make model`, or set ZEROPOINT_REFERENCE_MODEL")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the real model: they take longest, and the others fill the second process meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("reference_model") is None)

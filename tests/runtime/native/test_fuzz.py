@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.models.test_config import JUNK, mutate
 from tests.runtime.native.conftest import Artifacts
-from tests.runtime.native.test_config import JUNK, mutate
 from zeropoint.errors import ZeropointError
 from zeropoint.runtime.native.runner import NativeRunner
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.runtime.native.test_engine import divergence, relative_error
-from zeropoint import quantize
+from zeropoint import identity, quantize
 from zeropoint.errors import UsageError
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.native.runner import NativeRunner
@@ -111,6 +112,9 @@ print(json.dumps([resident, runner.weights_bytes, runner._session.cache_bytes]))
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_memory_is_weights_and_cache_and_little_else(format: str, artifact: Callable[[str], Path]) -> None:
     path = artifact(format)
+    time.sleep(
+        identity.SETTLED_NS / 1e9 + 0.1
+    )  # weights that were just written are digested anew by each who loads them
     open_runner(path, engine="native")  # packs
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
