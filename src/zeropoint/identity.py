@@ -10,7 +10,6 @@ its inode or the time of its last change, which no program can set. `verify` rea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import ArtifactError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, json_digest, load_json, parse_json
+from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, json_digest, load_json, parse_json, short_sha256
 from zeropoint.shards import shard_files
-from zeropoint.tensordigest import digest_files
 from zeropoint.userfolder import default_folder, private_folder, read_own
 
 logger = logging.getLogger(__name__)
@@ -135,6 +133,8 @@ def tensors_digest(folder: Path, *, verify: bool = False) -> str:
     memo = _memo_path(folder)
     if not verify and memo is not None and (known := _remembered(memo, state)) is not None:
         return known
+    from zeropoint.tensordigest import digest_files
+
     started = time.time_ns()
     found = digest_files(files)
     if state != file_states(folder):
@@ -159,7 +159,7 @@ def file_states(folder: Path) -> Files:
 
 def _memo_path(folder: Path) -> Path | None:
     cache = default_folder()
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    name = short_sha256(os.fsencode(folder.resolve()))[:32]
     return None if cache is None else cache / MODELS / f"{name}.json"
 
 

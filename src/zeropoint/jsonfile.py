@@ -5,9 +5,10 @@ Shared by source checkpoints and artifacts, which fail with different errors: a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
+from contextlib import suppress
+from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,18 @@ def parse_json(text: str | bytes) -> Any:
 
 def json_digest(value: Any) -> str:
     """sha256 of a plain JSON value, the same in whatever order its keys stand, as hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return short_sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def short_sha256(data: bytes) -> str:
+    """Return the sha256 of some kilobytes as hex, by CPython's own code where there is such.
+
+    `hashlib` loads OpenSSL, 3.6 MB of memory that running a small model does without.
+    """
+    for module in ("_sha256", "_sha2", "hashlib"):  # CPython 3.11; 3.12 and later; anywhere
+        with suppress(ImportError):
+            return str(import_module(module).sha256(data).hexdigest())
+    raise AssertionError("hashlib is part of Python")
 
 
 def _infinity(text: str) -> float:

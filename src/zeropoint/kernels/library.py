@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import sys
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
@@ -142,6 +141,8 @@ def load() -> ctypes.CDLL:
 @cache
 def digest() -> str:
     """sha256 of the library's file, as hex: what was timed with another build does not hold."""
+    import hashlib
+
     return hashlib.sha256(Path(load()._name).read_bytes()).hexdigest()
 
 

@@ -86,8 +86,9 @@ class Sampler:
 
     def __call__(self, logits: Logits) -> int:
         """The next token from logits `[vocab]`. Raises `ArtifactError` as `likeliest` does."""
-        likeliest(logits)
-        token = self._choose(penalize(logits, self._seen, self.sampling.repetition_penalty))
+        best = int(likeliest(logits))
+        penalized = penalize(logits, self._seen, self.sampling.repetition_penalty)
+        token = best if self.sampling.greedy and penalized is logits else self._choose(penalized)
         self._seen.add(token)
         return token
 
@@ -114,8 +115,10 @@ def likeliest(logits: Logits) -> Ids:
 
 def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
     """The logits with those of seen tokens made less likely, within float32; the input is not changed."""
+    if penalty == 1:
+        return logits
     ids = np.fromiter((token for token in seen if 0 <= token < len(logits)), np.int64)
-    if penalty == 1 or not ids.size:
+    if not ids.size:
         return logits
     out, before = logits.copy(), logits[ids].astype(np.float64)
     with np.errstate(over="ignore"):

@@ -1,10 +1,11 @@
-"""Where the tokenizer's files of a model are."""
+"""Where the tokenizer's files of a model are.
+
+Modules that only a GGUF file needs are imported when there is one: a small machine runs folders without their memory.
+"""
 
 from __future__ import annotations
 
 import atexit
-import shutil
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,9 @@ def text_folder(path: Path) -> Path:
     file = find_gguf(path)
     if file is None:
         return path
+    import shutil
+    import tempfile
+
     made = Path(tempfile.mkdtemp(prefix="zeropoint-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     source = open_gguf(file, str(path))

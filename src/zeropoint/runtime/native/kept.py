@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,6 +47,8 @@ def place(key: str) -> Path | None:
 
 def make_room(path: Path, nbytes: int) -> None:
     """Sweep the folder for a new file of about `nbytes`. Raises `OSError` where the disk has no room for it."""
+    import shutil  # with its compressors, 1 MB that a start from a packed file does without
+
     folder = path.parent
     wanted = {tensors[:32] for tensors in _tensors_of(folder)}
     now, files = time.time(), []
