@@ -27,6 +27,7 @@ from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.runtime.universal.assemble import assemble
+from zeropoint.runtime.universal.emulated import fast_products
 from zeropoint.runtime.universal.packed import weights_bytes
 from zeropoint.runtime.universal.pretrained import adopt
 from zeropoint.runtime.universal.saving import Origin, noting_dtypes
@@ -177,7 +178,8 @@ class TorchRunner(Reads):
     @torch.inference_mode()
     def logits(self, tokens: Tokens) -> Logits:
         ids = torch.from_numpy(np.atleast_2d(tokens))
-        out = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+        with fast_products():
+            out = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
         return out[0] if tokens.ndim == 1 else out  # type: ignore[no-any-return]
 
     @torch.inference_mode()
