@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint import artifact, documents
-from zeropoint.budget import Budget
+from zeropoint import artifact
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate import bench, check
+from zeropoint.files import documents
 from zeropoint.fitting import Settings, default_folder, fit
 from zeropoint.fitting.planner import Planner
 from zeropoint.kernels import native
+from zeropoint.values.budget import Budget
 
 BUDGETS = (
     Budget(max_memory=60_000_000),

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zeropoint.kernels import active_isa, library
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 
-from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate.windows import make_windows
 from zeropoint.fitting import Settings, default_folder
@@ -34,6 +33,7 @@ from zeropoint.fitting.planner import WINDOW, Planner
 from zeropoint.kernels import native
 from zeropoint.planning.solver import Picks
 from zeropoint.tokenizer import load_tokenizer
+from zeropoint.values.budget import Budget
 
 
 @dataclass(frozen=True)

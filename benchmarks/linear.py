@@ -34,9 +34,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from zeropoint.kernels import active_isa, library, native
-from zeropoint.machine import Machine
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import parse
+from zeropoint.machine.detect import Machine
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import parse
 
 SHAPES = ((2048, 2048), (5632, 2048), (576, 1536), (49152, 576))
 INT8, INT4 = "int8:channel:sym:bf16:a16token", "int4:g32:sym:nested:a16token"

@@ -35,7 +35,7 @@ from quality_table import Row, by_kind, costs_alone, duels, front
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.evaluate.quality import measure_quality
 from zeropoint.evaluate.windows import Windows, load_text, make_windows
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.quantization import read_calibration
 from zeropoint.runtime import open_runner
 from zeropoint.tokenizer import load_tokenizer

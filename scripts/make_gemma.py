@@ -47,7 +47,7 @@ def write_folder(model: GgufModel, folder: Path, dtype: str) -> None:
     save_file(tensors, partial / "model.safetensors", {"format": "pt"})
     config = {**model.config, "dtype": dtype}
     (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    model.write_companions(partial)
+    model.write_tokenizer_files(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import damage_subjects as subjects
-from tests.damage import Subject, Trial, limited
+from tests.support import damage_subjects as subjects
+from tests.support.damage import Subject, Trial, limited
 
 MUTANTS = 50
 #: So many of the mutants of each file must be refused, where damage is not made good from elsewhere.

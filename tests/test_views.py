@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tests.tiny import ARCHITECTURES
+from tests.support.tiny import ARCHITECTURES
 from zeropoint.checkpoint import open_checkpoint
 
 Tiny = Callable[[str], Path]

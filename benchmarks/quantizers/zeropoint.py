@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from quantizer import Calibration as Text
 
 if TYPE_CHECKING:
-    from zeropoint.plan import Plan
+    from zeropoint.values.plan import Plan
 
 PLANS = Path(__file__).parents[1] / "plans"
 SCHEMES = {
@@ -79,8 +79,8 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
 def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
     """One format for all layers, or those of a plan file."""
     from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
+    from zeropoint.values.plan import Plan
 
     checkpoint = open_checkpoint(model)
     options = OPTIONS.get(algorithm, {})

@@ -11,12 +11,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from zeropoint import _moved
+
 __version__ = "0.1.0"
+_moved.install()
 
 if TYPE_CHECKING:
     from zeropoint.api import AutoModelForCausalLM, compare, export, fit, import_model, load, quantize
     from zeropoint.errors import ZeropointError
-    from zeropoint.scheme import Scheme
+    from zeropoint.values.scheme import Scheme
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -33,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "AutoModelForCausalLM": "zeropoint.api",
-    "Scheme": "zeropoint.scheme",
+    "Scheme": "zeropoint.values.scheme",
     "ZeropointError": "zeropoint.errors",
     "compare": "zeropoint.api",
     "export": "zeropoint.api",

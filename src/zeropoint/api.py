@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from zeropoint.exporters import Export
     from zeropoint.fitting import Fit
     from zeropoint.importers import Imported
-    from zeropoint.plan import Plan
     from zeropoint.quantization import LayerError, Progress, Summary
-    from zeropoint.report import Report
     from zeropoint.runtime.load_options import LoadOptions
     from zeropoint.runtime.model import Model
+    from zeropoint.values.plan import Plan
+    from zeropoint.values.report import Report
 
 
 class AutoModelForCausalLM:
@@ -102,7 +102,7 @@ def _load_model(
 ) -> PreTrainedModel:
     from zeropoint import artifact
     from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.runtime.universal import runner
+    from zeropoint.runtime.torch_engine import runner
     from zeropoint.sources.location import locate
     from zeropoint.sources.notes import tell
 
@@ -140,10 +140,10 @@ def _load_quantized(
     from contextlib import ExitStack
 
     from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import card_of, companions, source_config, stream
-    from zeropoint.runtime.universal import runner, saving
-    from zeropoint.runtime.universal.assemble import assemble
-    from zeropoint.runtime.universal.pretrained import adopt
+    from zeropoint.quantization import card_of, source_config, stream, tokenizer_files
+    from zeropoint.runtime.torch_engine import runner, saving
+    from zeropoint.runtime.torch_engine.assemble import assemble
+    from zeropoint.runtime.torch_engine.pretrained import adopt
 
     errors: list[LayerError] = []
     warnings: list[str] = []
@@ -162,10 +162,10 @@ def _load_quantized(
     model = assemble(checkpoint.config, weights, trust_remote_code=trust_remote_code)
     if checkpoint.path.is_dir():
         runner.attach_generation_config(model, checkpoint.path)
-        files: saving.Files = saving.Companions(checkpoint.path)
+        files: saving.Files = saving.TokenizerFiles(checkpoint.path)
     else:
         with ExitStack() as stack:
-            written = companions(checkpoint, stack)
+            written = tokenizer_files(checkpoint, stack)
             files = saving.Contents.of(written)
             if written:
                 runner.attach_generation_config(model, written[0].parent)
@@ -209,7 +209,7 @@ def quantize(
     """
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
     from zeropoint.planning import uniform_plan
     from zeropoint.quantization import auto, quantize_checkpoint, read_calibration
 
@@ -261,10 +261,10 @@ def fit(
     `max_memory` is bytes or text ("80MB"); `out=None` stops at the plan; `settings` are the fields of
     `zeropoint.fitting.Settings`. The result's `refusal` says why there is no plan, `met` whether all bounds hold.
     """
-    from zeropoint.budget import Budget, parse_bytes
     from zeropoint.fitting import Settings
     from zeropoint.fitting import fit as run
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
+    from zeropoint.values.budget import Budget, parse_bytes
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill, max_accuracy_drop)
@@ -287,7 +287,7 @@ def load(
 
     `engine="auto"` takes the native engine where it covers the model; see `zeropoint.runtime.open_runner`.
     """
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
     from zeropoint.runtime import open_runner
     from zeropoint.runtime.model import Model
 
@@ -308,7 +308,7 @@ def compare(
 ) -> Report:
     """Measure a checkpoint and artifacts made from it side by side; see `zeropoint.evaluate.compare`."""
     from zeropoint.evaluate import compare as run
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
 
     return run(
         str(model),
@@ -337,7 +337,8 @@ def export(
     With a `type` of the target's own (`Q4_K_M`), `path` is the original model instead, observed on so many
     `calibration_tokens` of the text `calibration` (None: the usual number, the built-in text).
     """
-    from zeropoint import artifact, exporters, identity
+    from zeropoint import artifact, exporters
+    from zeropoint.files import identity
 
     if type is None:
         if calibration is not None or calibration_tokens is not None:

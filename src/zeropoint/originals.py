@@ -26,15 +26,15 @@ from zeropoint.calibrate import Calibration
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
 from zeropoint.gguf.superblocks import Storable, SuperTensor
-from zeropoint.plan import Choice, Plan
-from zeropoint.qtensor import Coded, Floats, QuantizedTensor
 from zeropoint.quantization.calibrated import CalibratedBlocks
 from zeropoint.quantization.layers import Quantized, measure, quantize_views
 from zeropoint.quantization.pipeline import read_calibration, source_config
 from zeropoint.reference.rounding import check_finite
-from zeropoint.scheme import Scheme, parse
 from zeropoint.sources.notes import tell
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.qtensor import Coded, Floats, QuantizedTensor
+from zeropoint.values.scheme import Scheme, parse
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)

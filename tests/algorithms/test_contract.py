@@ -10,9 +10,9 @@ import pytest
 from zeropoint import algorithms
 from zeropoint.algorithms._folds import Group
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import parse
+from zeropoint.values.stats import LayerStats
 
 FORMATS = [
     "int8",

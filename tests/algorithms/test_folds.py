@@ -8,8 +8,8 @@ import pytest
 from zeropoint.algorithms import awq, rtn, smoothquant
 from zeropoint.algorithms._folds import ROUNDING, Group
 from zeropoint.reference.linear import linear
-from zeropoint.scheme import Scheme, parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.scheme import Scheme, parse
+from zeropoint.values.stats import LayerStats
 
 INT8, INT4 = parse("int8:channel:sym:bf16:a8token"), parse("int4:channel:sym:bf16")
 

@@ -8,9 +8,9 @@ import pytest
 
 from zeropoint.algorithms import gptq, rtn
 from zeropoint.errors import StatisticsError
-from zeropoint.qtensor import QuantizedTensor, expand_groups
-from zeropoint.scheme import Scheme, parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import QuantizedTensor, expand_groups
+from zeropoint.values.scheme import Scheme, parse
+from zeropoint.values.stats import LayerStats
 
 
 def correlated(tokens: int = 400, columns: int = 200, *, seed: int = 0) -> np.ndarray:

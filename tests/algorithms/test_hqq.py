@@ -9,10 +9,10 @@ import pytest
 
 from tests.algorithms.test_contract import weights
 from zeropoint.algorithms import hqq, rtn
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.rounding import grouped, quantize_min_max
-from zeropoint.scheme import Scheme, parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Scheme, parse
+from zeropoint.values.stats import LayerStats
 
 
 def statistics(columns: int = 72) -> LayerStats:

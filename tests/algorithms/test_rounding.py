@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from zeropoint.algorithms import rounding, rtn
-from zeropoint.qtensor import QuantizedTensor, expand_groups
 from zeropoint.reference.rounding import round_scale
-from zeropoint.scheme import parse
+from zeropoint.values.qtensor import QuantizedTensor, expand_groups
+from zeropoint.values.scheme import parse
 
 WIDTH, BATCHES = 48, 4
 

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from tests.algorithms.test_contract import weights
 from zeropoint.algorithms.rtn import Options, quantize
 from zeropoint.reference.rounding import grouped, quantize_min_max
-from zeropoint.scheme import Scheme, parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.scheme import Scheme, parse
+from zeropoint.values.stats import LayerStats
 
 
 def group_errors(weight: np.ndarray, made: object, scheme: Scheme) -> np.ndarray:

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from zeropoint import artifact
 from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
+from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.quantization import quantize_checkpoint
-from zeropoint.tensorfile import TensorFile
 
 Tiny = Callable[[str], Path]
 

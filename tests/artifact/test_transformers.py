@@ -18,8 +18,8 @@ import transformers
 
 from zeropoint import artifact
 from zeropoint.artifact.format import targets
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import quantize_checkpoint
+from zeropoint.values.qtensor import QuantizedTensor
 
 Tiny = Callable[[str], Path]
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import ARCHITECTURES, make_checkpoint
+from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint.cli.main import main
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint.cli.main import build_parser, main
 
 

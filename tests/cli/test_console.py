@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint import quantize
 from zeropoint.cli import console
 from zeropoint.errors import UsageError

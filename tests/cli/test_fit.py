@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint import artifact
-from zeropoint.budget import Budget
 from zeropoint.cli.main import main
 from zeropoint.errors import UsageError
 from zeropoint.fitting import Settings, fit
+from zeropoint.values.budget import Budget
 
 QUICK = ["--tokens", "600", "--planning-tokens", "300", "--evaluations", "2", "--threads", "1"]
 
@@ -124,7 +124,7 @@ def test_prompts_have_a_bound_too(
 def test_a_plan_for_another_machine(
     model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
 
     box = Machine("a small box", "Linux", 1, ("scalar",), 10**9, 10**9, (), 5.0)
     (tmp_path / "box.json").write_text(json.dumps(box.to_json()))

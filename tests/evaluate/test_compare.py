@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import bench, check, compare
 from zeropoint.evaluate.gate import default_bounds, judge
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 CONTRACT = {
     "weights_bytes",

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
 from zeropoint.gguf import blocks
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.rounding import quantize_min_max
-from zeropoint.scheme import parse
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import parse
 
 
 def weights(columns: int = 128, seed: int = 0) -> NDArray[np.float32]:

@@ -15,11 +15,11 @@ import torch
 from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UnsupportedError
-from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.uniform import plan_nbytes
 from zeropoint.quantization import quantize_checkpoint
-from zeropoint.scheme import parse
+from zeropoint.values.plan import Plan
+from zeropoint.values.scheme import parse
 
 Tiny = Callable[[str], Path]
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
+from zeropoint.files.gguf_file import GgufFile
 from zeropoint.gguf.vocabulary import read_vocabulary
-from zeropoint.ggufile import GgufFile
-from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.uniform import plan_nbytes
 from zeropoint.quantization import quantize_checkpoint
+from zeropoint.values.plan import Plan
 
 Make = Callable[[str, str], Path]
 

@@ -14,8 +14,8 @@ from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
 from zeropoint.gguf import superblocks
 from zeropoint.gguf.superblocks import FORMATS
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 KINDS = sorted(FORMATS)
 Kind = GGMLQuantizationType

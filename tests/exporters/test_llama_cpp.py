@@ -16,11 +16,11 @@ import pytest
 from gguf import MODEL_ARCH_NAMES
 from tokenizers import Tokenizer
 
-from tests import tiny
 from tests.conftest import ROOT
+from tests.support import tiny
 from zeropoint import artifact, exporters
+from zeropoint.files.gguf_file import GgufFile
 from zeropoint.gguf.recipes import RECIPES, Model
-from zeropoint.ggufile import GgufFile
 from zeropoint.quantization import quantize_checkpoint
 
 PYTHON = ROOT / "build/peers/llama_cpp/bin/python"

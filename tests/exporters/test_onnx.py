@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters
 from zeropoint.errors import ArtifactError, GateError, UnsupportedError
 from zeropoint.kernels.divergence import divergence
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime import open_runner
-from zeropoint.runtime.foreign.onnxruntime import OnnxEngine
+from zeropoint.runtime.external.onnxruntime import OnnxEngine
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

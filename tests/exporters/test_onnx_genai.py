@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters
 from zeropoint.quantization import quantize_checkpoint
 from zeropoint.runtime import open_runner

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH, GGMLQuantizationType
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import exporters
 from zeropoint.algorithms import _ggml_grids as grids
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
+from zeropoint.files.gguf_file import GgufFile
 from zeropoint.gguf import superblocks
 from zeropoint.gguf.recipes import RECIPES, Model
-from zeropoint.ggufile import GgufFile
 from zeropoint.originals import OriginalModel, open_original, quantize_to
-from zeropoint.plan import Choice
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice
+from zeropoint.values.stats import LayerStats
 
 Kind = GGMLQuantizationType
 Make = Callable[[str], Path]
@@ -197,9 +197,11 @@ def test_what_is_run_beside_the_file(
     """The float model in float32, where the file is made of it; an artifact as it is."""
     from zeropoint.evaluate import agreement, client
     from zeropoint.quantization import quantize_checkpoint
-    from zeropoint.runtime import foreign
+    from zeropoint.runtime import external
 
-    monkeypatch.setattr(foreign.Foreign, "prepare", lambda self: None)  # as if llama.cpp were installed
+    monkeypatch.setattr(
+        external.ExternalModel, "prepare", lambda self: None
+    )  # as if llama.cpp were installed
     source = make("llama_tied")
     if not lossy:
         quantize_checkpoint(source, tmp_path / "int8", format="int8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.fitting.cache import Cache
 from zeropoint.fitting.candidates import Candidates, read_record

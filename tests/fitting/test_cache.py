@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zeropoint.files.user_folder import default_folder
 from zeropoint.fitting import cache as cache_module
 from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.loss import Loss
 from zeropoint.planning.solver import QUANTITIES, CostTable
-from zeropoint.runtime.native.parcel import Packed
-from zeropoint.userfolder import default_folder
+from zeropoint.runtime.native.packed_weights import Packed
 
 KEY = {"model": "a", "tokens": 7}
 
@@ -50,17 +50,17 @@ def test_tables_and_losses_come_back(tmp_path: Path) -> None:
 def test_damage_costs_time_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = Cache(tmp_path)
     cache.write(KEY, known())
-    cache.parcel(KEY, 16, packed)
+    cache.packed_weights(KEY, 16, packed)
     (tables,) = tmp_path.glob("*.json")
     (candidate,) = tmp_path.glob("*.packed")
     tables.write_text('{"groups": ["g"]}')
     candidate.write_bytes(candidate.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
         assert cache.read(KEY) is None
-        assert "norm" in cache.parcel(KEY, 16, packed).vectors
+        assert "norm" in cache.packed_weights(KEY, 16, packed).vectors
     assert "measured again" in caplog.text
     assert "made again" in caplog.text
-    assert "norm" in cache.parcel(KEY, 16, no_more).vectors
+    assert "norm" in cache.packed_weights(KEY, 16, no_more).vectors
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(
     for cache in (Cache(tmp_path / "file" / "folder"), Cache(None)):
         cache.write(KEY, known())
         assert cache.read(KEY) is None
-        assert (cache.parcel(KEY, 16, packed).vectors["norm"] == np.arange(4)).all()
+        assert (cache.packed_weights(KEY, 16, packed).vectors["norm"] == np.arange(4)).all()
     assert "not kept" in caplog.text
 
 
@@ -78,11 +78,11 @@ def test_the_oldest_candidates_make_room(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cache_module, "MOST_BYTES", 1000)
     cache = Cache(tmp_path)
     for number in range(5):
-        cache.parcel({"number": number}, 400, packed)
+        cache.packed_weights({"number": number}, 400, packed)
     assert sum(file.stat().st_size for file in tmp_path.glob("*.packed")) <= 1000
-    cache.parcel({"number": 4}, 400, no_more)
+    cache.packed_weights({"number": 4}, 400, no_more)
     before = sorted(tmp_path.iterdir())
-    cache.parcel({"too": "large"}, 2000, packed)
+    cache.packed_weights({"too": "large"}, 2000, packed)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fitting.conftest import candidates_of, silent
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.quality import measure_quality

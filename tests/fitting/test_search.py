@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.fitting.conftest import candidates_of, silent
-from tests.tiny import make_checkpoint
-from zeropoint.budget import Budget
+from tests.support.tiny import make_checkpoint
 from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates
 from zeropoint.fitting.loss import Loss, LossMeter
 from zeropoint.fitting.search import Search, group_losses
 from zeropoint.planning.solver import CostTable
+from zeropoint.values.budget import Budget
 
 
 def search_of(candidates: Candidates, windows: np.ndarray) -> Search:

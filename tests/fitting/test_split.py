@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import make_checkpoint
-from zeropoint.budget import Budget
+from tests.support.tiny import make_checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import check
 from zeropoint.evaluate.windows import EvaluationText, default_text
 from zeropoint.fitting import Settings
 from zeropoint.fitting.cache import Cache
 from zeropoint.fitting.planner import SHARES, split
+from zeropoint.values.budget import Budget
 
 #: The package has a function of the same name.
 fit_module = import_module("zeropoint.fitting.fit")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from zeropoint.budget import Budget
 from zeropoint.errors import UsageError
 from zeropoint.fitting.target import Target, read_machine
 from zeropoint.kernels import active_isa
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
+from zeropoint.values.budget import Budget
 
 BOX = Machine("a small box", "Linux", 4, ("scalar",), 10**9, 5 * 10**8, (), 10.0)
 

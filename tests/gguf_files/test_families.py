@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import zeropoint
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UnsupportedError
@@ -171,8 +171,8 @@ def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
 
 
 def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeropoint.ggufile import GgufFile
-    from zeropoint.machine import Machine
+    from zeropoint.files.gguf_file import GgufFile
+    from zeropoint.machine.detect import Machine
     from zeropoint.planning.survey import survey
 
     _, file = export("llama_tied", tmp_path, "int8")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.files.gguf_file import GgufFile
 from zeropoint.gguf.model import GgufModel
 from zeropoint.gguf.sentencepiece import merges
 from zeropoint.gguf.tokenizer import HeaderTokenizer
-from zeropoint.ggufile import GgufFile
 from zeropoint.quantization import quantize_checkpoint
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6

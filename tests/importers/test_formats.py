@@ -18,7 +18,7 @@ from tests.importers.test_importers import floats
 from zeropoint import artifact, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError
-from zeropoint.jsonfile import CARD_NAME
+from zeropoint.files.json_file import CARD_NAME
 from zeropoint.sources import quantized
 
 Tiny = Callable[[str], Path]

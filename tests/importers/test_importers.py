@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import artifact, exporters, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
-from zeropoint.jsonfile import CARD_NAME
+from zeropoint.files.json_file import CARD_NAME
 from zeropoint.planning import uniform_plan
-from zeropoint.qtensor import Weight
 from zeropoint.quantization import quantize_checkpoint
+from zeropoint.values.qtensor import Weight
 
 Tiny = Callable[[str], Path]
 

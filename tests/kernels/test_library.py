@@ -48,7 +48,7 @@ def test_the_environment_forces_a_level(level: str) -> None:
 
 @needs_library
 def test_an_unknown_level_is_an_error() -> None:
-    code = "from zeropoint.kernels import choose; from zeropoint.scheme import parse\n"
+    code = "from zeropoint.kernels import choose; from zeropoint.values.scheme import parse\n"
     code += "print(choose(parse('int8'), (16, 16))[1])\n"
     code += "from zeropoint.kernels import active_isa; active_isa()"
     done = run(code, ZEROPOINT_ISA="mmx")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.kernels.weights import magnitude, random_weight
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import backend, choose, library, native
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.linear import linear as reference_linear
 from zeropoint.reference.linear import quantize_activations
-from zeropoint.scheme import Activation, Scheme, parse
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Activation, Scheme, parse
 
 LEVELS = library.isa_levels()
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native library is not built")

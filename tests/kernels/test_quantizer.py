@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from zeropoint.errors import ZeropointError
 from zeropoint.kernels import active_isa, columns, grid, isa_levels, library
-from zeropoint.qtensor import expand_groups
-from zeropoint.scheme import Scheme, parse
+from zeropoint.values.qtensor import expand_groups
+from zeropoint.values.scheme import Scheme, parse
 
 SCHEMES = [
     "int4:g32",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.linear import quantize_activations
-from zeropoint.scheme import Scheme, parse
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Scheme, parse
 
 
 def random_weight(

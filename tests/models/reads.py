@@ -23,7 +23,7 @@ import transformers
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import models
 
 FIELDS = Path(models.__file__).with_name("fields.json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.families import derive
 

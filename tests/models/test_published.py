@@ -7,10 +7,10 @@ import pytest
 from tests.models.published import MODELS
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.families import derive
-from zeropoint.models.record import DecoderRecord
+from zeropoint.models.spec import ModelSpec
 
 
-def parameters(record: DecoderRecord) -> int:
+def parameters(record: ModelSpec) -> int:
     """The elements of all stored tensors, each once."""
     sizes = {
         (source.weight, source.rows): source.shape[0] * source.shape[1] for _, _, source in record.linears()

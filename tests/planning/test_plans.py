@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import ARCHITECTURES
+from tests.support.tiny import ARCHITECTURES
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import SchemeError, UsageError
 from zeropoint.planning import coverage, quantized_fraction, require_coverage, uniform_plan
 from zeropoint.planning.uniform import fit
-from zeropoint.scheme import parse
+from zeropoint.values.scheme import parse
 
 Tiny = Callable[[str], Path]
 FORMATS = ["int8", "int4", "int4:g32:asym:bf16:a8g32", "fp16", "int3:tensor:asym", "int4:g40"]

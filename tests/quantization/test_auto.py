@@ -12,8 +12,8 @@ from zeropoint import algorithms, quantize
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import UsageError
-from zeropoint.plan import Plan
 from zeropoint.quantization import auto
+from zeropoint.values.plan import Plan
 
 Tiny = Callable[[str], Path]
 

@@ -15,18 +15,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import ARCHITECTURES
+from tests.support.tiny import ARCHITECTURES
 from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.plan import Choice
 from zeropoint.planning import uniform_plan
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import Progress, stream
 from zeropoint.quantization import calibrated as module
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
-from zeropoint.scheme import parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import parse
+from zeropoint.values.stats import LayerStats
 
 Tiny = Callable[[str], Path]
 

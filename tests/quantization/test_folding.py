@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import ARCHITECTURES, make_checkpoint
+from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.planning import uniform_plan
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import Progress, calibrated, stream
 from zeropoint.quantization.folding import Folder
+from zeropoint.values.qtensor import QuantizedTensor
 
 #: Where a fold has nothing to do, which is said too: never that it was taken back.
 EXPECTED = re.compile("nothing that scales makes their input|routed copies|no scale that lessens")

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import ARCHITECTURES, make_checkpoint
-from zeropoint import artifact, tensorfile
+from tests.support.tiny import ARCHITECTURES, make_checkpoint
+from zeropoint import artifact
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UsageError, ZeropointError
-from zeropoint.plan import Plan
+from zeropoint.files import safetensors_file
 from zeropoint.planning import uniform_plan
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization import Progress, quantize_checkpoint, stream
+from zeropoint.values.plan import Plan
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Tiny = Callable[[str], Path]
 
@@ -229,7 +230,7 @@ def test_failing_disk_midway(
     def fail(*_: Any) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(tensorfile, "write", fail)
+    monkeypatch.setattr(safetensors_file, "write", fail)
     with pytest.raises(ArtifactError, match=words):
         quantize_checkpoint(tiny_checkpoint("llama_tied"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -241,7 +242,7 @@ def test_the_systems_error_survives_the_library(tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         with pytest.raises(OSError, match="large") as caught:
-            tensorfile.write(tmp_path / "big.safetensors", {"a": np.zeros(1_000_000, np.int8)})
+            safetensors_file.write(tmp_path / "big.safetensors", {"a": np.zeros(1_000_000, np.int8)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import ARCHITECTURES
+from tests.support.tiny import ARCHITECTURES
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.replay import Replay

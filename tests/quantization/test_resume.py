@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint import quantize
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.quantization import Progress, journal
+from zeropoint.quantization import Progress, run_checkpoint
 
 Tiny = Callable[[str], Path]
 
@@ -66,7 +66,7 @@ def test_killed_at_random_moments(algorithm: str, tmp_path: Path) -> None:
             child.kill()
             child.join()
             kills += child.exitcode == -signal.SIGKILL
-            resumed += journal.is_unfinished(out)
+            resumed += run_checkpoint.is_unfinished(out)
         if kills >= 10:
             break
     last = start(out, resume=True)
@@ -75,7 +75,7 @@ def test_killed_at_random_moments(algorithm: str, tmp_path: Path) -> None:
     assert kills == 10
     assert resumed  # some were killed behind a finished block
     for out in tmp_path.glob("out-*"):
-        if journal.is_unfinished(out):  # killed between the last rename and the end
+        if run_checkpoint.is_unfinished(out):  # killed between the last rename and the end
             run(source, out, algorithm, resume=True)
         assert files(out) == files(whole)
     assert left_over(tmp_path) == []
@@ -95,7 +95,7 @@ def test_interrupted_after_any_weight(
     name: str, algorithm: str, tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind every weight, one after the other, in a single run that is resumed again and again."""
-    monkeypatch.setattr(journal, "SHARE", 1e9)
+    monkeypatch.setattr(run_checkpoint, "SHARE", 1e9)
     source, steps, resumed = tiny_checkpoint(name), list[str](), 0
     run(source, tmp_path / "whole", algorithm, progress=lambda step: steps.append(step.name))
     out = tmp_path / "out"
@@ -109,7 +109,7 @@ def test_interrupted_after_any_weight(
 
         with pytest.raises(KeyboardInterrupt):
             run(source, out, algorithm, resume=True, progress=interrupt)
-        resumed += journal.is_unfinished(out)
+        resumed += run_checkpoint.is_unfinished(out)
     assert resumed
     run(source, out, algorithm, resume=True)
     assert files(out) == files(tmp_path / "whole")
@@ -155,7 +155,7 @@ def test_another_command_does_not_go_on_with_it(interrupted: Path, tiny_checkpoi
 
 
 def test_another_machine_is_said(interrupted: Path, tiny_checkpoint: Tiny) -> None:
-    path = interrupted.parent / ".out.unfinished" / journal.NAME
+    path = interrupted.parent / ".out.unfinished" / run_checkpoint.NAME
     data = json.loads(path.read_text())
     data["run"]["machine"] = "another"
     path.write_text(json.dumps(data))
@@ -169,7 +169,7 @@ def test_another_machine_is_said(interrupted: Path, tiny_checkpoint: Tiny) -> No
     assert [line for line in summary.warnings if "another machine" in line]
 
 
-@pytest.mark.parametrize("which", [journal.NAME, "weights-", "states-"])
+@pytest.mark.parametrize("which", [run_checkpoint.NAME, "weights-", "states-"])
 def test_damage_is_said(which: str, interrupted: Path, tiny_checkpoint: Tiny) -> None:
     path = next(interrupted.parent.glob(f".out.unfinished/{which}*"))
     path.write_bytes(path.read_bytes()[:-100])
@@ -181,7 +181,7 @@ def test_damage_is_said(which: str, interrupted: Path, tiny_checkpoint: Tiny) ->
 
 def test_two_processes_do_not_share_a_run(interrupted: Path, tiny_checkpoint: Tiny) -> None:
     with (
-        journal.Journal(interrupted, journal.Run("", "", "", "", ""))._locked(),
+        run_checkpoint.RunCheckpoint(interrupted, run_checkpoint.Run("", "", "", "", ""))._locked(),
         pytest.raises(UsageError, match="another process"),
     ):
         run(tiny_checkpoint("llama_tied"), interrupted, "gptq", resume=True)
@@ -192,7 +192,7 @@ def test_what_is_finished_is_found(tiny_checkpoint: Tiny, tmp_path: Path) -> Non
     source, out = tiny_checkpoint("gpt2"), tmp_path / "out"
     first = quantize(source, out, format="int4", algorithm="gptq", calibration_tokens=512, resume=True)
     assert first.resumed == 0  # nothing was kept: it began
-    journal.folder_of(out).mkdir()
+    run_checkpoint.folder_of(out).mkdir()
     second = quantize(source, out, format="int4", algorithm="gptq", calibration_tokens=512, resume=True)
     assert second.resumed == 2
     assert left_over(tmp_path) == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import ARCHITECTURES, make_checkpoint
+from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint.algorithms.rotation import hadamard_matrix, rotate
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import UnsupportedError, UsageError

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import make_checkpoint
+from tests.support.tiny import make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import SchemeError, UsageError
 from zeropoint.quantization.sensitivity import measure, sensitivity_key
 from zeropoint.quantization.sensitivity.errors import fake_quantize
-from zeropoint.scheme import Activation
-from zeropoint.sensitivity import Sensitivity
+from zeropoint.values.scheme import Activation
+from zeropoint.values.sensitivity import Sensitivity
 
 Tiny = Callable[[str], Path]
 TOKENS = np.random.default_rng(0).integers(0, 256, (8, 64))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
+from zeropoint.artifact.packing import pack, unpack
 from zeropoint.errors import SchemeError
-from zeropoint.reference.packing import pack, unpack
 
 SHAPES = [(1, 1), (3, 8), (5, 31), (4, 32), (7, 33), (16, 97), (33, 5)]
 

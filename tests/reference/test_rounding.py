@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from tests.test_scheme import schemes
 from zeropoint.errors import CheckpointError, SchemeError
-from zeropoint.qtensor import expand_groups
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme, parse
+from zeropoint.values.qtensor import expand_groups
+from zeropoint.values.scheme import Scheme, parse
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=41)
 WEIGHTS = SHAPES.flatmap(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from zeropoint.report import Measurement, Report
+from zeropoint.values.report import Measurement, Report
 
 NASTY = "</script><script>alert('x')</script> & \"<b>\""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zeropoint.render import frontier, svg
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 
 def point(name: str, megabytes: float, decode: float, kl: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from zeropoint.errors import UsageError
 from zeropoint.render.colours import colour_classes
 from zeropoint.render.page import embed, page, write_page
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 from .conftest import NASTY, VALUES, build
 

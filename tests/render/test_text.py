@@ -12,7 +12,7 @@ from zeropoint.render.layers import heat_map, parse
 from zeropoint.render.summary import candidates, headline, other_sentences, sentence, warnings
 from zeropoint.render.svg import decades, nice_ticks, shorten
 from zeropoint.render.terminal import plain_text
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 from .conftest import VALUES, build
 

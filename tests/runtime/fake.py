@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import Activation
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Activation
 
 
 def round_activations(x: Tensor, activation: Activation | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import linear
 
 from zeropoint.runtime import open_runner
-from zeropoint.runtime.universal import emulated
+from zeropoint.runtime.torch_engine import emulated
 
 
 @pytest.fixture

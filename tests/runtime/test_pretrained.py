@@ -18,10 +18,10 @@ import transformers
 import zeropoint
 from tests.runtime.fake import fake_quantize_
 from tests.runtime.test_universal import quantized_weights
-from tests.tiny import ARCHITECTURES
+from tests.support.tiny import ARCHITECTURES
 from zeropoint import AutoModelForCausalLM
 from zeropoint.errors import ArtifactError, UsageError, ZeropointError
-from zeropoint.runtime.universal.packed import PackedTensor
+from zeropoint.runtime.torch_engine.packed import PackedTensor
 
 Checkpoints = Callable[[str], Path]
 TOKENS = torch.tensor([[1, 5, 9, 2, 33, 7, 7, 11, 60, 3, 21, 14]])
@@ -138,7 +138,7 @@ def test_what_is_saved_loads_everywhere(name: str, tiny_checkpoint: Checkpoints,
 
 
 def test_kept_weights_in_16_bits_and_shards(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
-    from tests.tiny import make_checkpoint
+    from tests.support.tiny import make_checkpoint
 
     for name, keep in (("gpt2", "*c_fc*"), ("llama_untied", "*lm_head*"), ("mixtral", "*experts*")):
         path = make_checkpoint(name, tmp_path / name, dtype=torch.bfloat16)
@@ -164,7 +164,7 @@ def test_the_verdict_goes_with_the_weights(tiny_checkpoint: Checkpoints, tmp_pat
 
 
 def test_changes_after_loading_are_saved(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
-    from tests.tiny import make_checkpoint
+    from tests.support.tiny import make_checkpoint
 
     for dtype in (torch.float32, torch.bfloat16):
         path = make_checkpoint("llama_tied", tmp_path / f"{dtype}", dtype=dtype)

@@ -13,16 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM as HuggingFace
 
 from tests.runtime.fake import fake_quantize_, round_activations
-from tests.tiny import ARCHITECTURES, make_checkpoint
+from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint import AutoModelForCausalLM, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.planning import uniform_plan
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.quantization import stream
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.sampling import Sampling
-from zeropoint.runtime.universal.modules import QuantEmbedding, QuantLinear
+from zeropoint.runtime.torch_engine.modules import QuantEmbedding, QuantLinear
+from zeropoint.values.qtensor import QuantizedTensor
 
 TOKENS = torch.tensor([[1, 5, 9, 2, 33, 7, 7, 11, 60, 3, 21, 14]])
 

@@ -26,7 +26,7 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, ZeropointError
 from zeropoint.originals import open_original
 from zeropoint.runtime import open_runner
-from zeropoint.runtime.universal.runner import build
+from zeropoint.runtime.torch_engine.runner import build
 
 Tiny = Callable[[str], Path]
 Tensors = dict[str, torch.Tensor]

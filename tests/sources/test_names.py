@@ -12,13 +12,13 @@ import torch
 from huggingface_hub import constants
 
 import zeropoint
-from tests.tiny import write_tokenizer
+from tests.support.tiny import write_tokenizer
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.evaluate.models import describe
 from zeropoint.originals import open_original
 from zeropoint.runtime import open_runner
-from zeropoint.runtime.universal.runner import load_checkpoint
+from zeropoint.runtime.torch_engine.runner import load_checkpoint
 from zeropoint.sources import locate, open_source
 from zeropoint.sources.vocabulary import tokens_beyond
 

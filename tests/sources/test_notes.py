@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zeropoint
-from tests import tiny
-from zeropoint.budget import Budget
+from tests.support import tiny
 from zeropoint.evaluate import bench, check, client, compare
 from zeropoint.fitting import Settings, fit
 from zeropoint.originals import open_original
+from zeropoint.values.budget import Budget
 
 FILE = "model.safetensors"
 EXTRA = "holds 1 tensors for which the model .* has no place"

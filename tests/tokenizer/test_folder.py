@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.tiny import write_tokenizer
+from tests.support.tiny import write_tokenizer
 from zeropoint.errors import ArtifactError, UnsupportedError, UsageError
 from zeropoint.tokenizer import HubTokenizer, Tokenizer
 

@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from zeropoint.errors import UsageError
-from zeropoint.scheme import Scheme
+from zeropoint.values.scheme import Scheme
 
 #: The function that makes a module an algorithm of a kind, in the order in which a composition is carried out.
 KINDS = ("rotate", "fold", "quantize", "quantize_block", "tune_model")

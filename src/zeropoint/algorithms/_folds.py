@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from zeropoint.algorithms import rtn
-from zeropoint.qtensor import Floats
 from zeropoint.reference.linear import quantize_activations
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import Floats
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 #: The most that one channel is scaled against the geometric mean of all.
 MOST = 1e3

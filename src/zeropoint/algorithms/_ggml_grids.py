@@ -24,10 +24,10 @@ from gguf import GGMLQuantizationType
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
 from zeropoint.gguf.superblocks import FORMATS, Format, SuperTensor
-from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 #: The least number that a block's scales are multiples of: FP16's smallest, so that no step is zero.
 TINY = np.float32(2.0**-24)

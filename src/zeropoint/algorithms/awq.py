@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from zeropoint.algorithms._folds import Fold, Group, floored, search
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 #: Statistics of the input beside the sample in the group.
 NEEDS: frozenset[str] = frozenset({"second_moment"})

@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import rtn
 from zeropoint.errors import StatisticsError
 from zeropoint.kernels.columns import descend, round_columns
-from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference.rounding import check_finite
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
 

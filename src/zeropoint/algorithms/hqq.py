@@ -29,10 +29,10 @@ import numpy as np
 
 from zeropoint.algorithms import rtn
 from zeropoint.kernels import grid
-from zeropoint.qtensor import Floats, QuantizedTensor
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import Floats, QuantizedTensor
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 NEEDS: frozenset[str] = rtn.NEEDS
 

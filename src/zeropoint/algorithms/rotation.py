@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.qtensor import Floats
+from zeropoint.values.qtensor import Floats
 
 NEEDS: frozenset[str] = frozenset()
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.rounding import grouped, round_scale
-from zeropoint.scheme import Scheme
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Scheme
 
 NEEDS: frozenset[str] = frozenset()
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from zeropoint.kernels import grid
-from zeropoint.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 
 #: Statistics of the layer's input this algorithm can use.
 NEEDS: frozenset[str] = frozenset({"second_moment"})

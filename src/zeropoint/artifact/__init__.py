@@ -4,7 +4,7 @@ from zeropoint.artifact.card import Card, update_card
 from zeropoint.artifact.layout import Layout
 from zeropoint.artifact.reader import Artifact, is_artifact, open
 from zeropoint.artifact.writer import refuse_existing, write
-from zeropoint.jsonfile import CARD_NAME
+from zeropoint.files.json_file import CARD_NAME
 
 __all__ = [
     "CARD_NAME",

@@ -2,7 +2,8 @@
 
 A strict format: an unknown field, a missing one or a wrong type is an `ArtifactError`, so that a card is never
 half understood. It holds no time and no path, so that the same inputs give the same bytes. It names digests of the
-tensors, of config.json and of itself, so that a verdict is not taken for one of other weights (`zeropoint.identity`).
+tensors, of config.json and of itself, so that a verdict is not taken for one of other weights
+(`zeropoint.files.identity`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeropoint import identity
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
-from zeropoint.plan import Plan
+from zeropoint.files import identity
+from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
+from zeropoint.values.plan import Plan
 
 logger = logging.getLogger(__name__)
 

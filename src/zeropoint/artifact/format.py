@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zeropoint.artifact.layout import Layout, copies_scale, module_of
-from zeropoint.plan import Plan
-from zeropoint.scheme import Scheme
+from zeropoint.values.plan import Plan
+from zeropoint.values.scheme import Scheme
 
 Shape = tuple[int, ...]
 

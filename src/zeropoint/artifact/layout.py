@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.artifact.packing import pack, unpack
 from zeropoint.errors import ArtifactError
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.reference.packing import pack, unpack
 from zeropoint.reference.rounding import STORAGE
-from zeropoint.scheme import SCALE_BYTES, Scheme, ceil_div
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import SCALE_BYTES, Scheme, ceil_div
 
 NAME_LISTS = ("embeddings", "transposed", "experts", "buffered")
 

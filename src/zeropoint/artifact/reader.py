@@ -12,11 +12,11 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import check_card, read_card
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import ArtifactError, ZeropointError
-from zeropoint.jsonfile import CARD_NAME, load_json
-from zeropoint.plan import Plan
-from zeropoint.qtensor import Weight
-from zeropoint.shards import SINGLE, shard_files
-from zeropoint.tensorfile import TensorFile
+from zeropoint.files.json_file import CARD_NAME, load_json
+from zeropoint.files.safetensors_file import TensorFile
+from zeropoint.files.shards import SINGLE, shard_files
+from zeropoint.values.plan import Plan
+from zeropoint.values.qtensor import Weight
 
 
 class Artifact:

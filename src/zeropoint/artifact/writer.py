@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint import identity, tensorfile
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
-from zeropoint.companions import copy_companion
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.jsonfile import CARD_NAME
-from zeropoint.plan import Plan
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.shards import INDEX, SINGLE
-from zeropoint.tensordigest import TensorDigest
+from zeropoint.files import identity, safetensors_file
+from zeropoint.files.json_file import CARD_NAME
+from zeropoint.files.model_files import copy_model_file
+from zeropoint.files.shards import INDEX, SINGLE
+from zeropoint.files.tensor_digest import TensorDigest
+from zeropoint.values.plan import Plan
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def write(
         named = {"tensors": digest.hexdigest(), "config": identity.config_digest(folder)}
         write_text(folder / CARD_NAME, dumps(identity.sealed(finish().to_json(), **named)))
         for file in files:
-            copy = copy_companion(file, folder)
+            copy = copy_model_file(file, folder)
             sync(copy)
             if copy.parent != folder:
                 sync(copy.parent)
@@ -129,7 +129,7 @@ def _write_weights(
     def add(name: str, tensor: NDArray[Any]) -> None:
         shards.add(name, tensor)
         data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-        digest.add(name, tensorfile.dtype_name(tensor.dtype), tensor.shape, data)
+        digest.add(name, safetensors_file.dtype_name(tensor.dtype), tensor.shape, data)
 
     shapes: dict[str, tuple[int, ...]] = {}
     for name, weight in weights:
@@ -168,7 +168,7 @@ class Shards:
 
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._files):05d}.safetensors"
-        self._total += tensorfile.write(path, self._pending)
+        self._total += safetensors_file.write(path, self._pending)
         sync(path)
         self._files.append((path, list(self._pending)))
         self._pending = {}

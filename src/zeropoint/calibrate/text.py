@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint import documents
 from zeropoint.errors import UsageError, ZeropointError
-from zeropoint.jsonfile import parse_json
+from zeropoint.files import documents
+from zeropoint.files.json_file import parse_json
 from zeropoint.tokenizer import Message, Text, reader
 from zeropoint.tokenizer.templates import plain_content
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from zeropoint.errors import CheckpointError
-from zeropoint.jsonfile import load_json
+from zeropoint.files.json_file import load_json
 
 
 def load_config(path: Path, *, allow_remote_code: bool) -> Any:

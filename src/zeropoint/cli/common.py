@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeropoint import outfile
 from zeropoint.cli.console import readable, rich_console
 from zeropoint.errors import UsageError
+from zeropoint.files import atomic
 
 if TYPE_CHECKING:
-    from zeropoint.machine import Machine
-    from zeropoint.report import Report
+    from zeropoint.machine.detect import Machine
     from zeropoint.runtime.protocol import Runner
     from zeropoint.runtime.sampling import Sampling
+    from zeropoint.values.report import Report
 
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`."""
@@ -124,7 +124,7 @@ def positive_int(text: str) -> int:
 
 
 def default_threads(threads: int | None) -> int:
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
 
     return threads if threads is not None else Machine.detect().cores
 
@@ -132,7 +132,7 @@ def default_threads(threads: int | None) -> int:
 def this_machine(*, measure: bool) -> Machine:
     """The machine, with its memory bandwidth measured (a second) if asked and if the native kernels are there."""
     from zeropoint.kernels import library
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
 
     machine = Machine.detect()
     if not measure or library.missing() is not None:
@@ -148,20 +148,20 @@ def text_file(path: Path | None) -> str | None:
 
 
 def write_json(path: Path | None, data: Mapping[str, Any]) -> None:
-    write_text(path, outfile.dump_json(data))
+    write_text(path, atomic.dump_json(data))
 
 
 def write_text(path: Path | None, text: str) -> None:
     """Write a result file, if one is asked for."""
     if path is not None:
-        outfile.write_text(path, text)
+        atomic.write_text(path, text)
 
 
 def check_writable(*paths: Path | None) -> None:
     """Refuse before the work what would fail after it."""
     for path in paths:
         if path is not None:
-            outfile.refuse_unwritable(path)
+            atomic.refuse_unwritable(path)
 
 
 @contextmanager

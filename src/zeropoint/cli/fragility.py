@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from zeropoint.sensitivity import Sensitivity
+    from zeropoint.values.sensitivity import Sensitivity
 
 #: From harmless to fragile: colours of a 256-colour terminal, readable on dark and on light.
 _RAMP = (17, 24, 31, 38, 71, 142, 178, 208, 202, 196)

@@ -15,8 +15,8 @@ from zeropoint.evaluate.answers import DEFAULT_PROMPTS
 from zeropoint.evaluate.compare import paired_request
 from zeropoint.evaluate.models import describe
 from zeropoint.evaluate.progress import Progress
-from zeropoint.machine import Machine
-from zeropoint.runtime import foreign
+from zeropoint.machine.detect import Machine
+from zeropoint.runtime import external
 
 TOKENS, CONTEXT, NEW_TOKENS = 1000, 256, 64
 OWN, EXACT = "the export", "the export in exact arithmetic"
@@ -93,7 +93,7 @@ def agreement(
     Raises `UnsupportedError` when that runtime is not installed or there is no text to run, and `GateError` when it
     refuses the file.
     """
-    other = foreign.identify(exported)
+    other = external.identify(exported)
     if other is None:
         raise UnsupportedError(f"no runtime here is known for {exported}")
     other.prepare()  # without it the file would run on our own engine, and agree with itself

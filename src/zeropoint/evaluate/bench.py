@@ -10,8 +10,8 @@ from zeropoint.evaluate import client, environment
 from zeropoint.evaluate.models import Model, describe
 from zeropoint.evaluate.progress import Progress
 from zeropoint.evaluate.settings import SpeedSettings
-from zeropoint.machine import Machine
-from zeropoint.report import Measurement, Report
+from zeropoint.machine.detect import Machine
+from zeropoint.values.report import Measurement, Report
 
 
 def bench(

@@ -21,9 +21,9 @@ from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
-from zeropoint.machine import Machine
-from zeropoint.report import Measurement, Report
+from zeropoint.machine.detect import Machine
 from zeropoint.runtime import ENGINES
+from zeropoint.values.report import Measurement, Report
 
 logger = logging.getLogger(__name__)
 

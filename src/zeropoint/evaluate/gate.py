@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from zeropoint import identity
 from zeropoint.artifact import update_card
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.evaluate import client
@@ -35,7 +34,8 @@ from zeropoint.evaluate.compare import noise_floor, quality_request
 from zeropoint.evaluate.models import describe
 from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
-from zeropoint.jsonfile import CARD_NAME
+from zeropoint.files import identity
+from zeropoint.files.json_file import CARD_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from zeropoint.allocator import release
+from zeropoint.machine.heap import release
 
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _STATUS = Path("/proc/self/status")

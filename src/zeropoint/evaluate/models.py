@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zeropoint import identity
 from zeropoint.errors import UnsupportedError, ZeropointError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
-from zeropoint.runtime import foreign
-from zeropoint.scheme import parse
+from zeropoint.files import identity
+from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
+from zeropoint.runtime import external
 from zeropoint.sources import locate, open_source, records
 from zeropoint.sources.folder import find_gguf
 from zeropoint.sources.notes import tell
+from zeropoint.values.scheme import parse
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
@@ -24,8 +24,8 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 class Model:
     """A model to measure. `name` is unique in its report, `path` is where it is on this machine, `given` what the user
     called it. `card` is empty for a checkpoint. `runtime` names the other runtime that runs it, and is empty for what
-    ours run. `doubts` says how an artifact differs from what its card names (`zeropoint.identity`): then nothing that
-    the card says of quality is about these weights."""
+    ours run. `doubts` says how an artifact differs from what its card names (`zeropoint.files.identity`): then nothing
+    that the card says of quality is about these weights."""
 
     name: str
     path: str
@@ -33,7 +33,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
-    foreign_format: str = ""
+    external_format: str = ""
     given: str = ""
     doubts: tuple[str, ...] = ()
 
@@ -46,8 +46,8 @@ class Model:
     @property
     def format(self) -> str:
         """The number format in words: the plan's label, the checkpoint's dtype, or another runtime's name for it."""
-        if self.foreign_format:
-            return self.foreign_format
+        if self.external_format:
+            return self.external_format
         if not self.card:
             return _DTYPE_NAMES[self.dtype]
         plan = self.card.get("plan")
@@ -97,7 +97,7 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
         gguf = find_gguf(Path(path)) if index == 0 else None
         # a GGUF file that others are compared with is a source like any other; what it means is read exactly
         source = None if gguf is None or not artifacts else open_source(gguf)
-        other = None if source is not None else foreign.identify(path)
+        other = None if source is not None else external.identify(path)
         card = _read_json(path, CARD_NAME)
         if other is None:
             tell(notes(path, given))

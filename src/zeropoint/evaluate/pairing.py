@@ -74,7 +74,7 @@ def _recorded(
     own: list[str],
 ) -> Pairing:
     """As `Pairing`, and remembered for the next time if the reference can be."""
-    from zeropoint.runtime.universal.recorder import Recorder
+    from zeropoint.runtime.torch_engine.recorder import Recorder
 
     recorder = Recorder.of(runner, request["reference"]["path"])
     if recorder is None:
@@ -98,7 +98,7 @@ class _Kept:
 
     @classmethod
     def of(cls, kept: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _Kept:
-        from zeropoint.runtime.universal.head import Head
+        from zeropoint.runtime.torch_engine.head import Head
 
         head = Head.open(request["reference"]["path"], kept.head, kept.inputs, threads=request["threads"])
         return cls(windows, head.window)

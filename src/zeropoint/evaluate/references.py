@@ -26,11 +26,11 @@ from zeropoint.artifact.card import replace_bytes
 from zeropoint.errors import ArtifactError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.windows import Windows
-from zeropoint.jsonfile import json_digest
+from zeropoint.files.json_file import json_digest
+from zeropoint.files.user_folder import read_own
 from zeropoint.kernels import active_isa, library
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.sources import open_source
-from zeropoint.userfolder import read_own
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint import documents
 from zeropoint.errors import UsageError
+from zeropoint.files import documents
 from zeropoint.tokenizer import prefix_of
 
 DEFAULT_CONTEXT = 512

@@ -15,12 +15,12 @@ from zeropoint.artifact import Artifact
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.format import INT, MIXED, PACKED
 from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, sync, write_text
-from zeropoint.companions import companion_files, copy_companion
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.exporters import Floats, Pair, Progress, Written
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.shards import shard_files
-from zeropoint.tensorfile import TensorFile
+from zeropoint.files.model_files import copy_model_file, model_files
+from zeropoint.files.safetensors_file import TensorFile
+from zeropoint.files.shards import shard_files
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Encode = Callable[[Artifact, str, Weight], Iterable[tuple[str, NDArray[Any]]]]
 Decode = Callable[[Artifact, str, Mapping[str, TensorFile]], Weight]
@@ -59,8 +59,8 @@ def write_folder(
             shards.add(key, tensor)
     shards.close()
     write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-    for file in companion_files(artifact.path):
-        sync(copy_companion(file, path))
+    for file in model_files(artifact.path):
+        sync(copy_model_file(file, path))
     return Written(dict(formats))
 
 

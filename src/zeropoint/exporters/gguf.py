@@ -23,14 +23,14 @@ from zeropoint.artifact.writer import check_space
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Floats, Original, Pair, Progress, Written, digest
 from zeropoint.exporters._refusals import by_reason, refusal
+from zeropoint.files.gguf_file import GgufFile
 from zeropoint.gguf import blocks, superblocks
 from zeropoint.gguf.graphs import Description, describe
 from zeropoint.gguf.placements import Placement
 from zeropoint.gguf.recipes import RECIPES, Model
 from zeropoint.gguf.superblocks import Storable, SuperTensor
 from zeropoint.gguf.vocabulary import Vocabulary, read_vocabulary
-from zeropoint.ggufile import GgufFile
-from zeropoint.qtensor import QuantizedTensor
+from zeropoint.values.qtensor import QuantizedTensor
 
 Kind = GGMLQuantizationType
 

@@ -17,13 +17,13 @@ import onnx
 from zeropoint import __version__
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space, write_text
-from zeropoint.companions import companion_files, copy_companion
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._refusals import by_reason, refusal
-from zeropoint.jsonfile import load_json
+from zeropoint.files.json_file import load_json
+from zeropoint.files.model_files import copy_model_file, model_files
 from zeropoint.models.families import derive
-from zeropoint.models.record import DecoderRecord
+from zeropoint.models.spec import ModelSpec
 from zeropoint.onnx import decoder
 from zeropoint.onnx.data import DataReader, DataWriter
 from zeropoint.onnx.genai import genai_config
@@ -38,7 +38,7 @@ MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
 class Survey:
     """What is decided before a byte is written."""
 
-    record: DecoderRecord
+    record: ModelSpec
     ways: decoder.Ways
 
 
@@ -58,7 +58,7 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
         made = decoder.Decoder(survey.record, survey.ways, artifact.read, graph)
         made.write(lambda done: progress(f"write layer {done}", done, layers))
     (path / MODEL).write_bytes(graph.model("zeropoint", __version__).SerializeToString(deterministic=True))
-    _write_companions(artifact, path, survey.record)
+    _write_tokenizer_files(artifact, path, survey.record)
     labels = Counter(way.label for way in survey.ways.values())
     return Written(dict(sorted(labels.items())))
 
@@ -100,12 +100,12 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     return (None, found) if found else (Survey(record, ways), [])
 
 
-def _write_companions(artifact: Artifact, path: Path, record: DecoderRecord) -> None:
+def _write_tokenizer_files(artifact: Artifact, path: Path, record: ModelSpec) -> None:
     """Write config.json, tokenizer and genai_config.json."""
     plain = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
     write_text(path / "config.json", json.dumps(plain, indent=2) + "\n")
-    for file in companion_files(artifact.path):
-        copy_companion(file, path)
+    for file in model_files(artifact.path):
+        copy_model_file(file, path)
     generation = artifact.path / "generation_config.json"
     said = load_json(generation) if generation.is_file() else {}
     text = json.dumps(genai_config(artifact.config, said, record.config, MODEL), indent=2)

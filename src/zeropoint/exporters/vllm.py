@@ -18,9 +18,9 @@ from zeropoint.artifact import Artifact
 from zeropoint.exporters import Pair, Progress, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
 from zeropoint.exporters._refusals import by_reason, refusal
-from zeropoint.qtensor import Weight
-from zeropoint.scheme import Scheme
-from zeropoint.tensorfile import TensorFile
+from zeropoint.files.safetensors_file import TensorFile
+from zeropoint.values.qtensor import Weight
+from zeropoint.values.scheme import Scheme
 
 #: Projections that vLLM runs as one, by the leaf of the module's name.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

@@ -20,12 +20,12 @@ import numpy as np
 
 from zeropoint.artifact.card import replace_text
 from zeropoint.errors import ArtifactError
+from zeropoint.files.json_file import json_digest, parse_json
+from zeropoint.files.user_folder import read_own
 from zeropoint.fitting.loss import Loss
-from zeropoint.jsonfile import json_digest, parse_json
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
-from zeropoint.runtime.native.parcel import Packed, Parcel, collect
-from zeropoint.userfolder import read_own
+from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def parcel(self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]) -> Parcel:
-        """The kept parcel, else what `make` gives, kept for the next time if there is room for `nbytes`."""
+    def packed_weights(
+        self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]
+    ) -> PackedWeights:
+        """The kept packed weights, else what `make` gives, kept for the next time if there is room for `nbytes`."""
         path = self._path(key, "packed")
         if path is None or nbytes > MOST_BYTES:
             return collect(make())
@@ -94,10 +96,10 @@ class Cache:
     def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
         return None if self._folder is None else self._folder / f"fit-{json_digest(dict(key))[:32]}.{kind}"
 
-    def _read(self, path: Path) -> Parcel:
-        parcel = store.read(path, path.stem)
+    def _read(self, path: Path) -> PackedWeights:
+        packed_weights = store.read(path, path.stem)
         os.utime(path)
-        return parcel
+        return packed_weights
 
     def _make_room(self, nbytes: float) -> None:
         assert self._folder is not None

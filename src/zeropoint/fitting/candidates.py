@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.fitting.cache import Cache
-from zeropoint.models.record import MODEL, DecoderRecord, LinearSlot
-from zeropoint.plan import Plan
+from zeropoint.models.spec import MODEL, LinearSlot, ModelSpec
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import Picks
 from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
 from zeropoint.quantization import Progress, stream
 from zeropoint.runtime.native.library import Decoder, Weight
-from zeropoint.runtime.native.parcel import Packed, Parcel, pack_stream
+from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, pack_stream
 from zeropoint.sources.records import describe
+from zeropoint.values.plan import Plan
 
 #: The unquantized weights, in 16 bits: what every loss is measured against.
 WIDE = "16-bit"
@@ -55,7 +55,7 @@ class Group:
     weights: tuple[str, ...]
 
 
-def groups_of(record: DecoderRecord) -> list[Group]:
+def groups_of(record: ModelSpec) -> list[Group]:
     """The groups of a model in the order in which a token meets them, the embedding first."""
     kind_of = {slot: kind for kind, slots in KINDS.items() for slot in slots}
     found: dict[tuple[int, str], list[str]] = {}
@@ -79,7 +79,7 @@ class Candidates:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        record: DecoderRecord,
+        record: ModelSpec,
         formats: Sequence[str],
         *,
         algorithm: str,
@@ -93,7 +93,7 @@ class Candidates:
         for text in formats:
             self._plans[text] = uniform_plan(checkpoint, text, embedding=text, algorithm=algorithm, seed=seed)
         self.formats = tuple(self._plans)
-        self._parcels: dict[str, Parcel] = {}
+        self._packed_weights: dict[str, PackedWeights] = {}
         narrow = self._plans[self.formats[-1]].choices
         wanted = {name for name, choice in narrow.items() if choice.scheme is not None}
         groups = [replace(g, weights=tuple(n for n in g.weights if n in wanted)) for g in groups_of(record)]
@@ -113,24 +113,26 @@ class Candidates:
                 given = None if text == WIDE else tokens
                 return pack_stream(self.record, stream(self.checkpoint, plan, tokens=given, progress=watch))
 
-            self._parcels[text] = cache.parcel({**key, "plan": plan.to_json()}, plan.nbytes, packed)
+            self._packed_weights[text] = cache.packed_weights(
+                {**key, "plan": plan.to_json()}, plan.nbytes, packed
+            )
 
     def decoder(self, picks: Picks) -> Decoder:
         """The model with group g in format `formats[picks[g]]`. Nothing is copied."""
         chosen = {
-            name: self._parcels[self.formats[pick]]
+            name: self._packed_weights[self.formats[pick]]
             for group, pick in zip(self.groups, picks, strict=True)
             for name in group.weights
         }
-        rest = self._parcels[self.formats[-1]]
+        rest = self._packed_weights[self.formats[-1]]
         weights = {part: chosen.get(part[0], rest).weights[part] for part in rest.weights}
-        return Parcel(weights, rest.vectors).decoder(self.record)
+        return PackedWeights(weights, rest.vectors).decoder(self.record)
 
     def weights(self, group: Group, format: str) -> list[Weight]:
         """The packed parts of a group that decoding a token multiplies by: an untied embedding is only looked up."""
         if group.kind == "embedding" and any(other.kind == "head" for other in self.groups):
             return []
-        return [w for part, w in self._parcels[format].weights.items() if part[0] in group.weights]
+        return [w for part, w in self._packed_weights[format].weights.items() if part[0] in group.weights]
 
     def plan(self, picks: Picks, reasons: Sequence[str], label: str, seed: int) -> Plan:
         """The mix as a plan that `quantize` carries out."""
@@ -168,7 +170,7 @@ def _watch(step: Step, what: str) -> Callable[[Progress], None]:
     return watch
 
 
-def read_record(checkpoint: Checkpoint) -> DecoderRecord:
+def read_record(checkpoint: Checkpoint) -> ModelSpec:
     """How the native engine, with which everything is measured, sees the model.
 
     Raises `UnsupportedError` for a model that it does not run.

@@ -17,19 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zeropoint import documents
-from zeropoint.budget import Budget
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import GateError, UsageError
 from zeropoint.evaluate import Verdict, bench, check
 from zeropoint.evaluate.windows import EvaluationText
+from zeropoint.files import documents
 from zeropoint.fitting.candidates import WIDE, Step
 from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_output
 from zeropoint.sources.notes import tell
+from zeropoint.values.budget import Budget
 
 #: Times a plan that fails its trial is made again, tighter.
 RETRIES = 2

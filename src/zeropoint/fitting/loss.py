@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from zeropoint.kernels.divergence import divergence
 from zeropoint.runtime.native.library import Decoder
-from zeropoint.runtime.native.parcel import Packed, Parcel, collect
+from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect
 from zeropoint.runtime.native.session import read, token_array
 
 Floats = NDArray[np.float32]
-Keep = Callable[[float, Callable[[], Iterable[Packed]]], Parcel]
+Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
 """Given bytes and how to make them: what was kept of an earlier time, or what is made."""
 
 #: The reference's logits take no more memory than this.

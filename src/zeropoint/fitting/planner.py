@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint.budget import Budget
 from zeropoint.calibrate import Calibration
 from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ from zeropoint.fitting.search import Point, Search, group_losses
 from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again, plan_seconds
 from zeropoint.fitting.target import Target
 from zeropoint.kernels import active_isa, library
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
 from zeropoint.quantization import read_calibration
@@ -34,6 +33,7 @@ from zeropoint.quantization.streaming import needs_calibration
 from zeropoint.runtime.native import store
 from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import load_tokenizer
+from zeropoint.values.budget import Budget
 
 #: Tokens of a window that plans are compared on: the shorter, the less attention costs.
 WINDOW = 257
@@ -72,7 +72,7 @@ class Planner:
             wide,
             windows.tokens,
             threads=settings.threads,
-            keep=lambda nbytes, make: self.cache.parcel(read_with, nbytes, make),
+            keep=lambda nbytes, make: self.cache.packed_weights(read_with, nbytes, make),
         )
         kept = self.cache.read(self.key)
         self.known = kept or Known(self._measure(meter, step))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from zeropoint.budget import Budget
 from zeropoint.errors import GateError
 from zeropoint.fitting.candidates import Candidates
 from zeropoint.fitting.loss import MOST_BYTES
 from zeropoint.fitting.search import Point, Search
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.planning.solver import Quantity, solve
+from zeropoint.values.budget import Budget
 
 
 def refusal(search: Search, budget: Budget) -> str | None:

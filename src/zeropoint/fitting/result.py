@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeropoint.budget import Budget
 from zeropoint.evaluate import TaskRequest, Verdict
-from zeropoint.machine import Machine
-from zeropoint.plan import Plan
+from zeropoint.machine.detect import Machine
 from zeropoint.planning.solver import Quantity
+from zeropoint.values.budget import Budget
+from zeropoint.values.plan import Plan
 
 #: What is minimized where the budget leaves a choice.
 OBJECTIVES: dict[str, dict[Quantity, float]] = {

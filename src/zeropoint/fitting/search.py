@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.budget import Budget
 from zeropoint.fitting.cache import Known
 from zeropoint.fitting.candidates import Candidates, Step
 from zeropoint.fitting.loss import Loss, LossMeter
 from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, optimize
+from zeropoint.values.budget import Budget
 
 Floats = NDArray[np.float64]
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zeropoint.budget import Budget
 from zeropoint.errors import UsageError
-from zeropoint.jsonfile import parse_json
+from zeropoint.files.json_file import parse_json
 from zeropoint.kernels import active_isa, library
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
+from zeropoint.values.budget import Budget
 
 #: The share of a machine's memory that weights may take: the rest is for the cache and the system.
 USABLE = 0.8

@@ -23,8 +23,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import Number, QuantizedTensor, expand_groups
-from zeropoint.scheme import Scheme
+from zeropoint.values.qtensor import Number, QuantizedTensor, expand_groups
+from zeropoint.values.scheme import Scheme
 
 BLOCK = 32
 Kind = GGMLQuantizationType

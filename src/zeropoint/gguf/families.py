@@ -12,7 +12,7 @@ from typing import Literal
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES
 
-from zeropoint.models.record import Activation, LinearSlot, NormKind, NormSlot, Rope
+from zeropoint.models.spec import Activation, LinearSlot, NormKind, NormSlot, Rope
 
 NO_BIAS: frozenset[LinearSlot] = frozenset()
 QKV = frozenset({LinearSlot.Q, LinearSlot.K, LinearSlot.V})

@@ -22,7 +22,7 @@ from zeropoint.gguf.families import FAMILIES, PRE, Family
 from zeropoint.gguf.headers import ROPE_FACTORS, hyperparameters, narrow_windows, rope_factors, write
 from zeropoint.gguf.placements import Placement, placements
 from zeropoint.models.families import derive
-from zeropoint.models.record import Activation, DecoderRecord, LinearSlot, NormSlot, Rope
+from zeropoint.models.spec import Activation, LinearSlot, ModelSpec, NormSlot, Rope
 
 #: Kinds of rotation whose scaling a header can state for any family.
 STATED_ROTATIONS = frozenset({"default", "linear", "yarn"})
@@ -33,7 +33,7 @@ class Description:
     """A model in GGUF's words: `placements` of its tensors, tensors that GGUF wants beside them, header fields."""
 
     family: Family
-    record: DecoderRecord
+    record: ModelSpec
     placements: tuple[Placement, ...]
     values: Mapping[str, Any]
     extras: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def restored(config: Mapping[str, Any]) -> Description:
     return Description(family, record, tuple(placements(family, record)), {})
 
 
-def _differences(family: Family, record: DecoderRecord) -> Iterator[str]:
+def _differences(family: Family, record: ModelSpec) -> Iterator[str]:
     """What the model computes otherwise than llama.cpp does for its family."""
     config = record.config
     expected: dict[str, Any] = {
@@ -119,14 +119,14 @@ def _differences(family: Family, record: DecoderRecord) -> Iterator[str]:
         yield f"llama.cpp's {family.name} has one width of window, this model several"
 
 
-def _attention_scale(family: Family, record: DecoderRecord) -> float:
+def _attention_scale(family: Family, record: ModelSpec) -> float:
     config = record.config
     largest = {FAMILIES[name].arch: layers for name, layers in LARGEST_GEMMA.items()}
     wide = largest.get(family.arch) == config.layers
     return 1 / math.sqrt(config.hidden // config.heads if wide else config.head_dim)
 
 
-def _parts(family: Family, record: DecoderRecord) -> Iterator[str]:
+def _parts(family: Family, record: ModelSpec) -> Iterator[str]:
     """Biases, norms and an output head that only one of model and graph has."""
     name = family.name
     biased = {slot for _, slot, linear in record.linears() if linear.bias}
@@ -148,7 +148,7 @@ def _parts(family: Family, record: DecoderRecord) -> Iterator[str]:
         yield f"llama.cpp's {name} has both halves side by side where the second has no norm"
 
 
-def _rotation_problems(family: Family, record: DecoderRecord) -> Iterator[str]:
+def _rotation_problems(family: Family, record: ModelSpec) -> Iterator[str]:
     for table in record.ropes:
         rope = table.parameters
         if rope is None:
@@ -162,7 +162,7 @@ def _rotation_problems(family: Family, record: DecoderRecord) -> Iterator[str]:
 
 def _lost(
     family: Family,
-    record: DecoderRecord,
+    record: ModelSpec,
     placed: tuple[Placement, ...],
     values: Mapping[str, Any],
     extras: Mapping[str, NDArray[np.float32]],
@@ -189,7 +189,7 @@ def _lost(
             return
 
 
-def _turns(record: DecoderRecord) -> list[NDArray[np.float32]]:
+def _turns(record: ModelSpec) -> list[NDArray[np.float32]]:
     """The rotation of each layer: frequencies and scale."""
     if not record.ropes:
         return []
@@ -197,7 +197,7 @@ def _turns(record: DecoderRecord) -> list[NDArray[np.float32]]:
     return [tables[layer.table] for layer in record.layers]
 
 
-def _notes(family: Family, record: DecoderRecord) -> Iterator[str]:
+def _notes(family: Family, record: ModelSpec) -> Iterator[str]:
     """How llama.cpp's result differs for this family whoever wrote the file."""
     windows = narrow_windows(record)
     if family.windows == "unused" and any(windows):

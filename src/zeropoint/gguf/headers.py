@@ -10,14 +10,14 @@ from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
 from zeropoint.gguf.families import Family
-from zeropoint.models.record import DecoderRecord, NormKind, Rope, RopeTable
 from zeropoint.models.rope import RopeParameters
+from zeropoint.models.spec import ModelSpec, NormKind, Rope, RopeTable
 
 #: Frequencies by which llama.cpp divides the plain ones.
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def hyperparameters(family: Family, record: DecoderRecord) -> dict[str, Any]:
+def hyperparameters(family: Family, record: ModelSpec) -> dict[str, Any]:
     """Return what the header says of a model, by the keys of a file: numbers, flags, texts, lists of flags."""
     config = record.config
     norm = "layer_norm_rms_epsilon" if config.norm == NormKind.RMS else "layer_norm_epsilon"
@@ -53,7 +53,7 @@ def hyperparameters(family: Family, record: DecoderRecord) -> dict[str, Any]:
     return {f"{family.name}.{key}": value for key, value in found.items()}
 
 
-def rope_factors(family: Family, record: DecoderRecord) -> NDArray[np.float32] | None:
+def rope_factors(family: Family, record: ModelSpec) -> NDArray[np.float32] | None:
     """Return the table of factors `[rotary_dim / 2]` that a rotation of Llama 3's kind takes; None for any other."""
     table = main_rotation(record)
     if not family.factors or table is None or table.parameters is None or table.parameters.kind != "llama3":
@@ -63,12 +63,12 @@ def rope_factors(family: Family, record: DecoderRecord) -> NDArray[np.float32] |
     return (plain.inverse_frequency / table.inverse_frequency).astype(np.float32)
 
 
-def main_rotation(record: DecoderRecord) -> RopeTable | None:
+def main_rotation(record: ModelSpec) -> RopeTable | None:
     """Return the rotation of the layers that see the whole context."""
     return record.ropes[0] if record.ropes else None
 
 
-def narrow_windows(record: DecoderRecord) -> list[int]:
+def narrow_windows(record: ModelSpec) -> list[int]:
     """Return each layer's window, 0 for one that is not narrower than the context."""
     most = record.config.max_positions
     return [layer.window if 0 < layer.window < most else 0 for layer in record.layers]
@@ -89,7 +89,7 @@ def write(writer: GGUFWriter, values: Mapping[str, Any]) -> None:
             writer.add_key_value(key, value, GGUFValueType.STRING)
 
 
-def _windows(family: Family, record: DecoderRecord) -> dict[str, Any]:
+def _windows(family: Family, record: ModelSpec) -> dict[str, Any]:
     windows = narrow_windows(record)
     if family.windows == "none" or not any(windows):
         return {}
@@ -105,7 +105,7 @@ def default_slides(family: Family, layers: int) -> list[bool]:
     return [(layer + 1) % family.period != 0 for layer in range(layers)]
 
 
-def _rotation(family: Family, record: DecoderRecord) -> dict[str, Any]:
+def _rotation(family: Family, record: ModelSpec) -> dict[str, Any]:
     table = main_rotation(record)
     assert table is not None
     rope = table.parameters

@@ -21,15 +21,15 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
+from zeropoint.files.gguf_file import MAGIC, GgufFile
 from zeropoint.gguf import blocks
 from zeropoint.gguf.configs import config_of
 from zeropoint.gguf.graphs import restored
 from zeropoint.gguf.headers import ROPE_FACTORS
 from zeropoint.gguf.placements import Placement
 from zeropoint.gguf.tokenizer import HeaderTokenizer
-from zeropoint.ggufile import MAGIC, GgufFile
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.reference.rounding import check_finite
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class GgufModel:
         weight = self.weight(name)
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
-    def write_companions(self, folder: Path) -> list[Path]:
+    def write_tokenizer_files(self, folder: Path) -> list[Path]:
         """Write the tokenizer's files, the chat template and generation_config.json into `folder`; return them.
 
         A tokenizer that is not known here is left out, with a warning.

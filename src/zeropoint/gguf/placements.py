@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from zeropoint.gguf.families import FUSED, LINEARS, NORMS, Family
 from zeropoint.gguf.superblocks import Storable, SuperTensor
-from zeropoint.models.record import MODEL, DecoderRecord, LayerRecord, LinearSlot, LinearSource
-from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.models.spec import MODEL, LayerRecord, LinearSlot, LinearSource, ModelSpec
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class Placement:
         return np.array(weight.T if self.transposed and weight.ndim == 2 else weight, order="C")
 
 
-def placements(family: Family, record: DecoderRecord) -> Iterator[Placement]:
+def placements(family: Family, record: ModelSpec) -> Iterator[Placement]:
     """Yield one placement for each tensor of the file.
 
     The parts of a fused projection are one tensor. A tied head is the embedding, stored twice where llama.cpp wants it

@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import Codes, Floats, Weight
+from zeropoint.values.qtensor import Codes, Floats, Weight
 
 Bytes = NDArray[np.uint8]
 Multiples = NDArray[np.int16]

@@ -16,9 +16,9 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from zeropoint.errors import ArtifactError, UnsupportedError
+from zeropoint.files.json_file import load_json
 from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
 from zeropoint.gguf.splits import DIGITS, GPT2, name_of
-from zeropoint.jsonfile import load_json
 from zeropoint.tokenizer import chat_template
 
 MAX_TOKENIZER_BYTES = 256 << 20

@@ -23,14 +23,14 @@ from zeropoint.artifact import Card
 from zeropoint.checkpoint.architecture import config_from
 from zeropoint.checkpoint.source import Checkpoint, assemble
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.jsonfile import CARD_NAME
+from zeropoint.files.json_file import CARD_NAME
 from zeropoint.models.families import engine_of
-from zeropoint.plan import Choice, Plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.pipeline import versions
-from zeropoint.scheme import Activation
 from zeropoint.sources import quantized
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.qtensor import QuantizedTensor, Weight
+from zeropoint.values.scheme import Activation
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,7 +46,7 @@ class Source:
 
     `tensors` names every stored parameter as transformers does, with its safetensors type ("F32" if quantized) and the
     shape that the model's own code gives it; `read` gives one as a `QuantizedTensor` or as an array of that type.
-    `companions` are the tokenizer's files, in `path` or made from it into the folder that is given.
+    `tokenizer_files` are the tokenizer's files, in `path` or made from it into the folder that is given.
     """
 
     format: str
@@ -54,7 +54,7 @@ class Source:
     files: tuple[Path, ...]
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     read: Callable[[str], Weight]
-    companions: Callable[[Path], list[Path]]
+    tokenizer_files: Callable[[Path], list[Path]]
 
 
 class Importer(Protocol):
@@ -118,7 +118,7 @@ def import_model(
     plan = Plan(choices, plan_nbytes(checkpoint, choices), f"as in the {source.format} source")
     config = {**source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
     with TemporaryDirectory(prefix="zeropoint-") as folder:
-        files = source.companions(Path(folder))
+        files = source.tokenizer_files(Path(folder))
         written = artifact.write(
             out,
             _stream(checkpoint, source, plan, progress),

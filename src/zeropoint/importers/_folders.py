@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
-from zeropoint.jsonfile import CARD_NAME, load_json
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import ScaleDtype, Scheme
+from zeropoint.files.json_file import CARD_NAME, load_json
+from zeropoint.files.safetensors_file import DTYPES, TensorFile
 from zeropoint.sources import quantized
-from zeropoint.tensorfile import DTYPES, TensorFile
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import ScaleDtype, Scheme
 
 SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 

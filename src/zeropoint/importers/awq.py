@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError
+from zeropoint.files.model_files import model_files
+from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.importers import Source, _layers
 from zeropoint.importers._folders import (
     configured,
@@ -28,9 +29,8 @@ from zeropoint.importers._folders import (
     unpack_words,
     unsigned_grid,
 )
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.sources import folder, quantized
-from zeropoint.tensorfile import TensorFile
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 METHOD = quantized.AWQ
 LEAVES = ("qweight", "qzeros", "scales")
@@ -71,7 +71,7 @@ def open_packed(path: Path, section: Mapping[str, Any], method: str) -> Source:
         sizes[f"{module}.weight"] = _layers.group_size(section, module, columns)
         tensors[f"{module}.weight"] = ("F32", (rows, columns))
     read = partial(_read, where, sizes, gemv)
-    return Source(method, config, tuple(files), tensors, read, lambda _: companion_files(path))
+    return Source(method, config, tuple(files), tensors, read, lambda _: model_files(path))
 
 
 def _read(where: Mapping[str, TensorFile], sizes: Mapping[str, int], gemv: bool, name: str) -> Weight:

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
-from zeropoint.companions import companion_files
+from zeropoint.artifact.packing import pack
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError, ZeropointError
+from zeropoint.files.model_files import model_files
+from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.importers import Source
 from zeropoint.importers._folders import configured, float_headers, plain_config, refuse_config, scale_type
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.reference.packing import pack
-from zeropoint.scheme import Activation, Scheme
 from zeropoint.sources import folder, quantized
-from zeropoint.tensorfile import TensorFile
+from zeropoint.values.qtensor import QuantizedTensor, Weight
+from zeropoint.values.scheme import Activation, Scheme
 
 METHOD = quantized.COMPRESSED
 
@@ -65,7 +65,7 @@ def open(path: Path) -> Source:
     copies = {key for key in where if key.endswith((SCALE, ".weight_zero_point"))}
     tensors |= float_headers(where, own | copies)
     read = partial(_read, where, schemes)
-    return Source(METHOD, config, tuple(files), tensors, read, lambda _: companion_files(path))
+    return Source(METHOD, config, tuple(files), tensors, read, lambda _: model_files(path))
 
 
 def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: str) -> Weight:

@@ -18,4 +18,4 @@ def recognizes(path: Path) -> bool:
 
 def open(path: Path) -> Source:
     model = GgufModel(path)
-    return Source("gguf", model.config, model.files, model.tensors, model.weight, model.write_companions)
+    return Source("gguf", model.config, model.files, model.tensors, model.weight, model.write_tokenizer_files)

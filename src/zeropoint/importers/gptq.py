@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
+from zeropoint.files.model_files import model_files
+from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.importers import Source, _layers
 from zeropoint.importers._folders import (
     configured,
@@ -29,9 +30,8 @@ from zeropoint.importers._folders import (
     unpack_words,
     unsigned_grid,
 )
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.sources import folder, quantized
-from zeropoint.tensorfile import TensorFile
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 METHOD = quantized.GPTQ
 LEAVES = ("qweight", "qzeros", "scales", "g_idx")
@@ -77,7 +77,7 @@ def open_packed(path: Path, section: Mapping[str, Any], method: str, *, less_one
         layers[f"{module}.weight"] = layer
         tensors[f"{module}.weight"] = ("F32", (layer.rows, layer.columns))
     read = partial(_read, where, layers)
-    return Source(method, config, tuple(files), tensors, read, lambda _: companion_files(path))
+    return Source(method, config, tuple(files), tensors, read, lambda _: model_files(path))
 
 
 def _layer(

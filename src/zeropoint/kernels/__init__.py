@@ -18,7 +18,7 @@ from types import ModuleType
 
 from zeropoint.errors import UnsupportedError
 from zeropoint.kernels.library import active_isa, isa_levels
-from zeropoint.scheme import Scheme
+from zeropoint.values.scheme import Scheme
 
 __all__ = ["BACKENDS", "active_isa", "backend", "choose", "isa_levels"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from zeropoint.kernels import library
 from zeropoint.kernels.native import default_threads
-from zeropoint.qtensor import expand_groups
-from zeropoint.scheme import Scheme
+from zeropoint.values.qtensor import expand_groups
+from zeropoint.values.scheme import Scheme
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zeropoint.kernels import library
 from zeropoint.kernels.native import default_threads
 from zeropoint.reference import rounding
-from zeropoint.scheme import Scheme
+from zeropoint.values.scheme import Scheme
 
 Floats = NDArray[np.float32]
 

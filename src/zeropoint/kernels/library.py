@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
-from zeropoint.scheme import Scheme
+from zeropoint.values.scheme import Scheme
 
 ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import Scheme
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Scheme
 
 Floats = NDArray[np.float32]
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import QuantizedTensor
 from zeropoint.reference.linear import linear as reference_linear
-from zeropoint.scheme import Scheme
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Scheme
 
 Floats = NDArray[np.float32]
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeropoint.models.config import Config
-from zeropoint.models.record import (
+from zeropoint.models.rope import RopeParameters
+from zeropoint.models.spec import (
     Activation,
     DecoderConfig,
-    DecoderRecord,
     LayerRecord,
     LinearSlot,
     LinearSource,
+    ModelSpec,
     NormKind,
     NormSlot,
     NormSource,
@@ -24,7 +25,6 @@ from zeropoint.models.record import (
     RopeTable,
     Rows,
 )
-from zeropoint.models.rope import RopeParameters
 
 Linears = dict[LinearSlot, LinearSource]
 Norms = dict[NormSlot, NormSource]
@@ -284,7 +284,7 @@ def decoder(
     logit_softcap: float = 0.0,
     prefix: str = "model.",
     aliases: Mapping[str, str] | None = None,
-) -> DecoderRecord:
+) -> ModelSpec:
     """The record of a model. `rope` is the only table unless `ropes` lists them; neither: no rotation.
     `attention_scale` is 1 / sqrt(head_dim) where none is given; `prefix` is what base-model checkpoints leave
     out of their tensors' names."""
@@ -313,7 +313,7 @@ def decoder(
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
     )
-    return DecoderRecord(config, tuple(layers), model, tables, prefix, aliases or {})
+    return ModelSpec(config, tuple(layers), model, tables, prefix, aliases or {})
 
 
 def rms_model(
@@ -326,7 +326,7 @@ def rms_model(
     activation: Activation | None = None,
     one_plus: bool = False,
     **options: Any,
-) -> DecoderRecord:
+) -> ModelSpec:
     """The frame that Llama's descendants share: `model.embed_tokens`, blocks, `model.norm`, `lm_head`, RMS norms.
 
     `tied` and `eps` are what the family assumes of a config that does not say; without an `activation` it is the

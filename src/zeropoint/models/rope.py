@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.config import Config
-from zeropoint.models.record import RopeTable
+from zeropoint.models.spec import RopeTable
 
 Floats = NDArray[np.float32]
 

@@ -18,13 +18,13 @@ import numpy as np
 from onnx import TensorProto
 
 from zeropoint.errors import ArtifactError
-from zeropoint.models.record import (
+from zeropoint.models.spec import (
     Activation,
     DecoderConfig,
-    DecoderRecord,
     LayerRecord,
     LinearSlot,
     LinearSource,
+    ModelSpec,
     NormKind,
     NormSlot,
     NormSource,
@@ -34,8 +34,8 @@ from zeropoint.models.record import (
 from zeropoint.onnx.data import DataReader
 from zeropoint.onnx.graph import CONTRIB, Graph
 from zeropoint.onnx.weights import Float32, Way
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.runtime.native.parcel import take_rows
+from zeropoint.runtime.native.packed_weights import take_rows
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Read = Callable[[str], Weight]
 #: A weight's identity: the stored name, and which rows of it.
@@ -45,7 +45,7 @@ Ways = Mapping[Part, Way]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
-def problems(record: DecoderRecord) -> Iterator[str]:
+def problems(record: ModelSpec) -> Iterator[str]:
     """What GroupQueryAttention does not compute on CPUs."""
     config = record.config
     turns = config.rope != Rope.NONE
@@ -90,7 +90,7 @@ def tensor_name(source: LinearSource) -> str:
 class Decoder:
     """Writes a record's graph. `ways` says how each weight is held; `read` gives the artifact's."""
 
-    record: DecoderRecord
+    record: ModelSpec
     ways: Ways
     read: Read
     graph: Graph
@@ -271,7 +271,7 @@ def bias_of(source: LinearSource, read: Read) -> tuple[str, Float32]:
 
 
 def read_pairs(
-    record: DecoderRecord, ways: Ways, read: Read, data: DataReader
+    record: ModelSpec, ways: Ways, read: Read, data: DataReader
 ) -> Iterator[tuple[str, Float32, Float32]]:
     """Each stored tensor's name, what the file says of it, and what the artifact means, part by part."""
     seen: set[Part] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zeropoint.models.record import DecoderConfig
+from zeropoint.models.spec import DecoderConfig
 
 #: Families that onnxruntime-genai 0.18 knows by name. It has one name for any other decoder with a cache of keys and
 #: values; its own "gpt2" is a graph with inputs of another kind.

@@ -28,8 +28,8 @@ from onnx import TensorProto
 from zeropoint.errors import SchemeError
 from zeropoint.onnx.data import DataReader
 from zeropoint.onnx.graph import CONTRIB, Graph
-from zeropoint.qtensor import QuantizedTensor, Weight
-from zeropoint.scheme import Scheme, ceil_div
+from zeropoint.values.qtensor import QuantizedTensor, Weight
+from zeropoint.values.scheme import Scheme, ceil_div
 
 Float32 = NDArray[np.float32]
 Tensors = Iterator[tuple[str, NDArray[Any]]]

@@ -8,8 +8,8 @@ from typing import Literal
 
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.plan import Plan
 from zeropoint.planning.uniform import choice_nbytes, layout_of
+from zeropoint.values.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.machine import Machine
+from zeropoint.machine.detect import Machine
 from zeropoint.planning.coverage import CoverageRow, coverage, quantized_fraction
 from zeropoint.planning.uniform import uniform_plan
 

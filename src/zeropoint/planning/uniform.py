@@ -12,8 +12,8 @@ from zeropoint.algorithms import load, part_options, parts, resolve
 from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
 from zeropoint.errors import UsageError
-from zeropoint.plan import Choice, Plan
-from zeropoint.scheme import Activation, Scheme, parse
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.scheme import Activation, Scheme, parse
 from zeropoint.views import Kept, LayerView
 
 #: A layer narrower than this in either direction (a gate, a scoring head) is kept: nothing to gain.

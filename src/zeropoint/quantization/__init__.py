@@ -1,16 +1,16 @@
 """Checkpoint + plan -> a stream of weights, and the artifact written from it."""
 
 from zeropoint.artifact import refuse_existing
-from zeropoint.quantization.journal import refuse_output
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.pipeline import (
     Summary,
     card_of,
-    companions,
     quantize_checkpoint,
     read_calibration,
     source_config,
+    tokenizer_files,
 )
+from zeropoint.quantization.run_checkpoint import refuse_output
 from zeropoint.quantization.streaming import Progress, stream
 
 __all__ = [
@@ -18,11 +18,11 @@ __all__ = [
     "Progress",
     "Summary",
     "card_of",
-    "companions",
     "quantize_checkpoint",
     "read_calibration",
     "refuse_existing",
     "refuse_output",
     "source_config",
     "stream",
+    "tokenizer_files",
 ]

@@ -24,11 +24,11 @@ from zeropoint.algorithms import rtn
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UnsupportedError, UsageError
-from zeropoint.plan import Plan
 from zeropoint.planning import uniform_plan
 from zeropoint.quantization.blocks import BATCH_TOKENS
 from zeropoint.quantization.calibrated import CalibratedBlocks
-from zeropoint.scheme import Scheme, parse
+from zeropoint.values.plan import Plan
+from zeropoint.values.scheme import Scheme, parse
 
 logger = logging.getLogger(__name__)
 

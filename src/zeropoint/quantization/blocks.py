@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from zeropoint.allocator import trim
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.checkpoint.architecture import empty_model
 from zeropoint.errors import UnsupportedError
+from zeropoint.machine.heap import trim
 
 #: Tokens that run through a block at once: enough to keep the matrix products busy, few enough for what lies between
 #: two of them to stay in the cache (4096 take 1.5 times as long each).

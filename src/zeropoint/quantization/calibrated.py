@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.plan import Choice, Plan
-from zeropoint.qtensor import Coded
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import Folder, folds
-from zeropoint.quantization.journal import States
+from zeropoint.quantization.hooks import Seen, Stage, gather, record
 from zeropoint.quantization.layers import Quantized, Quantizer, needs, quantize_views
 from zeropoint.quantization.replay import Replay
-from zeropoint.quantization.taps import Seen, Stage, gather, record
+from zeropoint.quantization.run_checkpoint import States
 from zeropoint.quantization.tuning import Tuner, block_loss, tuner_of
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.qtensor import Coded
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 

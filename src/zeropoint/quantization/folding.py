@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms._folds import Group
-from zeropoint.plan import Choice
-from zeropoint.quantization.taps import Seen, norm_outputs, record, stages, tapped
-from zeropoint.stats import LayerStats
+from zeropoint.quantization.hooks import Seen, norm_outputs, record, stages, tapped
+from zeropoint.values.plan import Choice
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, make_options, part_options, parts
 from zeropoint.errors import SchemeError, StatisticsError
-from zeropoint.plan import Choice
-from zeropoint.qtensor import Coded, QuantizedTensor
 from zeropoint.reference.rounding import check_finite, quantize
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice
+from zeropoint.values.qtensor import Coded, QuantizedTensor
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)

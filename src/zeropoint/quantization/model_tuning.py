@@ -19,13 +19,13 @@ from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms.distill import Tuned
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.machine import Machine
-from zeropoint.plan import Plan
-from zeropoint.qtensor import QuantizedTensor, Weight, expand_groups
+from zeropoint.machine.detect import Machine
 from zeropoint.quantization.blocks import FilledModel
 from zeropoint.quantization.calibrated import bfloat16_layers, reduced_precision
 from zeropoint.quantization.tuning import stored
 from zeropoint.reference.rounding import round_scale
+from zeropoint.values.plan import Plan
+from zeropoint.values.qtensor import QuantizedTensor, Weight, expand_groups
 
 logger = logging.getLogger(__name__)
 

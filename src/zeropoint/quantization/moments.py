@@ -16,11 +16,11 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import ZeropointError
+from zeropoint.machine.heap import release
 from zeropoint.quantization.blocks import FilledModel
-from zeropoint.stats import LayerStats
+from zeropoint.values.stats import LayerStats
 
 logger = logging.getLogger(__name__)
 

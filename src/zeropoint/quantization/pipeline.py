@@ -22,19 +22,19 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.companions import companion_files
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.jsonfile import load_json
-from zeropoint.machine import Machine
+from zeropoint.files.json_file import load_json
+from zeropoint.files.model_files import model_files
+from zeropoint.machine.detect import Machine
 from zeropoint.models.families import engine_of
-from zeropoint.plan import Plan
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
-from zeropoint.qtensor import Weight
-from zeropoint.quantization.journal import Journal, Run, forget, is_unfinished, refuse_output
 from zeropoint.quantization.layers import LayerError
+from zeropoint.quantization.run_checkpoint import Run, RunCheckpoint, forget, is_unfinished, refuse_output
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
 from zeropoint.sources.vocabulary import tokens_beyond
+from zeropoint.values.plan import Plan
+from zeropoint.values.qtensor import Weight
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def quantize_checkpoint(
     `stream` and `artifact.write`; no artifact is left behind then.
 
     A run that observes text and is `resumable` keeps its finished blocks beside the output until it is done
-    (`journal.py`). `resume` goes on with what an interrupted run of the same arguments kept, to the same bytes; it
-    starts from the beginning where nothing was kept, and finds an output that such a run has finished.
+    (`run_checkpoint.py`). `resume` goes on with what an interrupted run of the same arguments kept, to the same bytes;
+    it starts from the beginning where nothing was kept, and finds an output that such a run has finished.
     """
     started = time.perf_counter()
     refuse_output(out, resume=resume, overwrite=overwrite)
@@ -123,7 +123,7 @@ def quantize_checkpoint(
             layout=layout_of(checkpoint),
             config=source_config(checkpoint),
             finish=run.card,
-            files=companions(checkpoint, stack),
+            files=tokenizer_files(checkpoint, stack),
             overwrite=overwrite,
         )
     summary = run.summary(path, written)
@@ -146,16 +146,16 @@ class _Running:
         self._checkpoint, self._plan, self._calibration = checkpoint, plan, calibration
         self._machine, self._started, self._progress = machine, started, progress
         self._digest: str | None = None
-        self._journal: Journal | None = None
+        self._run_checkpoint: RunCheckpoint | None = None
         self._resumed = 0
         self._errors: list[LayerError] = []
         self._warnings: list[str] = [*checkpoint.notes, *tokenizer_notes(checkpoint)]
 
     def keep(self, out: Path, stack: ExitStack, *, resume: bool) -> None:
-        """Keep a journal until `stack` ends, and with `resume` go on with the one that is there."""
-        check_space(out, self._plan.nbytes)  # the journal's weights, beside the artifact's
+        """Keep a run checkpoint until `stack` ends, and with `resume` go on with the one that is there."""
+        check_space(out, self._plan.nbytes)  # the run checkpoint's weights, beside the artifact's
         processor = Machine.detect()
-        journal = Journal(
+        run_checkpoint = RunCheckpoint(
             out,
             Run.of(
                 self._plan,
@@ -165,16 +165,20 @@ class _Running:
                 [processor.processor, processor.isa_levels, torch.get_num_threads()],
             ),
         )
-        self._journal = stack.enter_context(journal.opened(resume=resume))
-        self._resumed = journal.blocks
-        if journal.warning:
-            logger.warning("%s", journal.warning)
-            self._warnings.append(journal.warning)
+        self._run_checkpoint = stack.enter_context(run_checkpoint.opened(resume=resume))
+        self._resumed = run_checkpoint.blocks
+        if run_checkpoint.warning:
+            logger.warning("%s", run_checkpoint.warning)
+            self._warnings.append(run_checkpoint.warning)
 
     def stream(self) -> Iterator[tuple[str, Weight]]:
         tokens = None if self._calibration is None else self._calibration.tokens
         return stream(
-            self._checkpoint, self._plan, tokens=tokens, progress=self._watch, journal=self._journal
+            self._checkpoint,
+            self._plan,
+            tokens=tokens,
+            progress=self._watch,
+            run_checkpoint=self._run_checkpoint,
         )
 
     def found(self, out: Path) -> Summary:
@@ -282,9 +286,9 @@ def read_calibration(
     folder = checkpoint.path
     try:
         with ExitStack() as stack:
-            if checkpoint.source.companions is not None:
+            if checkpoint.source.tokenizer_files is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-                checkpoint.source.companions(folder)
+                checkpoint.source.tokenizer_files(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as cause:  # missing and damaged tokenizers fail in many ways
         raise UsageError(
@@ -326,9 +330,9 @@ def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**checkpoint.source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
 
 
-def companions(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
+def tokenizer_files(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
     """Return the tokenizer's files; a GGUF source's are written out first, to a folder that `stack` removes."""
-    if checkpoint.source.companions is None:
-        return companion_files(checkpoint.path)
+    if checkpoint.source.tokenizer_files is None:
+        return model_files(checkpoint.path)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-    return checkpoint.source.companions(folder)
+    return checkpoint.source.tokenizer_files(folder)

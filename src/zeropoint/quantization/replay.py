@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from zeropoint.quantization.taps import Seen, Stage, stages, tapped
+from zeropoint.quantization.hooks import Seen, Stage, stages, tapped
 from zeropoint.views import LayerView
 
 Run = Callable[[torch.Tensor], torch.Tensor]

@@ -24,10 +24,10 @@ from torch.func import functional_call
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UnsupportedError, UsageError
-from zeropoint.plan import Plan
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import TOLERANCE, full_precision
-from zeropoint.quantization.taps import norm_outputs
+from zeropoint.quantization.hooks import norm_outputs
+from zeropoint.values.plan import Plan
 from zeropoint.views import LayerView
 
 #: Random tokens that blocks are run on, before and after.

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.plan import Choice, Plan
 from zeropoint.planning.coverage import check_complete
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.quantization.calibrated import CalibratedBlocks
-from zeropoint.quantization.journal import Journal, Made
 from zeropoint.quantization.layers import LayerError, needs, quantize_view
 from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.rotating import rotated
+from zeropoint.quantization.run_checkpoint import Made, RunCheckpoint
 from zeropoint.reference.rounding import check_finite
-from zeropoint.scheme import Scheme
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.qtensor import QuantizedTensor, Weight
+from zeropoint.values.scheme import Scheme
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
@@ -59,7 +59,7 @@ def stream(
     *,
     tokens: NDArray[np.int64] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    journal: Journal | None = None,
+    run_checkpoint: RunCheckpoint | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan once, in plan order: `(view or parameter name, Weight)`.
 
@@ -68,7 +68,7 @@ def stream(
     statistics are gathered. Raises `CheckpointError` naming the weight that holds NaN or inf, `UsageError` when the
     plan is not this model's or needs tokens and has none, `SchemeError` when a scale overflows.
 
-    With tokens, finished blocks are kept in an opened `journal`, and those that it has are taken from there.
+    With tokens, finished blocks are kept in an opened `run_checkpoint`, and those that it has are taken from there.
 
     Where the plan tunes the whole model, it is held, twice in float32: `UsageError` when the machine's memory is too
     small for that.
@@ -79,10 +79,10 @@ def stream(
         raise UsageError("this plan's algorithms observe the model on text: give calibration tokens")
     tuner = model_tuner(plan)
     if tuner is None or tokens is None:
-        yield from _weights(checkpoint, plan, tokens, progress, journal)
+        yield from _weights(checkpoint, plan, tokens, progress, run_checkpoint)
         return
     refuse_large(checkpoint, tuner, tokens.shape[1])
-    made = dict(_weights(checkpoint, plan, tokens, progress, journal))
+    made = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
     made, warning = tuner.tune(checkpoint, made, torch.from_numpy(tokens), plan.seed)
     if warning and progress is not None:
         total = sum(
@@ -98,7 +98,7 @@ def _weights(
     plan: Plan,
     tokens: NDArray[np.int64] | None,
     progress: Callable[[Progress], None] | None,
-    journal: Journal | None,
+    run_checkpoint: RunCheckpoint | None,
 ) -> Iterator[tuple[str, Weight]]:
     """Each weight of the plan in turn, as its layer's and its block's algorithms make it."""
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
@@ -108,25 +108,25 @@ def _weights(
     make = _maker(checkpoint, plan, blocks)
     ends: set[str] = set()
     if blocks is None:
-        journal = None  # the weights are read and rounded once: there is nothing worth keeping
-    elif journal is not None:
-        blocks.restore(journal.states())
+        run_checkpoint = None  # the weights are read and rounded once: there is nothing worth keeping
+    elif run_checkpoint is not None:
+        blocks.restore(run_checkpoint.states())
         ends = blocks.ends()
     for name in plan.choices:
-        kept = None if journal is None else journal.get(name)
+        kept = None if run_checkpoint is None else run_checkpoint.get(name)
         made = make(name) if kept is None else kept
         if blocks is not None and isinstance(made.weight, QuantizedTensor):
             blocks.replace(name, made.weight)
-        if journal is not None and kept is None:
-            journal.add(name, made)
+        if run_checkpoint is not None and kept is None:
+            run_checkpoint.add(name, made)
         done += sizes[name]
         if progress is not None:
             progress(Progress(name, done, total, made.error, made.warning))
         weight = made.weight
         del kept, made
         yield name, weight
-        if journal is not None and blocks is not None and name in ends:
-            journal.finish_blocks(blocks.states())
+        if run_checkpoint is not None and blocks is not None and name in ends:
+            run_checkpoint.finish_blocks(blocks.states())
 
 
 def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) -> Callable[[str], Made]:

@@ -12,8 +12,8 @@ import torch
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms.rounding import Layer, Loss, Tuned, relative_distance, relative_sizes
 from zeropoint.errors import UsageError
-from zeropoint.plan import Choice
 from zeropoint.quantization.layers import Quantized, measure
+from zeropoint.values.plan import Choice
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.qtensor import QuantizedTensor
-from zeropoint.scheme import Activation, ceil_div
+from zeropoint.values.qtensor import QuantizedTensor
+from zeropoint.values.scheme import Activation, ceil_div
 
 TINY = np.float32(2.0**-112)  # below it qmax / absmax could overflow
 

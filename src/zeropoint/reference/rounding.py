@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, SchemeError
-from zeropoint.qtensor import Codes, Floats, QuantizedTensor, expand_groups
-from zeropoint.scheme import MAX_MULTIPLE, Scheme
+from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor, expand_groups
+from zeropoint.values.scheme import MAX_MULTIPLE, Scheme
 
 STORAGE: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16,

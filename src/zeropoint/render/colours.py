@@ -7,7 +7,7 @@ reference is neutral, so that colour always means "quantized".
 from __future__ import annotations
 
 from zeropoint.render.summary import format_of, ordered_models
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 REFERENCE_CLASS = "c-ref"
 # Formats people meet every day keep their colour from page to page.

@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from zeropoint.render import layers, numbers
-from zeropoint.report import Report
-from zeropoint.sensitivity import Cost, Sensitivity
+from zeropoint.values.report import Report
+from zeropoint.values.sensitivity import Cost, Sensitivity
 
 #: Colours of the maps, as those of models.
 _COLOURS = ("c-orange", "c-blue", "c-purple", "c-green", "c-gold", "c-pink")

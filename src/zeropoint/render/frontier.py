@@ -12,7 +12,7 @@ from markupsafe import Markup
 from zeropoint.render import numbers, svg
 from zeropoint.render.charts import log_grid, log_height
 from zeropoint.render.labels import Labels
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 _Point = Mapping[str, Any]
 _WIDTH, _HEIGHT = 500.0, 360.0

@@ -6,7 +6,7 @@ import re
 
 from zeropoint.render.summary import engine_lines, headline, noise_lines, warnings
 from zeropoint.render.table import Cell, table
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 

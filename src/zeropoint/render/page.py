@@ -17,12 +17,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from zeropoint import outfile
+from zeropoint.files import atomic
 from zeropoint.render import charts, fragility, frontier, numbers, summary
 from zeropoint.render.colours import colour_classes
 from zeropoint.render.sections import answers, cards, costs, coverage, full_table, heat_maps, methods, points
-from zeropoint.report import Report
-from zeropoint.sensitivity import Sensitivity
+from zeropoint.values.report import Report
+from zeropoint.values.sensitivity import Sensitivity
 
 _TEMPLATE = "report.html.j2"
 _WIDE, _NARROW = 660.0, 360.0
@@ -76,7 +76,7 @@ def _headline(report: Report, table: Sensitivity | None, fitted: Mapping[str, An
 
 def write_page(report: Report, path: str | Path) -> None:
     """Write the page. Raises `UsageError` when the file cannot be written."""
-    outfile.write_text(Path(path), page(report))
+    atomic.write_text(Path(path), page(report))
 
 
 def embed(data: Mapping[str, Any]) -> str:

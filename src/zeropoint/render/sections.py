@@ -11,7 +11,7 @@ from markupsafe import Markup
 from zeropoint.render import charts, layers, numbers
 from zeropoint.render.summary import Candidate, candidates, ordered_models, reference_name
 from zeropoint.render.table import COLUMNS, spread
-from zeropoint.report import Measurement, Report
+from zeropoint.values.report import Measurement, Report
 
 Classes = Mapping[str, str]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from zeropoint.render import numbers
-from zeropoint.report import Measurement, Report
+from zeropoint.values.report import Measurement, Report
 
 #: What an engine is called in a report.
 ENGINES = {

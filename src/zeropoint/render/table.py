@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zeropoint.render import numbers
 from zeropoint.render.summary import Candidate, candidates, change, format_of, ordered_models
-from zeropoint.report import Measurement, Report
+from zeropoint.values.report import Measurement, Report
 
 
 @dataclass(frozen=True, slots=True)

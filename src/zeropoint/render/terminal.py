@@ -13,7 +13,7 @@ from rich.text import Text
 
 from zeropoint.render.summary import engine_lines, noise_lines, warnings
 from zeropoint.render.table import Cell, Table, table
-from zeropoint.report import Report
+from zeropoint.values.report import Report
 
 # What a pipe, which has no width of its own, is given: every column fits.
 _PIPE_WIDTH = 160

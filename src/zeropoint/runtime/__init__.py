@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
-from zeropoint.runtime import foreign
+from zeropoint.runtime import external
 from zeropoint.sources.location import locate
 from zeropoint.sources.texts import text_folder
 
@@ -80,7 +80,7 @@ def open_runner(
                 raise
             why = str(reason)
             logger.warning("%s runs in torch, slower and in more memory than natively: %s", path, why)
-    from zeropoint.runtime.universal.runner import TorchRunner
+    from zeropoint.runtime.torch_engine.runner import TorchRunner
 
     runner = TorchRunner.open(str(path), threads=threads, dtype=dtype)
     runner.engine_reason = why
@@ -105,15 +105,15 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
             loading.check(Path(path))
             tokenizer.load_tokenizer(text_folder(Path(path)))
             return
-    from zeropoint.runtime.universal.runner import load_tokenizer
+    from zeropoint.runtime.torch_engine.runner import load_tokenizer
 
     with suppress(ZeropointError, OSError, ValueError):
         load_tokenizer(str(text_folder(Path(path))))
 
 
-def _elsewhere(path: str | Path, *, theirs: bool) -> foreign.Foreign | None:
+def _elsewhere(path: str | Path, *, theirs: bool) -> external.ExternalModel | None:
     """Return the other runtime that is to run a model; None where one of our engines does."""
-    other = foreign.identify(path)
+    other = external.identify(path)
     if other is None or Path(path).suffix != ".gguf":
         return other
     return other if theirs and other.installed else None

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError
-from zeropoint.jsonfile import load_json
-from zeropoint.shards import INDEX, SINGLE, shard_files
+from zeropoint.files.json_file import load_json
+from zeropoint.files.shards import INDEX, SINGLE, shard_files
 from zeropoint.sources import quantized
 from zeropoint.sources.location import locate
 from zeropoint.sources.names import unwrap
 from zeropoint.sources.source import Source, Tensor
 
 if TYPE_CHECKING:
-    from zeropoint.tensorfile import TensorFile
+    from zeropoint.files.safetensors_file import TensorFile
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ADAPTER = "adapter_config.json"
@@ -42,7 +42,7 @@ def find_gguf(path: Path) -> Path | None:
         return path
     if (path / "config.json").exists() or not any(path.glob("*.gguf")):
         return None
-    from zeropoint.ggufile import first_parts
+    from zeropoint.files.gguf_file import first_parts
 
     files = first_parts(path.glob("*.gguf"))
     if len(files) > 1:
@@ -65,7 +65,7 @@ def open_gguf(path: Path, name: str) -> Source:
         model.files,
         tensors,
         model.weight,
-        companions=model.write_companions,
+        tokenizer_files=model.write_tokenizer_files,
         stored_nbytes=model.nbytes,
     )
 
@@ -95,7 +95,7 @@ def open_folder(folder: Path, name: str) -> Source:
 
 def open_files(paths: Iterable[Path]) -> dict[str, TensorFile]:
     """Return `tensor name -> the open file that holds it`; of two files, as in transformers, the later one counts."""
-    from zeropoint.tensorfile import TensorFile
+    from zeropoint.files.safetensors_file import TensorFile
 
     where: dict[str, TensorFile] = {}
     for path in paths:

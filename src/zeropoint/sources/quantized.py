@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import CheckpointError
-from zeropoint.jsonfile import load_json
+from zeropoint.files.json_file import load_json
 
 Section = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.families import derive
-from zeropoint.models.record import DecoderRecord
+from zeropoint.models.spec import ModelSpec
 from zeropoint.sources.names import match
 from zeropoint.sources.source import Source, Wanted
 
@@ -17,7 +17,7 @@ from zeropoint.sources.source import Source, Wanted
 class Described:
     """The record of a source, the stored tensor that each of its names is, and what a user should hear of the files."""
 
-    record: DecoderRecord
+    record: ModelSpec
     stored: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -43,7 +43,7 @@ def describe(source: Source) -> Described:
     return Described(record, {each.name: each.stored[0] for each in wanted}, notes)
 
 
-def derive_stored(config: Mapping[str, Any], names: Container[str]) -> DecoderRecord:
+def derive_stored(config: Mapping[str, Any], names: Container[str]) -> ModelSpec:
     """Return the record of a model that is stored under the record's own `names`, as an artifact is: a head that is
     stored counts, whatever the config says. Raise `UnsupportedError` as `derive` does."""
     record = derive(config)
@@ -51,7 +51,7 @@ def derive_stored(config: Mapping[str, Any], names: Container[str]) -> DecoderRe
     return own if own.head in names else record
 
 
-def with_own_head(config: Mapping[str, Any], record: DecoderRecord) -> DecoderRecord:
+def with_own_head(config: Mapping[str, Any], record: ModelSpec) -> ModelSpec:
     """Return the record of the same model with a head that is not its embedding."""
     if record.head != record.embedding:
         return record

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError
-from zeropoint.qtensor import QuantizedTensor, Weight
 from zeropoint.sources.names import COMPUTED
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 #: Types that are floats.
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -62,7 +62,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     weight: Callable[[str], Weight]
     notes: tuple[str, ...] = ()
-    companions: Callable[[Path], list[Path]] | None = field(default=None)
+    tokenizer_files: Callable[[Path], list[Path]] | None = field(default=None)
     """Writes the tokenizer's files into a folder, for a source that does not have them beside its weights."""
     stored_nbytes: int | None = None
     """Bytes of all tensors in the files, where their types do not say it."""
@@ -79,7 +79,7 @@ class Source:
 
     def nbytes(self) -> int:
         """Return the bytes of all tensors, as stored."""
-        from zeropoint.tensorfile import DTYPES
+        from zeropoint.files.safetensors_file import DTYPES
 
         if self.stored_nbytes is not None:
             return self.stored_nbytes
@@ -91,7 +91,7 @@ class Source:
 
     def digest(self) -> str:
         """Return the sha256 of the weight files (name and bytes of each, in name order), as hex."""
-        from zeropoint.tensorfile import digest
+        from zeropoint.files.safetensors_file import digest
 
         return digest(list(self.files))
 
@@ -122,7 +122,7 @@ class Source:
         )
 
     def _check_one(self, wanted: Wanted) -> None:
-        from zeropoint.tensorfile import DTYPES
+        from zeropoint.files.safetensors_file import DTYPES
 
         for stored in wanted.stored:
             dtype = self.tensors[stored].dtype

@@ -25,6 +25,6 @@ def text_folder(path: Path) -> Path:
     made = Path(tempfile.mkdtemp(prefix="zeropoint-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     source = open_gguf(file, str(path))
-    if source.companions is not None:
-        source.companions(made)
+    if source.tokenizer_files is not None:
+        source.tokenizer_files(made)
     return made

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import ArtifactError, UnsupportedError
-from zeropoint.jsonfile import load_json
+from zeropoint.files.json_file import load_json
 from zeropoint.tokenizer.special import read_special_tokens
 from zeropoint.tokenizer.templates import ChatTemplates, find_templates
 from zeropoint.tokenizer.text import Text

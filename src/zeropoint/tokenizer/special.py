@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import ArtifactError
-from zeropoint.jsonfile import load_json
+from zeropoint.files.json_file import load_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.jsonfile import MAX_CONFIG_BYTES, load_json
+from zeropoint.files.json_file import MAX_CONFIG_BYTES, load_json
 
 if TYPE_CHECKING:
     import jinja2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
+from tests.support import tiny
 from zeropoint import quantize
 
 Artifacts = Callable[[str, str], Path]

@@ -1,4 +1,4 @@
-"""A naive float32 forward step of a `DecoderRecord` in numpy: what the record means, without the C++ engine.
+"""A naive float32 forward step of a `ModelSpec` in numpy: what the record means, without the C++ engine.
 
 One sequence, no cache, an N x N score matrix: as short as the mathematics of native/include/zeropoint.h.
 """
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.models.record import (
+from zeropoint.models.spec import (
     MODEL,
     Activation,
-    DecoderRecord,
     LayerRecord,
     LinearSlot,
     LinearSource,
+    ModelSpec,
     NormKind,
     NormSlot,
     NormSource,
@@ -31,7 +31,7 @@ Stored = Mapping[str, Floats]
 class Reference:
     """`stored` holds a checkpoint's tensors in float32 by name, `[in, out]` where the model's code has it so."""
 
-    def __init__(self, record: DecoderRecord, stored: Stored) -> None:
+    def __init__(self, record: ModelSpec, stored: Stored) -> None:
         self.record, self.config, self.stored = record, record.config, stored
 
     def logits(self, tokens: NDArray[np.int64]) -> Floats:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from tests import tiny
 from tests.runtime.native.test_engine import count_tokens
+from tests.support import tiny
 from zeropoint.errors import UsageError
 from zeropoint.runtime.conversation import Conversation
 from zeropoint.runtime.native.runner import NativeRunner

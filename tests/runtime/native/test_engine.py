@@ -13,8 +13,8 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
 from tests.runtime.native.conftest import Artifacts
+from tests.support import tiny
 from zeropoint.errors import UnsupportedError, UsageError
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.native.runner import NativeRunner

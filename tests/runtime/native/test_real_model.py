@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.runtime.native.test_engine import divergence, relative_error
-from zeropoint import identity, quantize
+from zeropoint import quantize
 from zeropoint.errors import UsageError
+from zeropoint.files import identity
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.native.runner import NativeRunner
 from zeropoint.runtime.native.session import Session
@@ -99,7 +100,7 @@ def test_the_whole_context_of_8192_tokens(artifact: Callable[[str], Path]) -> No
 MEASURE = """
 import json, re, sys
 from pathlib import Path
-from zeropoint.allocator import trim
+from zeropoint.machine.heap import trim
 from zeropoint.runtime import open_runner
 runner = open_runner(sys.argv[1], threads=2, engine="native")
 runner.generate(runner.encode("Once upon a time " * 150), max_new_tokens=200)

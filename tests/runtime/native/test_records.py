@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
 from tests.runtime.native.reference import Reference
+from tests.support import tiny
 from zeropoint.models.families import derive, families
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 24)

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from tests.runtime.native.conftest import Artifacts
-from zeropoint import identity, userfolder
 from zeropoint.artifact import update_card
 from zeropoint.errors import ArtifactError
-from zeropoint.identity import MODELS
-from zeropoint.models.record import DecoderRecord, LinearSlot, Rows
+from zeropoint.files import identity, user_folder
+from zeropoint.files.identity import MODELS
+from zeropoint.models.spec import LinearSlot, ModelSpec, Rows
 from zeropoint.runtime.native import kept, loading, store
-from zeropoint.runtime.native.parcel import Packed
+from zeropoint.runtime.native.packed_weights import Packed
 from zeropoint.runtime.native.runner import NativeRunner
 
 TOKENS = np.arange(20)
@@ -196,7 +196,7 @@ def test_weights_that_change_while_they_are_packed_are_refused(
 ) -> None:
     real = loading.pack_stream
 
-    def meanwhile(record: DecoderRecord, stream: object) -> object:
+    def meanwhile(record: ModelSpec, stream: object) -> object:
         yield from real(record, stream)  # type: ignore[arg-type]
         flip(artifact / "model.safetensors", -1)
 
@@ -212,7 +212,7 @@ def test_a_record_that_cuts_weights_otherwise_packs_again(
     want = logits(artifact)
     derive = loading.derive_stored
 
-    def other(config: dict[str, object], names: object) -> DecoderRecord:
+    def other(config: dict[str, object], names: object) -> ModelSpec:
         record = derive(config, names)  # type: ignore[arg-type]
         source = record.model.linears[LinearSlot.HEAD]
         head = replace(source, rows=Rows(0, source.shape[0]))
@@ -233,7 +233,7 @@ def old(path: Path, seconds: float) -> None:
 
 def test_leftovers_are_swept(artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / MODELS
-    userfolder.private_folder(folder)
+    user_folder.private_folder(folder)
     killed, young = folder / "a.packed.17-3", folder / "b.packed.17-3"
     gone, unused, needed = (folder / f"{letter * 32}-0.packed" for letter in "cde")
     for letter, where in (("c", tmp_path / "gone"), ("d", tmp_path), ("e", tmp_path)):
@@ -248,7 +248,7 @@ def test_leftovers_are_swept(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_the_oldest_make_room(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = userfolder.private_folder(tmp_path / "cache" / MODELS)
+    folder = user_folder.private_folder(tmp_path / "cache" / MODELS)
     files = [folder / f"{number:032d}-0.packed" for number in range(4)]
     for number, file in enumerate(files):
         old(file, 1000 - 100 * number)

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.evaluate import compare
     from zeropoint.evaluate.answers import DEFAULT_PROMPTS
     from zeropoint.render import markdown, page
-    from zeropoint.sensitivity import load
+    from zeropoint.values.sensitivity import load
 
     check_writable(args.json, args.html, args.markdown)
     table = None if args.sensitivity is None else load(args.sensitivity)

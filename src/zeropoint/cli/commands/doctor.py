@@ -10,7 +10,7 @@ from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
 
 HELP = "the machine, its kernels, and what follows"
 
@@ -83,7 +83,7 @@ def _facts(machine: Machine) -> list[tuple[str, str]]:
 
 def _kernels() -> list[dict[str, str]]:
     from zeropoint import kernels
-    from zeropoint.scheme import PRESETS, parse
+    from zeropoint.values.scheme import PRESETS, parse
 
     rows = []
     for name in SHOWN:

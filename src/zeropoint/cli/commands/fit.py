@@ -32,8 +32,8 @@ from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
-    from zeropoint.budget import Budget
     from zeropoint.fitting import Fit
+    from zeropoint.values.budget import Budget
 
 HELP = "the formats that meet a budget of memory, loss and speed, found by measuring"
 
@@ -178,9 +178,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_page(args: argparse.Namespace, found: Fit) -> None:
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
     from zeropoint.render import write_page
-    from zeropoint.report import Report
+    from zeropoint.values.report import Report
 
     fitted = {key: value for key, value in found.to_json().items() if key != "plan"}
     fitted["said"] = [] if found.verdict is None else [*found.verdict.sentences(), *found.missed()]
@@ -193,8 +193,8 @@ def _write_page(args: argparse.Namespace, found: Fit) -> None:
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-    from zeropoint.budget import Budget
     from zeropoint.errors import UsageError
+    from zeropoint.values.budget import Budget
 
     names = ("max_memory", "max_kl", "max_perplexity_increase", "min_decode", "min_prefill")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -121,12 +121,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:
     from zeropoint.cli import fragility
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
     from zeropoint.quantization import read_calibration
     from zeropoint.quantization.sensitivity import check_formats, measure, sensitivity_key
     from zeropoint.render import page
-    from zeropoint.report import Report
-    from zeropoint.sensitivity import load
+    from zeropoint.values.report import Report
+    from zeropoint.values.sensitivity import load
 
     check_formats(args.formats)
     tokens = read_calibration(checkpoint, args.text, tokens=args.tokens).tokens

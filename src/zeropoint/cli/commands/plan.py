@@ -17,7 +17,7 @@ from zeropoint.cli.console import rich_console
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
-    from zeropoint.plan import Plan
+    from zeropoint.values.plan import Plan
 
 HELP = "compare two plans"
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from zeropoint.plan import differences
+    from zeropoint.values.plan import differences
 
     check_writable(args.json)
     first, second = _read(args.first), _read(args.second)
@@ -58,6 +58,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> Plan:
     from zeropoint import artifact
-    from zeropoint.plan import Plan
+    from zeropoint.values.plan import Plan
 
     return artifact.open(path).plan if path.is_dir() else Plan.read(path)

@@ -36,8 +36,8 @@ from zeropoint.render import numbers
 
 if TYPE_CHECKING:
     from zeropoint.checkpoint import Checkpoint
-    from zeropoint.plan import Plan
     from zeropoint.planning import CoverageRow
+    from zeropoint.values.plan import Plan
 
 HELP = "make an artifact in INT8, INT4, FP16 or a mix"
 
@@ -155,7 +155,7 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.machine import Machine
+    from zeropoint.machine.detect import Machine
     from zeropoint.planning import coverage, quantized_fraction
     from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_output
 
@@ -218,9 +218,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[Plan, int | None]:
     """What to do, and how many calibration tokens to read (0: none; None: the usual number, where any are needed)."""
-    from zeropoint.plan import Plan
     from zeropoint.planning import uniform_plan
     from zeropoint.quantization import auto
+    from zeropoint.values.plan import Plan
 
     if args.time_budget is not None and (args.algorithm != auto.NAME or args.plan is not None):
         raise UsageError("--time-budget is for --algorithm auto")

@@ -1,4 +1,4 @@
-"""One file a family, named like config.json's model_type: `derive(config) -> DecoderRecord`, found by name."""
+"""One file a family, named like config.json's model_type: `derive(config) -> ModelSpec`, found by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from zeropoint.errors import UnsupportedError
 from zeropoint.models import fields
 from zeropoint.models.config import Config
-from zeropoint.models.record import DecoderRecord
+from zeropoint.models.spec import ModelSpec
 
 
 def families() -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def engine_of(data: Mapping[str, Any]) -> dict[str, str]:
     return {"name": "native", "reason": ""}
 
 
-def derive(data: Mapping[str, Any]) -> DecoderRecord:
+def derive(data: Mapping[str, Any]) -> ModelSpec:
     """The record of the model that a config.json describes.
 
     Raises `UnsupportedError` with the field and the value that the engine does not cover.
@@ -52,7 +52,7 @@ def derive(data: Mapping[str, Any]) -> DecoderRecord:
     config = Config(fields.under_own_names(model_type, data))
     config.only("is_encoder_decoder", False)
     config.only("is_causal", True)
-    record: DecoderRecord = import_module(f"{__name__}.{model_type}").derive(config)
+    record: ModelSpec = import_module(f"{__name__}.{model_type}").derive(config)
     if config.unread("layer_types"):  # only transformers' cache reads it in this family
         config.only("layer_types", ["full_attention"] * record.config.layers)
     config.finish(fields.read_by(model_type))

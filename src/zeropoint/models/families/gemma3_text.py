@@ -16,13 +16,13 @@ from zeropoint.models.parts import (
     rms_model,
     sandwich_norms,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope_by_layer_type
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 FULL, SLIDING = 0, 1
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=4, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)

@@ -16,10 +16,10 @@ from zeropoint.models.parts import (
     stacked,
     with_positions,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, NormSlot
+from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec, NormKind, NormSlot
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     hidden, heads = config.size("n_embd", 768), config.size("n_head", 12)
     shape = Shape(
         layers=config.size("n_layer", 12),

@@ -17,11 +17,11 @@ from zeropoint.models.parts import (
     read_activation,
     read_shape,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot, NormKind, Rows
 from zeropoint.models.rope import read_rope_under
+from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec, NormKind, Rows
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, grouped=False, own_head_dim=False)
     bias, parallel = config.flag("attention_bias", True), config.flag("use_parallel_residual", True)
 

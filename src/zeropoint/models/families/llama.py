@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from zeropoint.models.config import Config
 from zeropoint.models.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
 

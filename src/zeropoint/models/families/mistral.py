@@ -12,11 +12,11 @@ from zeropoint.models.parts import (
     read_window,
     rms_model,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=8)
     window = read_window(config, default=4096)
 

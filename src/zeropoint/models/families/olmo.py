@@ -12,11 +12,11 @@ from zeropoint.models.parts import (
     read_activation,
     read_shape,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind, NormSlot, NormSource
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot, NormSource
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config)
     bias = config.flag("attention_bias", False)
     config.absent("clip_qkv")

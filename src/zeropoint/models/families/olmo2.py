@@ -13,11 +13,11 @@ from zeropoint.models.parts import (
     read_shape,
     rms_model,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config)
     bias = config.flag("attention_bias", False)
 

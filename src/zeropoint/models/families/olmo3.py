@@ -14,13 +14,13 @@ from zeropoint.models.parts import (
     read_window,
     rms_model,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope_by_layer_type
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 FULL, SLIDING = 0, 1
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config)
     bias = config.flag("attention_bias", False)
     window = read_window(config, default=4096)

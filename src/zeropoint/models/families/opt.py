@@ -15,13 +15,13 @@ from zeropoint.models.parts import (
     read_shape,
     with_positions,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind, NormSlot, Rows
+from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot, Rows
 
 #: The first two rows stood for padding in the original code.
 POSITION_OFFSET = 2
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, intermediate="ffn_dim", grouped=False, own_head_dim=False)
     bias = config.flag("enable_bias", True)
     affine = config.flag("layer_norm_elementwise_affine", True)

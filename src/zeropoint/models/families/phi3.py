@@ -12,11 +12,11 @@ from zeropoint.models.parts import (
     rms_model,
     stacked,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, LinearSlot
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config)
     window = read_window(config, default=None)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from zeropoint.models.config import Config
 from zeropoint.models.parts import attention, blocks, gated_mlp, pre_norms, read_shape, rms_model
-from zeropoint.models.record import DecoderRecord, LayerRecord
 from zeropoint.models.rope import read_rope, standing_still
+from zeropoint.models.spec import LayerRecord, ModelSpec
 
 TURNING, STILL = 0, 1
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=4)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     config.only("use_sliding_window", False)

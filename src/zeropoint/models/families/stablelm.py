@@ -14,11 +14,11 @@ from zeropoint.models.parts import (
     read_activation,
     read_shape,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind, NormSlot
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, own_head_dim=False)
     bias, parallel = config.flag("use_qkv_bias", False), config.flag("use_parallel_residual", False)
     config.only("qk_layernorm", False)

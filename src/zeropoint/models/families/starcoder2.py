@@ -15,11 +15,11 @@ from zeropoint.models.parts import (
     read_shape,
     read_window,
 )
-from zeropoint.models.record import DecoderRecord, LayerRecord, NormKind
 from zeropoint.models.rope import read_rope
+from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind
 
 
-def derive(config: Config) -> DecoderRecord:
+def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=2)
     bias, window = config.flag("use_bias", True), read_window(config, default=None)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from zeropoint.errors import SchemeError, UsageError
-from zeropoint.plan import Choice
 from zeropoint.planning.uniform import fit
 from zeropoint.quantization.layers import quantize_view
-from zeropoint.scheme import Activation, parse
-from zeropoint.stats import LayerStats
+from zeropoint.values.plan import Choice
+from zeropoint.values.scheme import Activation, parse
+from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 #: A format of its own: weights as they are, each layer's input in 8 bits with one scale per token.

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeropoint.allocator import release
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.jsonfile import json_digest
+from zeropoint.files.json_file import json_digest
+from zeropoint.machine.heap import release
 from zeropoint.quantization.calibrated import reduced_precision
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
 from zeropoint.quantization.sensitivity.model import FloatModel
 from zeropoint.quantization.sensitivity.scores import Scores
 from zeropoint.quantization.sensitivity.swaps import Swaps, sample
-from zeropoint.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
+from zeropoint.values.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
 
 #: Tokens of a window: the shorter, the more windows a standard error is made of.
 WINDOW = 128

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.quantization.blocks import FilledModel
-from zeropoint.quantization.taps import PRODUCTS
-from zeropoint.sensitivity import Group
+from zeropoint.quantization.hooks import PRODUCTS
+from zeropoint.values.sensitivity import Group
 from zeropoint.views import LayerView
 
 Product = Callable[[str, torch.Tensor, torch.Tensor], None]

@@ -15,7 +15,7 @@ import torch
 
 from zeropoint.quantization.sensitivity.errors import Perturbation
 from zeropoint.quantization.sensitivity.model import FloatModel
-from zeropoint.sensitivity import Cost, Estimate, Group, InputShape
+from zeropoint.values.sensitivity import Cost, Estimate, Group, InputShape
 
 
 class Scores:

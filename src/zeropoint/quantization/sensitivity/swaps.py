@@ -9,7 +9,7 @@ import torch
 
 from zeropoint.quantization.sensitivity.errors import Perturbation, fake_quantize
 from zeropoint.quantization.sensitivity.model import FloatModel
-from zeropoint.sensitivity import Cost, Estimate, Group
+from zeropoint.values.sensitivity import Cost, Estimate, Group
 
 
 class Swaps:

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zeropoint.identity import MODELS
-from zeropoint.jsonfile import json_digest, parse_json
-from zeropoint.models.record import DecoderRecord
+from zeropoint.files.identity import MODELS
+from zeropoint.files.json_file import json_digest, parse_json
+from zeropoint.files.user_folder import default_folder, private_folder, read_own
+from zeropoint.models.spec import ModelSpec
 from zeropoint.runtime.native import store
-from zeropoint.userfolder import default_folder, private_folder, read_own
 
 #: Bytes of all packed files at most; the newest is kept whatever its size.
 MOST_BYTES = 32 << 30
@@ -29,7 +29,7 @@ UNUSED, ABANDONED = 30 * 86400, 3600
 SUFFIX = ".packed"
 
 
-def packed_key(card: Mapping[str, Any], record: DecoderRecord, tensors: str) -> str:
+def packed_key(card: Mapping[str, Any], record: ModelSpec, tensors: str) -> str:
     """All that decides an artifact's packed bytes: the digest of its tensors, the plan and layout that say what they
     mean, how the record cuts them, and the layout of the file."""
     parts = repr([source for _, _, source in record.linears()])

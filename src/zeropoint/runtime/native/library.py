@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library, native
-from zeropoint.models.record import DecoderConfig, DecoderRecord, LinearSlot, NormSource
-from zeropoint.qtensor import QuantizedTensor
+from zeropoint.models.spec import DecoderConfig, LinearSlot, ModelSpec, NormSource
+from zeropoint.values.qtensor import QuantizedTensor
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class Decoder(_Owner):
 
     def __init__(
         self,
-        record: DecoderRecord,
+        record: ModelSpec,
         weights: Mapping[tuple[int, LinearSlot], Weight],
         vectors: Mapping[str, Floats],
     ) -> None:

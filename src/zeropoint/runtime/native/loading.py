@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zeropoint import identity
-from zeropoint.allocator import trim
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UnsupportedError
-from zeropoint.jsonfile import CARD_NAME, MAX_CARD_BYTES, load_json
+from zeropoint.files import identity
+from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
+from zeropoint.files.shards import shard_files
+from zeropoint.machine.heap import trim
 from zeropoint.models.families import derive
-from zeropoint.models.record import DecoderRecord
-from zeropoint.qtensor import QuantizedTensor, Weight
+from zeropoint.models.spec import ModelSpec
 from zeropoint.runtime.native import kept, library, store
 from zeropoint.runtime.native.library import Decoder
-from zeropoint.runtime.native.parcel import Packed, collect, pack_stream
-from zeropoint.scheme import Activation
-from zeropoint.shards import shard_files
+from zeropoint.runtime.native.packed_weights import Packed, collect, pack_stream
 from zeropoint.sources.records import derive_stored
 from zeropoint.sources.source import Source
+from zeropoint.values.qtensor import QuantizedTensor, Weight
+from zeropoint.values.scheme import Activation
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def check(folder: Path) -> None:
     derive(_config(folder))
 
 
-def _artifact_record(folder: Path) -> tuple[dict[str, Any], DecoderRecord]:
+def _artifact_record(folder: Path) -> tuple[dict[str, Any], ModelSpec]:
     """Return an artifact's config and record; a head that the plan names counts whatever the config ties."""
     config = _config(folder)
     plan = load_json(folder / CARD_NAME, MAX_CARD_BYTES).get("plan")
@@ -77,7 +77,7 @@ def _config(folder: Path) -> dict[str, Any]:
 # -- artifacts ------------------------------------------------------------------------------------
 
 
-def open_artifact(folder: Path, record: DecoderRecord) -> tuple[Decoder, int]:
+def open_artifact(folder: Path, record: ModelSpec) -> tuple[Decoder, int]:
     """An artifact's decoder and the bytes of its weights, from its packed file in the user's cache, which is made when
     there is none that is whole and the user's own. Where it cannot be written the weights are packed in memory.
 
@@ -96,16 +96,16 @@ def open_artifact(folder: Path, record: DecoderRecord) -> tuple[Decoder, int]:
     opened = None if path is None else _from_cache(folder, path, key, record)
     if opened is None:
         try:
-            parcel = collect(_packed(folder, record))
+            packed_weights = collect(_packed(folder, record))
         finally:
             trim()
-        opened = parcel.decoder(record), parcel.nbytes
+        opened = packed_weights.decoder(record), packed_weights.nbytes
     if identity.file_states(folder) != before:
         raise ArtifactError(f"the weights in {folder} changed while they were read: try again")
     return opened
 
 
-def _from_cache(folder: Path, path: Path, key: str, record: DecoderRecord) -> tuple[Decoder, int] | None:
+def _from_cache(folder: Path, path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int] | None:
     """From the packed file, which is made first where there is none; None where it cannot be kept."""
     try:
         found = _kept(path, key, record)
@@ -128,16 +128,16 @@ def _from_cache(folder: Path, path: Path, key: str, record: DecoderRecord) -> tu
         trim()
 
 
-def _kept(path: Path, key: str, record: DecoderRecord) -> tuple[Decoder, int]:
+def _kept(path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int]:
     """What the packed file holds. Raises as `store.read` does, `StoreError` also where parts are not the record's."""
-    parcel = store.read(path, key)
+    packed_weights = store.read(path, key)
     try:
-        return parcel.decoder(record), parcel.nbytes
+        return packed_weights.decoder(record), packed_weights.nbytes
     except (ArtifactError, SchemeError, UnsupportedError) as cause:
         raise store.StoreError(f"does not fit the model ({cause})") from cause
 
 
-def _packed(folder: Path, record: DecoderRecord) -> Iterator[Packed]:
+def _packed(folder: Path, record: ModelSpec) -> Iterator[Packed]:
     from zeropoint import artifact
 
     return pack_stream(record, artifact.open(folder).stream())
@@ -165,9 +165,9 @@ def load_checkpoint(path: Path) -> Loaded:
     for note in found.notes:
         logger.warning("%s", note)
     stream = ((own, _weight(source, stored)) for own, stored in found.stored.items())
-    parcel = collect(pack_stream(found.record, stream))
+    packed_weights = collect(pack_stream(found.record, stream))
     trim()
-    return Loaded(parcel.decoder(found.record), source.config, parcel.nbytes, source.nbytes())
+    return Loaded(packed_weights.decoder(found.record), source.config, packed_weights.nbytes, source.nbytes())
 
 
 def _weight(source: Source, name: str) -> Weight:

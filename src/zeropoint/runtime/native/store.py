@@ -24,12 +24,12 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import SchemeError, UnsupportedError
-from zeropoint.jsonfile import parse_json
+from zeropoint.files.json_file import parse_json
+from zeropoint.files.user_folder import open_own
 from zeropoint.kernels import library
-from zeropoint.models.record import Rows
+from zeropoint.models.spec import Rows
 from zeropoint.runtime.native.library import Bytes, Weight, view
-from zeropoint.runtime.native.parcel import Packed, Parcel
-from zeropoint.userfolder import open_own
+from zeropoint.runtime.native.packed_weights import Packed, PackedWeights
 
 VERSION = 2
 NAME = f"packed {library.ABI_VERSION}.{VERSION}"
@@ -115,7 +115,7 @@ def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read(path: Path, key: str) -> Parcel:
+def read(path: Path, key: str) -> PackedWeights:
     """Map the file and return its weights and vectors over that memory.
 
     Raises `StoreError`, `UntrustedError` for a file that is not the user's own, and `OSError` where there is none."""
@@ -130,7 +130,7 @@ def read(path: Path, key: str) -> Parcel:
         index = _index(memory)
         if index["key"] != key:
             raise StoreError("belongs to another state of the artifact")
-        return _parcel(memory, index["entries"])
+        return _packed_weights(memory, index["entries"])
     except (KeyError, TypeError, ValueError, ArithmeticError, SchemeError, UnsupportedError) as cause:
         raise StoreError(f"is damaged ({' '.join(str(cause).split())[:100]})") from cause
 
@@ -146,20 +146,20 @@ def _index(memory: Bytes) -> dict[str, Any]:
     return found
 
 
-def _parcel(memory: Bytes, entries: Iterable[dict[str, Any]]) -> Parcel:
-    parcel = Parcel()
+def _packed_weights(memory: Bytes, entries: Iterable[dict[str, Any]]) -> PackedWeights:
+    packed_weights = PackedWeights()
     for entry in entries:
         at, size, name = entry["at"], entry["bytes"], entry["name"]
         blob = memory[at : at + size]
         if blob.nbytes != size or checksum(blob) != entry["sum"]:
             raise StoreError(f"is damaged at {name}")
         if "format" not in entry:
-            parcel.add(Packed(name, None, blob.view(np.float32)))
+            packed_weights.add(Packed(name, None, blob.view(np.float32)))
             continue
         format = library.Format(**dict(zip(_FORMAT_FIELDS, entry["format"], strict=True)))
         rows = None if entry["rows"] is None else Rows(*entry["rows"])
-        parcel.add(Packed(name, rows, view(format, blob)))
-    return parcel
+        packed_weights.add(Packed(name, rows, view(format, blob)))
+    return packed_weights
 
 
 #: Words of 8 bytes that are summed before they are weighted: a page.

@@ -1,0 +1,75 @@
+"""Old names of modules: importing one warns, and gives the module that took its place."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Old name under `zeropoint.` -> new name. Submodules of a package that moved follow it.
+MOVED = {
+    "allocator": "machine.heap",
+    "budget": "values.budget",
+    "companions": "files.model_files",
+    "documents": "files.documents",
+    "ggufile": "files.gguf_file",
+    "identity": "files.identity",
+    "jsonfile": "files.json_file",
+    "models.record": "models.spec",
+    "outfile": "files.atomic",
+    "plan": "values.plan",
+    "qtensor": "values.qtensor",
+    "quantization.journal": "quantization.run_checkpoint",
+    "quantization.taps": "quantization.hooks",
+    "reference.packing": "artifact.packing",
+    "report": "values.report",
+    "runtime.foreign": "runtime.external",
+    "runtime.native.parcel": "runtime.native.packed_weights",
+    "runtime.universal": "runtime.torch_engine",
+    "scheme": "values.scheme",
+    "sensitivity": "values.sensitivity",
+    "shards": "files.shards",
+    "stats": "values.stats",
+    "tensordigest": "files.tensor_digest",
+    "tensorfile": "files.safetensors_file",
+    "userfolder": "files.user_folder",
+}
+
+
+class OldNames(MetaPathFinder, Loader):
+    """Finds modules by their old names. It comes first, or a submodule of a moved package would be loaded twice."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of an old name, None for any other name."""
+        return None if _new_name(fullname) is None else ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Warn, and return the module under its new name."""
+        new = _new_name(spec.name)
+        assert new is not None
+        warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
+        return import_module(new)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: the module ran when it was imported under its new name."""
+
+
+def _new_name(name: str) -> str | None:
+    if not name.startswith("zeropoint."):
+        return None
+    parts = name.removeprefix("zeropoint.").split(".")
+    for count in range(len(parts), 0, -1):
+        if new := MOVED.get(".".join(parts[:count])):
+            return ".".join(["zeropoint", new, *parts[count:]])
+    return None
+
+
+def install() -> None:
+    """Answer imports of old names from now on."""
+    sys.meta_path.insert(0, OldNames())

@@ -1,0 +1,62 @@
+"""Dense packing of narrow codes into 32-bit words, as compressed-tensors' `pack_to_int32` lays them out.
+
+Codes are shifted to unsigned (`code + 2^(bits-1)`) and written one after the other, least significant bit
+first, with no padding between them: code `i` occupies bits `i*bits` to `(i+1)*bits - 1` of the little-endian
+bit string, straddling words where `bits` does not divide 32. Only the last word of a line is padded (zeros).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import SchemeError
+from zeropoint.values.scheme import ceil_div
+
+Words = NDArray[np.int32]
+
+
+def pack(codes: NDArray[np.int8], bits: int, *, axis: int = 1) -> Words:
+    """int8 `[rows, columns]` -> int32 with `axis` shrunk to `ceil(n * bits / 32)` words."""
+    if axis == 0:
+        return np.ascontiguousarray(pack(codes.T, bits).T)
+    rows, columns = codes.shape
+    words = ceil_div(columns * bits, 32)
+    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    if bits == 4:  # the common width, without going through single bits
+        even = np.zeros((rows, words * 8), dtype=np.uint8)
+        even[:, :columns] = unsigned
+        return (even[:, 0::2] | (even[:, 1::2] << 4)).view("<i4").astype(np.int32, copy=False)
+    stream = np.zeros((rows, words * 32), dtype=np.uint8)
+    each = np.unpackbits(unsigned[:, :, None], axis=2, bitorder="little", count=bits)
+    stream[:, : columns * bits] = each.reshape(rows, columns * bits)
+    return np.packbits(stream, axis=1, bitorder="little").view("<i4").astype(np.int32, copy=False)
+
+
+def unpack(words: NDArray[Any], bits: int, count: int, *, axis: int = 1) -> NDArray[np.int8]:
+    """The inverse of `pack`: `count` codes along `axis`. Raises `SchemeError` when the words do not hold them."""
+    if axis == 0:
+        return np.ascontiguousarray(unpack(words.T, bits, count).T)
+    rows, width = words.shape
+    if width != ceil_div(count * bits, 32):
+        raise SchemeError(
+            f"{count} codes of {bits} bits take {ceil_div(count * bits, 32)} words, not {width}"
+        )
+    raw = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8)
+    if bits == 4:
+        unsigned = np.empty((rows, raw.shape[1] * 2), dtype=np.uint8)
+        unsigned[:, 0::2] = raw & 0xF
+        unsigned[:, 1::2] = raw >> 4
+        spare = unsigned[:, count:]
+        unsigned = unsigned[:, :count]
+    else:
+        stream = np.unpackbits(raw, axis=1, bitorder="little")
+        stream, spare = stream[:, : count * bits], stream[:, count * bits :]
+        unsigned = np.packbits(stream.reshape(rows, count, bits), axis=2, bitorder="little")[:, :, 0]
+    if spare.any():
+        raise SchemeError(
+            f"packed words hold more than {count} codes of {bits} bits: their padding is not zero"
+        )
+    return np.ascontiguousarray((unsigned.astype(np.int16) - (1 << (bits - 1))).astype(np.int8))

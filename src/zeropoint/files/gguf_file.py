@@ -1,0 +1,285 @@
+"""GGUF files, one tensor at a time; every failure is one sentence. The counterpart of `files/safetensors_file.py`.
+
+A large model is published in several files, `name-00001-of-00003.gguf` and so on: the first has the header, each has
+its own tensors. Any of them opens all.
+
+The `gguf` package's own reader trusts what a header says. A file from elsewhere may not be trusted: here every count,
+length and offset is checked against the bytes that are there before anything is allocated, and the header is bounded,
+so that a damaged file costs an error and no memory. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # version 1 counted in 32 bits and is no longer written
+MAX_HEADER_BYTES = 128 << 20  # a vocabulary of 256,000 tokens with its merges takes 12 MB
+MAX_DIMENSIONS = 4
+MAX_ALIGNMENT = 1 << 16
+
+#: Value types of fixed size: number in the file -> struct and numpy code.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+
+
+#: How the parts of a model are named, counted from 1.
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MAX_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies. `shape` is in numpy's order, `[out, in]` for a matrix; `part` is the number of its file."""
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+    part: int = 0
+
+
+class GgufFile:
+    """One open GGUF model: `metadata` as plain values, `tensors` by name, `files` it lies in. Data is mapped, not read.
+
+    Raises `error` (a `ZeropointError` class) when a file is missing, truncated, or its header is not sound.
+    """
+
+    def __init__(self, path: Path, error: type[ZeropointError] = CheckpointError) -> None:
+        self.path = path
+        self._error = error
+        header, data = _open(path, error)
+        self.metadata: Mapping[str, Any] = header.metadata
+        self.tensors: Mapping[str, Entry] = header.tensors
+        self.files: tuple[Path, ...] = (path,)
+        self._data = [data]
+        if header.count("split.count") > 1:
+            self._open_parts(header, data)
+
+    def _open_parts(self, given: _Header, data: mmap.mmap) -> None:
+        """Open every part, of which `path` is one."""
+        count, number = given.count("split.count"), given.count("split.no") + 1
+        name = PART.fullmatch(self.path.name)
+        if name is None or int(name["count"]) != count or int(name["number"]) != number:
+            raise self._error(
+                f"{self.path} is part {number} of {count} of a model: give each part its name again, which ends in "
+                f"-{number:05d}-of-{count:05d}.gguf"
+            )
+        self.files = tuple(
+            self.path.with_name(f"{name['stem']}-{each:05d}-of-{count:05d}.gguf")
+            for each in range(1, count + 1)
+        )
+        if missing := [file.name for file in self.files if not file.is_file()]:
+            raise self._error(
+                f"{self.path} is part {number} of {count} of a model, and {missing[0]} is missing beside it: download "
+                "all parts into one folder"
+            )
+        opened = [(given, data) if file == self.path else _open(file, self._error) for file in self.files]
+        self.metadata, self._data = opened[0][0].metadata, [data for _, data in opened]
+        tensors: dict[str, Entry] = {}
+        for part, (header, _) in enumerate(opened):
+            if (header.count("split.no"), header.count("split.count")) != (part, count):
+                raise self._error(f"{self.files[part]} is not part {part + 1} of {count}, as its name says")
+            for tensor, entry in header.tensors.items():
+                if tensor in tensors:
+                    raise self._error(f"{self.files[part]} holds {tensor[:60]!r}, as an earlier part does")
+                tensors[tensor] = replace(entry, part=part)
+        stated = opened[0][0].count("split.tensors.count")
+        if stated and stated != len(tensors):
+            raise self._error(f"{self.path}: all parts hold {len(tensors)} tensors, the first says {stated}")
+        self.tensors = tensors
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor, `[..., bytes of a row]`; a view of the mapped file."""
+        entry = self._entry(name)
+        block, size = GGML_QUANT_SIZES[entry.kind]
+        row = entry.shape[-1] // block * size
+        data = np.frombuffer(self._data[entry.part], np.uint8, entry.nbytes, entry.start)
+        return data.reshape(*entry.shape[:-1], row)
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """The tensor in float32, as ggml's reference does it. Raises `UnsupportedError` for a type it cannot read."""
+        entry = self._entry(name)
+        try:
+            values = np.asarray(dequantize(self.raw(name), entry.kind), np.float32)
+        except NotImplementedError:
+            raise UnsupportedError(
+                f"{self.path.name}: tensor {name} has the type {entry.kind.name}, which cannot be read here"
+            ) from None
+        return values.reshape(entry.shape)
+
+    def _entry(self, name: str) -> Entry:
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise self._error(f"{self.path} has no tensor {name}")
+        return entry
+
+
+def first_parts(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths, of each model in parts only the first."""
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        name = PART.fullmatch(path.name)
+        found.setdefault(f"{name['stem']} of {name['count']}" if name else path.name, path)
+    return list(found.values())
+
+
+def _open(path: Path, error: type[ZeropointError]) -> tuple[_Header, mmap.mmap]:
+    """The header of one file, and its bytes."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except (OSError, ValueError) as cause:  # an empty file cannot be mapped
+        raise error(f"{path} is not a GGUF file ({cause})") from cause
+    try:
+        return _Header(data), data
+    except _DamageError as cause:
+        raise error(f"{path} is not a sound GGUF file: {cause}") from None
+
+
+class _DamageError(Exception):
+    """What is wrong with a header."""
+
+
+class _Header:
+    """The header's parser: a cursor that cannot leave the file."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._end = min(len(data), MAX_HEADER_BYTES)
+        self._at = 0
+        if self._take(4) != MAGIC:
+            raise _DamageError("it does not begin with GGUF")
+        version = self._number("I")
+        if version not in VERSIONS:
+            raise _DamageError(f"its version is {version}; versions 2 and 3 are read")
+        tensors, keys = self._number("Q"), self._number("Q")
+        self._check_count(keys, 13, "keys")
+        self._check_count(tensors, 24, "tensors")
+        self.metadata = dict(self._pair() for _ in range(keys))
+        found = [self._tensor() for _ in range(tensors)]
+        self.tensors = self._place(found)
+
+    def count(self, key: str) -> int:
+        """A whole number of the metadata from 0 up; 0 where it is not there."""
+        value = self.metadata.get(key, 0)
+        return value if type(value) is int and 0 <= value <= MAX_PARTS * MAX_PARTS else 0
+
+    def _take(self, count: int) -> bytes:
+        stop = self._at + count
+        if stop > self._end:
+            where = "it ends inside its header" if stop > len(self._data) else "its header does not end"
+            raise _DamageError(where)
+        found = self._data[self._at : stop]
+        self._at = stop
+        return found
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
+
+    def _check_count(self, count: int, least_bytes: int, what: str) -> None:
+        if count * least_bytes > self._end - self._at:
+            raise _DamageError(f"it claims {count} {what}, more than it has room for")
+
+    def _text(self) -> str:
+        try:
+            return self._take(self._number("Q")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise _DamageError("a text in its header is not UTF-8") from None
+
+    def _texts(self, count: int) -> list[str]:
+        """As many texts; a vocabulary has a quarter of a million, so no call is made for each."""
+        data, at, end, length = self._data, self._at, self._end, struct.Struct("<Q").unpack_from
+        found = []
+        try:
+            for _ in range(count):
+                start = at + 8
+                if start > end:
+                    self._take(end + 1)
+                at = start + length(data, start - 8)[0]
+                if at > end:
+                    self._take(end + 1)
+                found.append(data[start:at].decode("utf-8"))
+        except UnicodeDecodeError:
+            raise _DamageError("a text in its header is not UTF-8") from None
+        self._at = at
+        return found
+
+    def _pair(self) -> tuple[str, Any]:
+        key = self._text()
+        return key, self._value(self._number("I"), key)
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind in SCALARS:
+            return self._number(SCALARS[kind])
+        if kind == STRING:
+            return self._text()
+        if kind != ARRAY:
+            raise _DamageError(f"{key[:60]!r} has the value type {kind}, which does not exist")
+        inner, count = self._number("I"), self._number("Q")
+        if inner == STRING:
+            self._check_count(count, 8, "texts")
+            return self._texts(count)
+        if inner not in SCALARS:
+            raise _DamageError(f"{key[:60]!r} is an array of the type {inner}, which is not read")
+        dtype = np.dtype(f"<{SCALARS[inner]}" if SCALARS[inner] != "?" else "?")
+        self._check_count(count, dtype.itemsize, "numbers")
+        return np.frombuffer(self._take(count * dtype.itemsize), dtype)
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        """`(name, shape in numpy's order, type, offset)` as stated."""
+        name = self._text()
+        dimensions = self._number("I")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise _DamageError(f"tensor {name[:60]!r} has {dimensions} dimensions")
+        shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
+        return name, shape, self._number("I"), self._number("Q")
+
+    def _place(self, found: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, Entry]:
+        """Entries that lie inside the file and do not overlap."""
+        alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+            raise _DamageError(f"its alignment is {alignment!r}, not a power of two")
+        base = -(-self._at // alignment) * alignment
+        placed: dict[str, Entry] = {}
+        end = base
+        for name, shape, kind, offset in sorted(found, key=lambda each: each[3]):
+            nbytes = _nbytes(name, shape, kind)
+            start = base + offset
+            if offset % alignment or start < end or start + nbytes > len(self._data):
+                raise _DamageError(
+                    f"tensor {name[:60]!r} lies outside the file or upon another; it is cut short or was changed"
+                )
+            if name in placed:
+                raise _DamageError(f"it holds the tensor {name[:60]!r} twice")
+            placed[name] = Entry(GGMLQuantizationType(kind), shape, start, nbytes)
+            end = start + nbytes
+        return {name: placed[name] for name, _, _, _ in found}
+
+
+def _nbytes(name: str, shape: tuple[int, ...], kind: int) -> int:
+    """Bytes of a tensor. Raises `_DamageError` for a type or a shape that cannot be."""
+    if kind not in GGML_QUANT_SIZES:
+        raise _DamageError(f"tensor {name[:60]!r} has the type {kind}, which is not known")
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    if shape[-1] % block or not all(shape):
+        raise _DamageError(f"tensor {name[:60]!r} of shape {shape} does not fit blocks of {block}")
+    count = 1
+    for each in shape:
+        count *= each
+    return count // int(block) * int(size)

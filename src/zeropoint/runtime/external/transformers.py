@@ -1,0 +1,147 @@
+"""Folders that other tools quantized, in transformers with the package that dequantizes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeropoint.errors import CheckpointError, UnsupportedError
+from zeropoint.files.json_file import load_json
+from zeropoint.runtime.external import first_line, require
+from zeropoint.sources.source import listed
+
+if TYPE_CHECKING:
+    from zeropoint.runtime.torch_engine.runner import TorchRunner
+
+RUNTIME, EXACT = "transformers", "float32"
+
+#: `quant_method` of config.json -> the package that it takes beside transformers, and how to get it.
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
+    "gptq": ("gptqmodel", "gptqmodel"),
+    "awq": ("gptqmodel", "gptqmodel"),
+}
+NAMES = {"gptq": "GPTQ", "awq": "AWQ"}
+
+
+def recognizes(path: Path) -> bool:
+    return bool(_section(path))
+
+
+def label(path: Path) -> str:
+    section = _section(path)
+    method = str(section.get("quant_method"))
+    detail = f"{section['bits']} bits" if "bits" in section else str(section.get("format", ""))
+    return f"{NAMES.get(method, method)} {detail}".strip()
+
+
+def prepare(path: Path) -> None:
+    method = str(_section(path).get("quant_method"))
+    for package in ("torch", "transformers"):
+        require(package, "'zeropoint[quantize]'", f"Model folders are run by transformers and {package}")
+    if method in PACKAGES:
+        package, install = PACKAGES[method]
+        require(
+            package, install, f"{NAMES.get(method, method)} folders are run by transformers with {package}"
+        )
+
+
+def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
+    """See the package. `auto` is the folder's own dtype, but float32 for float16, which CPUs emulate."""
+    prepare(path)
+    import torch
+
+    from zeropoint.runtime.torch_engine.runner import TorchRunner, load_tokenizer, tensor_bytes
+
+    torch.set_num_threads(threads)
+    method = str(_section(path)["quant_method"])
+    config = load_json(path / "config.json", error=CheckpointError)
+    own = "bfloat16" if config.get("dtype", config.get("torch_dtype")) == "bfloat16" else "float32"
+    used = own if dtype == "auto" else dtype
+    try:
+        model = _load(path, method, getattr(torch, used))
+        if method == "awq" and dtype == EXACT:
+            model = _unpacked(model)
+        tokenizer = load_tokenizer(str(path))
+    except ImportError as cause:
+        raise UnsupportedError(f"transformers cannot run {path} here: {first_line(cause)}") from cause
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as cause:
+        raise CheckpointError(f"transformers does not load {path}: {first_line(cause)}") from cause
+    return TorchRunner(
+        model.eval(), tokenizer, name=path.resolve().name, engine=RUNTIME, artifact_bytes=tensor_bytes(path)
+    )
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """config.json's `quantization_config`; empty where there is none."""
+    if not (path / "config.json").is_file():
+        return {}
+    section = load_json(path / "config.json", error=CheckpointError).get("quantization_config")
+    return section if isinstance(section, dict) and "quant_method" in section else {}
+
+
+def _unpacked(model: Any) -> Any:
+    """AWQ layers as float32 ones of the weights that GPTQModel's own code reads: its kernel multiplies in float16,
+    whatever it is given."""
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AwqTorchLinear):
+            scales = module.scales.float()
+            weight = dequantize_gemm(module.qweight, module.qzeros, scales, module.bits, module.group_size)
+            columns, rows = weight.shape
+            plain = torch.nn.Linear(columns, rows, bias=module.bias is not None)
+            with torch.no_grad():
+                plain.weight.copy_(weight.T)
+                if plain.bias is not None:
+                    plain.bias.copy_(module.bias)
+            model.set_submodule(name, plain)
+    return model
+
+
+def _load(path: Path, method: str, dtype: Any) -> Any:
+    if method in ("gptq", "awq"):
+        import torch
+        from gptqmodel import BACKEND, GPTQModel
+
+        # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
+        model = GPTQModel.load(str(path), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
+        return torch.nn.Module.float(model)
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed then, and refused below
+        )
+    except RuntimeError as cause:
+        # transformers draws missing weights from a normal distribution, which torch has for floats alone
+        if 'normal_kernel_cpu" not implemented' not in str(cause):
+            raise
+        raise CheckpointError(
+            f"{path} lacks integer weights that its config.json asks for: the download is incomplete, or the config "
+            "belongs to another model"
+        ) from cause
+    _refuse_random(path, loaded)
+    return model
+
+
+def _refuse_random(path: Path, loaded: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where transformers fills a weight with random numbers: the folder lacks it, or holds it
+    in another shape."""
+    if missing := sorted(loaded["missing_keys"]):
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors that its config.json asks for, {listed(missing)}: the download is "
+            "incomplete, or the config belongs to another model"
+        )
+    if mismatched := sorted(str(each[0]) for each in loaded["mismatched_keys"]):
+        raise CheckpointError(
+            f"{path} holds {len(mismatched)} tensors in another shape than its config.json implies, "
+            f"{listed(mismatched)}: the two belong to different models"
+        )

@@ -1,0 +1,225 @@
+"""`TorchRunner`: a loaded transformers model (quantized or not) behind the `Runner` protocol."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Container, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from zeropoint import artifact, tokenizer
+from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.files import identity
+from zeropoint.runtime.generation import OnToken, generate
+from zeropoint.runtime.protocol import Logits, Tokens
+from zeropoint.runtime.sampling import Sampling
+from zeropoint.runtime.text import Reads
+from zeropoint.runtime.torch_engine.assemble import assemble
+from zeropoint.runtime.torch_engine.emulated import fast_products
+from zeropoint.runtime.torch_engine.packed import weights_bytes
+from zeropoint.runtime.torch_engine.pretrained import adopt
+from zeropoint.runtime.torch_engine.saving import Origin, noting_dtypes
+from zeropoint.sources import open_source
+from zeropoint.sources.texts import text_folder
+from zeropoint.tokenizer import HubTokenizer, Text
+from zeropoint.tokenizer.folder import stop_ids
+
+logger = logging.getLogger(__name__)
+
+
+def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The quantized model of an artifact folder, ready for `generate`. Raises `ArtifactError`."""
+    opened = artifact.open(path)
+    config = runtime_config(path, trust_remote_code=trust_remote_code)
+    dtypes: dict[str, np.dtype[Any]] = {}
+    model = assemble(config, noting_dtypes(opened.stream(), dtypes), trust_remote_code=trust_remote_code)
+    attach_generation_config(model, path)
+    return adopt(model, Origin.of_artifact(model, opened, dtypes))
+
+
+def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's config without its `quantization_config`: transformers must build plain modules."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
+    """Use the folder's generation defaults (stop tokens) when it has them."""
+    if (found := _generation_config(str(path))) is not None:
+        model.generation_config = found
+
+
+def load_checkpoint(
+    path: str | Path, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return the unquantized model as transformers loads it, its weights read and checked by `open_checkpoint`.
+
+    transformers fills what a file lacks with random numbers, and says so in a log: here a file that lacks anything is
+    refused before. `path` is a folder, a GGUF file or a hub name, `dtype` a torch dtype's name, or `auto` for the
+    model's own. Raise `CheckpointError`, as `open_checkpoint` does.
+    """
+    checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
+    for note in checkpoint.notes:
+        logger.warning("%s", note)
+    return build(checkpoint, dtype)
+
+
+def build(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
+    """Return the model of an open checkpoint in a torch dtype. Raise `CheckpointError` where it cannot be built."""
+    weights = {name: _Unread(checkpoint, name) for name in checkpoint.used()}
+    kind: Any = type(checkpoint.model)
+    wanted = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
+    try:
+        model, loaded = kind.from_pretrained(
+            None, config=checkpoint.config, state_dict=weights, dtype=wanted, output_loading_info=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises whatever a config leads to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint.name} does not load as a causal language model: {reason}"
+        ) from error
+    if random := sorted({*loaded["missing_keys"], *(str(each[0]) for each in loaded["mismatched_keys"])}):
+        raise CheckpointError(
+            f"{checkpoint.name} does not load as a causal language model: transformers finds no {random[0]} in it"
+        )
+    attach_generation_config(model, checkpoint.path)
+    return model.eval()
+
+
+class _Unread:
+    """A stored tensor that transformers reads when its turn has come, by `tensor[...]` as it reads safetensors' own."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self._checkpoint.read_stored(self._name)
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> Text:
+    """Return the folder's tokenizer, shared by all who open the same folder: the native engine's where the folder has
+    a tokenizer.json, and the one that transformers makes of other files. Raises `CheckpointError` for files that make
+    none."""
+    if (Path(path) / "tokenizer.json").is_file():
+        return tokenizer.load_tokenizer(Path(path))
+    try:
+        made = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return HubTokenizer(made, _generation_config(path))
+    except Exception as cause:  # missing and damaged files fail in many ways
+        said = " ".join(str(cause).split())[:300]
+        raise CheckpointError(f"the tokenizer of {path} cannot be read: {said}") from cause
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    """Return the folder's generation defaults, if it has some."""
+    if not (Path(path) / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(path, local_files_only=True)
+
+
+def tensor_bytes(path: str | Path) -> int:
+    """Bytes of the tensors in a folder's safetensors files, headers left out."""
+    total = 0
+    if Path(path).is_file():  # a GGUF file
+        return open_source(path).nbytes()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        total += file.stat().st_size - 8 - header
+    return total
+
+
+class TorchRunner(Reads):
+    """See `zeropoint.runtime.Runner`; attributes are set once and not changed."""
+
+    def __init__(self, model: PreTrainedModel, text: Text, *, name: str, engine: str, artifact_bytes: int):
+        self.model = model
+        self.tokenizer = text
+        self.name = name
+        self.engine, self.engine_reason = engine, ""
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.weights_bytes = weights_bytes(model)
+        self.artifact_bytes = artifact_bytes
+        self.stop_tokens = text.stop_tokens() | stop_ids(
+            getattr(model.generation_config, "eos_token_id", None)
+        )
+
+    @classmethod
+    def open(cls, path: str, *, threads: int, dtype: str) -> TorchRunner:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+        if artifact.is_artifact(path):
+            identity.say_doubts(Path(path))
+            model, engine = load_artifact(path), "universal"
+        else:
+            model, engine = load_checkpoint(path, dtype), "transformers"
+        name = Path(path).resolve().name
+        text = load_tokenizer(str(text_folder(Path(path))))
+        return cls(model, text, name=name, engine=engine, artifact_bytes=tensor_bytes(path))
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tokens) -> Logits:
+        ids = torch.from_numpy(np.atleast_2d(tokens))
+        with fast_products():
+            out = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+        return out[0] if tokens.ndim == 1 else out  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_new_tokens: int,
+        on_token: OnToken | None = None,
+        stop: Container[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        cache: Any = None
+
+        def step(fed: Sequence[int]) -> Logits:
+            nonlocal cache
+            logits, cache = self._step(torch.tensor([list(fed)], dtype=torch.int64), cache)
+            return logits[0].float().numpy()
+
+        return generate(
+            step,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            stop=stop,
+            on_token=on_token,
+        )
+
+    @torch.inference_mode()
+    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
+        step = torch.from_numpy(np.atleast_2d(tokens))
+        start = time.perf_counter()
+        logits, cache = self._step(step, None)
+        prefilled = time.perf_counter()
+        for _ in range(new_tokens):
+            logits, cache = self._step(logits.argmax(-1, keepdim=True), cache)
+        return prefilled - start, time.perf_counter() - prefilled
+
+    def _step(self, step: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Feed `step [B, T]`; the logits `[B, vocab]` after each sequence and the grown cache."""
+        out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values

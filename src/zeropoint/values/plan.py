@@ -1,0 +1,123 @@
+"""A plan: which number format each weight gets, and why. Pure data, JSON round trip.
+
+Every weight of the model appears exactly once, kept ones too, so that nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zeropoint.errors import UsageError
+from zeropoint.files.json_file import parse_json
+from zeropoint.values.scheme import Scheme, parse
+
+PLAN_VERSION = 1
+MAX_PLAN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What happens to one weight: quantized to `scheme`, or kept (`scheme is None`) in the
+    checkpoint's own dtype. `reason` is shown to people as it stands."""
+
+    scheme: Scheme | None
+    algorithm: str = "rtn"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scheme": None if self.scheme is None else str(self.scheme),
+            "algorithm": self.algorithm,
+            "options": dict(self.options),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        if not isinstance(data, Mapping):
+            raise UsageError(f"a plan's choice is an object, not a {type(data).__name__}")
+        unknown = set(data) - {"scheme", "algorithm", "options", "reason"}
+        if unknown:
+            raise UsageError(f"a plan's choice has unknown fields {sorted(unknown)}")
+        scheme = data.get("scheme")
+        algorithm, options = data.get("algorithm", "rtn"), data.get("options", {})
+        reason = data.get("reason", "")
+        if not (scheme is None or isinstance(scheme, str)) or not isinstance(options, Mapping):
+            raise UsageError(
+                "a plan's choice names its scheme as text (or null) and its options as an object"
+            )
+        if not isinstance(algorithm, str) or not isinstance(reason, str):
+            raise UsageError("a plan's choice names its algorithm and its reason as text")
+        return cls(None if scheme is None else parse(scheme), algorithm, dict(options), reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`choices` maps a weight's parameter name (`model.layers.0.mlp.up_proj.weight`) to its `Choice`.
+
+    `nbytes` is the exact size of all tensors in the artifact when the plan is carried out.
+    """
+
+    choices: Mapping[str, Choice]
+    nbytes: int
+    label: str = ""
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plan_version": PLAN_VERSION,
+            "label": self.label,
+            "seed": self.seed,
+            "nbytes": self.nbytes,
+            "choices": {name: choice.to_json() for name, choice in self.choices.items()},
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """A plan file. Raises `UsageError` when it cannot be read or is none."""
+        try:
+            if path.stat().st_size > MAX_PLAN_BYTES:
+                raise ValueError(f"it is larger than {MAX_PLAN_BYTES >> 20} MB")
+            return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the plan {path}: {error}") from error
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        if not isinstance(data, Mapping) or "choices" not in data:
+            raise UsageError("this is not a plan: it has no 'choices'")
+        if data.get("plan_version") != PLAN_VERSION:
+            raise UsageError(
+                f"plan version {data.get('plan_version')!r} is not {PLAN_VERSION}, the one this release reads"
+            )
+        unknown = set(data) - {"plan_version", "label", "seed", "nbytes", "choices"}
+        if unknown:
+            raise UsageError(f"the plan has unknown fields {sorted(unknown)}")
+        if not isinstance(data["choices"], Mapping):
+            raise UsageError("a plan's choices map weight names to choices")
+        choices = {str(name): Choice.from_json(choice) for name, choice in data["choices"].items()}
+        nbytes, seed, label = data.get("nbytes"), data.get("seed", 0), data.get("label", "")
+        if type(nbytes) is not int or nbytes < 0 or type(seed) is not int or not isinstance(label, str):
+            raise UsageError("a plan's nbytes and seed are whole numbers and its label is text")
+        return cls(choices, nbytes, label, seed)
+
+
+def differences(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
+    """The weights that two plans treat differently: name and what each makes of it ("" where it does not know it)."""
+    names = [*first.choices, *(name for name in second.choices if name not in first.choices)]
+    pairs = [(name, _words(first.choices.get(name)), _words(second.choices.get(name))) for name in names]
+    return [(name, one, other) for name, one, other in pairs if one != other]
+
+
+def _words(choice: Choice | None) -> str:
+    if choice is None:
+        return ""
+    if choice.scheme is None:
+        return "kept"
+    options = ", ".join(f"{key}={value}" for key, value in sorted(choice.options.items()))
+    how = "" if choice.scheme.is_float else f" by {choice.algorithm}"
+    return f"{choice.scheme}{how}" + (f" ({options})" if options else "")

@@ -1,0 +1,41 @@
+"""The machine as it is seen, without and with a container's limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zeropoint.machine import detect
+from zeropoint.machine.detect import Machine
+
+
+def test_describes_this_computer() -> None:
+    found = Machine.detect()
+    assert found.cores >= 1
+    assert 0 < found.ram_available_bytes <= found.ram_total_bytes
+    assert found.processor
+    assert found.isa_levels[0] == "scalar"
+    assert found.memory_bandwidth_gbps is None
+    assert found.with_bandwidth(12e9).memory_bandwidth_gbps == 12
+    assert json.loads(json.dumps(found.to_json()))["cores"] == found.cores
+
+
+def test_respects_the_containers_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    (tmp_path / "memory.current").write_text("73741824\n")
+    monkeypatch.setattr(detect, "CGROUP", tmp_path)
+    found = Machine.detect()
+    assert found.cores == 1
+    assert found.ram_total_bytes == 1 << 30
+    assert found.ram_available_bytes <= 1_000_000_000
+
+
+def test_levels_agree_with_the_kernels() -> None:
+    from zeropoint.kernels import isa_levels
+
+    if not isa_levels():
+        pytest.skip("the native kernels are not built")
+    assert set(isa_levels()) <= set(Machine.detect().isa_levels)

@@ -1,0 +1,31 @@
+"""Modules answer to the names that they had before they moved."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from zeropoint._moved import MOVED
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_an_old_name_warns_and_gives_the_module(old: str, new: str) -> None:
+    sys.modules.pop(f"zeropoint.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"zeropoint.{old} is now zeropoint.{new}"):
+        module = importlib.import_module(f"zeropoint.{old}")
+    assert module is importlib.import_module(f"zeropoint.{new}")
+    assert module.__name__ == f"zeropoint.{new}"
+
+
+def test_submodules_follow() -> None:
+    sys.modules.pop("zeropoint.runtime.foreign.llama_cpp", None)
+    with pytest.warns(DeprecationWarning, match="llama_cpp is now"):
+        module = importlib.import_module("zeropoint.runtime.foreign.llama_cpp")
+    assert module.__name__ == "zeropoint.runtime.external.llama_cpp"
+
+
+def test_other_names_are_still_missing() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("zeropoint.nothing")
