@@ -75,7 +75,7 @@ def test_packing_in_memory_is_the_same(
     if what == "write":
         monkeypatch.setattr(store, "write", full)
     elif what == "disk":
-        monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     elif what == "no home":
         monkeypatch.setattr(kept, "default_folder", lambda: None)
         monkeypatch.setattr(identity, "default_folder", lambda: None)
