@@ -14,12 +14,12 @@ export HF_HUB_OFFLINE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint native-test pytest model gemma clean
+.PHONY: help install demo test lint native-test docs pytest model gemma clean
 help:
 	@sed -n '1,3p' Makefile | cut -c3-
 	@echo 'make install  the virtual environment alone      make lint     ruff, mypy, import contract'
 	@echo 'make model    the real model alone               make clean    remove what was built'
-	@echo 'make gemma    Gemma 3 270M: a GGUF and its folder'
+	@echo 'make gemma    Gemma 3 270M: a GGUF and its folder   make docs     the documentation site, build/site'
 
 install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*/*)
@@ -75,7 +75,12 @@ native-test: $(STAMP)
 pytest: $(STAMP) $(MODEL)/model.safetensors
 	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint native-test pytest
+# The documentation site, in build/site; a link that leads nowhere fails.
+docs: $(STAMP)
+	$(BIN)/python scripts/site_source.py --out build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint native-test docs pytest
 
 clean:
 	rm -rf build $(OUT) $(VENV)
