@@ -26,6 +26,9 @@ DOCUMENTS = [
 #: Source files have these endings. Other names (`config.json`, `model.onnx`) may be a user's files.
 SOURCES = (".py", ".h", ".cpp", ".md", ".toml", ".j2")
 
+#: Modules whose names documents also give to values.
+VARIABLES = {"config", "model", "tokenizer"}
+
 #: A span of code, without its backticks.
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"[\w.<>*-]+(?:/[\w.<>*-]+)*/?")
@@ -110,7 +113,7 @@ def classes() -> dict[str, tuple[set[str], list[str]]]:
 
 
 def has_attribute(name: str, attribute: str) -> bool:
-    """Return whether a class has the attribute, its own or of one of its bases. Bases of other packages may have any."""
+    """Return whether a class or one of its bases has the attribute. Bases of other packages may have any."""
     own, bases = classes()[name]
     if attribute in own:
         return True
@@ -193,6 +196,24 @@ def dotted_names(text: str) -> Iterator[str]:
             yield name
 
 
+@cache
+def modules() -> dict[str, list[Path]]:
+    """Return the modules that lie deeper in the package, by their last name."""
+    found: dict[str, list[Path]] = {}
+    for path in PACKAGE.rglob("*/*.py"):
+        if path.stem not in (*package_names(), *VARIABLES):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def short_names(text: str) -> Iterator[tuple[str, str]]:
+    """Yield `module.name` of modules that lie deeper in the package, where that is all of a span."""
+    for span in SPAN.findall(FENCE.sub("", text)):
+        module, dot, name = span.partition(".")
+        if dot and name.isidentifier() and module in modules() and f".{name}" not in (*SOURCES, ".json"):
+            yield module, name
+
+
 def attributes(text: str) -> Iterator[tuple[str, str]]:
     """Yield `Class.attribute` of the package's classes."""
     for span in SPAN.findall(FENCE.sub("", text)):
@@ -219,6 +240,11 @@ def test_a_document_names_what_exists(document: Path) -> None:
         for name, part in attributes(text)
         if not has_attribute(name, part)
     ]
+    wrong += [
+        f"{module}.{name}: in no module of that name"
+        for module, name in short_names(text)
+        if not any(name in names_of(path) for path in modules()[module])
+    ]
     c_names = {name for name in C_NAME.findall(text) if not name.endswith("_")}
     wrong += [f"{name}: not in zeropoint.h" for name in c_names if re.search(rf"\b{name}\b", header) is None]
     assert not wrong, "\n".join(wrong)
@@ -236,6 +262,18 @@ def test_links_of_a_document_lead_somewhere(document: Path) -> None:
             wrong.append(f"{link}: there is no {target.relative_to(ROOT)}")
         elif anchor and anchor not in anchors(target):
             wrong.append(f"{link}: {target.name} has no such heading")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_documents_that_sources_name_exist() -> None:
+    wrong = []
+    for top in ("src", "native", "tests", "benchmarks", "scripts"):
+        for path in (ROOT / top).rglob("*"):
+            if path.suffix in (".py", ".h", ".cpp") and path != Path(__file__):
+                named = re.findall(r"(?<![\w/])docs/[\w./-]+\.md", path.read_text(encoding="utf-8"))
+                wrong += [
+                    f"{path.relative_to(ROOT)}: {name}" for name in named if not (ROOT / name).is_file()
+                ]
     assert not wrong, "\n".join(wrong)
 
 
