@@ -34,6 +34,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"[\w.<>*-]+(?:/[\w.<>*-]+)*/?")
 DOTTED = re.compile(r"(?<![\w./-])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)")
 IMPORT = re.compile(r"^\s*from (zeropoint[\w.]*) import ([\w, ]+)", re.MULTILINE)
+NAME_IN_FILE = re.compile(r"`(\w+)`(?: and `(\w+)`)?\s+(?:in|of)\s+`([\w/]+\.(?:py|h|cpp))`")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
@@ -214,6 +215,18 @@ def short_names(text: str) -> Iterator[tuple[str, str]]:
             yield module, name
 
 
+def names_in_files(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each name that a text places in a file, and the file: "`NAME` in `folder/file.py`"."""
+    for first, second, path in NAME_IN_FILE.findall(FENCE.sub("", text)):
+        yield from ((name, path) for name in (first, second) if name)
+
+
+def is_in(name: str, path: str) -> bool:
+    """Return whether a file whose path ends so has the name; true for absent files, which another check finds."""
+    files = [ROOT / each[1:] for each in paths() if each.endswith(f"/{path}")]
+    return not files or any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
+
+
 def attributes(text: str) -> Iterator[tuple[str, str]]:
     """Yield `Class.attribute` of the package's classes."""
     for span in SPAN.findall(FENCE.sub("", text)):
@@ -245,6 +258,7 @@ def test_a_document_names_what_exists(document: Path) -> None:
         for module, name in short_names(text)
         if not any(name in names_of(path) for path in modules()[module])
     ]
+    wrong += [f"{name} is not in {path}" for name, path in names_in_files(text) if not is_in(name, path)]
     c_names = {name for name in C_NAME.findall(text) if not name.endswith("_")}
     wrong += [f"{name}: not in zeropoint.h" for name in c_names if re.search(rf"\b{name}\b", header) is None]
     assert not wrong, "\n".join(wrong)
@@ -284,6 +298,8 @@ def test_wrong_names_are_found() -> None:
     assert missing("load") is None
     assert exists("models/families/<model_type>.py")
     assert exists("core/layout.h")
+    assert not is_in("uses_amx", "core/isa.cpp")
+    assert list(names_in_files("`a` and\n`b` in `x.py`".replace("\n", " "))) == [("a", "x.py"), ("b", "x.py")]
     assert not exists("models/record.py")
     assert is_path("quantization/taps.py")
     assert not is_path("config.json")
