@@ -1,6 +1,6 @@
 """The promises on the real model, measured end to end through the command line.
 
-The figures this release promises; `docs/results.md` has what was measured.
+The figures this release promises; `docs/formats.md` has what was measured.
 """
 
 from __future__ import annotations
