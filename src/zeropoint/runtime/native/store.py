@@ -46,8 +46,8 @@ _ROWS_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 class StoreError(Exception):
-    """The file is outdated or damaged. The message completes the sentence "the packed file ..."; callers log it and pack
-    again."""
+    """The file is outdated or damaged. The message completes the sentence "the packed file ...";
+    callers log it and pack again."""
 
 
 # -- writing --------------------------------------------------------------------------------------
