@@ -1,5 +1,5 @@
-"""Cohere (Command R): layer norms without bias, both halves side by side, neighbouring channels turn together,
-scaled logits from a tied head."""
+"""Cohere (Command R): layer norms without bias, attention and MLP in parallel, rotation of neighbouring channels,
+scaled logits, tied head."""
 
 from __future__ import annotations
 

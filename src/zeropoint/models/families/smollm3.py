@@ -1,4 +1,4 @@
-"""SmolLM 3: Llama in which every fourth layer has no rotation (NoPE, arXiv:2501.18795)."""
+"""SmolLM 3: Llama without rotary embedding in every fourth layer (NoPE, arXiv:2501.18795)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=4)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     config.only("use_sliding_window", False)
-    config.get("sliding_window")  # means nothing without the flag
+    config.get("sliding_window")  # without `use_sliding_window` it has no effect
     config.get("layer_types")
     turns = _turning_layers(config, shape.layers)
 
@@ -30,11 +30,11 @@ def derive(config: Config) -> ModelSpec:
 
 
 def _turning_layers(config: Config, layers: int) -> list[int]:
-    """1 for each layer that has a rotation. (The config calls the list `no_rope_layers` all the same.)"""
+    """Return 1 for each layer with rotation and 0 for each without; despite its name, `no_rope_layers` does the same."""
     interval = config.size("no_rope_layer_interval", 4)
-    given = config.get("no_rope_layers")
-    if given is None:
+    flags = config.get("no_rope_layers")
+    if flags is None:
         return [int((layer + 1) % interval != 0) for layer in range(layers)]
-    if not isinstance(given, list) or len(given) != layers or any(value not in (0, 1) for value in given):
-        config.refuse("no_rope_layers", given)
-    return list(given)
+    if not isinstance(flags, list) or len(flags) != layers or any(value not in (0, 1) for value in flags):
+        config.refuse("no_rope_layers", flags)
+    return list(flags)

@@ -198,7 +198,7 @@ class Vocabulary(Text):
         return self._tokens(text, special=True)
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of a text. Special tokens written in the text are recognized, as in Hugging Face tokenizers."""
+        """Return the ids of a text. Special tokens written in it are recognized, as in Hugging Face tokenizers."""
         data = text.encode()
         ids = (self._library.llama_token * (len(data) + 8))()
         count = self._library.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), special, True)
