@@ -27,7 +27,7 @@ def read_by(model_type: str) -> Mapping[str, Any]:
 
 
 def under_own_names(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with alternative field names replaced by the family's own (GPT-2: `hidden_size` by `n_embd`)."""
+    """Return the config with alternative field names replaced by the family's (GPT-2: `hidden_size` by `n_embd`)."""
     config = dict(data)
     for alternative, own in _families()[model_type]["aliases"].items():
         if alternative in config:

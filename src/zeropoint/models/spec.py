@@ -185,7 +185,7 @@ class ModelSpec:
     """The complete description of a model.
 
     `layers` are the transformer blocks, `model` the parts outside them, `ropes` the rotary tables. `prefix`: the start
-    of tensor names that checkpoints of the base model leave out. `aliases`: tensor name -> a second name in checkpoints.
+    of tensor names that checkpoints of the base model leave out. `aliases`: tensor name -> second name in checkpoints.
     """
 
     config: DecoderConfig

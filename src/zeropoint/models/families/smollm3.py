@@ -30,7 +30,7 @@ def derive(config: Config) -> ModelSpec:
 
 
 def _turning_layers(config: Config, layers: int) -> list[int]:
-    """Return 1 for each layer with rotation and 0 for each without; despite its name, `no_rope_layers` does the same."""
+    """Return 1 for each layer with rotation, 0 for each without, like `no_rope_layers` (despite that field's name)."""
     interval = config.size("no_rope_layer_interval", 4)
     flags = config.get("no_rope_layers")
     if flags is None:

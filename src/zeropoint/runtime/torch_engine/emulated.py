@@ -1,7 +1,7 @@
 """BF16 products on processors without BF16 instructions, computed in float32 and rounded to BF16.
 
 On a processor with AVX2 only, torch multiplies BF16 matrices seven times slower than float32 matrices. BF16 hardware
-sums in float32 and rounds once, so a float32 product rounded to BF16 gives the same result up to the order of summation.
+sums in float32 and rounds once: a float32 product rounded to BF16 gives the same result up to the order of summation.
 Logits are computed this way; generation and timings use torch's own BF16 products.
 """
 
