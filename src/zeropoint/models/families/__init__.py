@@ -44,8 +44,9 @@ def derive(data: Mapping[str, Any]) -> ModelSpec:
     text = data.get("text_config")
     if model_type not in families() and isinstance(text, Mapping):
         raise UnsupportedError(
-            f"config.json has model_type = {model_type!r}, a model of several parts, of which the native engine covers "
-            f"none; a checkpoint of its text part alone (model_type = {str(text.get('model_type'))[:60]!r}) it may run"
+            f"config.json has model_type = {model_type!r}, a model of several parts (text and others), which "
+            "the native engine does not cover; it may cover a checkpoint of the text part alone (model_type = "
+            f"{str(text.get('model_type'))[:60]!r})"
         )
     if model_type not in families():
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""StableLM: layer norms, gated MLP, rotation of a quarter of each head; some models run attention and MLP in parallel."""
+"""StableLM: layer norms, gated MLP, rotation of a quarter of each head; some models have parallel attention and MLP."""
 
 from __future__ import annotations
 
