@@ -227,9 +227,8 @@ class ModelSpec:
         sizes: dict[str, tuple[int, ...]] = {}
         for _, _, source in self.linears():
             last = source.shape[0] if source.rows is None else int(source.rows.index().max()) + 1
-            rows = max(
-                last, sizes.get(source.weight, (0,))[0]
-            )  # a fused matrix ends with its last projection
+            # a fused matrix ends with its last projection
+            rows = max(last, sizes.get(source.weight, (0,))[0])
             sizes[source.weight] = (rows, source.shape[1])
             if source.bias is not None:
                 sizes[source.bias] = (rows,)

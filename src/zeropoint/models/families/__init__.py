@@ -56,9 +56,8 @@ def derive(data: Mapping[str, Any]) -> ModelSpec:
     config.only("is_encoder_decoder", False)
     config.only("is_causal", True)
     record: ModelSpec = import_module(f"{__name__}.{model_type}").derive(config)
-    if config.unread(
-        "layer_types"
-    ):  # this family has full attention only; transformers' cache reads the field
+    # this family has full attention only; transformers' cache reads the field
+    if config.unread("layer_types"):
         config.only("layer_types", ["full_attention"] * record.config.layers)
     config.finish(fields.read_by(model_type))
     return record

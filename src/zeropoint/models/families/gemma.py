@@ -12,11 +12,8 @@ def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=16, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
-    if config.get("hidden_act") not in (
-        None,
-        "gelu",
-        "gelu_pytorch_tanh",
-    ):  # transformers replaces "gelu" by the tanh approximation in this family
+    # transformers replaces "gelu" by the tanh approximation in this family
+    if config.get("hidden_act") not in (None, "gelu", "gelu_pytorch_tanh"):
         config.refuse("hidden_act", config.get("hidden_act"))
 
     def block(_: int, at: str) -> LayerRecord:

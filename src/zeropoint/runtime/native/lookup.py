@@ -19,7 +19,7 @@ GRAMS = (3, 2)
 
 
 class Lookup:
-    """An index from each n-gram of a text to the end of its last occurrences."""
+    """An index from each n-gram of a text to where its last two occurrences end."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []

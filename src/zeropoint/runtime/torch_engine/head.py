@@ -39,9 +39,8 @@ class Head:
     @torch.inference_mode()
     def window(self, index: int) -> Floats:
         """Return the logits of one window, float32 `[tokens, vocabulary]`."""
-        x = torch.tensor(
-            self._inputs[index : index + 1]
-        )  # a copy, aligned like the model's own tensors: the same bits need the same alignment
+        # a copy, aligned like the model's own tensors: the product's bits depend on the alignment
+        x = torch.tensor(self._inputs[index : index + 1])
         return torch.nn.functional.linear(x, self._weight)[0].numpy()
 
 

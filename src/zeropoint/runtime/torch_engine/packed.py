@@ -255,9 +255,9 @@ class PackedModule(nn.Module):
         with self._hidden() as packed:
             for name, tensor in packed.items():
                 keys = layouts.tensor_names(prefix + name, tensor.packed.scheme, Layout())
-                found = {key: to_numpy(rest.pop(key)) for key in keys if key in rest}
-                missing_keys.extend(key for key in keys if key not in found)
-                problem = tensor.packed.replace(prefix + name, found) if len(found) == len(keys) else None
+                tensors = {key: to_numpy(rest.pop(key)) for key in keys if key in rest}
+                missing_keys.extend(key for key in keys if key not in tensors)
+                problem = tensor.packed.replace(prefix + name, tensors) if len(tensors) == len(keys) else None
                 if problem is not None:
                     error_msgs.append(problem)
             super()._load_from_state_dict(
