@@ -308,7 +308,7 @@ def decoder(
     activation: Activation,
     rope: RopeParameters | None = None,
     ropes: Sequence[RopeTable] = (),
-    turning: Rope = Rope.HALVES,
+    rope_kind: Rope = Rope.HALVES,
     gated: bool = True,
     parallel: bool = False,
     embedding_scale: float = 1.0,
@@ -323,7 +323,7 @@ def decoder(
     """Return the spec of a decoder model.
 
     Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
-    (`LayerRecord.table`), neither if the model has none. `turning` says which channels rotate together.
+    (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
     `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` is the part of the tensor names that checkpoints of the
     base model (without a head) leave out. `aliases` maps a tensor name to a second name that checkpoints use for it.
     """
@@ -340,7 +340,7 @@ def decoder(
         max_positions=min([shape.max_positions, *(each.positions for each in tables if each.positions)]),
         norm=norm_kind,
         norm_eps=eps,
-        rope=turning if tables else Rope.NONE,
+        rope=rope_kind if tables else Rope.NONE,
         rotary_dim=rotary_dim,
         activation=activation,
         gated=gated,

@@ -247,11 +247,11 @@ def _yarn(theta: float, dim: int, numbers: Mapping[str, float], *, truncate: boo
     """Return YaRN's table: low frequencies divided by `factor`, high ones kept, a linear ramp between."""
     factor, context = numbers["factor"], numbers["original_max_position_embeddings"]
 
-    def turning_dim(rotations: float) -> float:
+    def rotation_channel(rotations: float) -> float:
         """Return the channel that makes so many full rotations within the original context."""
         return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = turning_dim(numbers.get("beta_fast", 32)), turning_dim(numbers.get("beta_slow", 1))
+    low, high = rotation_channel(numbers.get("beta_fast", 32)), rotation_channel(numbers.get("beta_slow", 1))
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)

@@ -37,7 +37,7 @@ def derive(config: Config) -> ModelSpec:
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config),
         rope=read_rope(config, max_positions=shape.max_positions, theta=500_000.0),
-        turning=Rope.PAIRS,
+        rope_kind=Rope.PAIRS,
         parallel=True,
         logit_scale=config.positive("logit_scale", 0.0625),
     )
