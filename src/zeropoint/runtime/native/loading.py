@@ -111,7 +111,7 @@ def open_artifact(folder: Path, record: ModelSpec) -> tuple[Decoder, int]:
 def _from_cache(folder: Path, path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int] | None:
     """Return the decoder and its bytes from the packed file `path`, writing the file first if needed.
 
-    Returns None if the file cannot be written.
+    Returns None if the file cannot be written and read back.
     """
     try:
         opened = _kept(path, key, record)
@@ -183,7 +183,7 @@ def load_checkpoint(path: Path) -> Loaded:
 
 
 def _weight(source: Source, name: str) -> Weight:
-    """Return one weight; if the source stores it as integers, quantized as stored, with 16-bit activations."""
+    """Return one weight, quantized as the source stores it; the activations have 16 bits if the source sets none."""
     weight = source.weight(name)
     if not isinstance(weight, QuantizedTensor):
         return source.read(name)
