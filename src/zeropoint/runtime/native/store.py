@@ -46,8 +46,7 @@ _ROWS_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 class StoreError(Exception):
-    """The file is outdated or damaged. The message completes the sentence "the packed file ...";
-    callers log it and pack again."""
+    """Error: the file is outdated or damaged. The caller logs "the packed file" + message, and packs again."""
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -71,9 +70,9 @@ def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
 
 
 class _Pieces:
-    """A buffered writer that writes blocks of exactly `PIECE` bytes.
+    """A buffered writer that passes the data on in pieces of exactly `PIECE` bytes.
 
-    The file system can then keep each block in one large page. With pages of 4 KiB, reading weights costs a page-table
+    The file system can then keep each piece in one large page. With pages of 4 KiB, reading weights costs a page-table
     walk every 64 cache lines.
     """
 
