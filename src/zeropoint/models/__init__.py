@@ -1,5 +1,5 @@
-"""Model families as data: config.json is read strictly into the description that both engines, GGUF and ONNX share.
+"""Model families: config.json becomes a `ModelSpec`, which both engines and the GGUF and ONNX exporters use.
 
-`families/` has one file per `model_type`; `record.py` says what a description holds, `config.py` reads config.json,
-`rope.py` computes rotation tables, `parts.py` builds the pieces that families share. Nothing here imports torch.
+`families/` has one file per `model_type`. `spec.py` defines `ModelSpec`, `config.py` reads config.json, `rope.py`
+computes rotary tables, and `parts.py` holds the building blocks that families share. Nothing here imports torch.
 """

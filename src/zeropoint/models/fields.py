@@ -1,7 +1,7 @@
-"""Which fields of a config.json each family's own code reads, as recorded from transformers (`fields.json`).
+"""The config.json fields that transformers' code of each model family reads, from the table `fields.json`.
 
-A field that a family's code never reads cannot change what the model computes, whatever its value: published configs
-carry many. `tests/models/reads.py` records the table; a test records it again and compares.
+A field that this code never reads cannot change what the model computes, and published configs have many such fields.
+`tests/models/reads.py` records the table; a test records it again and compares.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ def _families() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def read_by(model_type: str) -> Mapping[str, Any]:
-    """Return `{field: default}` of the fields that the family's code reads. The default, null where there is none,
-    is what an absent field means."""
+    """Return `{field: default}` of the fields that the family's code reads; None if a field has no default."""
     return _families()[model_type]["reads"]
 
 
 def under_own_names(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config's fields with second names replaced: in a GPT-2 config, `hidden_size` sets `n_embd`."""
-    found = dict(data)
-    for other, own in _families()[model_type]["aliases"].items():
-        if other in found:
-            found[own] = found.pop(other)
-    return found
+    """Return the config with alternative field names replaced by the family's (GPT-2: `hidden_size` by `n_embd`)."""
+    config = dict(data)
+    for alternative, own in _families()[model_type]["aliases"].items():
+        if alternative in config:
+            config[own] = config.pop(alternative)
+    return config

@@ -1,6 +1,7 @@
-"""The pieces that families are put together from: sizes, projections, norms, and the record around them.
+"""Building blocks shared by the model families: sizes from config.json, projections, norms, and the final `ModelSpec`.
 
-Names of tensors are those of the transformers model, which are also an artifact's.
+Tensor names are those of the transformers model; artifacts use the same names. `at` and `path` are prefixes of tensor
+names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a decoder."""
+    """Sizes of a decoder: layer, head, vocabulary and position counts; channels of its hidden and MLP layers."""
 
     layers: int
     hidden: int
@@ -55,14 +56,16 @@ class Shape:
 
     @property
     def queries(self) -> int:
+        """Return the channels of all query heads together."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
+        """Return the channels of all key heads together (the same for the values)."""
         return self.kv_heads * self.head_dim
 
 
-#: More blocks than any model has: a damaged config must not make a record of millions of parts.
+#: Upper limits, far above any real model: a damaged config must not produce a spec with millions of layers.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 4096
 
@@ -76,9 +79,14 @@ def read_shape(
     grouped: bool = True,
     own_head_dim: bool = True,
 ) -> Shape:
-    """The sizes under the names that most configs use. `kv_heads` and `head_dim` are the family's defaults:
-    without them as many as heads, and what hidden / heads gives. Not `grouped`: the family's code reads no
-    `num_key_value_heads`; not `own_head_dim`: its heads always have hidden / heads channels."""
+    """Read the sizes of a model from the config fields that most families use.
+
+    `kv_heads` and `head_dim` are the family's defaults where the config has no `num_key_value_heads` or `head_dim`;
+    without a family default these are `num_attention_heads` and `hidden_size // num_attention_heads`.
+    `intermediate` is the family's name for `intermediate_size`. `grouped=False`: the family has no grouped-query
+    attention, and `num_key_value_heads` is not read. `own_head_dim=False`: the head size is always hidden / heads, and
+    a config with another `head_dim` is refused. Raises `UnsupportedError` if a field is missing or out of range.
+    """
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     if not own_head_dim:
         config.only("head_dim", hidden // heads)
@@ -96,6 +104,7 @@ def read_shape(
 
 
 def check_shape(config: Config, shape: Shape) -> Shape:
+    """Return `shape` if its sizes are possible. Raises `UnsupportedError` naming the config field if not."""
     if shape.layers > MAX_LAYERS:
         config.refuse("num_hidden_layers", shape.layers)
     if shape.head_dim > MAX_HEAD_DIM:
@@ -106,6 +115,9 @@ def check_shape(config: Config, shape: Shape) -> Shape:
 
 
 def read_activation(config: Config, name: str = "hidden_act", default: str = "silu") -> Activation:
+    """Return the MLP's activation function from the config field `name`.
+
+    Raises `UnsupportedError` if the native engine lacks the function."""
     value = config.get(name, default)
     if not isinstance(value, str) or value not in ACTIVATIONS:
         config.refuse(name, value)
@@ -113,33 +125,44 @@ def read_activation(config: Config, name: str = "hidden_act", default: str = "si
 
 
 def read_layer_types(config: Config, shape: Shape, default: Callable[[int], bool]) -> tuple[bool, ...]:
-    """Whether each layer's attention slides; `default` says so of a layer number where the config does not."""
-    given = config.get("layer_types")
-    if given is None:
+    """Return one boolean per layer: True for sliding-window attention, False for full attention.
+
+    Without `layer_types` in the config, layer i is `default(i)`."""
+    layer_types = config.get("layer_types")
+    if layer_types is None:
         return tuple(default(layer) for layer in range(shape.layers))
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(given, list) or len(given) != shape.layers or any(kind not in known for kind in given):
-        config.refuse("layer_types", given)
-    return tuple(kind == "sliding_attention" for kind in given)
+    names = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(layer_types, list)
+        or len(layer_types) != shape.layers
+        or any(kind not in names for kind in layer_types)
+    ):
+        config.refuse("layer_types", layer_types)
+    return tuple(kind == "sliding_attention" for kind in layer_types)
 
 
 def read_window(config: Config, *, default: int | None) -> int:
-    """How many positions back sliding attention sees; 0 where the config says null, or nothing and the family
-    does not assume it."""
+    """Return the size of the sliding attention window in positions; 0 means no window.
+
+    Without a `sliding_window` field the window is `default` (None: no window); the value null means no window."""
     if not config.has("sliding_window"):
         return default or 0
     return 0 if config.get("sliding_window") is None else config.size("sliding_window")
 
 
 def read_qwen_windows(config: Config, shape: Shape) -> tuple[int, ...]:
-    """Each layer's window: none, unless `use_sliding_window`, and then from `max_window_layers` on."""
-    first = config.get("max_window_layers", 28)
-    if type(first) is not int or first < 0:
-        config.refuse("max_window_layers", first)
-    used = config.flag("use_sliding_window", False)
+    """Return the attention window of each layer of a Qwen model, 0 for full attention.
+
+    `use_sliding_window` false: no layer has a window. True: `layer_types` lists the layers with a window; without that
+    list, the layers from number `max_window_layers` on have one.
+    """
+    first_layer = config.get("max_window_layers", 28)
+    if type(first_layer) is not int or first_layer < 0:
+        config.refuse("max_window_layers", first_layer)
+    enabled = config.flag("use_sliding_window", False)
     window = read_window(config, default=4096)
-    window = window if used else 0
-    slides = read_layer_types(config, shape, lambda layer: window > 0 and layer >= first)
+    window = window if enabled else 0
+    slides = read_layer_types(config, shape, lambda layer: window > 0 and layer >= first_layer)
     if any(slides) and not window:
         config.refuse("layer_types", "sliding_attention")
     return tuple(window if each else 0 for each in slides)
@@ -156,13 +179,17 @@ def linear(
     rows: Rows | None = None,
     transposed: bool = False,
 ) -> LinearSource:
+    """Return the matrix `path.weight` of shape `[out, in]`, with the bias `path.bias` if `bias`."""
     return LinearSource(f"{path}.weight", shape, f"{path}.bias" if bias else None, rows, transposed)
 
 
 def attention(
     at: str, shape: Shape, *, bias: bool = False, out_bias: bool | None = None, out: str = "o_proj"
 ) -> Linears:
-    """Four separate projections under the path `at`; `out_bias` where it differs from the others' bias."""
+    """Return separate query, key, value and output projections under the path `at`.
+
+    `bias` is for all four; `out_bias`, if given, overrides it for the output projection, which is named `out`.
+    """
     return {
         LinearSlot.Q: linear(f"{at}.q_proj", (shape.queries, shape.hidden), bias=bias),
         LinearSlot.K: linear(f"{at}.k_proj", (shape.keys, shape.hidden), bias=bias),
@@ -181,16 +208,18 @@ def stacked(
     bias: bool = False,
     transposed: bool = False,
 ) -> Linears:
-    """Several projections stored as one weight, one below the other."""
-    found, start = {}, 0
+    """Return several projections stored as one matrix. `sizes` lists the rows of each, from the top down."""
+    projections, start = {}, 0
     for slot, size in sizes.items():
-        found[slot] = linear(path, (size, columns), bias=bias, rows=Rows(start, size), transposed=transposed)
+        projections[slot] = linear(
+            path, (size, columns), bias=bias, rows=Rows(start, size), transposed=transposed
+        )
         start += size
-    return found
+    return projections
 
 
 def gated_mlp(at: str, shape: Shape, *, bias: bool = False) -> Linears:
-    """`down(activation(gate(x)) * up(x))`."""
+    """Return the matrices of a gated MLP: `down(activation(gate(x)) * up(x))`."""
     return {
         LinearSlot.GATE: linear(f"{at}.gate_proj", (shape.intermediate, shape.hidden), bias=bias),
         LinearSlot.UP: linear(f"{at}.up_proj", (shape.intermediate, shape.hidden), bias=bias),
@@ -201,7 +230,7 @@ def gated_mlp(at: str, shape: Shape, *, bias: bool = False) -> Linears:
 def plain_mlp(
     at: str, shape: Shape, up: str, down: str, *, bias: bool = True, transposed: bool = False
 ) -> Linears:
-    """`down(activation(up(x)))`."""
+    """Return the matrices of an MLP without a gate, `down(activation(up(x)))`, stored as `up` and `down`."""
     return {
         LinearSlot.UP: linear(
             f"{at}.{up}", (shape.intermediate, shape.hidden), bias=bias, transposed=transposed
@@ -213,11 +242,12 @@ def plain_mlp(
 
 
 def norm(path: str, size: int, *, bias: bool = False, one_plus: bool = False) -> NormSource:
+    """Return the norm `path.weight` of `size` channels; `one_plus`: it multiplies by 1 + the stored weight."""
     return NormSource(size, f"{path}.weight", f"{path}.bias" if bias else None, one_plus)
 
 
 def pre_norms(at: str, shape: Shape, *, bias: bool = False, one_plus: bool = False) -> Norms:
-    """A norm before attention and one before the MLP."""
+    """Return the norms before attention and before the MLP, under the names that Llama uses."""
     return {
         NormSlot.ATTENTION: norm(f"{at}.input_layernorm", shape.hidden, bias=bias, one_plus=one_plus),
         NormSlot.MLP: norm(f"{at}.post_attention_layernorm", shape.hidden, bias=bias, one_plus=one_plus),
@@ -225,7 +255,7 @@ def pre_norms(at: str, shape: Shape, *, bias: bool = False, one_plus: bool = Fal
 
 
 def post_norms(at: str, shape: Shape) -> Norms:
-    """A norm after attention and one after the MLP, before each is added."""
+    """Return the norms of the outputs of attention and MLP, each applied before the residual addition."""
     return {
         NormSlot.POST_ATTENTION: norm(f"{at}.post_attention_layernorm", shape.hidden),
         NormSlot.POST_MLP: norm(f"{at}.post_feedforward_layernorm", shape.hidden),
@@ -233,7 +263,7 @@ def post_norms(at: str, shape: Shape) -> Norms:
 
 
 def sandwich_norms(at: str, shape: Shape) -> Norms:
-    """Gemma's norms before and after both halves."""
+    """Return four norms: before and after attention, and before and after the MLP (Gemma 2 and 3)."""
     names = {
         NormSlot.ATTENTION: "input_layernorm",
         NormSlot.POST_ATTENTION: "post_attention_layernorm",
@@ -244,20 +274,25 @@ def sandwich_norms(at: str, shape: Shape) -> Norms:
 
 
 def head_norms(at: str, query: int, key: int, *, one_plus: bool = False) -> Norms:
-    """Norms of the query and the key before they turn: of `head_dim` values, or of all heads'."""
+    """Return the norms applied to query and key before the rotary embedding.
+
+    `query` and `key` are their sizes: `head_dim` to normalize each head alone, or the channels of all heads together.
+    """
     return {
         NormSlot.Q: norm(f"{at}.q_norm", query, one_plus=one_plus),
         NormSlot.K: norm(f"{at}.k_norm", key, one_plus=one_plus),
     }
 
 
-# -- the whole ------------------------------------------------------------------------------------
+# -- the whole model ------------------------------------------------------------------------------
 
 
 def model_parts(
     shape: Shape, *, embedding: str, final_norm: NormSource, tied: bool, head_bias: bool = False
 ) -> LayerRecord:
-    """What stands before and after the blocks. A tied head is the embedding once more."""
+    """Return the layers outside the transformer blocks: embedding, final norm and output head.
+
+    `tied`: the output head uses the embedding matrix."""
     table = linear(embedding, (shape.vocab, shape.hidden))
     head = table if tied else linear("lm_head", (shape.vocab, shape.hidden), bias=head_bias)
     return LayerRecord({LinearSlot.EMBEDDING: table, LinearSlot.HEAD: head}, {NormSlot.FINAL: final_norm})
@@ -273,7 +308,7 @@ def decoder(
     activation: Activation,
     rope: RopeParameters | None = None,
     ropes: Sequence[RopeTable] = (),
-    turning: Rope = Rope.HALVES,
+    rope_kind: Rope = Rope.HALVES,
     gated: bool = True,
     parallel: bool = False,
     embedding_scale: float = 1.0,
@@ -285,9 +320,13 @@ def decoder(
     prefix: str = "model.",
     aliases: Mapping[str, str] | None = None,
 ) -> ModelSpec:
-    """The record of a model. `rope` is the only table unless `ropes` lists them; neither: no rotation.
-    `attention_scale` is 1 / sqrt(head_dim) where none is given; `prefix` is what base-model checkpoints leave
-    out of their tensors' names."""
+    """Return the spec of a decoder model.
+
+    Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
+    (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
+    `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` is the part of the tensor names that checkpoints of the
+    base model (without a head) leave out. `aliases` maps a tensor name to a second name that checkpoints use for it.
+    """
     tables = tuple(ropes) or (() if rope is None else (rope.table(shape.head_dim),))
     rotary_dim = 2 * len(tables[0].inverse_frequency) if tables else 0
     config = DecoderConfig(
@@ -301,7 +340,7 @@ def decoder(
         max_positions=min([shape.max_positions, *(each.positions for each in tables if each.positions)]),
         norm=norm_kind,
         norm_eps=eps,
-        rope=turning if tables else Rope.NONE,
+        rope=rope_kind if tables else Rope.NONE,
         rotary_dim=rotary_dim,
         activation=activation,
         gated=gated,
@@ -327,10 +366,10 @@ def rms_model(
     one_plus: bool = False,
     **options: Any,
 ) -> ModelSpec:
-    """The frame that Llama's descendants share: `model.embed_tokens`, blocks, `model.norm`, `lm_head`, RMS norms.
+    """Return the spec of a model with Llama's outer layers: `model.embed_tokens`, `model.norm`, `lm_head`, RMS norms.
 
-    `tied` and `eps` are what the family assumes of a config that does not say; without an `activation` it is the
-    config's `hidden_act`; `options` are those of `decoder`.
+    `tied` and `eps` are the family's defaults for `tie_word_embeddings` and `rms_norm_eps`. `activation` defaults to
+    the config's `hidden_act`. `options` are passed to `decoder`.
     """
     return decoder(
         shape,
@@ -349,12 +388,12 @@ def rms_model(
 
 
 def with_positions(model: LayerRecord, positions: LinearSource) -> LayerRecord:
-    """The model's own parts and a table of learned positions."""
+    """Return `model` with a table of learned position embeddings added."""
     return LayerRecord({**model.linears, LinearSlot.POSITIONS: positions}, model.norms)
 
 
 def blocks(
     shape: Shape, build: Callable[[int, str], LayerRecord], at: str = "model.layers"
 ) -> list[LayerRecord]:
-    """`build(layer, path)` for every block."""
+    """Return `build(number, path)` for every transformer block; `path` is `at.number`."""
     return [build(layer, f"{at}.{layer}") for layer in range(shape.layers)]

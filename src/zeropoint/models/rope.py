@@ -1,4 +1,4 @@
-"""Rotary position tables, each scaling computed as transformers computes it (in float32 where it does).
+"""Rotary position tables for all rope types; the arithmetic follows transformers, float32 steps included.
 
 default: Su et al., RoFormer, arXiv:2104.09864; linear: Chen et al., arXiv:2306.15595; llama3: Dubey et al.,
 arXiv:2407.21783 (section 3.4); yarn: Peng et al., arXiv:2309.00071; longrope: Ding et al., arXiv:2402.13753.
@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
-#: rope type -> the parameters that transformers' function of that type reads beside `rope_theta` and
-#: `partial_rotary_factor`, True where it needs them. Others are ignored, as there.
+#: Rope type -> {parameter: whether it is required}: the parameters that transformers reads for this type besides
+#: `rope_theta` and `partial_rotary_factor`. Other parameters are ignored, as in transformers.
 PARAMETERS: dict[str, dict[str, bool]] = {
     "default": {},
     "linear": {"factor": True},
@@ -45,16 +45,17 @@ PARAMETERS: dict[str, dict[str, bool]] = {
     },
     "longrope": {"factor": False, "original_max_position_embeddings": False, "attention_factor": False},
 }
+#: Older name of a rope type -> its name now.
 OTHER_NAMES = {"su": "longrope"}
 
 
 class RopeParameters:
-    """One rotation's checked parameters, from `rope_parameters` (transformers 5) or `rope_scaling` and
-    `rope_theta` (before).
+    """The checked parameters of one rotation.
 
-    `max_positions` is the config's. `partial` says whether the family's code turns a share of each head
-    (`partial_rotary_factor`); the others' plain rotation ignores the field. Raises `UnsupportedError` naming the
-    parameter.
+    They come from `rope_parameters` (transformers 5) or from `rope_scaling` and `rope_theta` (older configs).
+    `max_positions` is the config's `max_position_embeddings`. `partial` says whether the family supports
+    `partial_rotary_factor`, the fraction of each head's channels that rotate. Raises `UnsupportedError` naming the
+    parameter if a value is missing or not supported.
     """
 
     def __init__(self, given: Mapping[str, Any], *, max_positions: int, partial: bool = True) -> None:
@@ -92,11 +93,14 @@ class RopeParameters:
             self.numbers.setdefault("factor", max_positions / original)
 
     def rotary_dim(self, head_dim: int) -> int:
+        """Return how many channels of each head rotate."""
         return int(head_dim * self.partial)
 
     def table(self, head_dim: int) -> RopeTable:
-        """Inverse frequencies `[rotary_dim / 2]` and the factor on cosine and sine. LongRoPE's are those of texts
-        within the trained context."""
+        """Return the inverse frequencies `[rotary_dim / 2]` and the factor on cosine and sine.
+
+        For LongRoPE the table is valid for texts within the original context only.
+        """
         return replace(self._table(self.rotary_dim(head_dim)), parameters=self)
 
     def _table(self, dim: int) -> RopeTable:
@@ -110,14 +114,13 @@ class RopeParameters:
         if self.kind == "longrope":
             if len(self.short) != len(plain):
                 raise UnsupportedError(
-                    f"config.json has rope_parameters.short_factor of {len(self.short)} numbers, and half of what "
-                    f"turns of each head is {len(plain)}"
+                    f"config.json has rope_parameters.short_factor of {len(self.short)} numbers, but half of each "
+                    f"head's rotary dimension is {len(plain)}"
                 )
             original = int(self.numbers["original_max_position_embeddings"])
             return RopeTable(plain / self.short, _longrope_scale(self.numbers), positions=original)
-        return RopeTable(
-            plain
-        )  # dynamic: the same within max_position_embeddings, where the engine's context ends
+        # "dynamic" equals "default" up to max_position_embeddings, where the engine's context ends
+        return RopeTable(plain)
 
 
 def read_rope(
@@ -128,10 +131,12 @@ def read_rope(
     partial: float | None = None,
     original: int | None = None,
 ) -> RopeParameters:
-    """The rotation of a model that has one for all layers. `theta`, `partial` (the share of each head that turns) and
-    `original` (`original_max_position_embeddings`) are what the family assumes; no `partial`: its code turns whole
-    heads."""
-    values = {"rope_theta": config.number("rope_theta", theta), **_given(config)}
+    """Read the rotation of a model whose layers all share one.
+
+    `theta`, `partial` and `original` are the family's defaults for `rope_theta`, `partial_rotary_factor` and
+    `original_max_position_embeddings`. `partial=None`: the family always rotates whole heads.
+    """
+    values = {"rope_theta": config.number("rope_theta", theta), **_parameters(config)}
     values.setdefault(
         "partial_rotary_factor", config.number("partial_rotary_factor", 1.0 if partial is None else partial)
     )
@@ -141,15 +146,18 @@ def read_rope(
 def read_rope_under(
     config: Config, theta: tuple[str, float], partial: tuple[str, float], *, max_positions: int
 ) -> RopeParameters:
-    """The rotation of a family whose config has its own names for `rope_theta` and `partial_rotary_factor`, and
-    ignores those; each with its default."""
-    values = {"rope_theta": config.number(*theta), **_given(config)}
+    """Read the rotation of a family that has its own names for `rope_theta` and `partial_rotary_factor`.
+
+    `theta` and `partial` are (field name, default). The usual names are ignored.
+    """
+    values = {"rope_theta": config.number(*theta), **_parameters(config)}
     values.setdefault("partial_rotary_factor", config.number(*partial))
     config.ignore("rope_theta", "partial_rotary_factor")
     return _rope(config, values, None, max_positions=max_positions, partial=True)
 
 
-def _given(config: Config) -> dict[str, Any]:
+def _parameters(config: Config) -> dict[str, Any]:
+    """Return the dictionary `rope_scaling` if present, otherwise `rope_parameters`."""
     old, new = _dictionary(config, "rope_scaling"), _dictionary(config, "rope_parameters")
     return old or new
 
@@ -166,21 +174,22 @@ def _rope(
 def read_rope_by_layer_type(
     config: Config, full_theta: tuple[str, float], sliding_theta: tuple[str, float], *, max_positions: int
 ) -> tuple[RopeParameters, RopeParameters]:
-    """The rotations of full and of sliding attention layers; each one's theta by its field's name, "" for none, and
-    default."""
-    given = _dictionary(config, "rope_parameters")
-    plain = (
-        {} if given else {"rope_type": "default"}
-    )  # so that transformers does not see the older name `type`
-    full = {**plain, **(given.pop("full_attention", None) or {}), **_dictionary(config, "rope_scaling")}
-    sliding = dict(given.pop("sliding_attention", None) or {})
-    if given:
-        config.refuse("rope_parameters", given)
+    """Read two rotations: of the layers with full attention, and of those with sliding-window attention.
+
+    `full_theta` and `sliding_theta` are (field name, default); an empty name means that no field sets the value.
+    """
+    by_type = _dictionary(config, "rope_parameters")
+    # with "rope_type" set, the older name "type" in rope_scaling has no effect, as in transformers
+    plain = {} if by_type else {"rope_type": "default"}
+    full = {**plain, **(by_type.pop("full_attention", None) or {}), **_dictionary(config, "rope_scaling")}
+    sliding = dict(by_type.pop("sliding_attention", None) or {})
+    if by_type:
+        config.refuse("rope_parameters", by_type)
     config.ignore("partial_rotary_factor")
     for values, (name, theta) in ((full, full_theta), (sliding, sliding_theta)):
         if values.get("rope_theta") is None:
             values["rope_theta"] = config.number(name, theta) if name else theta
-        values.pop("truncate", None)  # transformers looks for it beside the layer types
+        values.pop("truncate", None)  # transformers does not read it in these dictionaries
     return (
         RopeParameters(full, max_positions=max_positions, partial=False),
         RopeParameters(sliding, max_positions=max_positions, partial=False),
@@ -188,11 +197,12 @@ def read_rope_by_layer_type(
 
 
 def standing_still(head_dim: int) -> RopeTable:
-    """A table that turns nothing, for the layers of a model that have no rotation."""
+    """Return a table of zero angles, for layers without rotation in a model that rotates others."""
     return RopeTable(np.zeros(head_dim // 2, np.float32))
 
 
 def _dictionary(config: Config, name: str) -> dict[str, Any]:
+    """Return a copy of a dictionary in the config, empty if absent."""
     value = config.get(name, {})
     if not isinstance(value, dict):
         config.refuse(name, value)
@@ -200,12 +210,13 @@ def _dictionary(config: Config, name: str) -> dict[str, Any]:
 
 
 def _inverse_frequency(theta: float, dim: int) -> Floats:
+    """Return `theta ** (-2i / dim)` for i = 0 ... dim / 2 - 1."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return np.asarray(1 / np.power(np.float32(theta), exponent), np.float32)
 
 
 def _llama3(plain: Floats, numbers: Mapping[str, float]) -> Floats:
-    """Wavelengths beyond the trained context are stretched, short ones kept, those between blended."""
+    """Return Llama 3's frequencies: long wavelengths stretched by `factor`, short ones kept, those between blended."""
     factor, context = numbers["factor"], numbers["original_max_position_embeddings"]
     low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
     wavelength = 2 * math.pi / plain
@@ -217,7 +228,7 @@ def _llama3(plain: Floats, numbers: Mapping[str, float]) -> Floats:
 
 
 def _factors(check: Config, name: str) -> Floats:
-    """A list of positive numbers."""
+    """Return a list of positive numbers as float32. Raises `UnsupportedError` for anything else."""
     value = check.get(name)
     if not isinstance(value, list) or not value:
         check.refuse(name, value)
@@ -225,6 +236,7 @@ def _factors(check: Config, name: str) -> Floats:
 
 
 def _longrope_scale(numbers: Mapping[str, float]) -> float:
+    """Return LongRoPE's factor on cosine and sine."""
     if "attention_factor" in numbers:
         return numbers["attention_factor"]
     factor, original = numbers["factor"], numbers["original_max_position_embeddings"]
@@ -232,13 +244,14 @@ def _longrope_scale(numbers: Mapping[str, float]) -> float:
 
 
 def _yarn(theta: float, dim: int, numbers: Mapping[str, float], *, truncate: bool) -> RopeTable:
+    """Return YaRN's table: low frequencies divided by `factor`, high ones kept, a linear ramp between."""
     factor, context = numbers["factor"], numbers["original_max_position_embeddings"]
 
-    def turning_dim(rotations: float) -> float:
-        """The channel that turns so often within the trained context."""
+    def rotation_channel(rotations: float) -> float:
+        """Return the channel that makes so many full rotations within the original context."""
         return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = turning_dim(numbers.get("beta_fast", 32)), turning_dim(numbers.get("beta_slow", 1))
+    low, high = rotation_channel(numbers.get("beta_fast", 32)), rotation_channel(numbers.get("beta_slow", 1))
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -250,6 +263,8 @@ def _yarn(theta: float, dim: int, numbers: Mapping[str, float], *, truncate: boo
 
 
 def _yarn_scale(factor: float, numbers: Mapping[str, float]) -> float:
+    """Return YaRN's factor on cosine and sine."""
+
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 

@@ -1,7 +1,7 @@
-"""What the C++ decoder is told about a model: plain data, derived from config.json.
+"""`ModelSpec`: the description of a model that the C++ decoder runs, derived from config.json.
 
-`DecoderConfig` is `zp_decoder_config` of native/include/zeropoint.h, which documents the mathematics; the
-sources say which stored tensors fill which slot.
+`DecoderConfig` mirrors `zp_decoder_config` of native/include/zeropoint.h, which documents the mathematics.
+`LinearSource` and `NormSource` say which stored tensors fill which slot of the decoder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class NormKind(IntEnum):
+    """The kind of all norms of a model: RMS norm or layer norm."""
+
     RMS = 0
     LAYER = 1
 
 
 class Rope(IntEnum):
-    """Which channels of a head turn together."""
+    """Which channels of a head rotate together: i and i + rotary_dim / 2 (HALVES), or 2i and 2i + 1 (PAIRS)."""
 
     NONE = 0
     HALVES = 1
@@ -32,6 +34,8 @@ class Rope(IntEnum):
 
 
 class Activation(IntEnum):
+    """The activation function of the MLP."""
+
     SILU = 0
     GELU = 1
     GELU_TANH = 2
@@ -39,6 +43,8 @@ class Activation(IntEnum):
 
 
 class LinearSlot(IntEnum):
+    """The place of a matrix in the decoder; from EMBEDDING on, outside the transformer blocks."""
+
     Q = 0
     K = 1
     V = 2
@@ -52,6 +58,8 @@ class LinearSlot(IntEnum):
 
 
 class NormSlot(IntEnum):
+    """The place of a norm in the decoder; from EMBEDDING on, outside the transformer blocks."""
+
     ATTENTION = 0
     POST_ATTENTION = 1
     MLP = 2
@@ -62,13 +70,13 @@ class NormSlot(IntEnum):
     FINAL = 7
 
 
-#: The layer number of what belongs to the whole model.
+#: The layer number of the parts outside the transformer blocks: embeddings, final norm, output head.
 MODEL = -1
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """`zp_decoder_config`: the same fields in the same order."""
+    """The sizes and constants of a decoder: the fields of `zp_decoder_config`, in the same order."""
 
     layers: int
     hidden: int
@@ -95,8 +103,10 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of a fused weight: `blocks` runs of `count` rows, the first at `start`, each beginning `stride`
-    rows after the one before."""
+    """A selection of rows of a fused matrix: `blocks` runs of `count` rows.
+
+    The first run starts at row `start`; the next runs start `stride` rows apart.
+    """
 
     start: int
     count: int
@@ -105,20 +115,21 @@ class Rows:
 
     @property
     def total(self) -> int:
+        """Return the number of selected rows."""
         return self.count * self.blocks
 
     def index(self) -> NDArray[np.int64]:
-        """The row numbers `[total]`."""
+        """Return the selected row numbers, int64 `[total]`."""
         first = self.start + self.stride * np.arange(self.blocks, dtype=np.int64)
         return (first[:, None] + np.arange(self.count, dtype=np.int64)).ravel()
 
 
 @dataclass(frozen=True, slots=True)
 class LinearSource:
-    """A weight `[out, in]` (and bias `[out]`) by its stored name: `rows` of it, or all.
+    """The stored tensors of a linear layer: the matrix `weight` and, if any, the vector `bias` `[out]`.
 
-    `transposed`: the model's own code holds it as `[in, out]`, and so does a checkpoint, or an artifact that
-    keeps it unquantized. `shape` is `[out, in]` of the part.
+    `rows`: the rows of a fused matrix that belong to this layer, None for all. `shape` is `[out, in]` of those rows.
+    `transposed`: checkpoints store the matrix as `[in, out]`, and so do artifacts that leave it unquantized.
     """
 
     weight: str
@@ -130,7 +141,10 @@ class LinearSource:
 
 @dataclass(frozen=True, slots=True)
 class NormSource:
-    """A norm's vectors by their stored names. No `weight`: ones. `one_plus`: the stored weight lacks the 1."""
+    """The stored vectors of a norm of `size` channels.
+
+    `weight` None: all ones. `one_plus`: the norm multiplies by 1 + the stored weight.
+    """
 
     size: int
     weight: str | None = None
@@ -140,9 +154,10 @@ class NormSource:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """One block, or (layer `MODEL`) what stands before and after the blocks.
+    """One transformer block, or (layer number `MODEL`) the parts outside the blocks.
 
-    `window`: how many positions back attention sees, itself included; 0: all. `table`: which rotation.
+    `window`: the number of positions that attention sees, the current one included; 0: all. `table`: index into
+    `ModelSpec.ropes`.
     """
 
     linears: Mapping[LinearSlot, LinearSource] = field(default_factory=dict)
@@ -153,9 +168,11 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeTable:
-    """Rotation angles are `position * inverse_frequency` (float32 `[rotary_dim / 2]`); cosine and sine are
-    multiplied by `scale`. `parameters` are those of config.json that the table was computed from, if any. The model
-    turns so in texts of up to `positions` tokens, and otherwise beyond; None: always."""
+    """The rotary embedding of some layers: angles are `position * inverse_frequency`, float32 `[rotary_dim / 2]`.
+
+    Cosine and sine are multiplied by `scale`. `parameters`: the config.json parameters of the table, if any.
+    `positions`: the longest text in tokens for which the table is valid; None: any length.
+    """
 
     inverse_frequency: NDArray[np.float32]
     scale: float = 1.0
@@ -165,7 +182,11 @@ class RopeTable:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A whole model. `aliases`: other names under which checkpoints store a weight."""
+    """The complete description of a model.
+
+    `layers` are the transformer blocks, `model` the parts outside them, `ropes` the rotary tables. `prefix`: the start
+    of tensor names that checkpoints of the base model leave out. `aliases`: tensor name -> second name in checkpoints.
+    """
 
     config: DecoderConfig
     layers: tuple[LayerRecord, ...]
@@ -175,48 +196,50 @@ class ModelSpec:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[int, LayerRecord]]:
-        """Every layer with its number, the model's own parts first."""
+        """Yield (layer number, layer): first the parts outside the blocks (`MODEL`), then each block."""
         yield MODEL, self.model
         yield from enumerate(self.layers)
 
     def linears(self) -> Iterator[tuple[int, LinearSlot, LinearSource]]:
+        """Yield (layer number, slot, source) of every linear layer."""
         for number, layer in self.parts():
             for slot, source in layer.linears.items():
                 yield number, slot, source
 
     def norms(self) -> Iterator[tuple[int, NormSlot, NormSource]]:
+        """Yield (layer number, slot, source) of every norm."""
         for number, layer in self.parts():
             for slot, source in layer.norms.items():
                 yield number, slot, source
 
     @property
     def embedding(self) -> str:
-        """The stored name of the token embedding."""
+        """Return the stored name of the token embedding."""
         return self.model.linears[LinearSlot.EMBEDDING].weight
 
     @property
     def head(self) -> str:
-        """The stored name of the output head: the embedding's where the two are one."""
+        """Return the stored name of the output head; that of the embedding if the head is tied."""
         return self.model.linears[LinearSlot.HEAD].weight
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return each stored tensor that the record needs, in the order of the blocks, with the shape in which a
-        checkpoint stores it."""
-        found: dict[str, tuple[int, ...]] = {}
+        """Return {stored name: shape in a checkpoint} of all tensors, first those of linear layers, then of norms."""
+        sizes: dict[str, tuple[int, ...]] = {}
         for _, _, source in self.linears():
             last = source.shape[0] if source.rows is None else int(source.rows.index().max()) + 1
-            rows = max(last, found.get(source.weight, (0,))[0])  # of a fused weight, that of its last part
-            found[source.weight] = (rows, source.shape[1])
+            # a fused matrix ends with its last projection
+            rows = max(last, sizes.get(source.weight, (0,))[0])
+            sizes[source.weight] = (rows, source.shape[1])
             if source.bias is not None:
-                found[source.bias] = (rows,)
+                sizes[source.bias] = (rows,)
         transposed = {source.weight for _, _, source in self.linears() if source.transposed}
-        found |= {name: found[name][::-1] for name in transposed}
+        sizes |= {name: sizes[name][::-1] for name in transposed}
         for _, _, norm in self.norms():
-            found |= {name: (norm.size,) for name in (norm.weight, norm.bias) if name is not None}
-        return found
+            sizes |= {name: (norm.size,) for name in (norm.weight, norm.bias) if name is not None}
+        return sizes
 
     def names(self) -> frozenset[str]:
-        """The stored tensors that the record needs."""
+        """Return the stored names of all tensors of the model."""
         linears = [(source.weight, source.bias) for _, _, source in self.linears()]
         norms = [(source.weight, source.bias) for _, _, source in self.norms()]
         return frozenset(name for pair in linears + norms for name in pair if name is not None)

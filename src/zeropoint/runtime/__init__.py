@@ -1,7 +1,6 @@
-"""Running models: the one way to get a `Runner` (`protocol.py`, what every engine offers) from a path.
+"""Running models: `open_runner` loads a path and returns a `Runner` (`protocol.py`), whichever engine runs the model.
 
-Nothing is imported before it is needed: torch only when an engine that needs it is asked for, or when the native
-one cannot.
+torch is imported only if the torch runtime is asked for, or if the native engine does not support the model.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ __all__ = ["CACHE_TYPES", "DTYPES", "ENGINES", "open_runner", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-#: `auto`: native where it covers the model, universal (torch) where it does not.
+#: `auto`: the native engine if it supports the model, otherwise `universal` (the torch runtime).
 ENGINES = ("auto", "native", "universal")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-#: How the native engine keeps keys and values.
+#: Types of the native engine's key-value cache.
 CACHE_TYPES = ("float16", "int8", "float32")
 
 
@@ -41,18 +40,18 @@ def open_runner(
     revision: str | None = None,
     theirs: bool = False,
 ) -> Runner:
-    """Load an artifact or a Hugging Face checkpoint for running on this CPU; another runtime's file (GGUF, ONNX, a
-    folder that another tool quantized) in that runtime. `path` is local, or a hub name in that `revision`.
+    """Load an artifact, a Hugging Face checkpoint or another tool's model, and return a runner on this CPU.
 
-    A GGUF file runs on our engines, on the numbers that it holds; in llama.cpp with `theirs`, as it is measured beside
-    ours, where llama.cpp is installed.
+    `path` is a local path or a Hugging Face hub name, then with an optional `revision`. An ONNX folder or a folder that
+    another tool quantized runs in its own runtime (`runtime.external`). A GGUF file runs on Zeropoint's engines, or in
+    llama.cpp if `theirs` is set and llama.cpp is installed.
 
-    `dtype` applies to checkpoints only: `float32` is the reference, `auto` the checkpoint's own; another than
-    `auto` is torch's to compute. With `engine="auto"`, a model that the native engine does not cover runs on the
-    universal one, and a logged sentence says why. `cache_type` and `draft_tokens` (speculation by prompt lookup, the
-    same greedy text in fewer steps) are the native engine's. Raises `UsageError` for an unknown engine or dtype,
-    `UnsupportedError` when the native engine is asked for by name and does not cover the model, and the
-    checkpoint's or artifact's own errors.
+    `dtype` applies to checkpoints only: `auto` is the checkpoint's own dtype; any other value uses the torch runtime.
+    With `engine="auto"`, a model that the native engine does not support runs on the torch runtime, and a warning says
+    why. `cache_type` and `draft_tokens` (speculative decoding by prompt lookup) apply to the native engine only.
+
+    Raises `UsageError` if the engine or dtype is unknown or does not suit the path, `UnsupportedError` if
+    `engine="native"` does not support the model, `ArtifactError` or `CheckpointError` if the files are damaged.
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}: use {', '.join(ENGINES)}")
@@ -66,7 +65,7 @@ def open_runner(
         if engine != "auto":
             raise UsageError(
                 f"{path} is run by {other.runtime}, not by the {engine} engine; "
-                "`zeropoint import` makes an artifact of it, which is"
+                f"`zeropoint import` converts it to an artifact, which the {engine} engine runs"
             )
         return other.open(threads=threads, dtype=dtype)
     why = ""
@@ -88,8 +87,10 @@ def open_runner(
 
 
 def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> None:
-    """Import an engine's libraries and load the folder's tokenizer, so that the memory `open_runner` then adds
-    is the model's alone. A folder that does not load is left for `open_runner` to report."""
+    """Import an engine's libraries and load the model's tokenizer, to measure the memory of the model alone later.
+
+    A model that does not load raises no error here: `open_runner` reports it.
+    """
     if engine not in ENGINES:
         return
     other = _elsewhere(path, theirs=True)
@@ -112,7 +113,7 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
 
 
 def _elsewhere(path: str | Path, *, theirs: bool) -> external.ExternalModel | None:
-    """Return the other runtime that is to run a model; None where one of our engines does."""
+    """Return the external model if another runtime runs `path`; None if one of Zeropoint's engines does."""
     other = external.identify(path)
     if other is None or Path(path).suffix != ".gguf":
         return other

@@ -1,7 +1,7 @@
-"""A conversation, whose answers stay the tokens that the model chose.
+"""`Conversation`: a chat whose earlier answers stay the exact tokens that the model generated.
 
-A chat template is rendered for all messages at each turn. A text has many tokenizations, and the model's own choice for
-an answer is often not the tokenizer's; where the prompt has the tokenizer's, the key-value cache of the answer is lost.
+At each turn the chat template renders all messages. The tokenizer may split an earlier answer into tokens that differ
+from the generated ones. The key-value cache of that answer would then be useless, so the generated tokens are put back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zeropoint.tokenizer import Message
 
 
 class Conversation:
-    """The messages so far, `start` (a system message, say) before them. Not for use by two threads at once."""
+    """The messages of a chat, after those of `start` (a system message, say). Not for use by two threads at once."""
 
     def __init__(self, runner: Runner, start: Sequence[Message] = ()) -> None:
         self._runner = runner
@@ -24,11 +24,13 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the start."""
+        """Remove all messages but those of `start`."""
         self.messages: list[Message] = list(self._start)
-        self._rendered: list[int] = []  # the last prompt as the template gives it, and as the model read it
+        # the last prompt's tokens: from the template, and as the model read them
+        self._rendered: list[int] = []
         self._prompt: list[int] = []
-        self._answer: list[int] | None = None  # the last answer's tokens; None where they are not its text's
+        # the last answer's tokens; None if they do not decode to its text
+        self._answer: list[int] | None = None
 
     def ask(
         self,
@@ -39,19 +41,19 @@ class Conversation:
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
     ) -> str:
-        """Add a user's message and the model's answer, and return the answer. `show` is told each piece of it; a true
-        result ends it.
+        """Add a user's message and the model's answer, and return the answer.
 
-        Ctrl-C ends the answer, and what was said counts. Raises `UsageError`, with the messages as before, when the
-        conversation no longer fits the model's context.
+        `show` is called with each piece of the answer; a true result ends the answer. Ctrl-C also ends the answer; the
+        text so far becomes the answer. Raises `UsageError`, and leaves the messages unchanged, if the conversation no
+        longer fits the model's context.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        rendered = self._runner.chat_tokens(asked)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        rendered = self._runner.chat_tokens(messages)
         prompt = self._with_own_answer(rendered)
         pieces: list[str] = []
         tokens: list[int] | None = None
 
-        def tell(piece: str) -> object:
+        def collect(piece: str) -> object:
             pieces.append(piece)
             return show(piece)
 
@@ -59,7 +61,7 @@ class Conversation:
             tokens = generate_text(
                 self._runner,
                 prompt,
-                tell,
+                collect,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
                 sampling=sampling,
@@ -69,12 +71,14 @@ class Conversation:
             tokens = tokens[:-1]
         same_text = tokens is not None and self._runner.decode(tokens) == answer
         self._rendered, self._prompt, self._answer = rendered, prompt, tokens if same_text else None
-        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
     def _with_own_answer(self, rendered: list[int]) -> list[int]:
-        """The template's tokens of all messages, with those that the model read and chose in the place of the last
-        prompt and answer; unchanged where the template renders these otherwise than before."""
+        """Return the prompt `rendered` with the tokens of the last prompt and answer as the model read and chose them.
+
+        Returns `rendered` unchanged if the template renders the last prompt or answer differently than before.
+        """
         if self._answer is None:
             return rendered
         before = len(self._rendered)

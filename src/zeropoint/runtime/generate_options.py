@@ -1,6 +1,6 @@
-"""The options of `transformers`' `generate`, for a runner: which are done, which change nothing, which are refused.
+"""The options of transformers' `generate`: read, ignored where they change nothing, or refused.
 
-No torch: `generation_config` may be transformers' own object, or any object or mapping with the same fields.
+`generation_config` may be transformers' own object, or any object or mapping with the same fields.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from zeropoint.errors import UsageError
 from zeropoint.runtime.sampling import Sampling
 
-#: What transformers takes when nothing is said.
+#: Defaults of transformers.
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_TOP_K = 50
 
-#: Options that choose among likely tokens: without `do_sample` transformers ignores them, and so do we.
+#: Options that are ignored without `do_sample`, as in transformers.
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
-#: Options that this engine does not do, with the values that ask for nothing. None asks for nothing in each.
+#: Options that are not supported -> the values that change nothing and are accepted. None is always accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -81,7 +81,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     },
 }
 
-#: Options that the text does not depend on here: how a cache is kept, how beams that are not asked for are weighed.
+#: Options that do not change the text here, such as the type of the cache or the weighting of (unsupported) beams.
 _WITHOUT_EFFECT = frozenset(
     {
         "assistant_confidence_threshold",
@@ -116,10 +116,11 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """What a call of `generate` asks for.
+    """The checked options of a `generate` call.
 
-    `stop`: the token ids that end a text; None for the model's own. `new_tokens` is at most so many; the other limit,
-    `length`, counts the prompt too.
+    - `new_tokens`: the most new tokens; `length`: the most tokens with the prompt; None for no such limit;
+    - `stop`: the token ids that end a text, None for the model's own;
+    - `as_dict`: whether to return an object with `sequences` instead of ids.
     """
 
     new_tokens: int | None
@@ -131,7 +132,10 @@ class GenerateOptions:
     streamer: Any
 
     def budget(self, prompt: int) -> int:
-        """How many new tokens a prompt of so many tokens, padding included, may get. Raises `UsageError`."""
+        """Return the most new tokens after a prompt of `prompt` tokens, padding included.
+
+        Raises `UsageError` if `max_length` leaves no room for any.
+        """
         if self.new_tokens is not None:
             return self.new_tokens
         if self.length is None:
@@ -146,30 +150,30 @@ class GenerateOptions:
     def of(cls, generation_config: Any, given: Mapping[str, Any]) -> GenerateOptions:
         """Read the fields of `generation_config`, overridden by the arguments `given`.
 
-        Raises `UsageError`, naming the option, for one that is unknown, out of range, or not done by this engine.
+        Raises `UsageError` naming the option if one is unknown, out of range or not supported.
         """
         options = {**_fields(generation_config), **{k: v for k, v in given.items() if v is not None}}
         seed = options.pop("seed", 0)
-        sampled = bool(options.pop("do_sample", False))
-        chosen = {name: options.pop(name) for name in _OF_SAMPLING if name in options}
+        do_sample = bool(options.pop("do_sample", False))
+        sampling = {name: options.pop(name) for name in _OF_SAMPLING if name in options}
         penalty = options.pop("repetition_penalty", 1.0)
-        chosen = {"temperature": 1.0, "top_k": DEFAULT_TOP_K, **chosen} if sampled else {}
-        made = cls(
+        sampling = {"temperature": 1.0, "top_k": DEFAULT_TOP_K, **sampling} if do_sample else {}
+        parsed = cls(
             new_tokens=_count("max_new_tokens", options.pop("max_new_tokens", None)),
             length=_count("max_length", options.pop("max_length", None)),
             stop=_ids("eos_token_id", options.pop("eos_token_id", None)),
             pad_token_id=_one_id("pad_token_id", options.pop("pad_token_id", None)),
-            sampling=_sampling(repetition_penalty=penalty, seed=seed, **chosen),
+            sampling=_sampling(repetition_penalty=penalty, seed=seed, **sampling),
             as_dict=bool(options.pop("return_dict_in_generate", False)),
             streamer=options.pop("streamer", None),
         )
         for name, value in options.items():
             _refuse_unless_neutral(name, value)
-        return made
+        return parsed
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    """The options that a generation config sets."""
+    """Return the fields of a generation config that are not None."""
     if config is None:
         return {}
     if hasattr(config, "to_dict"):
@@ -180,13 +184,14 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:
+    """Raise `UsageError` if the option is unknown, or not supported with this value."""
     if name in _WITHOUT_EFFECT or value is None:
         return
     if name not in _NEUTRAL:
         raise UsageError(f"generate has no option {name!r}")
     plain = list(value) if isinstance(value, list | tuple) else value
-    asks_for_nothing = isinstance(plain, int | float | list) and plain in _NEUTRAL[name]
-    if not asks_for_nothing:
+    neutral = isinstance(plain, int | float | list) and plain in _NEUTRAL[name]
+    if not neutral:
         raise UsageError(
             f"generate does not do {name}={value!r} on this engine: leave it out, or load the model with "
             "zeropoint.AutoModelForCausalLM, which generates as transformers does"
@@ -194,6 +199,7 @@ def _refuse_unless_neutral(name: str, value: Any) -> None:
 
 
 def _count(name: str, value: Any) -> int | None:
+    """Return a number of tokens, None for None. Raises `UsageError` if it is not an integer from 0 up."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
@@ -202,7 +208,7 @@ def _count(name: str, value: Any) -> int | None:
 
 
 def _ids(name: str, value: Any) -> frozenset[int] | None:
-    """Token ids given as one number, a list or a tensor; negative ones match no token."""
+    """Return token ids given as one number, a list or a tensor. Negative ids are kept; they match no token."""
     if value is None:
         return None
     ids = np.atleast_1d(np.asarray(value))
@@ -212,6 +218,7 @@ def _ids(name: str, value: Any) -> frozenset[int] | None:
 
 
 def _one_id(name: str, value: Any) -> int | None:
+    """Return one token id, None for None. Raises `UsageError` if there are several."""
     ids = _ids(name, value)
     if ids is None:
         return None
@@ -221,6 +228,7 @@ def _one_id(name: str, value: Any) -> int | None:
 
 
 def _sampling(**options: Any) -> Sampling:
+    """Return the sampling options. Raises `UsageError` if one is not a number or is out of range."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise UsageError(f"{name} is a number, not {value!r}")

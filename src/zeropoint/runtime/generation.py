@@ -1,4 +1,4 @@
-"""The loop that every engine generates with: a step gives logits, the sampler chooses, the caller may end it."""
+"""The generation loop of all engines: run a forward step, choose a token from its logits, repeat."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from zeropoint.errors import UsageError
 from zeropoint.runtime.sampling import Sampler, Sampling
 
 Step = Callable[[Sequence[int]], NDArray[np.float32]]
-"""Feeds tokens after those fed before; the logits `[vocab]` after the last one."""
+"""Reads more tokens of the sequence; returns the logits `[vocab]` after the last one."""
 
 OnToken = Callable[[int], object]
-"""Told of each new token; a true result ends the generation."""
+"""Called with each new token; a true result ends the generation."""
 
 
 def generate(
@@ -26,7 +26,7 @@ def generate(
     stop: Container[int] = (),
     on_token: OnToken | None = None,
 ) -> list[int]:
-    """The continuation of `tokens`: new tokens only, a stop token included. Raises `UsageError` when there are none."""
+    """Return the new tokens after `tokens`, a stop token included. Raises `UsageError` if `tokens` is empty."""
     if not tokens:
         raise UsageError("there are no tokens to read: the prompt is empty")
     sampler, out = Sampler(sampling, tokens), list[int]()

@@ -1,6 +1,6 @@
-"""A runner that is called like a `transformers` causal LM, for code that was written for those.
+"""`HuggingFaceModel`: a runner with the interface of a `transformers` causal LM.
 
-torch tensors in give torch tensors out, numpy arrays give numpy arrays; torch is never imported here.
+Torch tensors in give torch tensors out, numpy arrays give numpy arrays. torch is never imported here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from zeropoint.runtime.protocol import Logits, Runner
 
 Ids = NDArray[np.int64]
 
-#: Arguments of a forward pass that this engine does not take, with the values that ask for nothing.
+#: Arguments of transformers' forward pass -> the values that change nothing here and are accepted.
 _NEUTRAL = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
     "return_dict": (True,),
-    "use_cache": (True, False),  # the text is read from its first token each time
+    "use_cache": (True, False),  # no cache is kept between calls, so both values give the same logits
     "labels": (),
     "past_key_values": (),
     "inputs_embeds": (),
@@ -33,10 +33,10 @@ _NEUTRAL = {
 
 
 class HuggingFaceModel:
-    """`model(input_ids).logits` and `model.generate(input_ids, ...)`, in inference only.
+    """A model for inference: `model(input_ids).logits` and `model.generate(input_ids, ...)`.
 
-    Rows of a batch may be padded on either side when an `attention_mask` says where: each text gives the logits and
-    the continuation that it gives alone.
+    Rows of a batch may be padded on either side if `attention_mask` marks the padding. Each row gives the same logits
+    and the same greedy continuation as alone.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -51,10 +51,10 @@ class HuggingFaceModel:
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, *, logits_to_keep: int = 0, **options: Any
     ) -> SimpleNamespace:
-        """Logits float32 `[B, T, vocab]` for ids `[B, T]`, zero at padding; the last `logits_to_keep` of T, where
-        that is not 0.
+        """Return `logits`, float32 `[B, T, vocab]` for ids `[B, T]`, zero at padding.
 
-        Raises `UsageError` for a mask that hides tokens inside a text, and for options that ask for more than logits.
+        With `logits_to_keep`, only the last so many of the T positions are returned. Raises `UsageError` if the mask
+        hides tokens inside a text, or if an option asks for more than logits.
         """
         for name, value in options.items():
             if name == "token_type_ids" or value is None:
@@ -79,42 +79,42 @@ class HuggingFaceModel:
         attention_mask: Any = None,
         **options: Any,
     ) -> Any:
-        """Ids `[B, T + new]`: each row as given, padding included, then its continuation, shorter ones padded.
+        """Return ids `[B, T + new]`: each input row with its padding, then its new tokens, padded at the end.
 
         `options` and the fields of `generation_config` are those of transformers' `generate`: `max_new_tokens` or
         `max_length`, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `eos_token_id`,
-        `pad_token_id`, `streamer`, `return_dict_in_generate`, and `seed` beside them. Options that ask for what is
-        done anyway are accepted; the others raise a `UsageError` that names them.
+        `pad_token_id`, `streamer`, `return_dict_in_generate`; and also `seed`. Other options are accepted if they
+        change nothing. Raises `UsageError` naming the option if one is unknown, out of range or not supported.
         """
-        given = inputs if input_ids is None else input_ids
-        if given is None:
+        prompts = inputs if input_ids is None else input_ids
+        if prompts is None:
             raise UsageError("generate needs input_ids, the tokens to go on from")
-        ids = _batch(given)
+        ids = _batch(prompts)
         spans = _spans(attention_mask, ids)
-        wanted = GenerateOptions.of(generation_config, options)
-        budget = wanted.budget(ids.shape[1])
-        if wanted.streamer is not None and len(ids) > 1:
+        parsed = GenerateOptions.of(generation_config, options)
+        budget = parsed.budget(ids.shape[1])
+        if parsed.streamer is not None and len(ids) > 1:
             raise UsageError("a streamer shows one text: generate for one row at a time")
-        stop = self.runner.stop_tokens if wanted.stop is None else wanted.stop
+        stop = self.runner.stop_tokens if parsed.stop is None else parsed.stop
         rows = [
-            self._continue(row[start:end].tolist(), budget, stop, wanted, index)
+            self._continue(row[start:end].tolist(), budget, stop, parsed, index)
             for index, (row, (start, end)) in enumerate(zip(ids, spans, strict=True))
         ]
-        pad = wanted.pad_token_id
-        if pad is None:  # as transformers does
+        pad = parsed.pad_token_id
+        if pad is None:  # transformers has the same default
             pad = min((token for token in stop if token >= 0), default=0)
-        made = np.full((len(ids), ids.shape[1] + max(map(len, rows))), pad, np.int64)
-        made[:, : ids.shape[1]] = ids
+        out = np.full((len(ids), ids.shape[1] + max(map(len, rows))), pad, np.int64)
+        out[:, : ids.shape[1]] = ids
         for index, new in enumerate(rows):
-            made[index, ids.shape[1] : ids.shape[1] + len(new)] = new
-        sequences = _like(given, made)
-        return SimpleNamespace(sequences=sequences) if wanted.as_dict else sequences
+            out[index, ids.shape[1] : ids.shape[1] + len(new)] = new
+        sequences = _like(prompts, out)
+        return SimpleNamespace(sequences=sequences) if parsed.as_dict else sequences
 
     def _continue(
-        self, text: list[int], budget: int, stop: frozenset[int], wanted: GenerateOptions, index: int
+        self, text: list[int], budget: int, stop: frozenset[int], parsed: GenerateOptions, index: int
     ) -> list[int]:
-        """The new tokens after one text; rows of a batch draw with seeds of their own."""
-        streamer = wanted.streamer
+        """Return the new tokens after one text. Row `index` of a batch samples with the seed plus `index`."""
+        streamer = parsed.streamer
 
         def show(token: int) -> None:
             if streamer is not None:
@@ -122,27 +122,29 @@ class HuggingFaceModel:
 
         if streamer is not None:
             streamer.put(np.array([text], np.int64))
-        sampling = replace(wanted.sampling, seed=wanted.sampling.seed + index)
+        sampling = replace(parsed.sampling, seed=parsed.sampling.seed + index)
         new = self.runner.generate(text, max_new_tokens=budget, stop=stop, sampling=sampling, on_token=show)
         if streamer is not None:
             streamer.end()
         return new
 
     def eval(self) -> HuggingFaceModel:
+        """Return the model itself, which is always in inference mode."""
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> HuggingFaceModel:
-        """Return the model as it is. Raises `UsageError` for another device than the CPU or another dtype."""
-        for wanted in (*args, *kwargs.values()):
-            name = str(wanted).removeprefix("torch.").partition(":")[0]
-            if wanted is not None and name not in ("cpu", "float32", "True", "False"):
+        """Return the model itself. Raises `UsageError` if the device is not the CPU or the dtype not float32."""
+        for target in (*args, *kwargs.values()):
+            name = str(target).removeprefix("torch.").partition(":")[0]
+            if target is not None and name not in ("cpu", "float32", "True", "False"):
                 raise UsageError(
-                    f"this model runs on the CPU with float32 logits: it does not move to {wanted}"
+                    f"this model runs on the CPU with float32 logits: it does not move to {target}"
                 )
         return self
 
 
 def _batch(ids: Any) -> Ids:
+    """Return ids `[B, T]` as int64. Raises `UsageError` if they are not a non-empty matrix of integers."""
     try:
         array = np.asarray(ids)
     except ValueError as cause:  # rows of different lengths
@@ -155,19 +157,22 @@ def _batch(ids: Any) -> Ids:
 
 
 def _spans(mask: Any, ids: Ids) -> list[tuple[int, int]]:
-    """Return the first token and the end of each row's text. Raises `UsageError` where a mask shows no one text."""
+    """Return (start, end) of each row's text.
+
+    Raises `UsageError` if the mask hides a whole row or tokens inside a text.
+    """
     if mask is None:
         return [(0, ids.shape[1])] * len(ids)
-    shown = np.asarray(mask)
-    if shown.shape != ids.shape:
-        raise UsageError(f"attention_mask has the shape {shown.shape}, and input_ids {ids.shape}")
+    visible = np.asarray(mask)
+    if visible.shape != ids.shape:
+        raise UsageError(f"attention_mask has the shape {visible.shape}, and input_ids {ids.shape}")
     spans = []
-    for row in shown != 0:
-        places = np.flatnonzero(row)
-        if not places.size:
+    for row in visible != 0:
+        indices = np.flatnonzero(row)
+        if not indices.size:
             raise UsageError("attention_mask hides a whole row: leave that row out")
-        start, end = int(places[0]), int(places[-1]) + 1
-        if end - start != places.size:
+        start, end = int(indices[0]), int(indices[-1]) + 1
+        if end - start != indices.size:
             raise UsageError(
                 "attention_mask hides tokens inside a text: only padding at its ends is possible"
             )
@@ -176,7 +181,10 @@ def _spans(mask: Any, ids: Ids) -> list[tuple[int, int]]:
 
 
 def _shifted(ids: Ids, spans: list[tuple[int, int]]) -> Ids:
-    """Each row with its text first: what follows a text, here a token of it again, has no part in its logits."""
+    """Return each row with its text moved to the start, then padding.
+
+    Attention is causal, so the padding tokens after a text do not change its logits.
+    """
     rows = []
     for row, (start, end) in zip(ids, spans, strict=True):
         text = row[start:end]
@@ -185,17 +193,18 @@ def _shifted(ids: Ids, spans: list[tuple[int, int]]) -> Ids:
 
 
 def _unshifted(logits: Logits, spans: list[tuple[int, int]]) -> Logits:
-    """Logits `[B, T, vocab]` of `_shifted` rows, back to where each text stood."""
+    """Return logits `[B, T, vocab]` of `_shifted` rows, moved back to the places of the texts; zero elsewhere."""
     if all(span == (0, logits.shape[1]) for span in spans):
         return logits
-    made = np.zeros_like(logits)
+    out = np.zeros_like(logits)
     for row, (start, end) in enumerate(spans):
-        made[row, start:end] = logits[row, : end - start]
-    return made
+        out[row, start:end] = logits[row, : end - start]
+    return out
 
 
-def _like(given: Any, array: np.ndarray[Any, Any]) -> Any:
+def _like(template: Any, array: np.ndarray[Any, Any]) -> Any:
+    """Return `array` as a torch tensor if `template` is one."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(given, torch.Tensor):
+    if torch is not None and isinstance(template, torch.Tensor):
         return torch.from_numpy(array)
     return array

@@ -1,4 +1,4 @@
-"""The keyword arguments of transformers' `from_pretrained`: which are done, which change nothing, which are refused."""
+"""The keyword arguments of transformers' `from_pretrained`: read, ignored where they change nothing, or refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from zeropoint.errors import UsageError
 
-#: Arguments with the values that ask for what is done anyway. None asks for nothing in each.
+#: Argument -> the values that change nothing here and are accepted. None is always accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "low_cpu_mem_usage": (True, False),
     "use_safetensors": (True,),
@@ -26,7 +26,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 _ATTENTION = ("eager", "sdpa")
 
-#: Fields of bitsandbytes' config with the values that ask for nothing beside a number of bits.
+#: Field of a `BitsAndBytesConfig` -> the values that change nothing here and are accepted.
 _BITS_AND_BYTES: dict[str, tuple[Any, ...]] = {
     "llm_int8_skip_modules": (),
     "llm_int8_has_fp16_weight": (False,),
@@ -38,11 +38,12 @@ _BITS_AND_BYTES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a call of `from_pretrained` asks for.
+    """The checked options of a `from_pretrained` call.
 
-    `format`: of the quantized weights, None to quantize nothing; `dtype`: a torch dtype's name, or `auto`;
-    `attention`: transformers' attention implementation, None for its own choice; `mapped`: whether a `device_map` was
-    given.
+    - `format`: the format of the quantized weights, None to leave the weights as they are;
+    - `dtype`: a torch dtype's name, or `auto`;
+    - `attention`: transformers' attention implementation, None for its default;
+    - `mapped`: whether a `device_map` was given.
     """
 
     format: str | None
@@ -60,16 +61,16 @@ class LoadOptions:
         device_map: Any,
         given: Mapping[str, Any],
     ) -> LoadOptions:
-        """Read the arguments. Raises `UsageError`, naming the argument, for what is unknown or not done."""
+        """Read the arguments. Raises `UsageError` naming the argument if one is unknown or not supported."""
         options = {name: value for name, value in given.items() if value is not None}
-        named = [name for name, on in (("int8", load_in_8bit), ("int4", load_in_4bit)) if on]
-        named += [] if format is None else [format]
-        named += _bits(options.pop("quantization_config", None))
-        if len(named) > 1:
+        formats = [name for name, on in (("int8", load_in_8bit), ("int4", load_in_4bit)) if on]
+        formats += [] if format is None else [format]
+        formats += _bits(options.pop("quantization_config", None))
+        if len(formats) > 1:
             raise UsageError(
                 "give one of load_in_8bit, load_in_4bit, quantization_config and format, not several"
             )
-        wanted = named[0] if named else None
+        chosen = formats[0] if formats else None
         _check_devices(device_map)
         dtypes = {_dtype(options.pop(name)) for name in ("dtype", "torch_dtype") if name in options}
         if len(dtypes) > 1:
@@ -83,10 +84,10 @@ class LoadOptions:
                 raise UsageError(f"from_pretrained does not take {name!r} here: leave it out")
             if not any(value is neutral for neutral in _NEUTRAL[name]):
                 raise UsageError(f"{name}={value!r:.60} is not available here: leave it out")
-        return cls(wanted, dtype, attention, device_map is not None)
+        return cls(chosen, dtype, attention, device_map is not None)
 
     def refuse_dtype(self) -> None:
-        """Raise `UsageError` where a quantized model is to compute in another type than float32."""
+        """Raise `UsageError` if `dtype` is neither `auto` nor float32: a quantized model computes in float32."""
         if self.dtype not in ("auto", "float32"):
             raise UsageError(
                 f"a quantized model computes in integers and float32, not in {self.dtype}: leave dtype out"
@@ -94,7 +95,10 @@ class LoadOptions:
 
 
 def _bits(config: Any) -> list[str]:
-    """The format that a bitsandbytes config (or a mapping of its fields) asks for."""
+    """Return the formats, of int8 and int4, that a `BitsAndBytesConfig` (or a mapping of its fields) asks for.
+
+    None asks for no format. Raises `UsageError` if the config asks for anything else.
+    """
     if config is None:
         return []
     fields = config.to_dict() if hasattr(config, "to_dict") else config
@@ -113,13 +117,14 @@ def _bits(config: Any) -> list[str]:
             raise UsageError(
                 f"quantization_config asks for {name}={value!r}, which Zeropoint does not do: {hint}"
             )
-    found = [f for flag, f in (("load_in_8bit", "int8"), ("load_in_4bit", "int4")) if fields.get(flag)]
-    if not found:
+    formats = [f for flag, f in (("load_in_8bit", "int8"), ("load_in_4bit", "int4")) if fields.get(flag)]
+    if not formats:
         raise UsageError("quantization_config asks for neither load_in_8bit nor load_in_4bit")
-    return found
+    return formats
 
 
 def _check_devices(device_map: Any) -> None:
+    """Raise `UsageError` if a `device_map` names another device than the CPU."""
     devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     for device in devices:
         if device is not None and str(device) not in ("auto", "balanced", "sequential", "cpu"):
@@ -129,6 +134,7 @@ def _check_devices(device_map: Any) -> None:
 
 
 def _dtype(value: Any) -> str:
+    """Return the name of a torch dtype. Raises `UsageError` if it is not supported."""
     name = str(value).removeprefix("torch.")
     if name not in ("auto", "float32", "bfloat16", "float16"):
         raise UsageError(f"dtype is auto, float32, bfloat16 or float16, not {value!r}")

@@ -1,4 +1,4 @@
-"""`Model`: a runner with text in and text out, what `zeropoint.load` gives."""
+"""`Model`: a runner with text in and text out, as returned by `zeropoint.load`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ DEFAULT_NEW_TOKENS = 256
 
 
 class Model:
-    """An artifact or checkpoint, ready to run.
+    """A loaded artifact or checkpoint.
 
     >>> model = zeropoint.load("smollm2-int4")  # doctest: +SKIP
     >>> print(model.generate("The capital of France is", max_new_tokens=8))  # doctest: +SKIP
 
-    The keyword arguments beside `max_new_tokens` and `stop` (strings at which the text ends) are those of
-    `Sampling`: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`; greedy without them.
+    Generation stops before the first of the strings `stop`. The other keyword arguments are those of `Sampling`:
+    `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`. The default is greedy decoding. All methods
+    raise `UsageError` if an option is unknown or out of range, or if the prompt is empty.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -40,7 +41,7 @@ class Model:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> str:
-        """The continuation of a text (or of token ids), without the prompt."""
+        """Return the continuation of a text (or of token ids), without the prompt."""
         parts: list[str] = []
         self._run(self._tokens(prompt), parts.append, max_new_tokens, stop, sampling)
         return "".join(parts)
@@ -53,7 +54,7 @@ class Model:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[str]:
-        """The same, piece by piece as it is generated. Leaving the loop early ends the generation."""
+        """Yield the continuation piece by piece as it is generated. Leaving the loop early ends the generation."""
         tokens = self._tokens(prompt)
         return _stream(lambda show: self._run(tokens, show, max_new_tokens, stop, sampling))
 
@@ -65,8 +66,10 @@ class Model:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> str:
-        """The answer to a conversation (or to one question) in the model's chat template. What a conversation
-        shares with the one before is not read again by the native engine."""
+        """Return the answer to a conversation (or to one question), formatted by the model's chat template.
+
+        The native engine reads only the tokens after the common prefix with its previous prompt.
+        """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not turns:
             raise UsageError("a conversation needs at least one message")
@@ -74,13 +77,15 @@ class Model:
         return self.generate(tokens, max_new_tokens=max_new_tokens, stop=stop, **sampling)
 
     def logits(self, tokens: Tokens) -> Logits:
-        """float32 `[T, vocab]` for `[T]` token ids, `[B, T, vocab]` for `[B, T]`."""
+        """Return float32 logits `[T, vocab]` for token ids `[T]`, `[B, T, vocab]` for ids `[B, T]`."""
         return self.runner.logits(tokens)
 
     def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
         return self.runner.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, including special tokens."""
         return self.runner.decode(ids)
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
@@ -116,8 +121,11 @@ def generate_text(
     stop: Sequence[str] = (),
     sampling: Sampling | None = None,
 ) -> list[int]:
-    """Generate until a stop token or a stop string, telling `show` each piece of text as soon as it is sure; a true
-    result ends the generation. Returns the new tokens, a stop token included."""
+    """Generate until a stop token or a stop string; return the new tokens, a stop token included.
+
+    `show` is called with each piece of text as soon as later tokens can no longer change it; a true result ends the
+    generation.
+    """
     stream = TextStream(runner.decode, stop)
 
     def on_token(token: int) -> bool:
@@ -140,22 +148,22 @@ def generate_text(
 
 
 def _stream(run: Callable[[Callable[[str], object]], object]) -> Iterator[str]:
-    """Turn a function that calls back with text into an iterator, by running it in a thread of its own."""
+    """Yield the texts that `run` passes to its callback; `run` runs in its own thread."""
     pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-    left = threading.Event()
+    abandoned = threading.Event()
 
     def show(text: str) -> bool:
         pieces.put(text)
-        return left.is_set()
+        return abandoned.is_set()
 
-    def work() -> None:
+    def run_in_thread() -> None:
         try:
             run(show)
             pieces.put(None)
         except BaseException as error:
             pieces.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=run_in_thread, daemon=True)
     thread.start()
     try:
         while (piece := pieces.get()) is not None:
@@ -163,5 +171,5 @@ def _stream(run: Callable[[Callable[[str], object]], object]) -> Iterator[str]:
                 raise piece
             yield piece
     finally:
-        left.set()
+        abandoned.set()
         thread.join()

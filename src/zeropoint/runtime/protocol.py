@@ -1,4 +1,4 @@
-"""The `Runner` that every engine offers. No engine is imported here."""
+"""The `Runner` protocol, which every engine implements."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Logits = NDArray[np.float32]
 
 
 class Runner(Protocol):
-    """A loaded model that can be measured: logits, generated text, and timed prefill and decode."""
+    """A loaded model: logits, text generation, tokenization, and timed prefill and decode."""
 
     name: str
     engine: str
     engine_reason: str
-    """Why the native engine does not run the model; empty where it does, or was not asked for."""
+    """Why `auto` did not choose the native engine; empty if it did, or if another engine was asked for."""
     vocab_size: int
     weights_bytes: int
-    """Bytes the weights hold in memory now, packed for the kernels."""
+    """Bytes of the weights in memory, in the kernels' layout."""
     artifact_bytes: int
     """Bytes of the tensors on disk."""
 
@@ -34,11 +34,11 @@ class Runner(Protocol):
 
     @property
     def start_token(self) -> int | None:
-        """The token that the first token of a text is predicted from, BOS or else EOS; None where there is none."""
+        """Return the token to put before a text so that its first token has a prediction: BOS, else EOS, else None."""
         ...
 
     def logits(self, tokens: Tokens) -> Logits:
-        """float32 `[T, vocab]` for `[T]` tokens, `[B, T, vocab]` for `[B, T]`."""
+        """Return float32 logits `[T, vocab]` for tokens `[T]`, `[B, T, vocab]` for tokens `[B, T]`."""
         ...
 
     def generate(
@@ -50,36 +50,42 @@ class Runner(Protocol):
         stop: Container[int] = (),
         sampling: Sampling | None = None,
     ) -> list[int]:
-        """Continuation with a key-value cache: the new tokens only, a stop token included; greedy without
-        `sampling`. A true result of `on_token` ends it."""
+        """Return the new tokens after `tokens`, a stop token included; greedy without `sampling`.
+
+        `on_token` is called with each new token; a true result ends the generation.
+        """
         ...
 
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
-        """Seconds to prefill `[B, T]` tokens, and seconds of `new_tokens` greedy decode steps after it."""
+        """Return the seconds to prefill tokens `[B, T]` and the seconds of `new_tokens` greedy decode steps."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, without special tokens added."""
+        """Return the token ids of a text, without special tokens added."""
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text to go on from: with the beginning-of-text token, where the model was trained with one."""
+        """Return the token ids of a prompt, with a BOS token first if the model was trained with one."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens kept."""
+        """Return the text of token ids, including special tokens."""
         ...
 
     def chat_prompt(self, user_text: str) -> list[int]:
-        """Token ids of one user turn in the model's chat template; as `encode_prompt` without one."""
+        """Return the token ids of one user turn in the chat template; without a template, like `encode_prompt`."""
         ...
 
     def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str | None:
-        """A conversation as the model's chat template writes it; None without one. Raises `UsageError` when the
-        template refuses it."""
+        """Return a conversation as text in the model's chat template, or None if the model has no template.
+
+        Raises `UsageError` if the template rejects the conversation.
+        """
         ...
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, ready for the answer; without a template, of the
-        last turn as a prompt. Raises as `chat_text`."""
+        """Return the token ids of a conversation in the model's chat template, ending where the answer begins.
+
+        Without a template, return the ids of the last turn as a prompt. Raises like `chat_text`.
+        """
         ...

@@ -1,7 +1,8 @@
-"""Choosing the next token from logits, the same for every engine: seeded, in numpy.
+"""Choosing the next token from logits; every engine uses this numpy code, seeded.
 
-The order is transformers': repetition penalty (Keskar et al., CTRL, arXiv:1909.05858), temperature, top-k (Fan et
-al., arXiv:1805.04833), top-p (Holtzman et al., arXiv:1904.09751), min-p (Nguyen et al., arXiv:2407.01082), a draw.
+The order of the steps is that of transformers: repetition penalty (Keskar et al., CTRL, arXiv:1909.05858), temperature,
+top-k (Fan et al., arXiv:1805.04833), top-p (Holtzman et al., arXiv:1904.09751), min-p (Nguyen et al.,
+arXiv:2407.01082), random draw.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
-#: float32's smallest normal and largest number, between which logits are divided by the temperature and stay finite.
+#: float32's smallest normal and largest number. The temperature is clipped to this range.
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose. Temperature 0 is greedy, and then only the repetition penalty has an effect.
+    """Sampling options. Temperature 0 is greedy decoding; the only other option with an effect then is the repetition
+    penalty.
 
-    - `top_k`: only the k most likely tokens; 0: all;
-    - `top_p`: only the most likely tokens that together reach this probability;
-    - `min_p`: only tokens at least this share as likely as the most likely one;
-    - `repetition_penalty`: divides the positive logits of tokens seen before, multiplies the negative ones.
+    - `top_k`: keep the k most likely tokens; 0 keeps all;
+    - `top_p`: keep the smallest set of most likely tokens whose probabilities sum to at least `top_p`;
+    - `min_p`: keep tokens with at least `min_p` times the probability of the most likely token;
+    - `repetition_penalty`: for tokens that occurred before, divide positive logits by it and multiply negative ones;
+    - `seed`: the seed of the random draws.
 
-    Raises `UsageError` for a value that is no number, or out of range.
+    Raises `UsageError` if a value is not a number or is out of range.
     """
 
     temperature: float = 0.0
@@ -50,7 +53,7 @@ class Sampling:
                 raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
             try:
                 float(getattr(self, name))
-            except OverflowError as cause:  # a whole number or a fraction beyond any float
+            except OverflowError as cause:  # an integer or fraction larger than any float
                 raise UsageError(
                     f"{name} is beyond {sys.float_info.max:.3g}: give a smaller number"
                 ) from cause
@@ -72,20 +75,21 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Return whether the most likely token is always chosen."""
         return self.temperature == 0
 
 
 class Sampler:
-    """One sequence's choices; `seen` are the tokens before the first one."""
+    """Chooses the tokens of one sequence. `seen`: the tokens of the prompt, for the repetition penalty."""
 
     def __init__(self, sampling: Sampling, seen: Sequence[int] = ()) -> None:
         self.sampling = sampling
         self._seen = set(seen)
-        # greedy choices draw nothing, and numpy's generators cost two megabytes and their import
+        # greedy decoding needs no random numbers, and importing numpy's generators takes two megabytes
         self._generator = None if sampling.greedy else np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Logits) -> int:
-        """The next token from logits `[vocab]`. Raises `ArtifactError` as `likeliest` does."""
+        """Return the next token from logits `[vocab]`. Raises `ArtifactError` if the logits are not finite."""
         best = int(likeliest(logits))
         penalized = penalize(logits, self._seen, self.sampling.repetition_penalty)
         token = best if self.sampling.greedy and penalized is logits else self._choose(penalized)
@@ -102,19 +106,22 @@ class Sampler:
 
 
 def likeliest(logits: Logits) -> Ids:
-    """The most likely token of each row of logits `[..., vocab]`; the first of equals.
+    """Return the argmax token of each row of logits `[..., vocab]` (ties: lowest id).
 
-    Raises `ArtifactError` for a row whose largest logit is NaN or infinite. Tokens at -inf are masked.
+    A logit of -inf marks a masked token. Raises `ArtifactError` if the largest logit of a row is NaN or infinite.
     """
-    best: Ids = logits.argmax(-1, keepdims=True)  # of NaN, when there is one
+    best: Ids = logits.argmax(-1, keepdims=True)  # argmax returns the place of a NaN, if there is one
     if not np.isfinite(np.take_along_axis(logits, best, -1)).all():
         raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
-    found: Ids = best[..., 0]
-    return found
+    tokens: Ids = best[..., 0]
+    return tokens
 
 
 def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
-    """The logits with those of seen tokens made less likely, within float32; the input is not changed."""
+    """Return logits with the repetition penalty applied to the tokens `seen`, clipped to float32.
+
+    Returns the input array itself if nothing changes, otherwise a copy.
+    """
     if penalty == 1:
         return logits
     ids = np.fromiter((token for token in seen if 0 <= token < len(logits)), np.int64)
@@ -128,16 +135,16 @@ def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
 
 
 def candidates(logits: Logits, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
-    """The tokens that may be drawn and their probabilities among themselves."""
-    # float32 until few are left: exp and partition of a whole vocabulary take a quarter of the time
+    """Return the tokens that pass top-k, top-p and min-p, and their probabilities, which sum to 1."""
+    # float32 for the whole vocabulary: exp and partition take a quarter of their float64 time
     temperature = np.float32(min(max(sampling.temperature, _TINY), _LARGEST))
-    with np.errstate(over="ignore"):  # to -inf, which has no weight
+    with np.errstate(over="ignore"):  # overflow gives -inf, which has probability 0
         scaled = (logits - logits.max()) / temperature
     ids: Ids = np.arange(len(scaled))
     if 0 < sampling.top_k < len(scaled):
         ids = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
         scaled = scaled[ids]
-    weights = np.exp(scaled)  # of the most likely token: 1
+    weights = np.exp(scaled)  # unnormalized: the most likely token has weight 1
     if sampling.top_p < 1:
         inside = _nucleus(weights, sampling.top_p)
         ids, weights = ids[inside], weights[inside]
@@ -148,12 +155,12 @@ def candidates(logits: Logits, sampling: Sampling) -> tuple[Ids, NDArray[np.floa
     return ids, exact / exact.sum()
 
 
-#: Sorting a whole vocabulary takes milliseconds, and the nucleus is nearly always among so many tokens.
+#: Top-p first sorts only this many tokens, which nearly always suffices: sorting a whole vocabulary takes milliseconds.
 _FIRST_LOOK = 1024
 
 
 def _nucleus(weights: NDArray[np.float32], share: float) -> Ids:
-    """The fewest, most likely places that hold `share` of the weight, most likely first; ties in order."""
+    """Return the fewest indices that hold `share` of the total weight, largest weight first (ties: lowest index)."""
     target = share * weights.sum(dtype=np.float64)
     for size in (_FIRST_LOOK, len(weights)):
         places = np.arange(len(weights))

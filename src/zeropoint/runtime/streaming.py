@@ -1,4 +1,4 @@
-"""Text as it is generated: whole characters only, and nothing of a stop string."""
+"""Streaming of generated text: whole characters only, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ REPLACEMENT = "\ufffd"
 
 
 class TextStream:
-    """Turns tokens into text that can be shown at once.
+    """Converts tokens to text that later tokens cannot change.
 
-    A token may end in the middle of a UTF-8 character, which waits for the next one. Text that may turn out to be
-    the beginning of a stop string waits too; once a stop string is complete, `stopped` is true and what comes
-    before it is all there is.
+    Text is held back while a token ends inside a UTF-8 character, or while the text may be the start of a stop string.
+    When a stop string is complete, `stopped` becomes true and only the text before the stop string is returned.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
         self._decode = decode
         self._stop = [text for text in stop if text]
         self._ids: list[int] = []
-        # Decoding begins a few tokens back: what a token's text is can depend on the one before it.
+        # Decoding starts a few tokens back, because a token's text can depend on the token before it.
         self._context = self._shown = 0
         self._pending = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token completes."""
+        """Add a token; return the text that can be shown now, possibly empty."""
         if self.stopped:
             return ""
         self._ids.append(token)
@@ -37,7 +36,7 @@ class TextStream:
         return self._release(text[len(before) :])
 
     def finish(self) -> str:
-        """What was still waiting."""
+        """Return the text that is still held back."""
         if self.stopped:
             return ""
         before = self._decode(self._ids[self._context : self._shown])
@@ -48,17 +47,18 @@ class TextStream:
         return out
 
     def _release(self, text: str) -> str:
+        """Append `text` to the pending text; return the part that cannot belong to a stop string."""
         text = self._pending + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
+        stops_at = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if stops_at:
             self.stopped, self._pending = True, ""
-            return text[: min(found)]
+            return text[: min(stops_at)]
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._pending = text[len(text) - held :]
         return text[: len(text) - held]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` that begin `stop`."""
+    """Return how many characters at the end of `text` are a proper prefix of `stop`."""
     sizes = range(min(len(text), len(stop) - 1), 0, -1)
     return next((size for size in sizes if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""What a runner does by its tokenizer."""
+"""`Reads`: the tokenizer methods that all runners share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zeropoint.tokenizer import Message, Text
 
 
 class Reads:
-    """The part of `zeropoint.runtime.Runner` that is the tokenizer's, for runners that have a `Text`."""
+    """The tokenizer methods of `zeropoint.runtime.protocol.Runner`, for runners with a `tokenizer`."""
 
     tokenizer: Text
 

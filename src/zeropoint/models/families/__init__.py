@@ -1,4 +1,4 @@
-"""One file a family, named like config.json's model_type: `derive(config) -> ModelSpec`, found by name."""
+"""The model families of the native engine: one module per `model_type`, found by name, with `derive(config)`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from zeropoint.models.spec import ModelSpec
 
 
 def families() -> tuple[str, ...]:
-    """The model types that the native engine knows."""
+    """Return the model types that the native engine supports, sorted."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def engine_of(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the engine that runs a model of this config.json, `native` or `universal` (torch), and the reason where
-    it is not the native one."""
+    """Return `{"name", "reason"}`: the engine that runs a model of this config.json, and why it is not the native one.
+
+    The name is `native` (with an empty reason) or `universal` (the torch runtime).
+    """
     try:
         derive(data)
     except UnsupportedError as reason:
@@ -30,9 +32,9 @@ def engine_of(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def derive(data: Mapping[str, Any]) -> ModelSpec:
-    """The record of the model that a config.json describes.
+    """Return the spec of the model that a config.json describes.
 
-    Raises `UnsupportedError` with the field and the value that the engine does not cover.
+    Raises `UnsupportedError` naming the field and the value that the native engine does not support.
     """
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or not re.fullmatch(r"[a-z0-9_]+", model_type):
@@ -42,8 +44,9 @@ def derive(data: Mapping[str, Any]) -> ModelSpec:
     text = data.get("text_config")
     if model_type not in families() and isinstance(text, Mapping):
         raise UnsupportedError(
-            f"config.json has model_type = {model_type!r}, a model of several parts, of which the native engine covers "
-            f"none; a checkpoint of its text part alone (model_type = {str(text.get('model_type'))[:60]!r}) it may run"
+            f"config.json has model_type = {model_type!r}, a model of several parts (text and others), which "
+            "the native engine does not cover; it may cover a checkpoint of the text part alone (model_type = "
+            f"{str(text.get('model_type'))[:60]!r})"
         )
     if model_type not in families():
         raise UnsupportedError(
@@ -53,7 +56,8 @@ def derive(data: Mapping[str, Any]) -> ModelSpec:
     config.only("is_encoder_decoder", False)
     config.only("is_causal", True)
     record: ModelSpec = import_module(f"{__name__}.{model_type}").derive(config)
-    if config.unread("layer_types"):  # only transformers' cache reads it in this family
+    # this family has full attention only; transformers' cache reads the field
+    if config.unread("layer_types"):
         config.only("layer_types", ["full_attention"] * record.config.layers)
     config.finish(fields.read_by(model_type))
     return record

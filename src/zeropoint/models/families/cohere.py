@@ -1,5 +1,5 @@
-"""Cohere (Command R): layer norms without bias, both halves side by side, neighbouring channels turn together,
-scaled logits from a tied head."""
+"""Cohere (Command R): layer norms without bias, attention and MLP in parallel, rotation of neighbouring channels,
+scaled logits, tied head."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def derive(config: Config) -> ModelSpec:
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config),
         rope=read_rope(config, max_positions=shape.max_positions, theta=500_000.0),
-        turning=Rope.PAIRS,
+        rope_kind=Rope.PAIRS,
         parallel=True,
         logit_scale=config.positive("logit_scale", 0.0625),
     )

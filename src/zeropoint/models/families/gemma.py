@@ -1,4 +1,4 @@
-"""Gemma 1: norms of `1 + w`, an embedding scaled by the root of its width, GELU, a tied head."""
+"""Gemma 1: norms that multiply by `1 + w`, embedding scaled by `sqrt(hidden)`, GELU, tied head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=16, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
-    if config.get("hidden_act") not in (None, "gelu", "gelu_pytorch_tanh"):  # "gelu" means tanh here
+    # transformers replaces "gelu" by the tanh approximation in this family
+    if config.get("hidden_act") not in (None, "gelu", "gelu_pytorch_tanh"):
         config.refuse("hidden_act", config.get("hidden_act"))
 
     def block(_: int, at: str) -> LayerRecord:

@@ -1,5 +1,5 @@
-"""Gemma 2: Gemma with norms on both sides of each half, soft caps, and attention that slides in every other
-layer (arXiv:2408.00118)."""
+"""Gemma 2: Gemma 1 with norms before and after both attention and MLP, soft caps on attention scores and logits, and
+sliding-window attention in every other layer (arXiv:2408.00118)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Gemma 3 (text): Gemma 2 with norms on query and key instead of soft caps, five sliding layers to each full
-one, and a rotation of their own for the sliding ones (arXiv:2503.19786)."""
+"""Gemma 3 (text): Gemma 2 with norms on query and key instead of soft caps, and five sliding-window layers per full
+layer, which use a second rotary table (arXiv:2503.19786)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def derive(config: Config) -> ModelSpec:
     shape = read_shape(config, kv_heads=4, head_dim=256)
     bias = config.flag("attention_bias", False)
     config.only("use_bidirectional_attention", False)
-    config.ignore("attn_logit_softcapping")  # the family's code keeps it and does not apply it
+    config.ignore("attn_logit_softcapping")  # transformers stores it but does not apply it
     window = read_window(config, default=4096)
-    config.ignore("_sliding_window_pattern")  # what transformers keeps the other in
+    config.ignore("_sliding_window_pattern")  # transformers' internal copy of `sliding_window_pattern`
     pattern = config.size("sliding_window_pattern", 6)
     slides = read_layer_types(config, shape, lambda layer: (layer + 1) % pattern != 0)
 

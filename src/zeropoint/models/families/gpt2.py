@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms, and fused projections that its own code stores as `[in, out]`."""
+"""GPT-2: learned positions, layer norms, and a fused query-key-value projection; matrices are stored as `[in, out]`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""GPT-NeoX and Pythia: attention and MLP side by side, each with its norm; query, key and value of a head stored
-together; a quarter of each head turns (arXiv:2204.06745)."""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, each with its own layer norm; a fused query-key-value matrix,
+interleaved by head; rotation of a quarter of each head (arXiv:2204.06745)."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def derive(config: Config) -> ModelSpec:
 
 
 def _attention(at: str, shape: Shape, *, bias: bool) -> Linears:
-    """Rows of the fused weight are `[heads, 3, head_dim]`."""
+    """Return the projections of attention; the rows of the fused matrix are `[heads, 3, head_dim]`."""
     slots = (LinearSlot.Q, LinearSlot.K, LinearSlot.V)
-    found = {
+    projections = {
         slot: linear(
             f"{at}.query_key_value",
             (shape.queries, shape.hidden),
@@ -62,4 +62,4 @@ def _attention(at: str, shape: Shape, *, bias: bool) -> Linears:
         )
         for part, slot in enumerate(slots)
     }
-    return {**found, LinearSlot.O: linear(f"{at}.dense", (shape.hidden, shape.queries), bias=bias)}
+    return {**projections, LinearSlot.O: linear(f"{at}.dense", (shape.hidden, shape.queries), bias=bias)}

@@ -1,4 +1,4 @@
-"""Granite: Llama whose embedding, attention, residuals and logits are scaled by numbers of the config."""
+"""Granite: Llama with scale factors for embedding, attention, residuals and logits, all read from the config."""
 
 from __future__ import annotations
 

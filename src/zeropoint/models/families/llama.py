@@ -1,4 +1,4 @@
-"""Llama 1 to 3, SmolLM 1 and 2, TinyLlama: RMS norms before each half, rotary halves, a gated MLP."""
+"""Llama 1 to 3, SmolLM 1 and 2, TinyLlama: RMS norms before attention and MLP, rotary embedding, gated MLP."""
 
 from __future__ import annotations
 

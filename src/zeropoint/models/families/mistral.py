@@ -1,4 +1,4 @@
-"""Mistral: Llama with attention that slides in every layer, and fewer key heads."""
+"""Mistral: Llama with sliding-window attention in every layer and fewer key and value heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after each half instead of before, and one over all heads of the query and of the key
+"""OLMo 2: Llama with norms after attention and MLP instead of before, and norms over all heads of query and key
 (arXiv:2501.00656)."""
 
 from __future__ import annotations

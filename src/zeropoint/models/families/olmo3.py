@@ -1,4 +1,4 @@
-"""OLMo 3: OLMo 2 with three sliding layers to each full one, whose rotation alone may be stretched."""
+"""OLMo 3: OLMo 2 with three sliding-window layers per full layer; rope scaling applies to the full layers only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OPT: learned positions that begin at the table's third row, layer norms, ReLU (arXiv:2205.01068)."""
+"""OPT: learned positions starting at row 2 of their table, layer norms, ReLU (arXiv:2205.01068)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zeropoint.models.parts import (
 )
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot, Rows
 
-#: The first two rows stood for padding in the original code.
+#: Row of the position table for the first token; the original code reserved the rows before for padding.
 POSITION_OFFSET = 2
 
 

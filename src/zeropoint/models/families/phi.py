@@ -1,5 +1,5 @@
-"""Phi 1, 1.5 and 2: attention and MLP side by side behind one layer norm, biases everywhere, half of each head
-turns (arXiv:2309.05463)."""
+"""Phi 1, 1.5 and 2: attention and MLP in parallel after one layer norm, biases in all linear layers, rotation of half
+of each head (arXiv:2309.05463)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def derive(config: Config) -> ModelSpec:
         )
 
     final_norm = norm("model.final_layernorm", shape.hidden, bias=True)
-    config.only("tie_word_embeddings", False)  # a tied head would keep a bias of its own
+    config.only("tie_word_embeddings", False)  # a tied head with its own bias is not supported
     return decoder(
         shape,
         blocks(shape, block),

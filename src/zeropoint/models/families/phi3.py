@@ -1,4 +1,4 @@
-"""Phi 3 and 4 (mini): Llama whose query, key and value, and whose gate and up projections, are stored as one."""
+"""Phi 3 and 4 (mini): Llama with a fused query-key-value matrix and a fused gate-up matrix."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def derive(config: Config) -> ModelSpec:
         return LayerRecord(linears, pre_norms(at, shape), window)
 
     rope = read_rope(config, max_positions=shape.max_positions, partial=1.0, original=4096)
-    if rope.kind == "yarn":  # transformers reads it as longrope in this family
+    if rope.kind == "yarn":  # transformers treats it as longrope in this family
         config.refuse("rope_parameters.rope_type", "yarn")
     return rms_model(config, shape, blocks(shape, block), tied=False, eps=1e-5, rope=rope)

@@ -1,4 +1,4 @@
-"""Qwen 3: Qwen 2 without biases, and an RMS norm on each head's query and key."""
+"""Qwen 3: Qwen 2 without biases and with RMS norms on the query and key of each head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StableLM: layer norms around a gated MLP, a quarter of each head turns; some have both halves side by side."""
+"""StableLM: layer norms, gated MLP, rotation of a quarter of each head; some models have parallel attention and MLP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def derive(config: Config) -> ModelSpec:
             f"{at}.mlp", shape
         )
         norms = pre_norms(at, shape, bias=True)
-        if parallel:  # both halves read the one norm
+        if parallel:  # attention and MLP have the same norm
             del norms[NormSlot.MLP]
         return LayerRecord(linears, norms)
 

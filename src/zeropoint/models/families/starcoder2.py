@@ -1,4 +1,4 @@
-"""StarCoder 2: layer norms, biases everywhere, a plain GELU MLP, rotary halves (arXiv:2402.19173)."""
+"""StarCoder 2: layer norms, biases in all linear layers, GELU MLP without a gate (arXiv:2402.19173)."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Models in other runtimes' files, run by those runtimes: to be measured beside ours.
+"""External runtimes: other tools' model files run by llama.cpp, onnxruntime or transformers, to compare with Zeropoint.
 
-One module per runtime; each has
+There is one module per runtime, found by name. Each module provides:
 
-- `RUNTIME`: its name, as reports say it, and `EXACT`, the dtype in which it rounds nothing beyond what the file says;
-- `recognizes(path)`: whether a path, which need not exist, is its to run. Reads config.json at most;
+- `RUNTIME`: the runtime's name in reports;
+- `EXACT`: the dtype in which the runtime computes with the stored weights without further rounding;
+- `recognizes(path)`: whether the runtime runs this path, which need not exist; reads config.json at most;
 - `label(path)`: the file's number format in a few words;
-- `prepare(path)`: imports the runtime. Raises `UnsupportedError` that says what to install;
-- `open(path, threads=, dtype=)`: a `Runner`. Raises `CheckpointError` for what the runtime does not load.
+- `prepare(path)`: import the runtime; raises `UnsupportedError` saying what to install;
+- `open(path, threads=, dtype=)`: return a `Runner`; raises `CheckpointError` if the runtime cannot load the file.
 
-Nothing is imported before a path asks for it.
+The runtimes' packages are imported only when needed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["ExternalModel", "identify"]
 
 
 class Runtime(Protocol):
-    """What a module of this package provides."""
+    """The interface of a module of this package."""
 
     RUNTIME: str
     EXACT: str
@@ -43,7 +44,7 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExternalModel:
-    """A model that another runtime runs."""
+    """A model file or folder, and the module of the runtime that runs it."""
 
     path: Path
     module: Runtime
@@ -62,7 +63,7 @@ class ExternalModel:
 
     @property
     def installed(self) -> bool:
-        """Whether the runtime can be imported here."""
+        """Return whether the runtime can be imported here."""
         try:
             self.prepare()
         except UnsupportedError:
@@ -70,14 +71,16 @@ class ExternalModel:
         return True
 
     def prepare(self) -> None:
+        """Import the runtime. Raises `UnsupportedError` if it is not installed."""
         self.module.prepare(self.path)
 
     def open(self, *, threads: int, dtype: str = "auto") -> Runner:
+        """Load the model. Raises `CheckpointError` if the runtime cannot load it."""
         return self.module.open(self.path, threads=threads, dtype=dtype)
 
 
 def identify(path: str | Path) -> ExternalModel | None:
-    """The runtime of a file or folder; None for an artifact, a float checkpoint, and what nobody knows."""
+    """Return the external model at `path`; None for an artifact, a float checkpoint or an unknown format."""
     where = Path(path).expanduser()
     if (where / CARD_NAME).is_file():
         return None
@@ -89,7 +92,7 @@ def identify(path: str | Path) -> ExternalModel | None:
 
 
 def require(package: str, install: str, what: str) -> ModuleType:
-    """Import a runtime. Raises `UnsupportedError` that says how to get it."""
+    """Import and return a package. Raises `UnsupportedError` saying how to install it; `what` begins the message."""
     try:
         return importlib.import_module(package)
     except ImportError as cause:
@@ -99,6 +102,6 @@ def require(package: str, install: str, what: str) -> ModuleType:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
+    """Return the first line of another library's error message, or the error's type if it has no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

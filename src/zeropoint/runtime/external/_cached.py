@@ -1,4 +1,4 @@
-"""`CachedRunner`: the `Runner` protocol over any engine that reads tokens after those that it has read."""
+"""`CachedRunner`: the `Runner` protocol over any engine with a key-value cache (`start`, then `feed`)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from zeropoint.tokenizer import Text
 
 
 class Engine(Protocol):
-    """A model with a cache of keys and values."""
+    """A model with a key-value cache."""
 
     vocab_size: int
 
     def start(self, sequences: int, length: int) -> None:
-        """Forget what was read, and have room for `sequences` of up to `length` tokens."""
+        """Empty the cache and make room for `sequences` sequences of up to `length` tokens."""
         ...
 
     def feed(self, tokens: Tokens, *, last: bool) -> Logits:
-        """Read `tokens [B, T]` after those read before; float32 logits `[B, T, vocab]`, or with `last` `[B, 1, vocab]`
-        after each sequence."""
+        """Read tokens `[B, T]`, the next T of each sequence; return float32 logits `[B, T, vocab]`.
+
+        With `last`, return only the logits after the last token of each sequence, `[B, 1, vocab]`.
+        """
         ...
 
 
 class CachedRunner(Reads):
-    """See `zeropoint.runtime.Runner`. `weights_bytes` is 0 where a runtime does not say what it holds."""
+    """The `zeropoint.runtime.protocol.Runner` of an `Engine`. `weights_bytes`: 0 if the runtime does not report it."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""GGUF files in llama.cpp, by llama-cpp-python's C interface: its own tokens, its own kernels, its own defaults.
+"""GGUF files in llama.cpp, through llama-cpp-python's C interface, with llama.cpp's tokenizer, kernels and defaults.
 
-With quantized weights llama.cpp rounds each layer's input to 8 bits. In `float32` it first turns the weights into
-floats itself and rounds nothing: what the file says, without what its kernels make of it.
+With quantized weights, llama.cpp rounds the activations of each layer to 8 bits. With dtype `float32`, llama.cpp first
+dequantizes the weights to float32 and rounds no activations.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from zeropoint.tokenizer.templates import ChatTemplates
 
 RUNTIME, EXACT = "llama.cpp", "float32"
 
-#: Tokens of one call: more are fed in turns.
+#: Most tokens of one `llama_decode` call; longer inputs take several calls.
 BATCH = 512
-#: A cache's size is a multiple of this.
+#: The cache's capacity per sequence is a multiple of this many tokens.
 CACHE_STEP = 256
 ERROR_LEVEL = 4
 
@@ -38,16 +38,16 @@ def recognizes(path: Path) -> bool:
 
 
 def label(path: Path) -> str:
-    """GGUF, and the type that most of the file's matrices are said to have."""
+    """Return "GGUF" and the file's main quantization type according to its metadata, such as "GGUF Q4_K_M"."""
     try:
         from gguf import LlamaFileType
 
         from zeropoint.files.gguf_file import GgufFile
     except ImportError:
         return "GGUF"
-    kind = GgufFile(path).metadata.get("general.file_type")
+    file_type = GgufFile(path).metadata.get("general.file_type")
     names = {each.value: each.name.removeprefix("MOSTLY_").removeprefix("ALL_") for each in LlamaFileType}
-    return f"GGUF {names[kind]}" if isinstance(kind, int) and kind in names else "GGUF"
+    return f"GGUF {names[file_type]}" if isinstance(file_type, int) and file_type in names else "GGUF"
 
 
 def prepare(path: Path) -> None:
@@ -55,7 +55,7 @@ def prepare(path: Path) -> None:
 
 
 def open(path: Path, *, threads: int, dtype: str) -> CachedRunner:
-    """See the package."""
+    """Load a GGUF file (see `zeropoint.runtime.external`)."""
     if dtype not in ("auto", "float32"):
         raise UsageError(f"{RUNTIME} runs a file in its own types or in float32, not in {dtype}")
     if not path.is_file():
@@ -76,16 +76,16 @@ def _import() -> Any:
 
 
 class LlamaEngine:
-    """A loaded file, and a context that is made anew where it must be larger.
+    """A loaded GGUF file and a llama.cpp context, which is created again if it is too small.
 
-    With `floats` llama.cpp writes the weights as float32 to a temporary file of four bytes each, and runs that.
+    With `floats`, llama.cpp writes the weights as float32 to a temporary file and runs that file.
     """
 
     def __init__(self, path: Path, threads: int, *, floats: bool = False) -> None:
         lc = self.library = _import()
         self._path, self._threads = path, threads
         self._complaints: list[str] = []
-        self._log = lc.llama_log_callback(self._listen)  # kept: C holds no reference
+        self._log = lc.llama_log_callback(self._listen)  # an attribute, because C holds no reference
         lc.llama_log_set(self._log, c_void_p(0))
         lc.llama_backend_init()
         self.model = self._load_floats() if floats else self._load(path)
@@ -93,7 +93,7 @@ class LlamaEngine:
         self.vocabulary = lc.llama_model_get_vocab(self.model)
         self.vocab_size = int(lc.llama_vocab_n_tokens(self.vocabulary))
         self.nbytes = int(lc.llama_model_size(self.model))
-        # A thread of its own: llama.cpp sets up AMX's tiles once a thread, and other engines release them after use.
+        # A separate thread: llama.cpp configures AMX tiles once per thread, and other engines release them after use.
         self._thread = ThreadPoolExecutor(1, "llama.cpp")
         weakref.finalize(self, self._thread.shutdown)
         self._batch = lc.llama_batch_init(BATCH, 0, 1)
@@ -108,7 +108,7 @@ class LlamaEngine:
             self._complaints.append(text.decode("utf-8", "replace").strip())
 
     def _complaint(self) -> str:
-        return (self._complaints or ["it says no reason"])[0]
+        return (self._complaints or ["it gives no reason"])[0]
 
     def _load(self, path: Path) -> Any:
         lc = self.library
@@ -153,20 +153,20 @@ class LlamaEngine:
         flat = tokens.ravel().tolist()
         wanted = [not last or (i + 1) % length == 0 for i in range(len(flat))]
         out = np.empty((sum(wanted), self.vocab_size), np.float32)
-        done = 0
+        rows_done = 0
         for first in range(0, len(flat), BATCH):
             chosen = range(first, min(first + BATCH, len(flat)))
             count = sum(wanted[i] for i in chosen)
             self._decode([(flat[i], *divmod(i, length), wanted[i]) for i in chosen])
             if count:
                 rows = self.library.llama_get_logits(self._context)
-                out[done : done + count] = np.ctypeslib.as_array(rows, (count, self.vocab_size))
-            done += count
+                out[rows_done : rows_done + count] = np.ctypeslib.as_array(rows, (count, self.vocab_size))
+            rows_done += count
         self._read += length
         return out.reshape(sequences, -1, self.vocab_size)
 
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
-        """Run one batch of `(token, sequence, position after those read, whether its logits are wanted)`."""
+        """Run one batch of (token, sequence, position after the tokens already read, whether to return logits)."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (token, sequence, position, wanted) in enumerate(rows):
@@ -177,7 +177,7 @@ class LlamaEngine:
 
 
 class Vocabulary(Text):
-    """llama.cpp's tokenizer of a file, and the file's chat template."""
+    """The tokenizer and the chat template of a GGUF file, through llama.cpp."""
 
     def __init__(self, engine: LlamaEngine) -> None:
         self._engine = engine
@@ -198,17 +198,19 @@ class Vocabulary(Text):
         return self._tokens(text, special=True)
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of a text, special tokens within it recognized as Hugging Face's tokenizers do."""
+        """Return the ids of a text. Special tokens written in it are recognized, as in Hugging Face tokenizers."""
         data = text.encode()
         ids = (self._library.llama_token * (len(data) + 8))()
         count = self._library.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), special, True)
         return list(ids[:count])
 
     def decode(self, ids: Sequence[int]) -> str:
-        given, size = (self._library.llama_token * len(ids))(*ids), 16 * len(ids) + 16
+        tokens, size = (self._library.llama_token * len(ids))(*ids), 16 * len(ids) + 16
         while True:
             text = create_string_buffer(size)
-            count = self._library.llama_detokenize(self._vocabulary, given, len(ids), text, size, False, True)
+            count = self._library.llama_detokenize(
+                self._vocabulary, tokens, len(ids), text, size, False, True
+            )
             if count >= 0:
                 return text.raw[:count].decode("utf-8", "replace")
             size = -count

@@ -1,7 +1,8 @@
-"""ONNX decoders in onnxruntime: our own folders, and those that optimum and onnxruntime-genai write.
+"""ONNX decoders in onnxruntime: folders written by Zeropoint, optimum or onnxruntime-genai.
 
-What they have in common: `input_ids` and `attention_mask`, for some `position_ids`, a cache as
-`past_key_values.N.key` and `.value` `[batch, heads, past, channels]`, `logits` and `present.N...` out.
+The graphs share these inputs: `input_ids`, `attention_mask`, optionally `position_ids`, and the key-value cache as
+`past_key_values.N.key` and `.value` `[batch, heads, past, channels]`. The outputs are `logits` and the grown cache,
+`present.N.key` and `.value`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def prepare(path: Path) -> None:
 
 
 def open(path: Path, *, threads: int, dtype: str) -> CachedRunner:
-    """See the package. The tokenizer is the one beside the graph."""
+    """Load an ONNX graph and the tokenizer beside it (see `zeropoint.runtime.external`)."""
     if dtype != "auto":
         raise UsageError(f"{RUNTIME} runs a file in its own types, not in {dtype}")
     graph = _graph(path)
@@ -68,16 +69,16 @@ def _graph(path: Path) -> Path:
 
 
 class OnnxEngine:
-    """One session, and the cache between its steps."""
+    """An onnxruntime session and the key-value cache between its steps."""
 
     def __init__(self, graph: Path, threads: int) -> None:
         ort = self._ort = _import()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what is fatal is raised, too
+        options.log_severity_level = 4  # only fatal messages, which are raised as errors too
         try:
             self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except Exception as cause:  # its errors have no common base
+        except Exception as cause:  # onnxruntime's errors have no common base class
             raise CheckpointError(f"onnxruntime does not load {graph}: {first_line(cause)}") from cause
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
@@ -87,11 +88,13 @@ class OnnxEngine:
         self._read = 0
 
     def _check(self, graph: Path) -> None:
-        """Raise `UnsupportedError` for a graph that is no decoder with a cache."""
+        """Raise `UnsupportedError` if the graph is not a decoder with a key-value cache."""
         past = {name for name in self._inputs if name.startswith(PAST)}
-        known = past | {"input_ids", "attention_mask", "position_ids"}
-        if strange := set(self._inputs) - known:
-            raise UnsupportedError(f"{graph} wants {min(strange)}, which is unknown here")
+        names = past | {"input_ids", "attention_mask", "position_ids"}
+        if unknown := set(self._inputs) - names:
+            raise UnsupportedError(
+                f"{graph} has the input {min(unknown)}, which Zeropoint does not know how to fill"
+            )
         grown = {name.replace(PRESENT, PAST) for name in self._outputs}
         if "logits" not in self._outputs or "input_ids" not in self._inputs or not past or past - grown:
             raise UnsupportedError(f"{graph} is not a decoder with a cache (past_key_values to present)")
@@ -103,6 +106,7 @@ class OnnxEngine:
                 raise UnsupportedError(f"{graph}: the cache {name} is a {kind}")
 
     def _vocabulary(self, graph: Path) -> int:
+        """Return the vocabulary size from the shape of `logits`, or from config.json if the shape is symbolic."""
         logits = next(each for each in self._session.get_outputs() if each.name == "logits")
         if isinstance(logits.shape[-1], int):
             return logits.shape[-1]
@@ -119,21 +123,21 @@ class OnnxEngine:
         batch, length = tokens.shape
         total = self._read + length
         positions = np.broadcast_to(np.arange(self._read, total), tokens.shape)
-        given = {
+        inputs = {
             "input_ids": tokens,
             "attention_mask": np.ones((batch, total), np.int64),
             "position_ids": positions,
         }
         feeds = {
             name: self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values, np.int64))
-            for name, values in given.items()
+            for name, values in inputs.items()
             if name in self._inputs
         }
-        made = self._session.run_with_ort_values(self._outputs, feeds | self._past)
-        found = dict(zip(self._outputs, made, strict=True))
-        logits: Logits = found.pop("logits").numpy()[:, -1:] if last else found.pop("logits").numpy()
+        values_out = self._session.run_with_ort_values(self._outputs, feeds | self._past)
+        outputs = dict(zip(self._outputs, values_out, strict=True))
+        logits: Logits = outputs.pop("logits").numpy()[:, -1:] if last else outputs.pop("logits").numpy()
         self._past = {
-            past: found[name] for name in found if (past := name.replace(PRESENT, PAST)) in self._inputs
+            past: outputs[name] for name in outputs if (past := name.replace(PRESENT, PAST)) in self._inputs
         }
         self._read = total
         return logits.astype(np.float32, copy=False)

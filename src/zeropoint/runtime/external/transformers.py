@@ -1,4 +1,4 @@
-"""Folders that other tools quantized, in transformers with the package that dequantizes them."""
+"""Model folders quantized by other tools (GPTQ, AWQ, compressed-tensors), run by transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RUNTIME, EXACT = "transformers", "float32"
 
-#: `quant_method` of config.json -> the package that it takes beside transformers, and how to get it.
+#: `quant_method` of config.json -> the package that it needs besides transformers: module name, name for pip.
 PACKAGES: Mapping[str, tuple[str, str]] = {
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
     "gptq": ("gptqmodel", "gptqmodel"),
@@ -48,7 +48,10 @@ def prepare(path: Path) -> None:
 
 
 def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
-    """See the package. `auto` is the folder's own dtype, but float32 for float16, which CPUs emulate."""
+    """Load a folder (see `zeropoint.runtime.external`).
+
+    `dtype="auto"` means bfloat16 if config.json says so, otherwise float32: CPUs emulate float16.
+    """
     prepare(path)
     import torch
 
@@ -57,10 +60,10 @@ def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
     torch.set_num_threads(threads)
     method = str(_section(path)["quant_method"])
     config = load_json(path / "config.json", error=CheckpointError)
-    own = "bfloat16" if config.get("dtype", config.get("torch_dtype")) == "bfloat16" else "float32"
-    used = own if dtype == "auto" else dtype
+    default = "bfloat16" if config.get("dtype", config.get("torch_dtype")) == "bfloat16" else "float32"
+    dtype_name = default if dtype == "auto" else dtype
     try:
-        model = _load(path, method, getattr(torch, used))
+        model = _load(path, method, getattr(torch, dtype_name))
         if method == "awq" and dtype == EXACT:
             model = _unpacked(model)
         tokenizer = load_tokenizer(str(path))
@@ -74,7 +77,7 @@ def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
 
 
 def _section(path: Path) -> dict[str, Any]:
-    """config.json's `quantization_config`; empty where there is none."""
+    """Return `quantization_config` of config.json, empty if there is none."""
     if not (path / "config.json").is_file():
         return {}
     section = load_json(path / "config.json", error=CheckpointError).get("quantization_config")
@@ -82,8 +85,10 @@ def _section(path: Path) -> dict[str, Any]:
 
 
 def _unpacked(model: Any) -> Any:
-    """AWQ layers as float32 ones of the weights that GPTQModel's own code reads: its kernel multiplies in float16,
-    whatever it is given."""
+    """Replace AWQ layers by float32 layers with the same dequantized weights.
+
+    GPTQModel's AWQ kernel multiplies in float16 even if the input is float32.
+    """
     import torch
     from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
@@ -103,11 +108,12 @@ def _unpacked(model: Any) -> Any:
 
 
 def _load(path: Path, method: str, dtype: Any) -> Any:
+    """Return the model in `dtype` (GPTQ, AWQ: in float32). Raises `CheckpointError` if weights are missing."""
     if method in ("gptq", "awq"):
         import torch
         from gptqmodel import BACKEND, GPTQModel
 
-        # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
+        # GPTQModel cannot load float32, and bfloat16 would round the float16 scales: load float16, then widen
         model = GPTQModel.load(str(path), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
         return torch.nn.Module.float(model)
     from transformers import AutoModelForCausalLM
@@ -118,10 +124,10 @@ def _load(path: Path, method: str, dtype: Any) -> Any:
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are listed then, and refused below
+            ignore_mismatched_sizes=True,  # transformers then lists them, and `_refuse_random` raises
         )
     except RuntimeError as cause:
-        # transformers draws missing weights from a normal distribution, which torch has for floats alone
+        # transformers fills missing weights with normal random numbers, which torch cannot do for integers
         if 'normal_kernel_cpu" not implemented' not in str(cause):
             raise
         raise CheckpointError(
@@ -133,8 +139,7 @@ def _load(path: Path, method: str, dtype: Any) -> Any:
 
 
 def _refuse_random(path: Path, loaded: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` where transformers fills a weight with random numbers: the folder lacks it, or holds it
-    in another shape."""
+    """Raise `CheckpointError` if a weight is missing or has another shape: transformers made it random."""
     if missing := sorted(loaded["missing_keys"]):
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors that its config.json asks for, {listed(missing)}: the download is "

@@ -1,6 +1,6 @@
-"""The native engine: whole forward steps in C++ (native/), described by data, without torch or transformers.
+"""The native engine: whole forward steps in C++ (native/), without torch or transformers.
 
-`zeropoint.models` turns a config into a `ModelSpec`; `loading` fills it from an artifact or a checkpoint;
-`runner.NativeRunner` runs it. What the engine does not cover is an `UnsupportedError` that names the field, and the
-caller takes the universal runtime instead.
+`zeropoint.models` turns config.json into a `ModelSpec`; `loading` builds the C++ decoder from that spec and an artifact
+or checkpoint; `runner.NativeRunner` runs the decoder. A model that the engine does not support raises an
+`UnsupportedError` that names the config field; `runtime.open_runner` then uses the torch runtime.
 """

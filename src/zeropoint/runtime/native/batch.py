@@ -1,4 +1,4 @@
-"""Many texts at once: each prompt is read alone, then all go on together, one step for the whole batch."""
+"""Batched generation: prefill each prompt alone, then decode all sequences together, one step for the whole batch."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ def generate_batch(
     cache_type: str = "float16",
     threads: int,
 ) -> list[list[int]]:
-    """The continuation of each prompt, as alone: a sequence that has ended leaves the batch.
+    """Return the new tokens of each prompt, the same as if each prompt were generated alone.
 
-    Raises `UsageError` for an empty prompt, or one that does not fit the model's context.
+    A sequence that has ended leaves the batch. Raises `UsageError` if a prompt is empty or does not fit the model's
+    context together with `max_new_tokens`.
     """
     vocab, limit = decoder.record.config.vocab, decoder.record.config.max_positions
-    given = [token_array(prompt, vocab) for prompt in prompts]
-    longest = max(map(len, given), default=0) + max_new_tokens
+    token_ids = [token_array(prompt, vocab) for prompt in prompts]
+    longest = max(map(len, token_ids), default=0) + max_new_tokens
     if longest > limit:
         raise UsageError(f"the texts take up to {longest} tokens, and the model's context ends at {limit}")
-    if not given or max_new_tokens < 1:
-        return [[] for _ in given]
-    room = sum(len(ids) + max_new_tokens for ids in given)
-    cache = decoder.cache(room, sequences=len(given), type=cache_type)
-    samplers = [Sampler(sampling, ids.tolist()) for ids in given]
-    out: list[list[int]] = [[] for _ in given]
-    logits = np.empty((len(given), vocab), np.float32)
-    for number, ids in enumerate(given):
+    if not token_ids or max_new_tokens < 1:
+        return [[] for _ in token_ids]
+    room = sum(len(ids) + max_new_tokens for ids in token_ids)
+    cache = decoder.cache(room, sequences=len(token_ids), type=cache_type)
+    samplers = [Sampler(sampling, ids.tolist()) for ids in token_ids]
+    out: list[list[int]] = [[] for _ in token_ids]
+    logits = np.empty((len(token_ids), vocab), np.float32)
+    for number, ids in enumerate(token_ids):
         read(decoder, cache, ids, sequence=number, threads=threads, out=logits[number : number + 1])
-    active = list(range(len(given)))
+    active = list(range(len(token_ids)))
     while active:
         for row, number in enumerate(active):
             out[number].append(samplers[number](logits[row]))
@@ -50,7 +51,7 @@ def generate_batch(
                 cache,
                 np.array([out[n][-1] for n in active], np.int32),
                 np.array(active, np.int32),
-                np.array([len(given[n]) + len(out[n]) - 1 for n in active], np.int32),
+                np.array([len(token_ids[n]) + len(out[n]) - 1 for n in active], np.int32),
                 threads=threads,
             )
     return out

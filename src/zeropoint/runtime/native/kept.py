@@ -1,8 +1,8 @@
-"""The packed files of artifacts in the user's cache: named by what they hold, and swept.
+"""Names, places and removal of packed files in the user's cache.
 
-A file is named by the digest of the artifact's tensors and by whatever else decides its bytes. It serves the same
-artifact wherever it lies. It goes when no artifact with these tensors is left on this machine, when it was not used for
-long, or when the cache is full.
+A file name contains the digest of the artifact's tensors and a digest of everything else that affects the packed bytes,
+so an artifact finds its packed file from any folder. `make_room` removes a file when no artifact with those tensors is
+left on this machine, when the file was not used for 30 days, or when the cache is full.
 """
 
 from __future__ import annotations
@@ -20,37 +20,44 @@ from zeropoint.files.user_folder import default_folder, private_folder, read_own
 from zeropoint.models.spec import ModelSpec
 from zeropoint.runtime.native import store
 
-#: Bytes of all packed files at most; the newest is kept whatever its size.
+#: Most bytes of all packed files together; the newest file is kept whatever its size.
 MOST_BYTES = 32 << 30
-#: Room left on the disk for others.
+#: Bytes of the disk that packed files leave free.
 SPARE_BYTES = 512 << 20
-#: Seconds after which a file that no artifact needs, or that was begun and not finished, is removed.
+#: Seconds without use after which a packed file is removed (`UNUSED`), and the age at which a file that no artifact
+#: needs, or whose writing was interrupted, is removed (`ABANDONED`).
 UNUSED, ABANDONED = 30 * 86400, 3600
 SUFFIX = ".packed"
 
 
 def packed_key(card: Mapping[str, Any], record: ModelSpec, tensors: str) -> str:
-    """All that decides an artifact's packed bytes: the digest of its tensors, the plan and layout that say what they
-    mean, how the record cuts them, and the layout of the file."""
+    """Return the key of an artifact's packed file.
+
+    The key covers everything that affects the packed bytes: the digest of the tensors, the plan and the layout in the
+    card, the rows that the model spec takes of each fused matrix, and the version of the file layout.
+    """
     parts = repr([source for _, _, source in record.linears()])
     return f"{tensors[:32]}-{json_digest([store.NAME, tensors, card.get('plan'), card.get('layout'), parts])[:32]}"
 
 
 def place(key: str) -> Path | None:
-    """Where the file of this key is, or is to be. None for a user who has no home.
+    """Return the path of the packed file of this key, whether it exists or not; None if the user has no home folder.
 
-    Raises `OSError` where the folder cannot be made, `UntrustedError` where it is not the user's own.
+    Raises `OSError` if the cache folder cannot be created, `UntrustedError` if the user does not own it.
     """
     cache = default_folder()
     return None if cache is None else private_folder(cache / MODELS) / f"{key}{SUFFIX}"
 
 
 def make_room(path: Path, nbytes: int) -> None:
-    """Sweep the folder for a new file of about `nbytes`. Raises `OSError` where the disk has no room for it."""
-    import shutil  # with its compressors, 1 MB that a start from a packed file does without
+    """Remove old packed files to make room for a new one, `path`, of about `nbytes`.
+
+    Raises `OSError` if the disk does not have enough free space.
+    """
+    import shutil  # imported here: its compressors take 1 MB, which a start from a packed file does not need
 
     folder = path.parent
-    wanted = {tensors[:32] for tensors in _tensors_of(folder)}
+    digests = {tensors[:32] for tensors in _tensors_of(folder)}
     now, files = time.time(), []
     for file in folder.iterdir():
         with contextlib.suppress(OSError):
@@ -58,7 +65,7 @@ def make_room(path: Path, nbytes: int) -> None:
             age = now - status.st_mtime
             if SUFFIX not in file.name or file == path:
                 continue
-            is_needed = file.name[:32] in wanted and age < UNUSED
+            is_needed = file.name[:32] in digests and age < UNUSED
             if age > ABANDONED and (file.suffix != SUFFIX or not is_needed):
                 file.unlink()
             else:
@@ -70,17 +77,17 @@ def make_room(path: Path, nbytes: int) -> None:
                 file.unlink()
                 total -= size
     if shutil.disk_usage(folder).free < nbytes + SPARE_BYTES:
-        raise OSError(28, "no room on the disk")
+        raise OSError(28, "not enough free space on the disk")
 
 
 def used(path: Path) -> None:
-    """A file that was used stays longer."""
+    """Set the time of a file's last use to now, so that it is removed later."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def _tensors_of(folder: Path) -> Iterator[str]:
-    """The digests of all artifacts that are still there; what is remembered of others is removed."""
+    """Yield the tensor digests of all known artifacts whose folder still exists; delete the records of the others."""
     for memo in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             data = parse_json(read_own(memo))

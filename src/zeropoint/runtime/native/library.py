@@ -1,6 +1,6 @@
-"""The decoder's part of the C interface (native/include/zeropoint.h), typed: weights, caches, forward steps.
+"""Python classes over the decoder's C interface (native/include/zeropoint.h): packed weights, decoder, key-value cache.
 
-Every object frees its memory when it goes; none may be used after its decoder. Calls release the interpreter lock.
+Each Python object frees its C object when it is deleted. Calls release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
 
-#: `ZP_FLOAT16` ... of the header by numpy's names.
+#: numpy dtype name -> `ZP_FLOAT16` ... of the header.
 FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}
-#: `ZP_CACHE_FLOAT16` ... of the header.
+#: Key-value cache type -> `ZP_CACHE_FLOAT16` ... of the header.
 CACHE_TYPES = {"float16": 0, "int8": 1, "float32": 2}
 _FLOAT_FIELDS = frozenset(
     {"norm_eps", "embedding_scale", "residual_scale", "logit_scale"}
@@ -40,7 +40,7 @@ _FLOAT_FIELDS = frozenset(
 
 
 class _Config(ctypes.Structure):
-    """`zp_decoder_config`: the fields of `DecoderConfig`."""
+    """The C struct `zp_decoder_config`, with the fields of `DecoderConfig`."""
 
     _fields_ = tuple(
         (field.name, c_float if field.name in _FLOAT_FIELDS else c_int32) for field in fields(DecoderConfig)
@@ -74,22 +74,25 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library with the decoder's functions typed. Raises `UnsupportedError` when there is none here."""
+    """Load the C++ library and declare the decoder's functions.
+
+    Raises `UnsupportedError` if the library is missing or lacks a function.
+    """
     reason = library.missing()
     if reason is not None:
         raise UnsupportedError(reason)
-    loaded = library.load()
+    lib = library.load()
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name, None)
+        function = getattr(lib, name, None)
         if function is None:
             raise UnsupportedError(f"the native library lacks {name}: rebuild with `pip install .`")
         function.restype = result
         function.argtypes = arguments
-    return loaded
+    return lib
 
 
 class _Owner:
-    """Something of the library's, freed with this object."""
+    """Owner of a C object: the C function `free` releases it when this object is deleted."""
 
     __slots__ = ("__weakref__", "_finalizer", "address")
 
@@ -100,7 +103,10 @@ class _Owner:
 
 
 class Weight(_Owner):
-    """A weight in the kernels' layout. `format` is its `zp_format`; `keeps` what its bytes lie in, if not its own."""
+    """A matrix packed in the kernels' layout.
+
+    `format` is its `zp_format`. `keeps` holds a reference to memory that this weight uses but does not own.
+    """
 
     __slots__ = ("format", "keeps", "nbytes")
 
@@ -112,15 +118,16 @@ class Weight(_Owner):
 
     @property
     def memory(self) -> Bytes:
-        """The packed bytes; valid as long as this object."""
+        """Return the packed bytes, uint8 `[nbytes]`; they are valid as long as this object lives."""
         start = load().zp_weight_memory(self.address)
         return np.ctypeslib.as_array(ctypes.cast(start, POINTER(c_uint8)), (self.nbytes,))
 
 
 def pack(weight: QuantizedTensor | NDArray[Any]) -> Weight:
-    """Codes, or floats `[out, in]`, in the kernels' layout.
+    """Pack a quantized or float matrix `[out, in]` in the kernels' layout.
 
-    Raises `UnsupportedError` for a format that the kernels do not take, `SchemeError` for no matrix of floats.
+    Raises `UnsupportedError` if the kernels do not support the format, `SchemeError` if an array is not a matrix of
+    floats.
     """
     if isinstance(weight, QuantizedTensor):
         return Weight(native.pack_at(weight), native.format_of(weight.scheme, weight.shape))
@@ -137,7 +144,7 @@ def pack(weight: QuantizedTensor | NDArray[Any]) -> Weight:
 
 
 def view(format: library.Format, memory: Bytes) -> Weight:
-    """A weight over packed bytes that lie elsewhere (64-byte aligned), which are kept alive with it."""
+    """Return a weight that uses the packed bytes in `memory` (64-byte aligned) without a copy and keeps them alive."""
     address = c_void_p()
     library.check(load().zp_view(byref(format), memory.ctypes.data, memory.nbytes, byref(address)))
     assert address.value is not None
@@ -145,12 +152,13 @@ def view(format: library.Format, memory: Bytes) -> Weight:
 
 
 class Decoder(_Owner):
-    """A complete model. `weights` by (layer, slot); `vectors` are biases and norm weights by stored name.
+    """A complete model in the C++ library.
 
-    Raises `UnsupportedError` or `SchemeError` with the part that does not fit.
+    `record` is the model spec, `weights` holds the matrices by (layer, slot), and `vectors` the biases and norm weights
+    by stored name. Raises `UnsupportedError` or `SchemeError` naming the part that the C++ decoder does not accept.
     """
 
-    __slots__ = ("_said_wide", "record", "weights")
+    __slots__ = ("_warned_wide", "record", "weights")
 
     def __init__(
         self,
@@ -165,9 +173,9 @@ class Decoder(_Owner):
         library.check(c.zp_decoder_create(byref(_Config(**values)), byref(address)))
         assert address.value is not None
         super().__init__(address.value, "zp_decoder_free")
-        self._said_wide = False
+        self._warned_wide = False
         self.record = record
-        self.weights = dict(weights)  # the decoder points into them
+        self.weights = dict(weights)  # the C++ decoder keeps pointers to them
         for table, rope in enumerate(record.ropes):
             frequency = np.ascontiguousarray(rope.inverse_frequency, np.float32)
             status = c.zp_decoder_rope(address, table, frequency.ctypes.data, len(frequency), rope.scale)
@@ -188,9 +196,10 @@ class Decoder(_Owner):
         library.check(c.zp_decoder_finish(address))
 
     def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
-        """Room for the keys and values of `tokens` tokens, shared by `sequences` sequences.
+        """Return an empty key-value cache for `tokens` tokens in all, shared by `sequences` sequences.
 
-        A cache in float16 becomes one in float32 when a number does not fit; that is logged once.
+        `type` is float16, int8 or float32. If a key or value exceeds float16's range, a float16 cache is converted to
+        float32, and a warning is logged once. Raises `SchemeError` for an unknown type.
         """
         return Cache(self, tokens, sequences, type)
 
@@ -205,10 +214,12 @@ class Decoder(_Owner):
         threads: int,
         out: Floats | None = None,
     ) -> Floats:
-        """One step over tokens `[n]` of the given sequences `[n]` at the given positions `[n]`, whole numbers each.
+        """Run one forward step over n tokens and return float32 logits `[marked, vocab]`.
 
-        Returns (in `out`, when given) the logits `[marked, vocab]` of the tokens that `wanted` `[n]` marks, or of
-        all. Raises `SchemeError` for what the cache or the model cannot take; the cache is then as before.
+        `tokens`, `sequences` and `positions` are integers `[n]`: token i belongs to sequence `sequences[i]` at position
+        `positions[i]`. `wanted` `[n]` marks the tokens whose logits are returned (None: all tokens). The logits are
+        written to `out` if given. Raises `SchemeError` if the cache or the model cannot take an argument; the cache is
+        then unchanged.
         """
         count = int(np.size(tokens))
         tokens = int32s("tokens", tokens, count)
@@ -243,8 +254,8 @@ class Decoder(_Owner):
             threads,
         )
         library.check(status)
-        if not self._said_wide and cache.is_wide:
-            self._said_wide = True
+        if not self._warned_wide and cache.is_wide:
+            self._warned_wide = True
             logger.warning(
                 "a key or value is beyond float16's 65504: the key-value cache is kept in float32 from here on "
                 "(--kv-cache float32 does so from the start, int8 takes a quarter of the memory)"
@@ -253,7 +264,7 @@ class Decoder(_Owner):
 
 
 class Cache(_Owner):
-    """Keys and values of a decoder's sequences."""
+    """The key-value cache of one or more sequences of a decoder."""
 
     __slots__ = ("_decoder", "sequences", "tokens")
 
@@ -276,32 +287,33 @@ class Cache(_Owner):
 
     @property
     def is_wide(self) -> bool:
-        """Whether it was to be float16 and became float32, because a key or value did not fit."""
+        """Return whether a float16 cache was converted to float32, because a key or value exceeded float16's range."""
         return bool(load().zp_cache_is_wide(self.address))
 
     def length(self, sequence: int = 0) -> int:
-        """Return how many tokens of a sequence are cached. Raises `SchemeError` for a sequence that there is not."""
+        """Return how many tokens of a sequence are cached. Raises `SchemeError` if there is no such sequence."""
         if not 0 <= sequence < self.sequences:
             raise SchemeError(f"the cache has {self.sequences} sequences, and no sequence {sequence}")
         return int(load().zp_cache_length(self.address, sequence))
 
     def grow(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in all and keep what is cached; a cache never shrinks.
+        """Make room for `tokens` tokens in all; cached tokens stay, and a cache never shrinks.
 
-        Raises `ZeropointError` when there is no memory for it; the cache is then as before."""
+        Raises `ZeropointError` if there is not enough memory; the cache is then unchanged."""
         _check_integer("tokens", tokens, 64)
         library.check(load().zp_cache_grow(self.address, tokens))
         self.tokens = max(self.tokens, tokens)
 
     def truncate(self, length: int, sequence: int = 0) -> None:
-        """Forget what lies at `length` and beyond."""
+        """Remove the tokens of `sequence` at position `length` and beyond."""
         _check_integer("length", length, 64)
         _check_int32("sequence", sequence)
         library.check(load().zp_cache_truncate(self.address, sequence, length))
 
 
 def norm_vectors(source: NormSource, vectors: Mapping[str, Floats]) -> tuple[Floats, Floats | None]:
-    """A norm's weight `[size]`, its 1 added where the stored one lacks it, and its bias."""
+    """Return a norm's weight `[size]` and bias (or None); the weight is ones if none is stored, and 1 + the stored
+    weight if `source.one_plus`."""
     if source.weight is None:
         weight = np.ones(source.size, np.float32)
     else:
@@ -310,14 +322,14 @@ def norm_vectors(source: NormSource, vectors: Mapping[str, Floats]) -> tuple[Flo
 
 
 def int32s(name: str, values: NDArray[Any], count: int) -> Int32s:
-    """Whole numbers `[count]` of any integer type as contiguous int32. Raises `SchemeError` for anything else."""
-    given = np.asarray(values)
-    if given.dtype.kind not in "iu" or given.shape != (count,):
-        raise SchemeError(f"{name} must be {count} whole numbers, not {given.dtype} of shape {given.shape}")
-    if given.dtype != np.int32 and count > 0:
-        _check_int32(name, int(given.min()))
-        _check_int32(name, int(given.max()))
-    return np.ascontiguousarray(given, np.int32)
+    """Return integers `[count]` of any dtype as contiguous int32. Raises `SchemeError` for any other array."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise SchemeError(f"{name} must be {count} whole numbers, not {array.dtype} of shape {array.shape}")
+    if array.dtype != np.int32 and count > 0:
+        _check_int32(name, int(array.min()))
+        _check_int32(name, int(array.max()))
+    return np.ascontiguousarray(array, np.int32)
 
 
 def _check_int32(name: str, value: float) -> None:
@@ -325,13 +337,13 @@ def _check_int32(name: str, value: float) -> None:
 
 
 def _check_integer(name: str, value: float, bits: int) -> None:
-    """Raise `SchemeError` for an integer that needs more bits: ctypes would cut it off and pass another number."""
+    """Raise `SchemeError` for an integer that needs more bits: ctypes would silently drop the high bits."""
     if isinstance(value, Integral) and not -(2 ** (bits - 1)) <= int(value) < 2 ** (bits - 1):
         raise SchemeError(f"{name} is {value!s:.40}, which does not fit {bits} bits")
 
 
 def _data(vector: Floats | None) -> int | None:
-    """The address of a vector; the caller keeps it alive for the call, and the library copies it."""
+    """Return the address of a vector. The caller keeps the vector alive during the C call, which copies it."""
     if vector is None:
         return None
     assert vector.dtype == np.float32

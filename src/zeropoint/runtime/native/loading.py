@@ -1,7 +1,7 @@
-"""From a folder to a filled decoder: an artifact through its packed file, a checkpoint by packing what it holds.
+"""Loading a model into the native decoder: an artifact through its packed file, a checkpoint by packing its weights.
 
-Readers of tensors are imported when there is something to pack: starting from a packed file needs neither their time
-nor their memory.
+Tensor readers are imported only when weights must be packed: a start from a packed file saves their import time and
+memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A decoder, the config it was derived from, and the bytes of its weights in memory and on disk."""
+    """A loaded decoder, its config.json, and the bytes of its weights in memory and of its tensors on disk."""
 
     decoder: Decoder
     config: Mapping[str, Any]
@@ -43,8 +43,8 @@ class Loaded:
 def load(folder: Path) -> Loaded:
     """Load an artifact, a checkpoint folder or a GGUF file.
 
-    Raises `UnsupportedError` for a model that the native engine does not cover, and the artifact's or checkpoint's
-    own errors.
+    Raises `UnsupportedError` if the native engine does not support the model, `ArtifactError` or `CheckpointError` if
+    the files are damaged.
     """
     if not (folder / CARD_NAME).is_file():
         return load_checkpoint(folder)
@@ -55,13 +55,14 @@ def load(folder: Path) -> Loaded:
 
 
 def check(folder: Path) -> None:
-    """Raise `UnsupportedError`, without reading weights, when the native engine does not know such a model."""
+    """Raise `UnsupportedError` if the native engine does not support the model of this config.json; read no weights."""
     library.load()
     derive(_config(folder))
 
 
 def _artifact_record(folder: Path) -> tuple[dict[str, Any], ModelSpec]:
-    """Return an artifact's config and record; a head that the plan names counts whatever the config ties."""
+    """Return an artifact's config and model spec. An output head that the plan names is used even if the config says
+    that it is tied to the embedding."""
     config = _config(folder)
     plan = load_json(folder / CARD_NAME, MAX_CARD_BYTES).get("plan")
     names = plan.get("choices") if isinstance(plan, Mapping) else None
@@ -69,7 +70,7 @@ def _artifact_record(folder: Path) -> tuple[dict[str, Any], ModelSpec]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json, which is damaged in an artifact or in a checkpoint: what to do differs."""
+    """Return config.json. Raises `ArtifactError` or `CheckpointError`, depending on the folder, if it is damaged."""
     error = ArtifactError if (folder / CARD_NAME).is_file() else CheckpointError
     return load_json(folder / "config.json", error=error)
 
@@ -78,16 +79,18 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def open_artifact(folder: Path, record: ModelSpec) -> tuple[Decoder, int]:
-    """An artifact's decoder and the bytes of its weights, from its packed file in the user's cache, which is made when
-    there is none that is whole and the user's own. Where it cannot be written the weights are packed in memory.
+    """Return an artifact's decoder and the bytes of its weights in memory.
 
-    An artifact that is not what its card says is run as it is, and that is said in the log. Raises `ArtifactError`.
+    The weights come from the packed file in the user's cache. If that file is missing, damaged or not owned by the
+    user, it is written again; if it cannot be written, the weights are packed in memory. An artifact that differs from
+    its card is run all the same, with a warning in the log. Raises `ArtifactError` if the artifact is damaged or
+    changes while it is read.
     """
     card = load_json(folder / CARD_NAME, MAX_CARD_BYTES)
-    before, found = identity.file_states(folder), identity.standing(folder, card)
-    if found.doubts:
-        logger.warning("%s", found.sentence(folder))
-    key = kept.packed_key(card, record, found.tensors)
+    states, standing = identity.file_states(folder), identity.standing(folder, card)
+    if standing.doubts:
+        logger.warning("%s", standing.sentence(folder))
+    key = kept.packed_key(card, record, standing.tensors)
     try:
         path = kept.place(key)
     except OSError as cause:
@@ -100,17 +103,20 @@ def open_artifact(folder: Path, record: ModelSpec) -> tuple[Decoder, int]:
         finally:
             trim()
         opened = packed_weights.decoder(record), packed_weights.nbytes
-    if identity.file_states(folder) != before:
+    if identity.file_states(folder) != states:
         raise ArtifactError(f"the weights in {folder} changed while they were read: try again")
     return opened
 
 
 def _from_cache(folder: Path, path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int] | None:
-    """From the packed file, which is made first where there is none; None where it cannot be kept."""
+    """Return the decoder and its bytes from the packed file `path`, writing the file first if needed.
+
+    Returns None if the file cannot be written and read back.
+    """
     try:
-        found = _kept(path, key, record)
+        opened = _kept(path, key, record)
         kept.used(path)
-        return found
+        return opened
     except FileNotFoundError:
         logger.info("packing %s for the native engine, once", folder)
     except OSError as cause:
@@ -129,7 +135,10 @@ def _from_cache(folder: Path, path: Path, key: str, record: ModelSpec) -> tuple[
 
 
 def _kept(path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int]:
-    """What the packed file holds. Raises as `store.read` does, `StoreError` also where parts are not the record's."""
+    """Return the decoder and its bytes from the packed file.
+
+    Raises like `store.read`, and `StoreError` if the file's weights do not fit the model spec.
+    """
     packed_weights = store.read(path, key)
     try:
         return packed_weights.decoder(record), packed_weights.nbytes
@@ -138,13 +147,14 @@ def _kept(path: Path, key: str, record: ModelSpec) -> tuple[Decoder, int]:
 
 
 def _packed(folder: Path, record: ModelSpec) -> Iterator[Packed]:
+    """Yield the packed weights of an artifact, read from its safetensors files."""
     from zeropoint import artifact
 
     return pack_stream(record, artifact.open(folder).stream())
 
 
 def _tensor_bytes(path: Path) -> int:
-    """Bytes of a safetensors file's tensors, without its header."""
+    """Return the bytes of a safetensors file's tensors, without its header."""
     with path.open("rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
@@ -153,25 +163,27 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def load_checkpoint(path: Path) -> Loaded:
-    """Load a model of unquantized weights, or a GGUF file on the numbers that it holds.
+    """Load a checkpoint folder, or a GGUF file with the quantized values that it stores.
 
-    Raise `CheckpointError` for what is damaged, `UnsupportedError` for what only the universal runtime reads.
+    Raises `CheckpointError` if the files are damaged, `UnsupportedError` if only the torch runtime can run the model.
     """
     from zeropoint.sources import open_source
     from zeropoint.sources.records import describe
 
     source = open_source(path)
-    found = describe(source)
-    for note in found.notes:
+    described = describe(source)
+    for note in described.notes:
         logger.warning("%s", note)
-    stream = ((own, _weight(source, stored)) for own, stored in found.stored.items())
-    packed_weights = collect(pack_stream(found.record, stream))
+    stream = ((own, _weight(source, stored)) for own, stored in described.stored.items())
+    packed_weights = collect(pack_stream(described.record, stream))
     trim()
-    return Loaded(packed_weights.decoder(found.record), source.config, packed_weights.nbytes, source.nbytes())
+    return Loaded(
+        packed_weights.decoder(described.record), source.config, packed_weights.nbytes, source.nbytes()
+    )
 
 
 def _weight(source: Source, name: str) -> Weight:
-    """Return one weight, on its integer grid where the source has one; inputs of such a layer then take 16 bits."""
+    """Return one weight, quantized as the source stores it; the activations have 16 bits if the source sets none."""
     weight = source.weight(name)
     if not isinstance(weight, QuantizedTensor):
         return source.read(name)

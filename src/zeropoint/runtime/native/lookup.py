@@ -1,8 +1,9 @@
-"""Speculative decoding by prompt lookup: guess that the text repeats itself, check the guess in one step.
+"""Speculative decoding by prompt lookup, for greedy generation.
 
-Where the last tokens occurred before, what followed then is a draft; the model reads it whole and keeps what it would
-have chosen itself, so that greedy text stays the same and repeated passages cost a fraction of their steps
-(Leviathan et al., arXiv:2211.17192; the lookup is Saxena's, github.com/apoorvumang/prompt-lookup-decoding).
+If the last few tokens occurred earlier in the text, the tokens that followed them there are the draft. One forward step
+reads the whole draft, and generation keeps the longest prefix that the model itself would have chosen. The greedy text
+stays the same, and repeated passages take fewer steps. Speculative decoding: Leviathan et al., arXiv:2211.17192; prompt
+lookup: Saxena, github.com/apoorvumang/prompt-lookup-decoding.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from zeropoint.runtime.generation import OnToken
 from zeropoint.runtime.native.session import Session
 from zeropoint.runtime.sampling import likeliest
 
-#: Tokens that must have occurred before, the longest tried first.
+#: Lengths of the n-grams that are looked up, in this order.
 GRAMS = (3, 2)
 
 
 class Lookup:
-    """Where each short run of tokens last ended."""
+    """An index from each n-gram of a text to where its last two occurrences end."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []
@@ -28,6 +29,7 @@ class Lookup:
             self.add(token)
 
     def add(self, token: int) -> None:
+        """Append a token to the text."""
         self._tokens.append(token)
         end = len(self._tokens)
         for size in GRAMS:
@@ -38,7 +40,7 @@ class Lookup:
                 self._ends[gram] = end
 
     def draft(self, limit: int) -> list[int]:
-        """At most `limit` tokens that followed the last tokens when they occurred before; none when they did not."""
+        """Return at most `limit` tokens that followed an earlier occurrence of the last n-gram; [] if there is none."""
         for size in GRAMS:
             at = self._earlier.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
             if at is not None:
@@ -56,18 +58,18 @@ def generate_with_lookup(
     stop: Container[int],
     on_token: OnToken | None,
 ) -> list[int]:
-    """The greedy continuation of `tokens`, of which `unread` are not in the session yet.
+    """Return the greedy continuation of `tokens`; the session has read all of them but the last ones, `unread`.
 
-    Raises `ArtifactError` where the logits are not finite.
+    A stop token is included in the result. Raises `ArtifactError` if the logits are not finite.
     """
     lookup, out = Lookup(tokens), list[int]()
 
     def emit(token: int) -> bool:
-        """Whether the generation goes on after this token."""
+        """Append a token to the result; return whether generation goes on."""
         out.append(token)
         lookup.add(token)
-        told = on_token is not None and on_token(token)
-        return not told and token not in stop and len(out) < max_new_tokens
+        ended = on_token is not None and on_token(token)
+        return not ended and token not in stop and len(out) < max_new_tokens
 
     token = int(likeliest(session.feed(unread)))
     while emit(token):

@@ -1,4 +1,8 @@
-"""What a decoder is filled with: packed weights and float vectors, made from a stream one weight at a time."""
+"""Packing a model for the native decoder: matrices in the kernels' layout, biases and norm weights in float32.
+
+`pack_stream` packs stored weights one at a time, `collect` gathers the results in a `PackedWeights`, and
+`PackedWeights.decoder` builds the native decoder from them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,14 @@ from zeropoint.runtime.native.library import Decoder, Floats, Weight, pack
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.qtensor import Weight as Stored
 
-#: A packed weight's identity: the stored name, and which rows of it. A tied head shares its embedding's.
+#: Key of a packed matrix: (stored name, rows), where rows None means the whole matrix. A tied output head has the
+#: same key as the embedding, so the two share one packed matrix.
 Part = tuple[str, Rows | None]
 
 
 @dataclass(slots=True)
 class PackedWeights:
-    """Everything a record needs, by part and by name."""
+    """The packed matrices of a model by (stored name, rows), and its float32 vectors by stored name."""
 
     weights: dict[Part, Weight] = field(default_factory=dict)
     vectors: dict[str, Floats] = field(default_factory=dict)
@@ -38,7 +43,11 @@ class PackedWeights:
             self.vectors[packed.name] = packed.value
 
     def decoder(self, record: ModelSpec) -> Decoder:
-        """Raises `ArtifactError` for a part that is missing, `SchemeError` for one that does not fit."""
+        """Build the native decoder of the model spec `record`.
+
+        Raises `ArtifactError` if a matrix or vector is missing, `SchemeError` if one has the wrong shape, and
+        `UnsupportedError` if the C++ decoder does not support a part of the model.
+        """
         check_vectors(record, self.vectors)
         weights = {}
         for number, slot, source in record.linears():
@@ -51,7 +60,7 @@ class PackedWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """One packed part of a weight, or (without rows) one vector."""
+    """A packed matrix (`rows` None: all its rows; otherwise those rows) or a float32 vector (`rows` always None)."""
 
     name: str
     rows: Rows | None
@@ -59,7 +68,7 @@ class Packed:
 
 
 def collect(packed: Iterable[Packed]) -> PackedWeights:
-    """All of it, in memory."""
+    """Gather all matrices and vectors of `packed` in memory."""
     packed_weights = PackedWeights()
     for part in packed:
         packed_weights.add(part)
@@ -67,20 +76,22 @@ def collect(packed: Iterable[Packed]) -> PackedWeights:
 
 
 def pack_stream(record: ModelSpec, stream: Iterable[tuple[str, Stored]]) -> Iterator[Packed]:
-    """Each part of each weight as it arrives, packed, and each vector in float32.
+    """Yield the packed matrices and float32 vectors of a model, in the order of `stream`.
 
-    Only one weight of the stream is alive at a time. Raises `UnsupportedError` for a weight that the record has
-    no place for, or of a kind that the kernels do not take; `ArtifactError` for one of another shape.
+    A fused matrix (query, key and value stored as one, say) yields one `Packed` per projection. Only one weight of the
+    stream is alive at a time. Raises `UnsupportedError` if the model spec `record` does not name a weight, or if the
+    kernels do not support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or
+    a vector holds NaN or infinite values.
     """
-    places: dict[str, dict[Rows | None, LinearSource]] = defaultdict(dict)
+    matrices: dict[str, dict[Rows | None, LinearSource]] = defaultdict(dict)
     for _, _, source in record.linears():
-        places[source.weight][source.rows] = source
-    wanted = record.names()
+        matrices[source.weight][source.rows] = source
+    vector_names = record.names()
     for name, weight in stream:
-        if name in places:
-            for rows, part in _parts(name, weight, places[name]):
+        if name in matrices:
+            for rows, part in _parts(name, weight, matrices[name]):
                 yield Packed(name, rows, pack(part))
-        elif name in wanted:
+        elif name in vector_names:
             yield Packed(name, None, _vector(name, weight))
         else:
             raise UnsupportedError(
@@ -106,7 +117,7 @@ def _parts(
 
 
 def take_rows(weight: Stored, rows: Rows) -> Stored:
-    """Some rows of a weight."""
+    """Return the given rows of a weight `[out, in]`; a quantized weight keeps its scale and zero_point."""
     if not isinstance(weight, QuantizedTensor):
         return weight[rows.index()]
     if rows.blocks == 1:
@@ -118,6 +129,7 @@ def take_rows(weight: Stored, rows: Rows) -> Stored:
 
 
 def _vector(name: str, weight: Stored) -> Floats:
+    # numpy reports the kind of ml_dtypes' bfloat16 as V
     if isinstance(weight, QuantizedTensor) or weight.ndim != 1 or weight.dtype.kind not in "fV":
         raise ArtifactError(f"{name} must be a vector of floats")
     values: NDArray[Any] = np.ascontiguousarray(weight, np.float32)
@@ -127,7 +139,11 @@ def _vector(name: str, weight: Stored) -> Floats:
 
 
 def check_vectors(record: ModelSpec, vectors: Mapping[str, Floats]) -> None:
-    """Every bias and norm is there and of its length: the library trusts these lengths."""
+    """Check that every bias and norm weight of the model spec is present and has the right length.
+
+    The C++ library reads these vectors without checking their lengths. Raises `ArtifactError` if a vector is missing,
+    `SchemeError` if its length is wrong.
+    """
     sizes: dict[str, int] = {}
     for _, _, linear in record.linears():
         if linear.bias is not None:

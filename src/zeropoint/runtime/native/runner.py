@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class NativeRunner(Reads):
-    """See `zeropoint.runtime.Runner`. `generate` remembers what it read last: a prompt that begins like the one
-    before, as the next turn of a conversation does, is read from where they part."""
+    """The `zeropoint.runtime.protocol.Runner` of the native engine.
+
+    `generate` keeps the key-value cache of its last call. If the next prompt starts with the same tokens, as the next
+    turn of a conversation does, only the tokens after the common prefix are read.
+    """
 
     engine = "native"
     engine_reason = ""
@@ -64,9 +67,12 @@ class NativeRunner(Reads):
     def open(
         cls, path: str | Path, *, threads: int, cache_type: str = "float16", draft_tokens: int = 0
     ) -> NativeRunner:
-        """`draft_tokens` above 0: greedy text is generated with prompt lookup, so many tokens a step at most.
+        """Open an artifact, checkpoint folder or GGUF file.
 
-        Raises `UnsupportedError` for what the engine does not cover, and the folder's own errors."""
+        `draft_tokens` above 0: greedy generation uses prompt lookup with drafts of at most that many tokens. Raises
+        `UnsupportedError` if the engine does not support the model, `UsageError` for a bad option, `ArtifactError` or
+        `CheckpointError` if the files are damaged.
+        """
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         if cache_type not in CACHE_TYPES:
@@ -84,14 +90,15 @@ class NativeRunner(Reads):
         )
 
     def logits(self, tokens: Tokens) -> Logits:
-        given = _batch(tokens)
-        batch, length = given.shape
+        """Return float32 logits `[T, vocab]` for ids `[T]`, `[B, T, vocab]` for ids `[B, T]`."""
+        rows = _batch(tokens)
+        batch, length = rows.shape
         out = np.empty((batch, length, self.vocab_size), np.float32)
         self._check_length(length)
         cache = self.decoder.cache(length, type=self._cache_type)
         for row in range(batch):
             cache.truncate(0)
-            ids = token_array(given[row], self.vocab_size)
+            ids = token_array(rows[row], self.vocab_size)
             read(self.decoder, cache, ids, threads=self.threads, out=out[row])
         return out[0] if np.ndim(tokens) == 1 else out
 
@@ -111,8 +118,8 @@ class NativeRunner(Reads):
         self._check_length(len(tokens) + 1)
         session = self._session if self._session_lock.acquire(blocking=False) else None
         try:
-            used = session or Session(self.decoder, threads=self.threads, cache_type=self._cache_type)
-            out = self._continue(used, tokens, min(max_new_tokens, room), on_token, stop, sampling)
+            target = session or Session(self.decoder, threads=self.threads, cache_type=self._cache_type)
+            out = self._continue(target, tokens, min(max_new_tokens, room), on_token, stop, sampling)
         finally:
             if session is not None:
                 self._session_lock.release()
@@ -129,7 +136,7 @@ class NativeRunner(Reads):
         stop: Container[int],
         sampling: Sampling | None,
     ) -> list[int]:
-        kept = session.restart(tokens)
+        read_before = session.restart(tokens)
         session.reserve(len(tokens) + max_new_tokens)
 
         sampling = sampling or Sampling()
@@ -137,7 +144,7 @@ class NativeRunner(Reads):
             return generate_with_lookup(
                 session,
                 tokens,
-                tokens[kept:],
+                tokens[read_before:],
                 max_new_tokens=max_new_tokens,
                 draft_tokens=self.draft_tokens,
                 stop=stop,
@@ -145,7 +152,7 @@ class NativeRunner(Reads):
             )
 
         def step(fed: Sequence[int]) -> Logits:
-            return session.feed(fed[kept:] if fed is tokens else fed)
+            return session.feed(fed[read_before:] if fed is tokens else fed)
 
         return generate(
             step,
@@ -164,7 +171,7 @@ class NativeRunner(Reads):
         stop: Container[int] = (),
         sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """`generate` for many prompts, with one step for all of them after each has been read."""
+        """Return the new tokens of each prompt. Prompts are read one by one, then decoded together in one batch."""
         return generate_batch(
             self.decoder,
             prompts,
@@ -176,12 +183,12 @@ class NativeRunner(Reads):
         )
 
     def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
-        given = _batch(tokens)
-        batch, length = given.shape
+        prompts = _batch(tokens)
+        batch, length = prompts.shape
         self._check_length(length + new_tokens)
         cache = self.decoder.cache(batch * (length + new_tokens), sequences=batch, type=self._cache_type)
         logits = np.empty((batch, self.vocab_size), np.float32)
-        rows = [token_array(row, self.vocab_size) for row in given]
+        rows = [token_array(row, self.vocab_size) for row in prompts]
         start = time.perf_counter()
         for number, ids in enumerate(rows):
             last = logits[number : number + 1]
@@ -202,14 +209,16 @@ class NativeRunner(Reads):
 
 
 def _batch(tokens: Tokens) -> NDArray[Any]:
-    """Token ids `[B, T]`. Raises `UsageError` for no tokens, and for what is neither a list of ids nor lists of one
-    length."""
+    """Return token ids as an array `[B, T]`.
+
+    Raises `UsageError` if there are no tokens, or if they are not one list of ids or several lists of equal length.
+    """
     try:
-        given = np.atleast_2d(np.asarray(tokens))
+        ids = np.atleast_2d(np.asarray(tokens))
     except ValueError as cause:
         raise UsageError("the texts of a batch must have the same number of tokens") from cause
-    if given.ndim != 2:
-        raise UsageError(f"token ids must be [T] or [B, T], not of shape {given.shape}")
-    if not given.size:
+    if ids.ndim != 2:
+        raise UsageError(f"token ids must be [T] or [B, T], not of shape {ids.shape}")
+    if not ids.size:
         raise UsageError("there are no tokens to read")
-    return given
+    return ids

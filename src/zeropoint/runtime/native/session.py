@@ -1,4 +1,4 @@
-"""One sequence of tokens in a decoder's key-value cache."""
+"""`Session`: one sequence of tokens in a key-value cache; `read`: prefill in chunks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from zeropoint.errors import UsageError
 from zeropoint.runtime.native.library import Cache, Decoder, Floats, Int32s
 
-#: Tokens of one forward step while a prompt is read: a pass of the decoder. Half of it reads a fifth slower; twice
-#: as much gains nothing, and an interrupt waits for the end of a step.
+#: Tokens of one forward step during prefill. Half as many are a fifth slower; twice as many gain nothing, and Ctrl-C
+#: takes effect only at the end of a step.
 CHUNK = 512
 
-#: A cache has room for a multiple of so many tokens.
+#: The capacity of a session's cache is a multiple of this many tokens.
 GROWTH = 256
 
 
 class Session:
-    """What has been read so far, and how to go on. Not for use by two threads at once."""
+    """One sequence: its tokens so far and their key-value cache. Not for use by two threads at once."""
 
     def __init__(self, decoder: Decoder, *, threads: int, cache_type: str = "float16") -> None:
         self.decoder = decoder
@@ -32,12 +32,13 @@ class Session:
 
     @property
     def cache_bytes(self) -> int:
+        """Return the bytes of the key-value cache."""
         return 0 if self._cache is None else self._cache.nbytes
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens in all. What was read stays in the cache, and is not read again.
+        """Make room in the cache for `tokens` tokens in all; tokens already read stay cached.
 
-        Raises `UsageError` beyond the model's positions.
+        Raises `UsageError` if `tokens` exceeds the model's context.
         """
         limit = self.decoder.record.config.max_positions
         if tokens > limit:
@@ -47,32 +48,34 @@ class Session:
         if self._cache is None:
             self._cache = self.decoder.cache(_room(tokens, limit), type=self._cache_type)
         else:
-            # By a quarter at least, since growing copies what is cached; room that is not used takes no memory.
+            # At least a quarter more, because growing copies the cache; unused capacity takes no physical memory.
             self._cache.grow(_room(max(tokens, self._cache.tokens * 5 // 4), limit))
 
     def rewind(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
+        """Keep the first `length` tokens and remove the rest."""
         if self._cache is not None:
             self._cache.truncate(length)
         del self.tokens[length:]
 
     def restart(self, tokens: Sequence[int]) -> int:
-        """Keep the longest common beginning with `tokens` but its last token, whose logits are wanted again;
-        its length."""
+        """Keep the longest common prefix of the session and `tokens`; return its length.
+
+        At most `len(tokens) - 1` tokens stay, since the last token must be read again to get its logits.
+        """
         pairs = zip(self.tokens, tokens, strict=False)
         common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(tokens)))
-        kept = max(min(common, len(tokens) - 1), 0)
-        self.rewind(kept)
-        return kept
+        length = max(min(common, len(tokens) - 1), 0)
+        self.rewind(length)
+        return length
 
     def feed(self, tokens: Sequence[int]) -> Floats:
-        """Read more tokens, in chunks; the logits `[vocab]` after the last, valid until the next call."""
+        """Read more tokens; return the logits `[vocab]` after the last one, valid until the next call."""
         self._read(tokens, self._logits)
         logits: Floats = self._logits[0]
         return logits
 
     def feed_all(self, tokens: Sequence[int]) -> Floats:
-        """The same, with the logits `[T, vocab]` after each token."""
+        """Read more tokens; return the logits `[T, vocab]` after each one."""
         out = np.empty((len(tokens), self.decoder.record.config.vocab), np.float32)
         self._read(tokens, out)
         return out
@@ -86,7 +89,7 @@ class Session:
 
 
 def _room(tokens: int, limit: int) -> int:
-    """How many tokens a cache is made for that needs room for `tokens` of at most `limit`."""
+    """Return the capacity for `tokens` tokens: rounded up to a multiple of `GROWTH`, at most `limit`."""
     return min(-(-tokens // GROWTH) * GROWTH, limit)
 
 
@@ -100,9 +103,9 @@ def read(
     threads: int,
     out: Floats,
 ) -> None:
-    """Read tokens `[T]` into a sequence at positions from `first` on, in chunks.
+    """Read tokens `[T]` into a sequence of the cache, in chunks; the first token has the position `first`.
 
-    `out` receives the logits of all tokens when it has `T` rows, of the last one when it has one.
+    The logits are written to `out`: those of all tokens if `out` has T rows, those of the last token if it has one.
     """
     every = len(out) == len(ids)
     for start in range(0, len(ids), CHUNK):
@@ -122,20 +125,20 @@ def read(
 
 
 def token_array(tokens: Sequence[int] | NDArray[Any], vocab: int) -> Int32s:
-    """Token ids `[T]` as int32.
+    """Return token ids `[T]` as int32.
 
-    Raises `UsageError` for none, for what is no list of whole numbers, or for one outside the vocabulary.
+    Raises `UsageError` if there are none, if they are not one list of integers, or if one is outside the vocabulary.
     """
     try:
-        given = np.asarray(tokens)
+        ids = np.asarray(tokens)
     except ValueError:  # lists of several lengths
-        given = np.empty(0, object)
-    if given.size == 0 and given.ndim == 1 and given.dtype != object:
+        ids = np.empty(0, object)
+    if ids.size == 0 and ids.ndim == 1 and ids.dtype != object:
         raise UsageError("there are no tokens to read: the prompt is empty")
-    if given.ndim != 1 or given.dtype.kind not in "iu":
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UsageError("a prompt is one list of token ids, which are whole numbers")
-    if int(given.min()) < 0 or int(given.max()) >= vocab:
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab:
         raise UsageError(
-            f"the token ids go from {given.min()} to {given.max()}, and the model's vocabulary has {vocab} tokens"
+            f"the token ids go from {ids.min()} to {ids.max()}, and the model's vocabulary has {vocab} tokens"
         )
-    return given.astype(np.int32)
+    return ids.astype(np.int32)

@@ -1,10 +1,10 @@
-"""Packed files: a model's weights in the kernels' layout, mapped in one piece, checked by content.
+"""Packed files: a model's weights in the kernels' layout, memory-mapped and verified by checksums.
 
-They lie in the user's cache, never beside an artifact: whoever ships an artifact does not decide what is run. The
-artifact stays the truth. A file is named by what it was made from, carries that key and a checksum of every blob, and
-is read only if its user made it and nobody else can write to it; otherwise it is made again. Layout: `MAGIC` and where
-the index lies (offset, length and CRC-32, little-endian uint64), blobs at multiples of 64 bytes, the index in JSON. No
-instruction set changes it.
+Packed files lie in the user's cache, never beside an artifact, so a downloaded artifact cannot bring its own. A file
+contains its key (see `kept.packed_key`) and a checksum of every blob. A file is used only if the user owns it and
+nobody else can write to it; otherwise the weights are packed again from the artifact. Layout: `MAGIC`; offset, length
+and CRC-32 of the index (little-endian uint64); blobs at multiples of 64 bytes; the index in JSON. The layout is the
+same for all instruction sets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from zeropoint.runtime.native.packed_weights import Packed, PackedWeights
 
 VERSION = 2
 NAME = f"packed {library.ABI_VERSION}.{VERSION}"
-"""What decides the layout of a file beside what it holds."""
+"""Version of the file layout and of the kernels' layout; part of every key."""
 
 MAGIC = b"zeropoint packed"
 ALIGNMENT = 64
@@ -46,19 +46,19 @@ _ROWS_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 class StoreError(Exception):
-    """The file is stale or damaged; the message ends "the packed file ...". Never reaches a user as an error."""
+    """Error: the file is outdated or damaged. The caller logs "the packed file" + message, and packs again."""
 
 
 # -- writing --------------------------------------------------------------------------------------
 
 
 def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
-    """Write the file as the weights arrive, holding one at a time; it gets its name when it is whole. Its user alone
-    may read it.
+    """Write a packed file from the stream `packed`, holding one weight in memory at a time.
 
-    Raises `OSError` when the folder does not take it, and what the stream raises.
+    The file is written under a temporary name and renamed when complete; only its user may read it. Raises `OSError` if
+    the file cannot be written, and the errors of the stream.
     """
-    # not `tempfile`: its import costs a megabyte of every process that only reads
+    # `tempfile` is not used: importing it costs every process a megabyte, even one that only reads
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -70,26 +70,29 @@ def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
 
 
 class _Pieces:
-    """Writes in whole pieces, wherever the parts end: a file system keeps such a piece in one large page, which is
-    then mapped as one. Reading weights through pages of 4 KiB takes a walk through the page tables every 64 lines."""
+    """A buffered writer that passes the data on in pieces of exactly `PIECE` bytes.
+
+    The file system can then keep each piece in one large page. With pages of 4 KiB, reading weights costs a page-table
+    walk every 64 cache lines.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.position = 0
         self._file = file
-        self._begun = bytearray()
+        self._buffer = bytearray()
 
     def write(self, part: bytes | memoryview) -> None:
         rest = memoryview(part).cast("B")
         self.position += len(rest)
-        while len(self._begun) + len(rest) >= PIECE:
-            missing = PIECE - len(self._begun)
-            self._file.write(self._begun + rest[:missing] if self._begun else rest[:missing])
-            self._begun.clear()
+        while len(self._buffer) + len(rest) >= PIECE:
+            missing = PIECE - len(self._buffer)
+            self._file.write(self._buffer + rest[:missing] if self._buffer else rest[:missing])
+            self._buffer.clear()
             rest = rest[missing:]
-        self._begun += rest
+        self._buffer += rest
 
     def finish(self) -> None:
-        self._file.write(self._begun)
+        self._file.write(self._buffer)
 
 
 def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
@@ -116,14 +119,16 @@ def _write(file: IO[bytes], key: str, packed: Iterable[Packed]) -> None:
 
 
 def read(path: Path, key: str) -> PackedWeights:
-    """Map the file and return its weights and vectors over that memory.
+    """Map the file and return its weights and vectors, which use the mapped memory without a copy.
 
-    Raises `StoreError`, `UntrustedError` for a file that is not the user's own, and `OSError` where there is none."""
+    Raises `StoreError` if the file is outdated or damaged, `UntrustedError` if others could have written it, and
+    `OSError` if it cannot be opened.
+    """
     with open_own(path) as file:
         if os.fstat(file.fileno()).st_size < ALIGNMENT:
             raise StoreError("is cut off")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with contextlib.suppress(OSError):  # only a hint, which a kernel without large pages refuses
+    with contextlib.suppress(OSError):  # only a hint: an operating system without large pages refuses it
         mapped.madvise(mmap.MADV_HUGEPAGE)
     memory: Bytes = np.frombuffer(mapped, np.uint8)
     try:
@@ -138,12 +143,12 @@ def read(path: Path, key: str) -> PackedWeights:
 def _index(memory: Bytes) -> dict[str, Any]:
     magic, at, length, crc = _HEAD.unpack_from(memory.data)
     if magic != MAGIC:
-        raise StoreError("does not begin like one")
+        raise StoreError("does not begin with the magic bytes of a packed file")
     index = memory[at : at + length].tobytes() if length <= MAX_INDEX_BYTES else b""
     if len(index) != length or zlib.crc32(index) != crc:
         raise StoreError("is cut off or damaged")
-    found: dict[str, Any] = parse_json(index)
-    return found
+    contents: dict[str, Any] = parse_json(index)
+    return contents
 
 
 def _packed_weights(memory: Bytes, entries: Iterable[dict[str, Any]]) -> PackedWeights:
@@ -162,15 +167,15 @@ def _packed_weights(memory: Bytes, entries: Iterable[dict[str, Any]]) -> PackedW
     return packed_weights
 
 
-#: Words of 8 bytes that are summed before they are weighted: a page.
+#: Number of 8-byte words that are summed before weighting: one page of 4 KiB.
 _BLOCK = 512
 
 
 def checksum(memory: Bytes) -> int:
-    """A 64-bit sum in which every page counts with another odd factor, as fast as memory is read.
+    """Return a 64-bit checksum: the sum of all pages, each multiplied by a different odd factor.
 
-    It finds changed, zeroed, missing and exchanged pages and flipped bits. It is no defence against somebody who
-    means to deceive, who could as well replace the artifact.
+    It runs at memory speed and detects changed, zeroed, missing and swapped pages and flipped bits. It does not protect
+    against deliberate forgery.
     """
     whole = memory.nbytes // (8 * _BLOCK) * (8 * _BLOCK)
     sums = memory[:whole].view(np.uint64).reshape(-1, _BLOCK).sum(axis=1, dtype=np.uint64)

@@ -1,1 +1,1 @@
-"""The universal runtime: any Hugging Face causal LM, its quantized layers swapped for integer kernels."""
+"""The torch runtime (engine `universal`): any Hugging Face causal LM, with quantized layers run by integer kernels."""

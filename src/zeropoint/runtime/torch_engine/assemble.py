@@ -1,7 +1,7 @@
-"""Build a runnable model from its config and a stream of weights, never holding the float model.
+"""Building a transformers model from its config and a stream of weights, one weight in memory at a time.
 
-The stream is what an artifact yields, or what quantizing a checkpoint yields: one parameter at a
-time, quantized or kept. Each quantized one is packed for its kernel as it arrives and dropped.
+The stream comes from an artifact, or from the quantization of a checkpoint. Each quantized weight is packed for its
+kernel when it arrives, so the float model never exists in memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Weight = QuantizedTensor | NDArray[Any]
 def assemble(
     config: PretrainedConfig, stream: Iterable[tuple[str, Weight]], *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A `transformers` model in eval mode whose weights come from `stream`.
+    """Return a `transformers` model in eval mode with the weights of `stream`.
 
-    Kept 16-bit matrices stay 16-bit in memory; small kept tensors (norms, biases) and all
-    activations are float32, the fastest exact choice on a CPU. Raises `ArtifactError` when the
-    stream does not supply every parameter.
+    Unquantized 16-bit matrices stay 16-bit in memory. Unquantized norms and biases, and all activations, are float32,
+    the fastest exact choice on a CPU. Raises `ArtifactError` if the stream lacks a parameter or has one that the model
+    does not have, `UnsupportedError` if a quantized weight belongs to an unknown kind of module.
     """
-    # Stacked experts are indexed one by one only in the eager implementation.
+    # `ExpertStack` needs experts that are indexed one by one, as only the eager implementation does.
     config._experts_implementation = "eager"
     model = empty_model(config, allow_remote_code=trust_remote_code)
     builder = _Builder(model)
@@ -48,13 +48,15 @@ def assemble(
 
 
 class _Builder:
+    """Fills an empty model with weights as they arrive."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.experts: dict[str, dict[int, PackedWeight]] = defaultdict(dict)
         self.tied = self._tied_names()
 
     def _tied_names(self) -> dict[str, list[str]]:
-        """Parameter name -> the other names of the same parameter (a tied head, say)."""
+        """Return {parameter name: other names of the same parameter}, such as the embedding and a tied head."""
         names: dict[int, list[str]] = defaultdict(list)
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             names[id(parameter)].append(name)
@@ -66,12 +68,13 @@ class _Builder:
         return groups
 
     def add(self, name: str, weight: Weight) -> None:
+        """Put a weight in its module, and in the modules tied to that weight."""
         if isinstance(weight, QuantizedTensor):
             packed = PackedWeight(weight)
             aliases = self.tied.get(name, [])
             for each in [name, *aliases]:
                 self._place_packed(each, packed)
-            for alias in aliases:  # one parameter, as transformers ties them
+            for alias in aliases:  # transformers ties modules by sharing one parameter
                 self._owner(alias)[0].weight = self._owner(name)[0].weight
             return
         tensor = to_torch(weight)
@@ -79,6 +82,7 @@ class _Builder:
             self._place_tensor(each, tensor)
 
     def _owner(self, name: str) -> tuple[nn.Module, str, str]:
+        """Return (module, path of the module, name of the parameter in it)."""
         path, _, leaf = name.rpartition(".")
         try:
             return self.model.get_submodule(path), path, leaf
@@ -94,7 +98,7 @@ class _Builder:
         elif isinstance(owner, nn.Linear | Conv1D):
             bias = owner.bias
             module = QuantLinear(packed, None, transposed=isinstance(owner, Conv1D))
-            if bias is not None:  # a bias that has not arrived yet is filled in by `_place_tensor`
+            if bias is not None:  # if the bias has not arrived yet, `_place_tensor` sets it later
                 module.bias = nn.Parameter(bias.data, requires_grad=False)
             self.model.set_submodule(path, module)
         elif leaf.isdigit():
@@ -103,8 +107,9 @@ class _Builder:
             raise UnsupportedError(f"no quantized module for {type(owner).__name__} ({name})")
 
     def _owner_or_expert(self, name: str) -> tuple[nn.Module, str, str]:
+        """Return what `_owner` returns; for an expert, (the model, path of the stacked parameter, expert number)."""
         path, _, leaf = name.rpartition(".")
-        if leaf.isdigit():  # `...experts.down_proj.3`: a view of a stacked parameter
+        if leaf.isdigit():  # `...experts.down_proj.3` is expert 3 of a stacked parameter
             self._owner(path)
             return self.model, path, leaf
         return self._owner(name)
@@ -116,7 +121,7 @@ class _Builder:
         expected = getattr(owner, leaf).shape
         if tuple(expected) != tuple(tensor.shape):
             raise ArtifactError(
-                f"{name} has shape {tuple(tensor.shape)}, the architecture wants {tuple(expected)}"
+                f"{name} has the shape {tuple(tensor.shape)}, but the architecture needs {tuple(expected)}"
             )
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor
@@ -128,6 +133,7 @@ class _Builder:
             owner._parameters[leaf] = nn.Parameter(tensor.float(), requires_grad=False)
 
     def finish(self) -> None:
+        """Put the expert stacks in place. Raises `ArtifactError` if a parameter has no weights."""
         for path, experts in self.experts.items():
             self._place_experts(path, experts)
         missing = [name for name, p in self.model.named_parameters() if p.is_meta]

@@ -1,8 +1,8 @@
-"""BF16 products on processors without BF16 instructions: computed in float32, rounded to BF16.
+"""BF16 products on processors without BF16 instructions, computed in float32 and rounded to BF16.
 
-torch multiplies BF16 matrices seven times slower than float32 ones where the processor has AVX2 alone. BF16 hardware
-sums products in float32 and rounds the sum once, so a float32 product rounded to BF16 is what such hardware returns, to
-the order of summation. Quality is measured so; speed is not, because it shall be torch's own.
+On a processor with AVX2 only, torch multiplies BF16 matrices seven times slower than float32 matrices. BF16 hardware
+sums in float32 and rounds once: a float32 product rounded to BF16 gives the same result up to the order of summation.
+Logits are computed this way; generation and timings use torch's own BF16 products.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-#: Below so many rows the weights' conversion takes longer than torch's own product.
+#: Fewest input rows: with fewer, converting the weights takes longer than torch's own product.
 LEAST_ROWS = 16
 
 
 def fast_products() -> AbstractContextManager[Any]:
-    """Return a context in which BF16 products are computed in float32, or one that changes nothing where torch has
-    BF16 products of its own."""
+    """Return a context in which `linear` of BF16 tensors is computed in float32.
+
+    The context changes nothing if torch has fast BF16 products on this processor.
+    """
     return nullcontext() if _has_products() else _Float32Products()
 
 
 @cache
 def _has_products() -> bool:
+    """Return whether torch has fast BF16 products on this processor."""
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except AttributeError:  # a build of torch without oneDNN: what it does is not known
+    except AttributeError:  # a torch build without oneDNN: leave its products alone
         return True
 
 
 class _Float32Products(TorchFunctionMode):
-    """Replace `torch.nn.functional.linear` of BF16 tensors."""
+    """Replaces `torch.nn.functional.linear` of BF16 tensors by a float32 product."""
 
     def __torch_function__(
         self,

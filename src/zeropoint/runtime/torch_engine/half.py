@@ -1,4 +1,4 @@
-"""Layers whose weights stay 16-bit in memory: what FP16 and BF16 artifacts run on."""
+"""Linear and embedding layers with 16-bit float weights in memory, for FP16 and BF16 artifacts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from zeropoint.runtime.torch_engine.modules import extend_class
 
 
 class HalfLinear(nn.Module):
-    """`x W^T + b` with W stored in float16 or bfloat16, computed by torch in that type.
+    """A linear layer `x W^T + b` with W in float16 or bfloat16; torch computes the product in W's dtype.
 
-    Replaces `nn.Linear` and `Conv1D` alike: a `Conv1D` weight `[in, out]` is transposed once at load.
+    Replaces `nn.Linear` and `Conv1D`: a `Conv1D` weight `[in, out]` is transposed once at load.
     """
 
     def __init__(self, owner: nn.Module, weight: Tensor) -> None:
@@ -33,13 +33,13 @@ class HalfLinear(nn.Module):
 
 
 class HalfEmbedding(nn.Embedding):
-    """An embedding table kept in 16 bits whose looked-up rows are float32, like all activations."""
+    """An embedding with a 16-bit table; its output rows are float32, like all activations."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).float()
 
 
 def halve_embedding_(module: nn.Embedding, weight: Tensor) -> None:
-    """Turn an embedding into a `HalfEmbedding` in place, keeping what a subclass adds."""
+    """Turn an embedding into a `HalfEmbedding` in place; the behaviour of a subclass of `nn.Embedding` stays."""
     extend_class(module, nn.Embedding, HalfEmbedding)
     module.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,8 +1,9 @@
-"""The last product of a model alone: what a text's logits are made of is a hundred times smaller than the logits.
+"""`Head`: the logits of a model computed from saved inputs of its output head, without running the model again.
 
-A reference that is asked for the same text again and again, by every gate on a model, need not be run again: the inputs
-of its output head are kept, and the head makes the very same logits of them, bit for bit, on the same machine with as
-many threads. Reading them wants torch alone, without transformers, whose import takes as long as the products.
+Every gate compares with the same float32 reference model on the same text. The inputs of its output head are a hundred
+times smaller than the logits, so they are saved (`recorder.py`), and this file recomputes the logits: bit for bit the
+same on the same machine with as many threads. Only torch is imported, since importing transformers takes as long as the
+products.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ Floats = NDArray[np.float32]
 
 
 class Head:
-    """Logits of the windows whose inputs `[windows, tokens, width]` were remembered."""
+    """An output head and its saved inputs, float32 `[windows, tokens, width]`."""
 
     def __init__(self, weight: torch.Tensor, inputs: Floats) -> None:
         self._weight, self._inputs = weight, inputs
 
     @classmethod
     def open(cls, path: str | Path, name: str, inputs: Floats, *, threads: int) -> Head:
-        """`name`: the head's tensor. Raises `CheckpointError` where the checkpoint lacks it."""
+        """Read the head's tensor `name` from the checkpoint folder. Raises `CheckpointError` if it is missing."""
         torch.set_num_threads(threads)
         for file in map(TensorFile, shard_files(Path(path), CheckpointError)):
             if name in file.names():
@@ -37,11 +38,12 @@ class Head:
 
     @torch.inference_mode()
     def window(self, index: int) -> Floats:
-        """float32 `[tokens, vocabulary]`."""
-        x = torch.tensor(self._inputs[index : index + 1])  # aligned as the model's own
+        """Return the logits of one window, float32 `[tokens, vocabulary]`."""
+        # a copy, aligned like the model's own tensors: the product's bits depend on the alignment
+        x = torch.tensor(self._inputs[index : index + 1])
         return torch.nn.functional.linear(x, self._weight)[0].numpy()
 
 
 def read_weight(file: TensorFile, name: str) -> torch.Tensor:
-    """In float32, aligned as torch's own are."""
+    """Return a tensor in float32, in memory aligned by torch."""
     return torch.tensor(file.read(name).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Torch modules over the integer kernels: linear, embedding and stacked expert weights."""
+"""Torch modules that run on the integer kernels: linear layers, embeddings and stacked experts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from zeropoint.runtime.torch_engine.packed import PackedModule, PackedTensor, Pa
 
 
 class QuantLinear(PackedModule):
-    """Drop-in for `nn.Linear` and transformers' `Conv1D` (both map `[..., in]` to `[..., out]`).
+    """Quantized replacement of `nn.Linear` and transformers' `Conv1D`; maps `[..., in]` to `[..., out]`.
 
-    `transposed`: the weight's shape is `[in, out]`, as `Conv1D` has it.
+    `transposed`: the parameter `weight` reports the shape `[in, out]`, like that of `Conv1D`.
     """
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None = None, *, transposed: bool = False) -> None:
@@ -37,9 +37,9 @@ class QuantLinear(PackedModule):
 
 
 class QuantEmbedding(PackedModule, nn.Embedding):
-    """Drop-in for `nn.Embedding` and, by `extend_class`, for scaled variants of it.
+    """Quantized replacement of `nn.Embedding` and, through `extend_class`, of its subclasses.
 
-    Only the rows asked for are dequantized; a tied head shares the weight.
+    Only the rows looked up are dequantized. A tied head shares the packed weight.
     """
 
     @property
@@ -54,16 +54,17 @@ class QuantEmbedding(PackedModule, nn.Embedding):
 
 
 def extend_class(module: nn.Module, base: type[nn.Module], replacement: type[nn.Module]) -> None:
-    """Give `module` the behaviour of `replacement` (a subclass of `base`) where it had `base`'s.
+    """Replace the behaviour of `base` in `module` by that of `replacement`, a subclass of `base`.
 
-    For a subclass of `base` the new class puts `replacement` between the subclass and `base` in the
-    method order, so that Gemma's `super().forward(ids) * scale` still scales what `replacement` returns.
+    If the module's class is a subclass of `base`, the new class has `replacement` between the two in the method
+    resolution order. Gemma's scaled embedding, `super().forward(ids) * scale`, then scales the output of `replacement`.
     """
     module.__class__ = _extended(type(module), base, replacement)  # type: ignore[arg-type]
 
 
 @cache
 def _extended(cls: Any, base: Any, replacement: Any) -> Any:
+    """Return the class that `extend_class` gives to a module of class `cls`."""
     if cls is base:
         return replacement
 
@@ -74,19 +75,22 @@ def _extended(cls: Any, base: Any, replacement: Any) -> Any:
 
 
 def _restore(cls: Any, base: Any, replacement: Any) -> Any:
-    """Make the empty object of an extended class, for pickle and deepcopy to fill."""
-    made = _extended(cls, base, replacement)
-    return made.__new__(made)
+    """Return an empty object of the extended class, which pickle and deepcopy then fill."""
+    extended = _extended(cls, base, replacement)
+    return extended.__new__(extended)
 
 
 def quantize_embedding_(module: nn.Embedding, weight: PackedWeight) -> None:
-    """Turn an embedding into a `QuantEmbedding` in place, keeping what a subclass adds."""
+    """Turn an embedding into a `QuantEmbedding` in place; the behaviour of a subclass of `nn.Embedding` stays."""
     extend_class(module, nn.Embedding, QuantEmbedding)
     module.weight = PackedTensor.parameter(weight)
 
 
 class ExpertWeight:
-    """One expert's weight inside `F.linear(x, experts[i])`: a torch-function object, not a tensor."""
+    """The weight of one expert, as used in `F.linear(x, experts[i])` or `x @ experts[i]`.
+
+    It is not a tensor but an object with `__torch_function__`. Any other operation raises `UnsupportedError`.
+    """
 
     def __init__(self, packed: PackedWeight, *, transposed: bool) -> None:
         self.packed = packed
@@ -117,14 +121,17 @@ class ExpertWeight:
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
         if not self.transposed:
-            raise UnsupportedError("this model multiplies by a transposed expert weight: keep the experts")
+            raise UnsupportedError(
+                "this model multiplies by a transposed expert weight, which the integer kernels do not cover: "
+                "keep the experts (--keep '*experts*')"
+            )
         return self.packed.linear(x, None)
 
 
 class ExpertStack(PackedModule):
-    """Stands where a stacked 3-D expert parameter stood; indexing gives one expert's weight.
+    """Quantized replacement of a stacked 3-D expert parameter; indexing returns the weight of one expert.
 
-    Its parameters are named by number, as an artifact names them: `...experts.down_proj.3`.
+    Its parameters are named by expert number, as in an artifact: `...experts.down_proj.3`.
     """
 
     def __init__(self, experts: Sequence[PackedWeight], *, transposed: bool) -> None:

@@ -1,7 +1,8 @@
-"""Weights in the kernels' layout, as torch sees them: tensors with a shape that are read and never written.
+"""Packed weights as torch parameters: read-only tensors over weights in the kernels' layout.
 
-A module's forward calls the kernel on raw addresses. `PackedTensor` is there for everybody else: who counts parameters,
-asks a weight for its shape or reads its values gets the truth.
+`PackedWeight` is the packed weight; the modules call its kernel on raw addresses. `PackedTensor` is a torch parameter
+over a `PackedWeight`, so that other code can count parameters, read shapes and read (dequantized) values.
+`PackedModule` is the base class of the modules that hold such parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from zeropoint.values.qtensor import QuantizedTensor
 
 
 class PackedWeight:
-    """One weight `[out, in]` packed by the first kernel backend that takes its scheme."""
+    """One quantized weight `[out, in]`, packed by the first kernel backend that supports its scheme."""
 
     def __init__(self, weight: QuantizedTensor) -> None:
         self.scheme = weight.scheme
@@ -36,14 +37,16 @@ class PackedWeight:
         self.replaced = False
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return `x [..., in]` times the weight, `[..., out]`, of the float dtype of `x`; computed in float32 around
-        the integer product. Differentiable in `x` and `bias`."""
+        """Return `x W^T + bias`, `[..., out]`, for activations `x [..., in]`, in the dtype of `x`.
+
+        The product is computed in integers, everything around it in float32. Differentiable in `x` and `bias`.
+        """
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return _DifferentiableLinear.apply(x, bias, self)  # type: ignore[no-any-return,no-untyped-call]
         return self.product(x, bias)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`linear` without gradients. Raises `UnsupportedError` for an input on another device than the CPU."""
+        """Return `x W^T + bias` without gradients. Raises `UnsupportedError` if `x` is not on the CPU."""
         if x.device.type != "cpu":
             raise UnsupportedError(f"the integer kernels run on the CPU; the input is on {x.device}")
         rows = x.reshape(-1, self.in_features).to(torch.float32).contiguous()
@@ -61,23 +64,24 @@ class PackedWeight:
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Return dequantized float32 rows for integer `ids` of any shape: `[..., in]`."""
+        """Return the dequantized rows `ids` of the weight: float32 `[..., in]` for integer ids `[...]`."""
         flat = self._backend.rows(self._packed, ids.reshape(-1).contiguous().numpy())
         return torch.from_numpy(flat).view(*ids.shape, self.in_features)
 
     def dequantize(self) -> Tensor:
-        """Return all of it, float32 `[out, in]`."""
+        """Return the whole dequantized weight, float32 `[out, in]`."""
         return self.rows(torch.arange(self.out_features))
 
     def unpack(self) -> QuantizedTensor:
-        """Return the weight that was packed, exactly."""
+        """Return the quantized weight, with exactly the codes, scales and zero_points that were packed."""
         weight: QuantizedTensor = self._backend.unpack(self._packed)
         return weight
 
     def replace(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> str | None:
-        """Hold the weight that an artifact's `tensors` of that `name` store, for every module that shares this one.
+        """Replace the weight by the one that `tensors` store under `name` in the artifact's layout.
 
-        Return what is wrong with them, or None.
+        Every module that shares this object gets the new weight. Returns an error message if the tensors do not fit,
+        otherwise None.
         """
         try:
             weight = layouts.decode(name, self.scheme, tensors)
@@ -90,19 +94,22 @@ class PackedWeight:
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
-        """Return a copy that shares the packed bytes, which nobody changes."""
-        made = memo[id(self)] = object.__new__(PackedWeight)
-        made.__dict__.update(self.__dict__)
-        return made
+        """Return a copy that shares the packed bytes, which are never changed in place."""
+        copy = memo[id(self)] = object.__new__(PackedWeight)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # packed bytes are private to their process
+        # the packed bytes cannot be pickled, so the unpacked weight is
         return PackedWeight, (self.unpack(),), {"replaced": self.replaced}
 
 
 class _DifferentiableLinear(torch.autograd.Function):
-    """The integer product, with the straight-through gradient of its dequantized weight for the input (adapters train
-    through frozen quantized layers this way; QLoRA, arXiv:2305.14314)."""
+    """The integer product with gradients for input and bias.
+
+    The gradient of the input is that of a product with the dequantized weight (straight-through estimator). Adapters
+    train through frozen quantized layers this way (QLoRA, arXiv:2305.14314).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
@@ -119,10 +126,10 @@ class _DifferentiableLinear(torch.autograd.Function):
 
 
 class PackedTensor(Tensor):
-    """A packed weight as a float32 parameter: it has a shape, and dequantizes when its values are asked for.
+    """A float32 tensor over a packed weight, dequantized whenever an operation needs its values.
 
-    Frozen: to write into it, or to ask gradients of it, raises `UsageError`. `transposed` is for modules whose weight
-    is `[in, out]`.
+    The tensor is frozen: writing to it or setting `requires_grad` raises `UsageError`. `transposed`: its shape is
+    `[in, out]`.
     """
 
     packed: PackedWeight
@@ -131,18 +138,19 @@ class PackedTensor(Tensor):
     @staticmethod
     def __new__(cls, packed: PackedWeight, transposed: bool = False) -> Self:
         shape = (packed.out_features, packed.in_features)
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls, shape[::-1] if transposed else shape, dtype=torch.float32, device=torch.device("cpu")
         )
-        made.packed, made.transposed = packed, transposed
-        return made
+        tensor.packed, tensor.transposed = packed, transposed
+        return tensor
 
     @classmethod
     def parameter(cls, packed: PackedWeight, transposed: bool = False) -> nn.Parameter:
+        """Return a `PackedTensor` as a module parameter."""
         return nn.Parameter(cls(packed, transposed), requires_grad=False)
 
     def values_of(self) -> Tensor:
-        """Return its values as a plain tensor."""
+        """Return the dequantized values as a plain float32 tensor."""
         values = self.packed.dequantize()
         return values.t() if self.transposed else values
 
@@ -200,25 +208,25 @@ def _refuse_change() -> NoReturn:
 
 
 class PackedModule(nn.Module):
-    """A module some of whose parameters are packed.
+    """A module with packed parameters.
 
-    Its `state_dict` holds them as an artifact does (`weight` int8 or `weight_packed`, `weight_scale`, ...), and
-    `load_state_dict` takes them so.
+    Its `state_dict` holds packed parameters as the tensors of an artifact (`weight` int8 or `weight_packed`,
+    `weight_scale`, ...), and `load_state_dict` reads them in that form.
     """
 
     def packed_tensors(self) -> dict[str, PackedTensor]:
-        """Return its packed parameters by name."""
+        """Return the module's packed parameters by name."""
         parameters: dict[str, Any] = self._parameters
         return {name: p for name, p in parameters.items() if isinstance(p, PackedTensor)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast everything but the packed weights, which stay what they are."""
+        """Apply `fn` (a move or cast) to all tensors but the packed ones."""
         with self._hidden():
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     @contextmanager
     def _hidden(self) -> Iterator[dict[str, PackedTensor]]:
-        """Take the packed parameters out for a while."""
+        """Yield the packed parameters, which are removed from the module inside the context."""
         packed = self.packed_tensors()
         self._parameters = {name: p for name, p in self._parameters.items() if name not in packed}
         try:
@@ -247,9 +255,9 @@ class PackedModule(nn.Module):
         with self._hidden() as packed:
             for name, tensor in packed.items():
                 keys = layouts.tensor_names(prefix + name, tensor.packed.scheme, Layout())
-                found = {key: to_numpy(rest.pop(key)) for key in keys if key in rest}
-                missing_keys.extend(key for key in keys if key not in found)
-                problem = tensor.packed.replace(prefix + name, found) if len(found) == len(keys) else None
+                tensors = {key: to_numpy(rest.pop(key)) for key in keys if key in rest}
+                missing_keys.extend(key for key in keys if key not in tensors)
+                problem = tensor.packed.replace(prefix + name, tensors) if len(tensors) == len(keys) else None
                 if problem is not None:
                     error_msgs.append(problem)
             super()._load_from_state_dict(
@@ -258,26 +266,26 @@ class PackedModule(nn.Module):
 
 
 def packed_weights(model: nn.Module) -> Iterator[PackedWeight]:
-    """Yield every packed weight of a model once."""
-    seen: set[int] = set()
+    """Yield each packed weight of a model once, even if several parameters share it."""
+    ids: set[int] = set()
     for parameter in model.parameters():
-        if isinstance(parameter, PackedTensor) and id(parameter.packed) not in seen:
-            seen.add(id(parameter.packed))
+        if isinstance(parameter, PackedTensor) and id(parameter.packed) not in ids:
+            ids.add(id(parameter.packed))
             yield parameter.packed
 
 
 def weights_bytes(model: nn.Module, *, buffers: bool = True) -> int:
-    """Return the bytes of all distinct weights in memory, packed ones as packed."""
+    """Return the bytes of all distinct weights in memory; packed weights count in their packed size."""
     total = sum(weight.nbytes for weight in packed_weights(model))
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for tensor in (*model.parameters(), *(model.buffers() if buffers else ())):
         if not isinstance(tensor, PackedTensor):
-            seen[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
-    return total + sum(seen.values())
+            sizes[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
+    return total + sum(sizes.values())
 
 
 def to_torch(array: NDArray[Any]) -> Tensor:
-    """Return a torch tensor over a numpy array; bfloat16 (which torch does not take from numpy) by its bits."""
+    """Return a torch tensor with the values of a numpy array; bfloat16 is converted through its bits."""
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:
         array = array.copy()
@@ -287,7 +295,7 @@ def to_torch(array: NDArray[Any]) -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """Return the inverse of `to_torch`."""
+    """Return a numpy array with the values of a tensor: the inverse of `to_torch`."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -1,4 +1,4 @@
-"""What a `transformers` model does differently when its weights are packed: count, move, save."""
+"""`QuantizedModel`: the methods of a transformers model that change when its weights are packed (save, move, cast)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeropoint.errors import UsageError
 from zeropoint.runtime.torch_engine.packed import weights_bytes
 from zeropoint.runtime.torch_engine.saving import Origin, refuse_unknown, save
 
-#: Arguments of `save_pretrained` with the values that an artifact is written for. None asks for nothing in each.
+#: Argument of `save_pretrained` -> the values that change nothing here and are accepted. None is always accepted.
 _SAVING: dict[str, tuple[Any, ...]] = {
     "save_peft_format": (True, False),
     "save_original_format": (True, False),
@@ -29,9 +29,9 @@ _SAVING: dict[str, tuple[Any, ...]] = {
 
 
 class QuantizedModel:
-    """Placed before a transformers model's own class, whose name the made class keeps.
+    """Mixin that `adopt` puts before a transformers model's own class; the combined class keeps that class's name.
 
-    All activations are float32 and all weights stay on the CPU: moves and casts to anything else are refused.
+    All activations are float32 and all weights stay on the CPU: any other move or cast raises `UsageError`.
     """
 
     _origin: Origin
@@ -44,10 +44,11 @@ class QuantizedModel:
         token: str | bool | None = None,
         **options: Any,
     ) -> None:
-        """Write a Zeropoint artifact, which loads with the same logits wherever an artifact loads.
+        """Write a Zeropoint artifact into a folder.
 
-        See `saving.save` for what may lie in the folder. Shards take at most `max_shard_size`, and 512 MiB. Raises
-        `UsageError` for options that an artifact cannot follow, and for a model that is not the one that was loaded.
+        The loaded artifact gives the same logits. Shards have at most `max_shard_size` bytes, and never more than
+        `SHARD_BYTES`. Raises `UsageError` if an option cannot be followed, if the folder holds another model, or if the
+        model's weights are not those that were loaded (see `saving.save`).
         """
         for name, value in options.items():
             if value is not None and not any(value is fine for fine in _SAVING.get(name, ())):
@@ -65,28 +66,29 @@ class QuantizedModel:
         save(self, self._origin, Path(save_directory), shard_bytes=max(1, min(limit, SHARD_BYTES)))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Upload the artifact that `save_pretrained` writes; what that refuses is refused before anything is sent."""
+        """Upload the artifact that `save_pretrained` writes. Raises `UsageError` before anything is sent."""
         self._refuse_remote_code()
         refuse_unknown(self, self._origin)
         return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     def _refuse_remote_code(self) -> None:
+        """Raise `UsageError` if the model's code came with its repository."""
         if self.is_remote_code():  # type: ignore[attr-defined]
             raise UsageError(
                 "the model's code came with its repository and is not written: it cannot be saved"
             )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Return the bytes that the weights take, packed ones as packed."""
+        """Return the bytes of the weights in memory; packed weights count in their packed size."""
         return weights_bytes(self, buffers=return_buffers)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of activations and logits."""
+        """Return the dtype of activations and logits, float32."""
         return torch.float32
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Return the model. Raises `UsageError` for another device than the CPU or another type than float32."""
+        """Return the model. Raises `UsageError` if the device is not the CPU or the dtype not float32."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type != "cpu":
             raise UsageError(
@@ -119,6 +121,7 @@ class QuantizedModel:
         return self.to(dst_type)
 
     def _refuse_cast(self, dtype: torch.dtype) -> None:
+        """Raise `UsageError` if the dtype is not float32."""
         if dtype != torch.float32:
             name = str(dtype).removeprefix("torch.")
             raise UsageError(
@@ -126,7 +129,7 @@ class QuantizedModel:
             )
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Return the embedding. Raises `UsageError` for another number of tokens than it has."""
+        """Return the embedding. Raises `UsageError` if `new_num_tokens` differs from its size."""
         embedding = self.get_input_embeddings()  # type: ignore[attr-defined]
         if new_num_tokens is not None and new_num_tokens != len(embedding.weight):
             raise UsageError(
@@ -140,7 +143,7 @@ class QuantizedModel:
 
 
 def adopt(model: PreTrainedModel, origin: Origin) -> PreTrainedModel:
-    """Give a model just assembled the behaviour of `QuantizedModel`, and what `save_pretrained` needs to know."""
+    """Give a newly assembled model the behaviour of `QuantizedModel` and the `Origin` that `save_pretrained` needs."""
     model.__class__ = _quantized(type(model))  # type: ignore[arg-type]
     model._origin = origin
     return model
@@ -148,11 +151,12 @@ def adopt(model: PreTrainedModel, origin: Origin) -> PreTrainedModel:
 
 @cache
 def _quantized(cls: Any) -> Any:
+    """Return the class that combines `QuantizedModel` with a transformers model class."""
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (QuantizedModel, cls), names)
 
 
 def _empty(cls: Any) -> Any:
-    """Make an empty model of the class, for pickle and deepcopy to fill."""
-    made = _quantized(cls)
-    return made.__new__(made)
+    """Return an empty model of the class, which pickle and deepcopy then fill."""
+    quantized = _quantized(cls)
+    return quantized.__new__(quantized)

@@ -1,4 +1,4 @@
-"""What goes into a model's output head, remembered, so that `head.py` can make the logits again."""
+"""`Recorder`: a runner that saves the inputs of the output head, from which `head.py` recomputes the logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 class Recorder:
-    """A checkpoint's runner that remembers what went into its head, `[windows, tokens, width]`."""
+    """A runner of a checkpoint that saves the inputs of its output head, float32 `[windows, tokens, width]`."""
 
     def __init__(self, runner: TorchRunner, path: str | Path) -> None:
         self._runner, self._path = runner, path
@@ -29,33 +29,38 @@ class Recorder:
 
     @classmethod
     def of(cls, runner: Runner, path: str | Path) -> Recorder | None:
-        """None where nothing can be remembered: the model is not run by transformers in float32, or has no head."""
+        """Return a recorder; None if the model is not run by transformers in float32, or has no output head."""
         if not isinstance(runner, TorchRunner) or runner.model.dtype != torch.float32:
             return None
         return None if runner.model.get_output_embeddings() is None else cls(runner, path)
 
     def logits(self, tokens: NDArray[np.int64]) -> Floats:
-        """The runner's, `[T, vocabulary]` for `[T]`."""
-        seen: list[torch.Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+        """Return the runner's logits `[T, vocabulary]` for tokens `[T]`, and save the inputs of the head."""
+        head_inputs: list[torch.Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _module, args: head_inputs.append(args[0].clone()))
         try:
             logits = self._runner.logits(tokens)
         finally:
             hook.remove()
         if not self._inputs:
-            self._name = self._replayable(seen, logits)
-        self._inputs += seen
+            self._name = self._replayable(head_inputs, logits)
+        self._inputs += head_inputs
         return logits
 
     def remembered(self) -> tuple[str, Floats] | None:
-        """The head's tensor in the checkpoint, and its inputs; None where the head alone does not make the logits."""
+        """Return the name of the head's tensor in the checkpoint and its inputs.
+
+        None if the logits are not exactly the product of the two, or if the windows differ in length.
+        """
         if self._name is None or len({x.shape for x in self._inputs}) != 1:
             return None
         return self._name, torch.cat(self._inputs).numpy()
 
     def _replayable(self, inputs: list[torch.Tensor], logits: Floats) -> str | None:
-        """The stored tensor that makes these logits of these inputs: none where a model scales or caps them after the
-        head, or the head has a bias or is made otherwise."""
+        """Return the name of the stored tensor whose product with `inputs` is exactly `logits`, or None.
+
+        There is no such tensor if the model scales or caps its logits, or if the head has a bias.
+        """
         weight = getattr(self._head, "weight", None)
         parameters = self._runner.model.named_parameters(remove_duplicate=False)
         names = {str(name) for name, parameter in parameters if parameter is weight}

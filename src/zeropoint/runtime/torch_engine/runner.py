@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The quantized model of an artifact folder, ready for `generate`. Raises `ArtifactError`."""
+    """Return the transformers model of an artifact folder. Raises `ArtifactError` if the folder is damaged."""
     opened = artifact.open(path)
     config = runtime_config(path, trust_remote_code=trust_remote_code)
     dtypes: dict[str, np.dtype[Any]] = {}
@@ -51,7 +51,7 @@ def load_artifact(path: str | Path, *, trust_remote_code: bool = False) -> PreTr
 
 
 def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's config without its `quantization_config`: transformers must build plain modules."""
+    """Return the model's config without `quantization_config`, so that transformers builds plain modules."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -59,19 +59,19 @@ def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> Pret
 
 
 def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
-    """Use the folder's generation defaults (stop tokens) when it has them."""
-    if (found := _generation_config(str(path))) is not None:
-        model.generation_config = found
+    """Set the model's generation defaults (stop tokens, say) to those of the folder, if it has any."""
+    if (defaults := _generation_config(str(path))) is not None:
+        model.generation_config = defaults
 
 
 def load_checkpoint(
     path: str | Path, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Return the unquantized model as transformers loads it, its weights read and checked by `open_checkpoint`.
+    """Return the unquantized transformers model of a checkpoint.
 
-    transformers fills what a file lacks with random numbers, and says so in a log: here a file that lacks anything is
-    refused before. `path` is a folder, a GGUF file or a hub name, `dtype` a torch dtype's name, or `auto` for the
-    model's own. Raise `CheckpointError`, as `open_checkpoint` does.
+    `path` is a folder, a GGUF file or a hub name; `dtype` is a torch dtype's name, or `auto` for the checkpoint's own.
+    `open_checkpoint` reads and checks the weights. Raises `CheckpointError` if a weight is missing or damaged, where
+    transformers would only log a warning and use random numbers.
     """
     checkpoint = open_checkpoint(path, revision=revision, allow_remote_code=trust_remote_code)
     for note in checkpoint.notes:
@@ -80,22 +80,22 @@ def load_checkpoint(
 
 
 def build(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
-    """Return the model of an open checkpoint in a torch dtype. Raise `CheckpointError` where it cannot be built."""
+    """Return the model of an open checkpoint in a torch dtype. Raises `CheckpointError` if it cannot be built."""
     weights = {name: _Unread(checkpoint, name) for name in checkpoint.used()}
     kind: Any = type(checkpoint.model)
-    wanted = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
+    torch_dtype = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
     try:
-        model, loaded = kind.from_pretrained(
-            None, config=checkpoint.config, state_dict=weights, dtype=wanted, output_loading_info=True
+        model, report = kind.from_pretrained(
+            None, config=checkpoint.config, state_dict=weights, dtype=torch_dtype, output_loading_info=True
         )
     except CheckpointError:
         raise
-    except Exception as error:  # transformers raises whatever a config leads to
+    except Exception as error:  # a wrong config can raise anything in transformers
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{checkpoint.name} does not load as a causal language model: {reason}"
         ) from error
-    if random := sorted({*loaded["missing_keys"], *(str(each[0]) for each in loaded["mismatched_keys"])}):
+    if random := sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])}):
         raise CheckpointError(
             f"{checkpoint.name} does not load as a causal language model: transformers finds no {random[0]} in it"
         )
@@ -104,7 +104,7 @@ def build(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
 
 
 class _Unread:
-    """A stored tensor that transformers reads when its turn has come, by `tensor[...]` as it reads safetensors' own."""
+    """A stored tensor that is read only when transformers indexes it (`tensor[...]`), like a safetensors slice."""
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:
         self._checkpoint, self._name = checkpoint, name
@@ -115,28 +115,30 @@ class _Unread:
 
 @lru_cache(maxsize=4)
 def load_tokenizer(path: str) -> Text:
-    """Return the folder's tokenizer, shared by all who open the same folder: the native engine's where the folder has
-    a tokenizer.json, and the one that transformers makes of other files. Raises `CheckpointError` for files that make
-    none."""
+    """Return the folder's tokenizer; callers with the same folder share one object.
+
+    With a tokenizer.json it is Zeropoint's own tokenizer, otherwise that of transformers. Raises `CheckpointError` if
+    the files are missing or damaged.
+    """
     if (Path(path) / "tokenizer.json").is_file():
         return tokenizer.load_tokenizer(Path(path))
     try:
-        made = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        return HubTokenizer(made, _generation_config(path))
-    except Exception as cause:  # missing and damaged files fail in many ways
-        said = " ".join(str(cause).split())[:300]
-        raise CheckpointError(f"the tokenizer of {path} cannot be read: {said}") from cause
+        hub_tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return HubTokenizer(hub_tokenizer, _generation_config(path))
+    except Exception as cause:  # missing and damaged files raise many kinds of errors
+        reason = " ".join(str(cause).split())[:300]
+        raise CheckpointError(f"the tokenizer of {path} cannot be read: {reason}") from cause
 
 
 def _generation_config(path: str) -> GenerationConfig | None:
-    """Return the folder's generation defaults, if it has some."""
+    """Return the folder's generation defaults, or None."""
     if not (Path(path) / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def tensor_bytes(path: str | Path) -> int:
-    """Bytes of the tensors in a folder's safetensors files, headers left out."""
+    """Return the bytes of the tensors in a folder's safetensors files (without headers), or in a GGUF file."""
     total = 0
     if Path(path).is_file():  # a GGUF file
         return open_source(path).nbytes()
@@ -148,7 +150,7 @@ def tensor_bytes(path: str | Path) -> int:
 
 
 class TorchRunner(Reads):
-    """See `zeropoint.runtime.Runner`; attributes are set once and not changed."""
+    """The `zeropoint.runtime.protocol.Runner` of a transformers model."""
 
     def __init__(self, model: PreTrainedModel, text: Text, *, name: str, engine: str, artifact_bytes: int):
         self.model = model
@@ -164,6 +166,10 @@ class TorchRunner(Reads):
 
     @classmethod
     def open(cls, path: str, *, threads: int, dtype: str) -> TorchRunner:
+        """Open an artifact, or a checkpoint in the torch dtype `dtype`.
+
+        Raises `UsageError` if `threads` is below 1, `ArtifactError` or `CheckpointError` if the files are damaged.
+        """
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
@@ -220,6 +226,6 @@ class TorchRunner(Reads):
         return prefilled - start, time.perf_counter() - prefilled
 
     def _step(self, step: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        """Feed `step [B, T]`; the logits `[B, vocab]` after each sequence and the grown cache."""
+        """Read tokens `[B, T]`; return the logits `[B, vocab]` after the last one, and the grown cache."""
         out = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values

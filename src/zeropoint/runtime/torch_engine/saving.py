@@ -1,7 +1,7 @@
-"""A model in memory as an artifact: its packed weights unpacked one by one, exactly, its other weights as they are now.
+"""Saving a loaded model as an artifact: packed weights are unpacked one by one, other weights written as they are now.
 
-What may not be written is refused before anything is: weights that the model was not loaded with, quantized ones that
-were replaced, values that are not finite.
+A model is refused, before anything is written, if its weights are not the ones that were loaded, if a quantized weight
+was replaced by one of another scheme, or if a value is not finite.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ from zeropoint.runtime.torch_engine.packed import PackedTensor, to_numpy
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Weight
 
-#: What may lie in a folder that a model is saved to, beside files that no loader takes for weights.
+#: Names of files that a model loader would take for weights.
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|onnx)|.*\.(safetensors|bin)\.index\.json")
 
 
-#: Gives the tokenizer's and other files to copy, which may last until the stack ends.
+#: Returns the tokenizer files and others to copy; temporary ones exist until the `ExitStack` closes.
 Files = Callable[[ExitStack], list[Path]]
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an artifact of a model says besides its weights, kept since the model was loaded.
+    """Everything an artifact contains besides the weights, recorded when the model is loaded.
 
-    - `config`: config.json; `settings`, `generation`: the model's own configs as they were, to tell what changed;
-    - `dtypes`: of each weight that is not quantized, its type in the source;
-    - `quality`, `verdict`: an artifact's sections of these names, which hold as long as its weights have this `digest`.
+    - `card`: the artifact's card;
+    - `config`: config.json;
+    - `dtypes`: the dtype in the source of each weight that is not quantized;
+    - `settings`, `generation`: the model's configs when loaded, to detect later changes;
+    - `files`: returns the tokenizer and other files to copy;
+    - `quality`, `verdict`: the card's sections, which are valid while the weights have this `digest`.
     """
 
     card: Card
@@ -64,10 +67,11 @@ class Origin:
 
     @property
     def plan(self) -> Plan:
+        """Return the plan in the card."""
         return self.card.plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
-        return self  # nothing in it changes
+        return self  # an origin is never changed, so copies share it
 
     @classmethod
     def of(
@@ -79,7 +83,7 @@ class Origin:
         files: Files,
         **sections: Any,
     ) -> Origin:
-        """Remember what a model just loaded is made of."""
+        """Return the origin of a newly loaded model."""
         settings, generation = _settings(model), _generation(model)
         return cls(
             card, config, dtypes, copy.deepcopy(settings), copy.deepcopy(generation), files, **sections
@@ -89,8 +93,9 @@ class Origin:
     def of_artifact(
         cls, model: PreTrainedModel, opened: Artifact, dtypes: Mapping[str, np.dtype[Any]]
     ) -> Origin:
+        """Return the origin of a model newly loaded from an artifact."""
         card, path = opened.card, opened.path
-        made = Card(
+        new_card = Card(
             plan=opened.plan,
             layout=opened.layout,
             source=card["source"],
@@ -102,28 +107,28 @@ class Origin:
             engine=card.get("engine") or {},
         )
         sections = {"quality": card["quality"], "verdict": card["verdict"]}
-        origin = cls.of(model, made, opened.config, dtypes, TokenizerFiles(path), **sections)
+        origin = cls.of(model, new_card, opened.config, dtypes, TokenizerFiles(path), **sections)
         return replace(origin, digest=_digest(model, origin)) if any(sections.values()) else origin
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """The files that lie beside a folder's weights. Raises `ArtifactError` when the folder is gone since."""
+    """The files beside the weights in a folder, listed when called. Raises `ArtifactError` if the folder is gone."""
 
     folder: Path
 
     def __call__(self, stack: ExitStack) -> list[Path]:
         if not self.folder.is_dir():
             raise ArtifactError(
-                f"{self.folder}, which the model was loaded from and whose tokenizer belongs to it, is gone: "
-                "put it back, or load the model from where it is now"
+                f"{self.folder}, the folder with the model's tokenizer, is gone: put it back, or load the model "
+                "from where it is now"
             )
         return model_files(self.folder)
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Files kept by their bytes, for a source that holds them inside another file."""
+    """Files held in memory, for a source (such as GGUF) that stores them inside another file."""
 
     contents: Mapping[str, bytes]
 
@@ -141,11 +146,11 @@ class Contents:
 def save(
     model: PreTrainedModel, origin: Origin, folder: str | Path, *, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write the artifact of a model into `folder`.
+    """Write the model as an artifact into `folder`.
 
-    An artifact there is replaced; other files are left alone, so that a tokenizer may be saved to the same folder.
-    Raises `UsageError` for a folder that holds another model, and for a model that is not the one that was loaded;
-    `ArtifactError` when the artifact cannot be written. In either case nothing is written.
+    An artifact in the folder is replaced; other files stay, so a tokenizer can be saved to the same folder. Raises
+    `UsageError` if the folder holds another model, or if the model's weights are not those that were loaded;
+    `ArtifactError` if the artifact cannot be written.
     """
     out = Path(folder).expanduser()
     refuse_destination(out)
@@ -177,7 +182,7 @@ def save(
 def noting_dtypes(
     weights: Iterable[tuple[str, Weight]], dtypes: dict[str, np.dtype[Any]]
 ) -> Iterator[tuple[str, Weight]]:
-    """Pass a stream on, and write the types of the weights that are not quantized into `dtypes`."""
+    """Yield the stream unchanged, and record the dtypes of unquantized weights in `dtypes`."""
     for name, weight in weights:
         if isinstance(weight, np.ndarray):
             dtypes[name] = weight.dtype
@@ -185,7 +190,7 @@ def noting_dtypes(
 
 
 def refuse_destination(out: Path) -> None:
-    """Raise `UsageError` where a model may not be saved: a file, or a folder that holds another model's weights."""
+    """Raise `UsageError` if `out` is a file, or a folder with a model that is not an artifact."""
     if not os.path.lexists(out):
         return
     if not out.is_dir():
@@ -193,13 +198,13 @@ def refuse_destination(out: Path) -> None:
     others = sorted(file.name for file in out.iterdir() if WEIGHTS.fullmatch(file.name))
     if others and not (out / CARD_NAME).is_file():
         raise UsageError(
-            f"{out} holds a model that is not a Zeropoint artifact ({others[0]}), and is not overwritten: choose "
+            f"{out} holds a model that is not a Zeropoint artifact ({others[0]}) and is not overwritten: choose "
             "another folder"
         )
 
 
 def refuse_unknown(model: PreTrainedModel, origin: Origin) -> None:
-    """Raise `UsageError` unless the model holds exactly the weights that it was loaded with."""
+    """Raise `UsageError` unless the model has exactly the parameters that it was loaded with."""
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UsageError(
             "the model has an adapter: save the adapter by itself, or remove it to save the model"
@@ -213,36 +218,40 @@ def refuse_unknown(model: PreTrainedModel, origin: Origin) -> None:
         source = layout.tied.get(name)
         if source is None or source not in choices:
             raise UsageError(
-                f"the model holds {name}, which it was not loaded with: an artifact is written of the loaded model only"
+                f"the model has the weight {name}, which it was not loaded with: only the loaded model can be saved"
             )
         if not _same(parameter, find(model, source, origin)):
-            raise UsageError(f"{name} was tied to {source} and is another weight now: that cannot be written")
+            raise UsageError(
+                f"{name} was tied to {source} and now differs from it: tie the two again to save the model"
+            )
 
 
 def find(model: PreTrainedModel, name: str, origin: Origin) -> torch.Tensor:
-    """Return a weight of the plan as the model holds it. Raises `UsageError` when it is not what was loaded."""
+    """Return the tensor of a weight of the plan, in the shape that the checkpoint has.
+
+    Raises `UsageError` if it is missing, or quantized otherwise than when it was loaded.
+    """
     choice = origin.plan.choices[name]
     path, _, leaf = name.rpartition(".")
     try:
         owner = model.get_submodule(path)
     except AttributeError:
         owner = nn.Module()
-    held: torch.Tensor | None = owner._parameters.get(leaf, owner._buffers.get(leaf))
-    packed = isinstance(held, PackedTensor)
-    if held is None or packed != (choice.scheme is not None and not choice.scheme.is_float):
+    tensor: torch.Tensor | None = owner._parameters.get(leaf, owner._buffers.get(leaf))
+    packed = isinstance(tensor, PackedTensor)
+    if tensor is None or packed != (choice.scheme is not None and not choice.scheme.is_float):
+        raise UsageError(f"{name} is not the weight that was loaded: only the loaded model can be saved")
+    if isinstance(tensor, PackedTensor) and tensor.packed.scheme != choice.scheme:
         raise UsageError(
-            f"{name} is not the weight that was loaded: an artifact is written of the loaded model only"
-        )
-    if isinstance(held, PackedTensor) and held.packed.scheme != choice.scheme:
-        raise UsageError(
-            f"{name} is quantized as {held.packed.scheme} now, and was loaded as {choice.scheme}"
+            f"{name} is now quantized as {tensor.packed.scheme}, but was loaded as {choice.scheme}"
         )
     if isinstance(owner, HalfLinear) and owner.transposed:
-        return held.t()
-    return held
+        return tensor.t()
+    return tensor
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two weights are equal: the same packed weight, or the same values."""
     if isinstance(one, PackedTensor) or isinstance(other, PackedTensor):
         return (
             isinstance(one, PackedTensor) and isinstance(other, PackedTensor) and one.packed is other.packed
@@ -251,24 +260,24 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _changed(model: PreTrainedModel, origin: Origin) -> set[str]:
-    """Names of weights that the type they were stored in does not hold any more: they are written in float32.
+    """Return the names of weights whose values no longer fit the dtype of the source; these are written in float32.
 
-    Raises `UsageError` for a value that is not finite.
+    Raises `UsageError` if a value is not finite.
     """
     changed = set()
     for name, dtype in origin.dtypes.items():
-        held = find(model, name, origin).detach()
-        if not held.is_floating_point():
+        tensor = find(model, name, origin).detach()
+        if not tensor.is_floating_point():
             continue
-        if not torch.isfinite(held).all():
+        if not torch.isfinite(tensor).all():
             raise UsageError(f"{name} holds NaN or infinite values: the model is damaged and is not written")
-        if not torch.equal(held.to(_torch_dtype(dtype)).to(held.dtype), held):
+        if not torch.equal(tensor.to(_torch_dtype(dtype)).to(tensor.dtype), tensor):
             changed.add(name)
     return changed
 
 
 def _with_changes(model: PreTrainedModel, origin: Origin, changed: set[str]) -> Plan:
-    """Return the plan of the weights as they are now."""
+    """Return the plan, with the weights `changed` in float32."""
     if not changed:
         return origin.plan
     choices, nbytes = dict(origin.plan.choices), origin.plan.nbytes
@@ -279,54 +288,59 @@ def _with_changes(model: PreTrainedModel, origin: Origin, changed: set[str]) -> 
 
 
 def _weights(model: PreTrainedModel, plan: Plan, origin: Origin) -> Iterator[tuple[str, Weight]]:
-    """Yield each weight of the plan, one unpacked at a time."""
+    """Yield (name, weight) of the plan in order, with one packed weight unpacked at a time."""
     for name in plan.choices:
-        held = find(model, name, origin)
-        if isinstance(held, PackedTensor):
-            yield name, held.packed.unpack()
+        tensor = find(model, name, origin)
+        if isinstance(tensor, PackedTensor):
+            yield name, tensor.packed.unpack()
             continue
-        dtype = held.dtype
+        dtype = tensor.dtype
         if dtype.is_floating_point:
             same = plan.choices[name] is origin.plan.choices[name]
             dtype = _torch_dtype(origin.dtypes[name]) if same else torch.float32
-        yield name, to_numpy(held.detach().to(dtype))
+        yield name, to_numpy(tensor.detach().to(dtype))
 
 
 def _digest(model: PreTrainedModel, origin: Origin) -> str:
-    """Return a digest of the weights as they are now. A packed one counts as itself until another is loaded into it."""
-    made = hashlib.sha256()
+    """Return a digest that changes if a weight changes; of a packed weight, only whether it was replaced counts."""
+    digest = hashlib.sha256()
     for name in origin.plan.choices:
-        held = find(model, name, origin)
-        if isinstance(held, PackedTensor):
-            made.update(b"replaced" if held.packed.replaced else b"as loaded")
+        tensor = find(model, name, origin)
+        if isinstance(tensor, PackedTensor):
+            digest.update(b"replaced" if tensor.packed.replaced else b"as loaded")
         else:
-            made.update(to_numpy(held).tobytes())
-    return made.hexdigest()
+            digest.update(to_numpy(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    made: torch.dtype = getattr(torch, dtype.name)
-    return made
+    torch_dtype: torch.dtype = getattr(torch, dtype.name)
+    return torch_dtype
 
 
 def _settings(model: PreTrainedModel) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
-    return {key: value for key, value in made.items() if key not in ("_name_or_path", "transformers_version")}
+    """Return the fields of the model's config, without the path and version that loading sets."""
+    fields: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return {
+        key: value for key, value in fields.items() if key not in ("_name_or_path", "transformers_version")
+    }
 
 
 def _generation(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of the model's generation config, empty if it has none."""
     config = getattr(model, "generation_config", None)
     return {} if config is None else json.loads(config.to_json_string(use_diff=False))
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `after` that are new or have another value in `before`."""
     return {key: value for key, value in after.items() if key not in before or before[key] != value}
 
 
 def _with_generation(
     model: PreTrainedModel, origin: Origin, files: list[Path], stack: ExitStack
 ) -> list[Path]:
-    """Return the files to copy, generation_config.json among them as the model has it now where it was changed."""
+    """Return the files to copy; if the generation config was changed, with a new generation_config.json."""
     if _generation(model) == origin.generation:
         return files
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
@@ -336,14 +350,15 @@ def _with_generation(
         raise UsageError(
             f"the model's generation_config is not valid: {' '.join(str(cause).split())}"
         ) from cause
-    made = folder / "generation_config.json"
-    return [*(file for file in files if file.name != made.name), made]
+    written = folder / "generation_config.json"
+    return [*(file for file in files if file.name != written.name), written]
 
 
 def _move_in(staged: Path, out: Path) -> None:
-    """Move an artifact's files into the folder above it, in place of an older artifact's; its card comes last."""
+    """Move the artifact `staged` into `out` and remove an older artifact's weights; the card comes last."""
     try:
-        (out / CARD_NAME).unlink(missing_ok=True)  # from here on the folder is no artifact until it is whole
+        # without a card, the folder is no artifact until all files are moved
+        (out / CARD_NAME).unlink(missing_ok=True)
         new = {file.relative_to(staged) for file in staged.rglob("*") if file.is_file()}
         for file in [*out.iterdir()]:
             if WEIGHTS.fullmatch(file.name) and Path(file.name) not in new:
@@ -357,6 +372,6 @@ def _move_in(staged: Path, out: Path) -> None:
 
 
 def _discard(staged: Path, out: Path) -> None:
-    """Remove what was staged inside an existing folder."""
+    """Remove the temporary folder `staged` inside `out`, if there is one."""
     if staged != out:
         shutil.rmtree(staged, ignore_errors=True)
