@@ -60,7 +60,9 @@ def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)
-        return None, [f"there is no GGUF architecture for {config.get('model_type')!r}: use one of {known}"]
+        return None, [
+            f"no GGUF architecture is known for {config.get('model_type')!r}: Zeropoint writes {known}"
+        ]
     try:
         record = derive(config)
     except UnsupportedError as cause:

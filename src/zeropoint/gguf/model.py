@@ -2,8 +2,8 @@
 
 The header becomes a config.json and tokenizer files. Tensors get transformers' names, shapes and row order, and are
 read on request. `weight` returns integer weights for Q8_0, Q5_0, Q4_0, and for Q4_1 if its minima are integer multiples
-of its scales. Other blocks are dequantized as in ggml's reference. `importers/gguf.py` builds artifacts from this class,
-and `sources/folder.py` the source that the native engine and the torch runtime read.
+of its scales. Other blocks are dequantized as in ggml's reference. `importers/gguf.py` builds artifacts from this
+class, and `sources/folder.py` the source that the native engine and the torch runtime read.
 """
 
 from __future__ import annotations
