@@ -82,7 +82,7 @@ def vector_of(name: str, read: Read, size: int) -> Float32:
 
 
 def tensor_name(source: LinearSource) -> str:
-    """Return the name of a projection's main tensor: the weight's name, plus the first row for a part of a fused one."""
+    """Return the name of a projection's main tensor: the weight's name, plus the first row if the weight is fused."""
     if source.rows is None:
         return source.weight
     return f"{source.weight}.{source.rows.start}"
@@ -90,7 +90,7 @@ def tensor_name(source: LinearSource) -> str:
 
 @dataclass(slots=True, eq=False)
 class Decoder:
-    """The writer of a model spec's graph. `ways` holds each weight's ONNX layout; `read` reads the artifact's weights."""
+    """The writer of a model spec's graph. `ways` holds each weight's layout; `read` reads the artifact's weights."""
 
     record: ModelSpec
     ways: Ways
@@ -246,7 +246,7 @@ class Decoder:
         return self.graph.op("LayerNormalization", *inputs, axis=-1, epsilon=self.config.norm_eps)
 
     def _head_norm(self, layer: LayerRecord, slot: NormSlot, x: str, heads: int) -> str:
-        """Return the norm of queries or keys: over each head's channels, or over all channels if the norm is as wide."""
+        """Return the norm of queries or keys, over the channels of each head or over all channels."""
         norm = layer.norms.get(slot)
         if norm is None or norm.size == heads * self.config.head_dim:
             return self._norm(layer, slot, x)

@@ -7,8 +7,8 @@ from typing import Any
 
 from zeropoint.models.spec import DecoderConfig
 
-#: Model types that onnxruntime-genai 0.18 knows by name. Any other decoder with a KV cache has the type `ANY`. "gpt2" is
-#: missing because onnxruntime-genai expects a graph with other inputs under that name.
+#: Model types that onnxruntime-genai 0.18 knows by name. Any other decoder with a KV cache has the type `ANY`. "gpt2"
+#: is missing because onnxruntime-genai expects a graph with other inputs under that name.
 TYPES = frozenset({
     "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3",
 })  # fmt: skip

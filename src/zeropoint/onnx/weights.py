@@ -2,11 +2,11 @@
 
 `Floats`: an unquantized weight, multiplied by MatMul.
 
-`Integers`: int8 codes `[in, out]` with one scale per output channel, multiplied by MatMulInteger. An input code is split
-into two 7-bit limbs with one scale per token, `code = 128 * high + low`. Both limbs are multiplied in one call, so the
-weight is read once. Limbs are stored as uint8 0 to 127 (64 too large): x86 CPUs before VNNI add pairs of products in 16
-bits, where 2 * 127 * 127 fits and 2 * 255 * 127 saturates. Input codes of 14 bits change the result by about 1e-5 nats.
-For 8-bit inputs the codes are at most 127, as in the artifact.
+`Integers`: int8 codes `[in, out]` with one scale per output channel, multiplied by MatMulInteger. An input code is
+split into two 7-bit limbs with one scale per token, `code = 128 * high + low`. Both limbs are multiplied in one call,
+so the weight is read once. Limbs are stored as uint8, plus 64: 0 to 127. x86 CPUs before VNNI add pairs of products in
+16 bits, where 2 * 127 * 128 fits and 2 * 255 * 128 saturates. Input codes of 14 bits change the result by about 1e-5
+nats. For 8-bit inputs the codes are at most 127, as in the artifact.
 
 `Blocks`: unsigned codes `[out, blocks, bytes]` with one scale per block of a row, multiplied by
 com.microsoft.MatMulNBits. Inputs of weights up to 4 bits stay float32, unless the artifact rounds inputs in groups
@@ -286,7 +286,10 @@ class Blocks:
 
 
 def _limbs(graph: Graph, x: str, codes: int) -> tuple[str, str]:
-    """Return the high and low limbs of `x [b, s, in]`, uint8 `[2, b, s, in]` plus 64, and their scales `[2, b, s, 1]`."""
+    """Split `x [b, s, in]` into high and low limbs.
+
+    Return the limbs plus 64, uint8 `[2, b, s, in]`, and their scales `[2, b, s, 1]`.
+    """
     scale = _scale(graph, x, codes)
     whole = graph.op("Round", graph.op("Div", x, scale))
     # code + 8256 = 128 * (high + 64) + (low + 64): bits 7 to 13 hold the high limb, bits 0 to 6 the low limb
