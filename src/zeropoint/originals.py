@@ -101,6 +101,7 @@ class OriginalModel:
         choices = self._choices(kinds)
 
         def quantize(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
+            """Quantize weights to their types in `kinds`."""
             return quantize_to(kinds, views, choice, stats)
 
         blocks = CalibratedBlocks(self._checkpoint, Plan(choices, 0), self._tokens, quantize)
@@ -123,12 +124,13 @@ class OriginalModel:
         """
         integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
         scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
-        inside = Choice(scheme, *resolve("good", {}, scheme))
+        in_block = Choice(scheme, *resolve("good", {}, scheme))
 
         def choose(name: str) -> Choice:
+            """Return the choice of one weight."""
             if kinds.get(name, Kind.F32) in FLOATS:
                 return Choice(None)
-            return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else inside
+            return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else in_block
 
         return {name: choose(name) for name in self.shapes}
 

@@ -129,6 +129,7 @@ def _reader(
     """Return a function that reads a weight as float32 `[out, in]`."""
 
     def view() -> torch.Tensor:
+        """Read the weight."""
         tensor = read(name) if expert is None else read(name)[expert]
         return (tensor.t() if transposed else tensor).to(torch.float32).contiguous()
 

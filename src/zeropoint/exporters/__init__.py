@@ -71,9 +71,17 @@ class Pair:
 class Exporter(Protocol):
     """The interface of a target's module."""
 
-    def problems(self, artifact: Artifact) -> list[str]: ...
-    def write(self, artifact: Artifact, path: Path, progress: Progress) -> Written: ...
-    def read_back(self, artifact: Artifact, path: Path) -> Iterator[Pair]: ...
+    def problems(self, artifact: Artifact) -> list[str]:
+        """Return the reasons why the artifact cannot be exported exactly."""
+        ...
+
+    def write(self, artifact: Artifact, path: Path, progress: Progress) -> Written:
+        """Write the artifact to `path`. Raises `UnsupportedError` with its problems."""
+        ...
+
+    def read_back(self, artifact: Artifact, path: Path) -> Iterator[Pair]:
+        """Yield every weight of the written file beside the artifact's."""
+        ...
 
 
 class Original(Protocol):
@@ -104,8 +112,13 @@ class OriginalExporter(Protocol):
 
     TYPES: tuple[str, ...]
 
-    def write_original(self, original: Original, type: str, path: Path, progress: Progress) -> Written: ...
-    def read_original(self, path: Path) -> Iterator[tuple[str, Floats]]: ...
+    def write_original(self, original: Original, type: str, path: Path, progress: Progress) -> Written:
+        """Quantize the original's weights to `type` and write them to `path`."""
+        ...
+
+    def read_original(self, path: Path) -> Iterator[tuple[str, Floats]]:
+        """Yield every weight of the written file as float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,22 +217,24 @@ def digest(values: Floats) -> str:
     return hashlib.sha256(np.ascontiguousarray(values + np.float32(0), np.float32).tobytes()).hexdigest()
 
 
-def compare_digests(meant: Mapping[str, str], found: Iterable[tuple[str, Floats]], progress: Progress) -> int:
-    """Check that every weight in `found` has its digest in `meant`. Return the number of values compared.
+def compare_digests(
+    digests: Mapping[str, str], weights: Iterable[tuple[str, Floats]], progress: Progress
+) -> int:
+    """Check that the weights read back have these digests, by name. Return the number of values compared.
 
     Raises `GateError` with the name of the first weight that differs or is missing.
     """
-    missing, count = set(meant), 0
-    for name, values in found:
+    missing, count = set(digests), 0
+    for name, values in weights:
         missing.discard(name)
-        progress(f"verify {name}", len(meant) - len(missing), len(meant))
-        if digest(values) != meant.get(name):
+        progress(f"verify {name}", len(digests) - len(missing), len(digests))
+        if digest(values) != digests.get(name):
             raise GateError(
                 f"{name} was read back with other values than were written: the export was discarded"
             )
         count += values.size
     if missing:
-        raise GateError(f"{min(missing)} is not in what was written: nothing was written")
+        raise GateError(f"{min(missing)} is missing from the written file: the export was discarded")
     return count
 
 
@@ -239,11 +254,11 @@ def compare(artifact: Artifact, pairs: Iterator[Pair], progress: Progress) -> in
             wrong = pair.found != pair.meant
             raise GateError(
                 f"{pair.name} was read back with {int(wrong.sum())} of {wrong.size} values changed, by up to "
-                f"{float(np.abs(pair.found - pair.meant).max()):.3g}: nothing was written"
+                f"{float(np.abs(pair.found - pair.meant).max()):.3g}: the export was discarded"
             )
         count += pair.found.size
     if missing:
-        raise GateError(f"{min(missing)} is not in what was written: nothing was written")
+        raise GateError(f"{min(missing)} is missing from the written file: the export was discarded")
     return count
 
 

@@ -127,8 +127,10 @@ def _repacked(scheme: Scheme | None) -> bool:
 
 
 def _encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield a weight's tensors in the form that vLLM expects."""
     return encode(artifact, name, weight, packed=_repacked(artifact.plan.choices[name].scheme))
 
 
 def _decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
+    """Return a weight from the tensors of `_encode`."""
     return decode(artifact, name, where, packed=_repacked(artifact.plan.choices[name].scheme))

@@ -169,20 +169,24 @@ def _nibbles(packed: Bytes) -> NDArray[np.int16]:
 
 
 def _decode_q8_0(blocks: Bytes) -> QuantizedTensor:
+    """Decode Q8_0 blocks, uint8 `[out, blocks, 34]`."""
     codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).astype(np.int16)
     return _symmetric(8, BLOCK, codes, _half(blocks, 0))
 
 
 def _decode_q5_0(blocks: Bytes) -> QuantizedTensor:
+    """Decode Q5_0 blocks, uint8 `[out, blocks, 22]`."""
     fifth = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little").astype(np.int16)
     return _symmetric(5, BLOCK, (_nibbles(blocks[..., 6:]) | (fifth << 4)) - 16, _half(blocks, 0))
 
 
 def _decode_q4_0(blocks: Bytes) -> QuantizedTensor:
+    """Decode Q4_0 blocks, uint8 `[out, blocks, 18]`."""
     return _symmetric(4, BLOCK, _nibbles(blocks[..., 2:]) - 8, _half(blocks, 0))
 
 
 def _decode_q4_1(blocks: Bytes) -> QuantizedTensor:
+    """Decode Q4_1 blocks, uint8 `[out, blocks, 20]`. Raises `SchemeError` unless every `-m / d` is in 0..15."""
     scale, minimum = _half(blocks, 0), _half(blocks, 2)
     scheme = Scheme(4, "group", BLOCK, False, "fp16")
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -59,9 +59,9 @@ def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
     """Return `(description, [])` for a model's config.json, or `(None, reasons)` if GGUF cannot hold the model."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        known = ", ".join(FAMILIES)
+        supported = ", ".join(FAMILIES)
         return None, [
-            f"no GGUF architecture is known for {config.get('model_type')!r}: Zeropoint writes {known}"
+            f"no GGUF architecture is known for {config.get('model_type')!r}: Zeropoint writes {supported}"
         ]
     try:
         record = derive(config)

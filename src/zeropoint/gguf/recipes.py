@@ -43,6 +43,7 @@ def _half(kind: GGMLQuantizationType) -> Rule:
     """Return a rule that gives `kind` to the first and last eighth of the layers, and to every third one between."""
 
     def rule(layer: int, layers: int) -> GGMLQuantizationType | None:
+        """Return `kind` for the selected layers, else None."""
         edge = layers // 8
         wider = layer < edge or layer >= 7 * layers // 8 or (layer - edge) % 3 == 2
         return kind if wider else None

@@ -60,7 +60,7 @@ def space_prefix(data: Mapping[str, Any]) -> bool:
 
 def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[TokenType]) -> list[float]:
     """Return a score for each token. Raises `UnsupportedError` if no scores reproduce the order of the merges."""
-    known = set(tokens)
+    vocabulary = set(tokens)
     places: dict[str, int] = {}
     splits: dict[str, int] = {}
     last = ""
@@ -76,7 +76,7 @@ def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[Toke
         if each != TokenType.NORMAL:  # both programs match added tokens before they merge
             continue
         listed = splits.get(piece, 0)
-        possible = sum(piece[:i] in known and piece[i:] in known for i in range(1, len(piece)))
+        possible = sum(piece[:i] in vocabulary and piece[i:] in vocabulary for i in range(1, len(piece)))
         if listed != possible:
             raise UnsupportedError(
                 f"its tokenizer merges {piece!r} in {listed} of {possible} ways, and llama.cpp in each"
@@ -90,13 +90,15 @@ def merges(tokens: Sequence[str], types: Sequence[int], token_scores: Sequence[f
 
     Raises `UnsupportedError` if two pieces that merges can produce have the same score: no list expresses that.
     """
-    known = set(tokens)
+    vocabulary = set(tokens)
     mergeable: list[tuple[float, list[list[str]]]] = []
     for piece, kind, score in zip(tokens, types, token_scores, strict=True):
         if kind != TokenType.NORMAL or len(piece) < 2:
             continue
         splits = [
-            [piece[:i], piece[i:]] for i in range(1, len(piece)) if piece[:i] in known and piece[i:] in known
+            [piece[:i], piece[i:]]
+            for i in range(1, len(piece))
+            if piece[:i] in vocabulary and piece[i:] in vocabulary
         ]
         if splits:
             mergeable.append((float(score), splits))

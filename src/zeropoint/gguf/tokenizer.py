@@ -144,6 +144,7 @@ class HeaderTokenizer:
         return self._data(_normalizer(split), steps, decoder, model, bos=split.adds_bos)
 
     def _data(self, normalizer: Any, splitter: Any, decoder: Any, model: Any, *, bos: bool) -> dict[str, Any]:
+        """Return a tokenizer.json with these parts. `bos`: a text starts with BOS unless the header says otherwise."""
         added, kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN), self.types.tolist()
         return {
             "version": "1.0",
@@ -159,7 +160,7 @@ class HeaderTokenizer:
         }
 
     def _vocabulary(self) -> dict[str, int]:
-        """Texts and ids, added tokens too: they would get other ids otherwise."""
+        """Map each token's text to its id. Added tokens are included, because they would get other ids otherwise."""
         kinds = self.types.tolist()
         return {text: i for i, text in enumerate(self.tokens) if kinds[i] != TokenType.UNUSED}
 

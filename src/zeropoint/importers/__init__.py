@@ -65,8 +65,13 @@ class Source:
 class Importer(Protocol):
     """The interface of a format's module."""
 
-    def recognizes(self, path: Path) -> bool: ...
-    def open(self, path: Path) -> Source: ...
+    def recognizes(self, path: Path) -> bool:
+        """Return whether `path` is a model in this format. Reads no weights."""
+        ...
+
+    def open(self, path: Path) -> Source:
+        """Open the model. Raises `UnsupportedError` or `CheckpointError` if it cannot be imported."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ def open_folder(folder: Path, name: str) -> Source:
         )
 
     def read(key: str) -> NDArray[Any]:
+        """Read a tensor by its name without wrapper parts."""
         stored = own[key]
         return files[stored].read(stored)
 

@@ -59,17 +59,17 @@ def _renamed(own: Mapping[str, str], names: Mapping[str, str], where: object) ->
 
 
 def match(
-    wanted: Iterable[str], found: Iterable[str], prefix: str, aliases: Mapping[str, str]
+    required: Iterable[str], stored: Iterable[str], prefix: str, aliases: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return `(name in wanted -> the names in found that match, names in found that match nothing)`.
+    """Return `(required name -> the stored names that match, stored names that match nothing)`.
 
-    As in transformers, a stored name may lack the base model's `prefix`, may have a `prefix` too many, or may be a key
-    of `aliases` (stored name -> name in wanted).
+    As in transformers, a stored name may lack the base model's `prefix`, may have one `prefix` too many, or may be a
+    key of `aliases` (stored name -> required name).
     """
-    names = frozenset(wanted)
+    names = frozenset(required)
     matches: dict[str, list[str]] = {}
     unused: list[str] = []
-    for name in sorted(found):
+    for name in sorted(stored):
         target = aliases.get(name, name)
         if prefix and target.startswith(prefix) and target.removeprefix(prefix) in names:
             target = target.removeprefix(prefix)

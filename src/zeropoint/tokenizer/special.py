@@ -72,16 +72,16 @@ def read_special_tokens(
 ) -> SpecialTokens:
     """Return the special tokens of a folder whose tokenizer_config.json is `settings`.
 
-    special_tokens_map.json and added_tokens.json are read only if `settings` has no `added_tokens_decoder`: transformers
-    4 writes all of them, older versions only the two files. special_tokens_map.json then overrides `settings`. Raises
-    `ArtifactError` if an entry is not a token.
+    special_tokens_map.json and added_tokens.json are read only if `settings` has no `added_tokens_decoder`. Older
+    versions of transformers wrote only these two files, transformers 4 wrote all three. special_tokens_map.json then
+    overrides `settings`. Raises `ArtifactError` if an entry is not a token.
     """
     named: dict[str, Any] = {**DEFAULTS.get(tokenizer_class or "", {})}
     source = dict(settings)
     decoder = settings.get("added_tokens_decoder")
     if decoder is None:
         source |= _optional(folder / "special_tokens_map.json")
-    # A null in a file overrides a default: Qwen has no BOS.
+    # A null in a file overrides a default (Qwen has no BOS)
     named |= {name: source[name] for name in NAMES if name in source}
     named |= {k: v for k, v in source.items() if k.endswith("_token") and k not in NAMES and _is_token(v)}
     extra = source.get("extra_special_tokens") or source.get("additional_special_tokens") or []

@@ -165,6 +165,7 @@ def compile_template(text: str) -> jinja2.Template:
             return str(caller())
 
     def raise_exception(message: str) -> NoReturn:
+        """Raise the error that a template asks for."""
         raise TemplateError(message)
 
     def to_json(
@@ -174,6 +175,7 @@ def compile_template(text: str) -> jinja2.Template:
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
+        """Return a value as JSON. Unlike jinja2's filter, does not escape HTML characters."""
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
