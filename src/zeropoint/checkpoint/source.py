@@ -233,7 +233,7 @@ class Checkpoint:
             yield Wanted(name, shape, [stored for stored, _ in recipe.sources], meta.is_floating_point())
 
     def _check_assembled(self) -> None:
-        """Convert every parameter that has a converter on the meta device, to check its shape.
+        """Check the shape of every parameter that has a converter, by converting on the meta device.
 
         Raises `CheckpointError` if the shape is not the model's, for example because an expert is missing.
         """

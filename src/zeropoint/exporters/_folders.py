@@ -52,8 +52,8 @@ def write_folder(
     check_space(path, artifact.nbytes)
     path.mkdir()
     shards, formats = Shards(path, SHARD_BYTES), Counter[str]()
-    for done, (name, weight) in enumerate(artifact.stream()):
-        progress(f"write {name}", done, len(artifact.names()))
+    for count, (name, weight) in enumerate(artifact.stream()):
+        progress(f"write {name}", count, len(artifact.names()))
         formats["float" if isinstance(weight, np.ndarray) else str(weight.scheme)] += 1
         for key, tensor in encode(artifact, name, weight):
             shards.add(key, tensor)
@@ -71,12 +71,12 @@ def read_folder(artifact: Artifact, path: Path, decode: Decode = decode) -> Iter
         for file in (TensorFile(each, ArtifactError) for each in shard_files(path, ArtifactError))
         for key in file.names()
     }
-    for name, meant in artifact.stream():
+    for name, original in artifact.stream():
         try:
-            found = decode(artifact, name, where)
+            stored = decode(artifact, name, where)
         except (KeyError, ZeropointError) as cause:
             raise ArtifactError(f"{name} cannot be read back: {cause}") from cause
-        yield Pair(name, floats(found), floats(meant))
+        yield Pair(name, floats(stored), floats(original))
 
 
 def floats(weight: Weight) -> Floats:

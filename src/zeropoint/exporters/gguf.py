@@ -134,14 +134,14 @@ def _write(
         for values in description.extras.values():
             writer.write_tensor_data(values)
         places, total = _by_source(description), len(description.placements)
-        done = 0
+        count = 0
         for (source, same), (name, original) in zip(places.items(), weights, strict=True):
             assert name == source
             for placement in same:
                 weight = placement.place(original)
                 writer.write_tensor_data(_bytes(weight, survey.kinds[source]))
-                done += 1
-                progress(f"write {placement.name}", done, total)
+                count += 1
+                progress(f"write {placement.name}", count, total)
                 yield placement.name, weight
     finally:
         writer.close()
@@ -176,8 +176,8 @@ def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     if strange := expected ^ set(file.tensors):
         raise ArtifactError(f"only one of {path} and its artifact has the tensor {min(strange)}")
     for placement in description.placements:
-        meant = placement.place(artifact.read(placement.source))
-        yield Pair(placement.source, file.floats(placement.name), _floats(meant))
+        expected = placement.place(artifact.read(placement.source))
+        yield Pair(placement.source, file.floats(placement.name), _floats(expected))
 
 
 def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:

@@ -75,8 +75,8 @@ def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     except Exception as cause:  # protobuf's own errors have no common base
         raise ArtifactError(f"{path / MODEL} is not an ONNX model: {cause}") from cause
     data = DataReader(path, {tensor.name: tensor for tensor in model.graph.initializer})
-    for name, stored, meant in decoder.read_pairs(survey.record, survey.ways, artifact.read, data):
-        yield Pair(name, stored, meant)
+    for name, stored, original in decoder.read_pairs(survey.record, survey.ways, artifact.read, data):
+        yield Pair(name, stored, original)
 
 
 def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:

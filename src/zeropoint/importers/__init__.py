@@ -161,8 +161,8 @@ def _choices(
     quantizable = {view.name for view in checkpoint.views()[0]}
     names = [info.name for info in checkpoint.parameters() if info.tied_to is None]
     choices: dict[str, Choice] = {}
-    for done, name in enumerate(names):
-        progress(f"read {name}", done, len(names))
+    for count, name in enumerate(names):
+        progress(f"read {name}", count, len(names))
         weight = source.read(_stored(checkpoint, name))
         if isinstance(weight, QuantizedTensor):
             if name not in quantizable:
@@ -182,8 +182,8 @@ def _stream(
     checkpoint: Checkpoint, source: Source, plan: Plan, progress: Progress
 ) -> Iterator[tuple[str, Weight]]:
     """Yield the name and weight of every parameter in the plan's order."""
-    for done, name in enumerate(plan.choices):
-        progress(f"write {name}", done, len(plan.choices))
+    for count, name in enumerate(plan.choices):
+        progress(f"write {name}", count, len(plan.choices))
         weight = source.read(_stored(checkpoint, name))
         if isinstance(weight, QuantizedTensor):
             yield name, _with_inputs(weight)

@@ -293,8 +293,10 @@ def read_pairs(
         if part not in yielded:
             yielded.add(part)
             weight = part_of(source, read)
-            meant = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
-            yield source.weight, ways[part].read(data, tensor_name(source)), meant
+            original = (
+                weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
+            )
+            yield source.weight, ways[part].read(data, tensor_name(source)), original
         if source.bias is not None:
             name, bias = bias_of(source, read)
             yield source.bias, data.read(name), bias
