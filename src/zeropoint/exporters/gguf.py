@@ -176,8 +176,8 @@ def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     if strange := expected ^ set(file.tensors):
         raise ArtifactError(f"only one of {path} and its artifact has the tensor {min(strange)}")
     for placement in description.placements:
-        expected = placement.place(artifact.read(placement.source))
-        yield Pair(placement.source, file.floats(placement.name), _floats(expected))
+        original = placement.place(artifact.read(placement.source))
+        yield Pair(placement.source, file.floats(placement.name), _floats(original))
 
 
 def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
