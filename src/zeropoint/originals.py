@@ -54,7 +54,7 @@ SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
 def open_original(
     path: str | Path, *, calibration: str | Path | None = None, tokens: int | None = None
 ) -> OriginalModel:
-    """Return a float model to calibrate on the first `tokens` tokens of the text `calibration`.
+    """Return a float model to calibrate on `tokens` tokens of the text `calibration`.
 
     The defaults are the built-in text and the usual number of tokens. Raises `UsageError` if the model is quantized or
     converted already, and what `open_checkpoint` and `read_calibration` raise.
@@ -73,8 +73,8 @@ def open_original(
             f"{path} is converted already: with --type, give the model's own folder, as it was published"
         )
     tell(checkpoint.notes)
-    counted = {} if tokens is None else {"tokens": tokens}
-    return OriginalModel(checkpoint, read_calibration(checkpoint, calibration, **counted))
+    limit = {} if tokens is None else {"tokens": tokens}
+    return OriginalModel(checkpoint, read_calibration(checkpoint, calibration, **limit))
 
 
 class OriginalModel:

@@ -10,10 +10,11 @@ A GGUF block holds 32 weights of one row with one FP16 scale `d`. A weight `w` f
 Byte `i` of the nibbles holds weight `i` (low nibble) and weight `i + 16` (high nibble).
 
 Zeropoint's weight is `w = (code - zero_point) * scale`. A group wider than a block repeats its scale in each block.
-Every scale must be exact in FP16; bfloat16 scales from 2^-17 to 65504, two-level ones too, are. A 4-bit weight with a
-zero_point has two choices. Q4_1, if each `m = -zero_point * scale` is exact in FP16 (the product has up to 12
-significant bits, FP16 has 11). Otherwise Q5_0, because `code - zero_point` lies in -15..15. A weight that no type
-holds exactly raises `SchemeError` with the reason.
+Every scale must be exact in FP16. bfloat16 scales from 2^-17 to 65504 are exact, and so are two-level scales.
+
+A 4-bit weight with a zero_point becomes Q4_1 if each `m = (qmin - zero_point) * scale` is exact in FP16; with a
+bfloat16 scale the product has up to 12 significant bits, FP16 has 11. Otherwise it becomes Q5_0, because
+`code - zero_point` lies in -15..15. A weight that no type holds exactly raises `SchemeError` with the reason.
 """
 
 from __future__ import annotations
