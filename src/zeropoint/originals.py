@@ -1,9 +1,9 @@
-"""Original models, quantized into another runtime's own types as they are exported.
+"""Quantization of an original float model to GGUF types during export.
 
-An artifact holds schemes; what a K-quant says is no scheme, and converting rounded weights would round them twice. So
-an export in such types begins at the float model: its blocks are observed on a calibration text and quantized one after
-the other, as `quantize --algorithm good` does it, but on the grids of these types
-(`algorithms/_ggml_grids.py`). What no block holds, embedding and output head, is rounded to nearest.
+No `Scheme` describes a K-quant, so no artifact can hold one, and converting an artifact would round its weights twice.
+An export to such types therefore starts from the float model. Its transformer blocks are calibrated and quantized one
+after another, as by `quantize --algorithm good`, but on the grids of the GGUF types (`algorithms/_ggml_grids.py`). The
+embedding and the output head, which are outside the blocks, are rounded to nearest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Kind = GGMLQuantizationType
 
 FLOATS = (Kind.F32, Kind.F16)
 
-#: Types that a scheme describes, which the algorithms quantize to as they stand.
+#: GGUF types with an equivalent scheme: `quantize_views` quantizes to them.
 SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
     Kind.Q8_0: parse("int8:g32:sym:fp16"),
     Kind.Q5_0: parse("int5:g32:sym:fp16"),
@@ -54,32 +54,31 @@ SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
 def open_original(
     path: str | Path, *, calibration: str | Path | None = None, tokens: int | None = None
 ) -> OriginalModel:
-    """A float model, to be observed on so many `tokens` of a text (None: the built-in one, the usual number).
+    """Return a float model to calibrate on `tokens` tokens of the text `calibration`.
 
-    Raises `UsageError` where the weights are no longer the original ones, and as `open_checkpoint` and
-    `read_calibration` do.
+    The defaults are the built-in text and the usual number of tokens. Raises `UsageError` if the model is quantized or
+    converted already, and what `open_checkpoint` and `read_calibration` raise.
     """
     if artifact.is_artifact(path):
-        made = artifact.open(path)
-        if any(
-            choice.scheme is not None and not choice.scheme.is_float for choice in made.plan.choices.values()
-        ):
+        opened = artifact.open(path)
+        schemes = [choice.scheme for choice in opened.plan.choices.values()]
+        if any(scheme is not None and not scheme.is_float for scheme in schemes):
             raise UsageError(
-                f"{path} is quantized already, and quantizing its numbers again would lose twice: --type takes the "
-                f"model that it was made from ({made.card['source']['name']}) in its place"
+                f"{path} is quantized already, and quantizing it again would lose accuracy twice: with --type, give "
+                f"the model that it was made from ({opened.card['source']['name']})"
             )
     checkpoint = open_checkpoint(path)
     if not checkpoint.path.is_dir():
         raise UsageError(
-            f"{path} is converted already: --type takes the model's own folder, as it was published, in its place"
+            f"{path} is converted already: with --type, give the model's own folder, as it was published"
         )
     tell(checkpoint.notes)
-    counted = {} if tokens is None else {"tokens": tokens}
-    return OriginalModel(checkpoint, read_calibration(checkpoint, calibration, **counted))
+    limit = {} if tokens is None else {"tokens": tokens}
+    return OriginalModel(checkpoint, read_calibration(checkpoint, calibration, **limit))
 
 
 class OriginalModel:
-    """An `exporters.Original` in ggml's types. `warnings` names each weight that was not made as it should be."""
+    """An `exporters.Original` in GGUF types. `warnings` has a message for each weight that fell back to rounding."""
 
     def __init__(self, checkpoint: Checkpoint, calibration: Calibration) -> None:
         self.name, self.folder = checkpoint.name, checkpoint.path
@@ -89,18 +88,20 @@ class OriginalModel:
         views, kept = checkpoint.views()
         self._views = {view.name: view for view in views}
         order = {info.name: number for number, info in enumerate(checkpoint.parameters())}
-        found = [(order[view.parameter], view.name, tuple(view.shape)) for view in views]
-        found += [(order[each.name], each.name, each.shape) for each in kept]
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: shape for _, name, shape in sorted(found)}
+        ordered = [(order[view.parameter], view.name, tuple(view.shape)) for view in views]
+        ordered += [(order[each.name], each.name, each.shape) for each in kept]
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: shape for _, name, shape in sorted(ordered)}
 
     def weights(self, kinds: Mapping[str, GGMLQuantizationType]) -> Iterator[tuple[str, Storable]]:
-        """Each weight once, matrices in their `kinds`; blocks are observed and quantized as they are asked for.
+        """Yield each weight once, matrices in their GGUF types `kinds`.
 
-        Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
+        Each transformer block is calibrated and quantized when its first weight is due. Raises `CheckpointError`, with
+        the weight's name, if a weight holds NaN or inf, `SchemeError` if a scale overflows.
         """
         choices = self._choices(kinds)
 
         def quantize(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
+            """Quantize weights to their types in `kinds`."""
             return quantize_to(kinds, views, choice, stats)
 
         blocks = CalibratedBlocks(self._checkpoint, Plan(choices, 0), self._tokens, quantize)
@@ -109,28 +110,35 @@ class OriginalModel:
                 yield name, self._kept(name, kinds.get(name, Kind.F32), blocks.folded(name))
                 continue
             covered = blocks.covers(name)
-            made = blocks.take(name) if covered else quantize([self._views[name]], choice, None)[0]
-            blocks.replace(name, made.weight)
-            if made.warning:
-                self.warnings.append(made.warning)
-            yield name, _storable(made.weight)
+            result = blocks.take(name) if covered else quantize([self._views[name]], choice, None)[0]
+            blocks.replace(name, result.weight)
+            if result.warning:
+                self.warnings.append(result.warning)
+            yield name, _storable(result.weight)
 
     def _choices(self, kinds: Mapping[str, GGMLQuantizationType]) -> dict[str, Choice]:
-        """What happens to each weight. All have the scheme of the most common type, or one like it: folds into layers
-        that share an input are searched with it. `quantize_to` goes by each weight's kind."""
+        """Return the choice for each weight.
+
+        Every quantized weight has the scheme of the most common type, because layers that share an input need one
+        scheme for the search of their fold. `quantize_to` quantizes each weight to its own type.
+        """
         integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
         scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
-        inside = Choice(scheme, *resolve("good", {}, scheme))
+        in_block = Choice(scheme, *resolve("good", {}, scheme))
 
         def choose(name: str) -> Choice:
+            """Return the choice of one weight."""
             if kinds.get(name, Kind.F32) in FLOATS:
                 return Choice(None)
-            return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else inside
+            return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else in_block
 
         return {name: choose(name) for name in self.shapes}
 
     def _kept(self, name: str, kind: GGMLQuantizationType, folded: torch.Tensor | None) -> Storable:
-        """A parameter, or what it was `folded` into."""
+        """Return an unquantized parameter in a float type: its folded values, else those of the checkpoint.
+
+        Raises `CheckpointError` for NaN, inf, and values beyond FP16 if `kind` is F16.
+        """
         values = (self._checkpoint.read(name) if folded is None else folded).float().numpy()
         check_finite(values, name)
         if kind == Kind.F32:
@@ -143,7 +151,7 @@ class OriginalModel:
 
 
 def scheme_of(kind: GGMLQuantizationType) -> Scheme:
-    """The scheme that a type is, or else one of as many codes and groups."""
+    """Return the scheme equivalent to a GGUF type, else a scheme with the same number of codes and the same groups."""
     return SCHEMES.get(kind) or grids.flat_scheme(kind)
 
 
@@ -153,63 +161,68 @@ def quantize_to(
     choice: Choice,
     stats: LayerStats | None,
 ) -> list[Quantized]:
-    """A `Quantizer`: weights that share an input and a choice, each in its kind."""
-    found: dict[str, Quantized] = {}
+    """Quantize weights that share an input and a choice, each to its GGUF type. This is a `Quantizer`."""
+    by_name: dict[str, Quantized] = {}
     for kind in dict.fromkeys(kinds[view.name] for view in views):
-        alike = [view for view in views if kinds[view.name] == kind]
+        same_kind = [view for view in views if kinds[view.name] == kind]
         if kind in SCHEMES:
-            done = quantize_views(alike, replace(choice, scheme=SCHEMES[kind]), stats)
+            results = quantize_views(same_kind, replace(choice, scheme=SCHEMES[kind]), stats)
         else:
-            done = _fit(alike, kind, choice, stats)
-        found |= {view.name: made for view, made in zip(alike, done, strict=True)}
-    return [found[view.name] for view in views]
+            results = _quantize_blocks(same_kind, kind, choice, stats)
+        by_name |= {view.name: result for view, result in zip(same_kind, results, strict=True)}
+    return [by_name[view.name] for view in views]
 
 
-def _fit(
+def _quantize_blocks(
     views: Sequence[LayerView], kind: GGMLQuantizationType, choice: Choice, stats: LayerStats | None
 ) -> list[Quantized]:
-    """Weights of one input as one tall weight, in one of `FORMATS`."""
+    """Quantize weights that share an input, stacked along the output axis, to a type in `superblocks.FORMATS`."""
     values = [view.read().numpy() for view in views]
     names = ", ".join(view.name for view in views)
     for view, value in zip(views, values, strict=True):
         check_finite(value, view.name)
     try:
-        made, warning = _choose(np.concatenate(values), kind, choice, stats)
+        stacked, warning = _choose(np.concatenate(values), kind, choice, stats)
     except SchemeError as cause:
         raise SchemeError(f"{names} as {kind.name}: {cause}") from cause
     if warning:
         warning = f"{names} was rounded to nearest instead: {warning}"
         logger.warning("%s", warning)
-    found, start = [], 0
+    results, start = [], 0
     for view, value in zip(views, values, strict=True):
-        part = made.rows(start, start + len(value))
-        found.append(Quantized(part, measure(view.name, value, part, kind.name), "" if start else warning))
+        part = stacked.rows(start, start + len(value))
+        results.append(Quantized(part, measure(view.name, value, part, kind.name), "" if start else warning))
         start += len(value)
-    return found
+    return results
 
 
 def _choose(
     weight: Floats, kind: GGMLQuantizationType, choice: Choice, stats: LayerStats | None
 ) -> tuple[SuperTensor, str]:
-    """A weight by GPTQ on the grid fitted to it; and why it was rounded to nearest, where that was not meant."""
+    """Quantize a weight by the choice's algorithm: GPTQ on the grid fitted to the weight, or round to nearest.
+
+    Also return why GPTQ was replaced by round to nearest, "" if it was not.
+    """
     name = parts(choice.algorithm)["quantize"]
     if name != "gptq":
         return grids.fit(weight, stats, kind), ""
     options = part_options(choice.algorithm, choice.options)[name]
     fitted: list[SuperTensor] = []
 
-    def find(wanted: Floats) -> gptq.Grid:
-        fitted.append(grids.fit(wanted, stats, kind))
+    def find(values: Floats) -> gptq.Grid:
+        """Return the grid fitted to `values`, and keep the fitted weight."""
+        fitted.append(grids.fit(values, stats, kind))
         centred, offset = grids.as_grid(fitted[-1])
         return gptq.Grid(centred.scheme, centred.scale, None, offset)
 
     try:
-        made = gptq.quantize_on(find, weight, stats, options)
+        quantized = gptq.quantize_on(find, weight, stats, options)
     except StatisticsError as cause:
         return grids.fit(weight, stats, kind), str(cause)
-    return grids.with_codes(fitted[-1], made.codes), ""
+    return grids.with_codes(fitted[-1], quantized.codes), ""
 
 
 def _storable(weight: Coded) -> Storable:
+    """Return the weight, narrowed to the types that a GGUF file can hold."""
     assert isinstance(weight, QuantizedTensor | SuperTensor)
     return weight

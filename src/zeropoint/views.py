@@ -1,8 +1,8 @@
-"""The 2-D `[out, in]` view of each weight that can be quantized, found by type over a meta model.
+"""The 2-D `[out, in]` view of each quantizable weight of a model on the meta device.
 
-There is no table of architectures: `nn.Linear`, transformers' `Conv1D` (stored transposed), the token embedding,
-the output head, and the stacked 3-D parameters of expert modules are recognized by what they are. Everything
-else is listed with the reason it is kept, so that no parameter is passed over in silence.
+There is no table of architectures. Module types identify the weights: `nn.Linear`, transformers' `Conv1D` (stored
+transposed), the token embedding, the output head, and modules with stacked 3-D expert parameters. Every other parameter
+is listed with the reason why it is kept in float.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ ReadParameter = Callable[[str], torch.Tensor]
 class LayerView:
     """One quantizable weight.
 
-    `name` is the parameter's name, plus `.3` for the fourth expert of a stacked 3-D parameter;
-    `module` is the path of the module that owns `parameter`; `expert` is the index in it;
-    `transposed` says that the module stores `[in, out]` (Conv1D, some experts).
-    `read()` gives a float32 `[out, in]` tensor, read from the checkpoint when called.
+    - `name`: the parameter's name, plus `.3` for the fourth expert of a stacked 3-D parameter;
+    - `shape`: `(out, in)`;
+    - `parameter`, `module`: the parameter's name, and the path of the module that owns it;
+    - `transposed`: the module stores `[in, out]` (Conv1D, some experts);
+    - `expert`: the index in a stacked parameter, else None;
+    - `read()`: reads the weight from the checkpoint and returns it as float32 `[out, in]`.
     """
 
     name: str
@@ -40,7 +42,7 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A parameter that no view covers, and why."""
+    """A parameter without a view, kept in float, and the reason."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,10 +50,10 @@ class Kept:
 
 
 def layer_views(model: torch.nn.Module, read: ReadParameter) -> tuple[list[LayerView], list[Kept]]:
-    """Views of every quantizable weight in model order, and every other parameter with the reason.
+    """Return the views of all quantizable weights, and all other parameters, both in model order.
 
-    `model` may be on the meta device; `read(name)` gives a parameter's data. A tied parameter appears under
-    each of its names: the caller drops the aliases.
+    `model` may be on the meta device; `read(name)` returns a parameter's data. A tied parameter appears under each of
+    its names: the caller drops the aliases.
     """
     views: list[LayerView] = []
     kept: list[Kept] = []
@@ -59,15 +61,15 @@ def layer_views(model: torch.nn.Module, read: ReadParameter) -> tuple[list[Layer
     special = _embedding_modules(model)
     for name, tensor in model.state_dict().items():
         path, _, leaf = name.rpartition(".")
-        found = list(_views_of(name, leaf, path, owners[path], tensor, special, read))
-        views += found
-        if not found:
+        parameter_views = list(_views_of(name, leaf, path, owners[path], tensor, special, read))
+        views += parameter_views
+        if not parameter_views:
             kept.append(Kept(name, tuple(tensor.shape), _why_kept(leaf, owners[path], tensor)))
     return views, kept
 
 
 def _embedding_modules(model: torch.nn.Module) -> dict[int, Kind]:
-    """The token embedding and the output head, by identity."""
+    """Map the `id` of the token embedding's and the output head's module to its kind."""
     kinds: dict[int, Kind] = {}
     for getter, kind in (("get_output_embeddings", "lm_head"), ("get_input_embeddings", "embedding")):
         try:
@@ -88,6 +90,7 @@ def _views_of(
     special: dict[int, Kind],
     read: ReadParameter,
 ) -> Iterator[LayerView]:
+    """Yield the views of one parameter: one of a matrix, one per expert of a stack, none of a kept parameter."""
     if leaf == "weight" and tensor.ndim == 2:
         kind = _kind(module, special)
         if kind is not None:
@@ -98,7 +101,7 @@ def _views_of(
                 name, kind, shape, name, path, transposed, None, _reader(read, name, transposed, None)
             )
     elif tensor.ndim == 3 and isinstance(getattr(module, "is_transposed", None), bool):
-        # transformers' expert modules say themselves whether they store [experts, out, in] or [experts, in, out].
+        # `is_transposed` of transformers' expert modules tells [experts, in, out] from [experts, out, in].
         transposed = bool(module.is_transposed)
         experts, rows, columns = tensor.shape
         shape = (columns, rows) if transposed else (rows, columns)
@@ -110,6 +113,7 @@ def _views_of(
 
 
 def _kind(module: torch.nn.Module, special: dict[int, Kind]) -> Kind | None:
+    """Return the kind of a module's weight, None if the weight is not quantizable."""
     if isinstance(module, Conv1D):
         return "conv1d"
     if isinstance(module, torch.nn.Embedding):
@@ -122,7 +126,10 @@ def _kind(module: torch.nn.Module, special: dict[int, Kind]) -> Kind | None:
 def _reader(
     read: ReadParameter, name: str, transposed: bool, expert: int | None
 ) -> Callable[[], torch.Tensor]:
+    """Return a function that reads a weight as float32 `[out, in]`."""
+
     def view() -> torch.Tensor:
+        """Read the weight."""
         tensor = read(name) if expert is None else read(name)[expert]
         return (tensor.t() if transposed else tensor).to(torch.float32).contiguous()
 
@@ -130,6 +137,7 @@ def _reader(
 
 
 def _why_kept(leaf: str, module: torch.nn.Module, tensor: torch.Tensor) -> str:
+    """Return the reason why a parameter is kept in float."""
     if isinstance(module, torch.nn.Embedding):
         return "a learned table that is not the token embedding (positions): small and read once per token"
     if not tensor.is_floating_point():

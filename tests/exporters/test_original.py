@@ -159,7 +159,7 @@ def test_weights_that_are_not_the_original_ones_are_refused(make: Make, tmp_path
 
 
 def test_what_gguf_has_no_place_for_is_named_before_any_work(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="no GGUF architecture is known here for 'opt'"):
+    with pytest.raises(UnsupportedError, match="no GGUF architecture is known for 'opt'"):
         exporters.export_original(opened(make("opt")), "gguf", "Q4_K_M", tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -170,7 +170,7 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*command, "--to", "gguf", "--type", "Q9_K"]) == 2
     assert "gguf has no type 'Q9_K': use Q3_K_S" in capsys.readouterr().err
     assert main([*command, "--to", "vllm", "--type", "Q4_K_M"]) == 2
-    assert "vllm has no types of its own" in capsys.readouterr().err
+    assert "vllm has no weight types of its own" in capsys.readouterr().err
     assert main([*command, "--to", "gguf"]) == 2
     assert "a calibration text is for --type" in capsys.readouterr().err
     assert main([*command, "--to", "gguf", "--type", "Q4_K_M"]) == 0

@@ -70,5 +70,5 @@ def test_what_a_type_cannot_hold_is_refused() -> None:
         SuperTensor(weight.kind, weight.codes, weight.d, weight.scales)
     with pytest.raises(SchemeError, match="blocks of 256"):
         SuperTensor(weight.kind, weight.codes[:, :96], weight.d, weight.scales, weight.dmin, weight.minima)
-    with pytest.raises(SchemeError, match="a scale"):
+    with pytest.raises(SchemeError, match="needs `d` of shape"):
         SuperTensor(weight.kind, weight.codes, weight.d[:1], weight.scales, weight.dmin, weight.minima)

@@ -1,4 +1,4 @@
-"""Source models: local folders, hub names and GGUF files, read lazily one parameter at a time."""
+"""Source models as transformers models: local folders, hub names and GGUF files, read one parameter at a time."""
 
 from zeropoint.checkpoint.source import Checkpoint, ParameterInfo, open_checkpoint
 

@@ -1,4 +1,4 @@
-"""From config.json to the Hugging Face model on the meta device (shapes without data)."""
+"""Construction of a transformers model on the meta device (shapes without data) from config.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from zeropoint.files.json_file import load_json
 
 
 def load_config(path: Path, *, allow_remote_code: bool) -> Any:
-    """Return the model's config. Raise `CheckpointError` unless it is that of a known causal LM."""
+    """Return the transformers config of a model folder.
+
+    Raises `CheckpointError` unless the config is valid and describes a causal LM that transformers knows.
+    """
     data = load_json(path / "config.json", error=CheckpointError)
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
@@ -34,7 +37,9 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code)
-    except Exception as cause:  # unknown types, bad values and validation errors all end here
+    except (
+        Exception
+    ) as cause:  # transformers raises many types: unknown model types, bad values, validation errors
         if model_type not in transformers.CONFIG_MAPPING:
             raise CheckpointError(_unknown(path, model_type)) from cause
         raise CheckpointError(
@@ -45,6 +50,7 @@ def load_config(path: Path, *, allow_remote_code: bool) -> Any:
 
 
 def _check_causal(path: Path, config: Any) -> None:
+    """Raise `CheckpointError` unless the config is that of a causal LM."""
     architectures = getattr(config, "architectures", None) or []
     if not isinstance(architectures, list):
         raise CheckpointError(
@@ -57,7 +63,7 @@ def _check_causal(path: Path, config: Any) -> None:
             f"{path} is a {config.model_type} model, which transformers cannot load as a causal language model: "
             "Zeropoint quantizes text generators only"
         )
-    # Encoders can be mapped too (BertLMHeadModel), but say of themselves that they are no decoders.
+    # transformers maps some encoders too (BertLMHeadModel); their configs say that they are not decoders
     is_encoder = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
     if is_encoder and mapped not in architectures:
         raise CheckpointError(
@@ -67,12 +73,15 @@ def _check_causal(path: Path, config: Any) -> None:
 
 
 def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module:
-    """The causal LM that `config` describes, on the meta device. Raises `CheckpointError`."""
+    """Return the causal LM that `config` describes, on the meta device, in eval mode.
+
+    Raises `CheckpointError` if transformers cannot build the model.
+    """
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
-    except Exception as cause:  # a config that asks for the impossible fails anywhere inside the model's code
+    except Exception as cause:  # the model's code fails in many ways on a bad config
         raise CheckpointError(
             f"config.json does not describe a {config.model_type} model: {_line(cause)}"
         ) from cause
@@ -81,7 +90,10 @@ def build_meta_model(config: Any, *, allow_remote_code: bool) -> torch.nn.Module
 
 
 def config_from(path: Path, data: Mapping[str, Any]) -> Any:
-    """The transformers config of a model whose config.json is `data`. Raises `CheckpointError`."""
+    """Return the transformers config for the contents `data` of a config.json.
+
+    Raises `CheckpointError` unless `data` is valid and describes a causal LM that transformers knows.
+    """
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise CheckpointError(
@@ -91,7 +103,7 @@ def config_from(path: Path, data: Mapping[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.for_model(**data)
-    except Exception as cause:  # bad values and validation errors all end here
+    except Exception as cause:  # transformers raises many types: bad values, validation errors
         raise CheckpointError(
             f"{path} is not described by a valid {model_type} config: {_line(cause)}"
         ) from cause
@@ -100,8 +112,10 @@ def config_from(path: Path, data: Mapping[str, Any]) -> Any:
 
 
 def empty_model(config: Any, *, allow_remote_code: bool = False) -> Any:
-    """The causal LM in eval mode to be filled with weights: parameters on the meta device, buffers (RoPE tables)
-    computed, float32."""
+    """Return the float32 causal LM that `config` describes, in eval mode and without weights.
+
+    Parameters are on the meta device; buffers such as RoPE tables hold their values.
+    """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False), warnings.catch_warnings():
@@ -112,6 +126,7 @@ def empty_model(config: Any, *, allow_remote_code: bool = False) -> Any:
 
 
 def _unknown(path: Path, model_type: str) -> str:
+    """Return the message for a model type that transformers does not know."""
     return (
         f"{path} has the model_type {model_type!r}, which transformers {transformers.__version__} does not know: "
         "upgrade transformers, or check config.json"
@@ -119,6 +134,6 @@ def _unknown(path: Path, model_type: str) -> str:
 
 
 def _line(cause: BaseException) -> str:
-    """What another library says, in one line, without the names of the exceptions on its way."""
-    said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(str(cause).split()))
-    return said[:200] or type(cause).__name__
+    """Return another library's error message in one line, without names of exception classes."""
+    message = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(str(cause).split()))
+    return message[:200] or type(cause).__name__

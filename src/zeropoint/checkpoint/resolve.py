@@ -1,8 +1,8 @@
-"""Which checkpoint tensors make up each parameter of the Hugging Face model.
+"""The mapping from checkpoint tensors to the parameters of a transformers model.
 
-transformers renames and reshapes checkpoint tensors while it loads (a base-model prefix added or dropped,
-`experts.0.w1.weight` ... merged into one stacked parameter). Its own mapping is used here, evaluated lazily and
-for one parameter at a time, so that what Zeropoint quantizes is what transformers would have loaded.
+transformers renames and reshapes tensors while it loads a checkpoint: it adds or drops the base model's prefix, and
+merges `experts.0.w1.weight` ... into one stacked parameter. This module applies transformers' own mapping to one
+parameter at a time, so Zeropoint quantizes the same values that transformers would load.
 """
 
 from __future__ import annotations
@@ -27,40 +27,43 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 @dataclass(slots=True)
 class Recipe:
-    """How one parameter is made: the checkpoint tensors, and transformers' converter when there is one.
+    """The checkpoint tensors of one parameter, and transformers' converter if there is one.
 
-    `lead` is the parameter under which the converter was collected; a converter that splits one tensor into
-    several parameters is shared by their recipes.
+    - `lead`: the parameter under which the converter was collected. Parameters that one converter splits from the same
+      tensor share one recipe;
+    - `sources`: (checkpoint name, pattern that matched the name) of each tensor.
     """
 
     lead: str
     converter: Any | None = None
-    sources: list[tuple[str, str]] = field(default_factory=list)  # (checkpoint name, matched pattern)
+    sources: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def most(self) -> int | None:
-        """How many of the sources are read: of tensors that mean one parameter the first, of parts all."""
+        """Return how many of `sources` to read: all (None) with a converter, else 1, as the others are copies."""
         return 1 if self.converter is None else None
 
     def read(self, model: torch.nn.Module, read: ReadTensor) -> dict[str, torch.Tensor]:
-        """Every parameter this recipe makes. Raises what transformers' conversion raises."""
+        """Return the recipe's parameters by name. Raises what transformers' conversion raises."""
         if self.converter is None:
             return {self.lead: read(self.sources[0][0])}
         converter = copy.deepcopy(self.converter)
         for source, pattern in self.sources:
             converter.add_tensor(self.lead, source, pattern, _later(read, source))
-        made = converter.convert(self.lead, model=model, config=model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        converted = converter.convert(self.lead, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 
 
 def _later(read: ReadTensor, name: str) -> Callable[[], torch.Tensor]:
+    """Return a function that reads the tensor `name`."""
     return lambda: read(name)
 
 
 def resolve(model: torch.nn.Module, names: Iterable[str]) -> tuple[dict[str, Recipe], list[str]]:
-    """`(parameter name -> Recipe, checkpoint names that no parameter uses)` for a meta model.
+    """Return `(parameter name -> Recipe, checkpoint names that no parameter uses)`.
 
-    The steps are those of `transformers.core_model_loading.convert_and_load_state_dict_in_model`.
+    `model` may be on the meta device; `names` are the checkpoint's tensor names. The steps follow
+    `transformers.core_model_loading.convert_and_load_state_dict_in_model`.
     """
     expected: Mapping[str, torch.Tensor] = model.state_dict()
     with warnings.catch_warnings():
@@ -89,7 +92,7 @@ def resolve(model: torch.nn.Module, names: Iterable[str]) -> tuple[dict[str, Rec
 
 
 def _add_siblings(recipe: Recipe, recipes: dict[str, Recipe], expected: Mapping[str, torch.Tensor]) -> None:
-    """Point the other outputs of a splitting converter (fused qkv -> q, k, v) at the same recipe."""
+    """Add the recipe to every other output of its converter (fused qkv -> q, k, v)."""
     if recipe.converter is None:
         return
     first, *others = recipe.converter.target_patterns

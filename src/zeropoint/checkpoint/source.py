@@ -1,4 +1,4 @@
-"""A source model as transformers' parameters: names, shapes and one tensor at a time, without loading it."""
+"""`Checkpoint`: a source model with transformers' parameter names and shapes, read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """One parameter or persistent buffer of the Hugging Face model.
+    """One parameter or persistent buffer of the transformers model.
 
-    `dtype` is the checkpoint's; `tied_to` names the parameter this one shares its tensor with (read and
-    stored once, under that name).
+    - `dtype`: the type in the checkpoint;
+    - `tied_to`: the parameter that shares its tensor with this one. The tensor is stored once, under that name.
     """
 
     name: str
@@ -49,20 +49,25 @@ class ParameterInfo:
 
     @property
     def numel(self) -> int:
+        """Return the number of values."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the checkpoint's own dtype."""
+        """Return the size in bytes in the checkpoint's dtype."""
         return self.numel * self.dtype.itemsize
 
 
 class Checkpoint:
-    """A source model. `model` is the Hugging Face model on the meta device: shapes, no data.
+    """A source model.
 
-    `source` is what is on the disk, `path` its local folder or GGUF file, `name` what the user called it. `notes` say
-    what a user should hear of it: tensors that the model has no place for, an adapter that is left out. `untied`: the
-    config ties the head to the embedding, and the files hold two different ones.
+    - `source`: the files, without an architecture;
+    - `path`, `name`: the local folder or GGUF file, and the user's name for the model;
+    - `config`, `model`: transformers' config, and the transformers model on the meta device (shapes, no data);
+    - `notes`: messages for the user: tensors that the model has no place for, an adapter that is left out;
+    - `untied`: the config ties the output head to the embedding, but the files hold two different tensors.
+
+    Raises `CheckpointError` if the source's tensors do not match the model.
     """
 
     def __init__(self, source: Source, config: Any, model: torch.nn.Module, *, untied: bool = False) -> None:
@@ -85,20 +90,21 @@ class Checkpoint:
         self._changed: tuple[str, torch.Tensor] | None = None
 
     def changed(self, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Checkpoint:
-        """The same model with other numbers: parameter name -> what becomes of it, in float32 both.
+        """Return a copy of this checkpoint that applies `changes` when it reads.
 
-        Matrices are then read in float32, vectors in their own dtype.
+        `changes` maps parameter names to functions from the float32 tensor to the new float32 tensor. Changed matrices
+        are read as float32, changed vectors in their own dtype.
         """
-        made = copy.copy(self)
-        made._changes, made._views, made._last, made._changed = changes, None, None, None
-        return made
+        other = copy.copy(self)
+        other._changes, other._views, other._last, other._changed = changes, None, None, None
+        return other
 
     def parameters(self) -> list[ParameterInfo]:
-        """Every parameter and persistent buffer, in the model's order; tied ones say so."""
+        """Return every parameter and persistent buffer in the model's order, tied ones included."""
         return list(self._infos)
 
     def read(self, name: str) -> torch.Tensor:
-        """One parameter in the checkpoint's own dtype. A tied name reads the tensor it is tied to.
+        """Return one parameter in the checkpoint's dtype. A tied name returns the tensor it is tied to.
 
         Raises `CheckpointError` for an unknown name, a truncated file or a wrong shape.
         """
@@ -109,7 +115,7 @@ class Checkpoint:
         if recipe.converter is None:
             value = self.read_stored(recipe.sources[0][0])
         else:
-            # One converted parameter is remembered: the experts of a stack are read one after the other.
+            # Cache the last conversion: the experts of a stack are read one after another
             if self._last is None or self._last[0] is not recipe:
                 self._last = None
                 self._last = (recipe, self._convert(recipe, name, self.read_stored))
@@ -120,22 +126,22 @@ class Checkpoint:
         return self._after_change(name, value)
 
     def _after_change(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Apply the parameter's change, if there is one."""
         if name not in self._changes:
             return value
-        if (
-            self._changed is None or self._changed[0] != name
-        ):  # the experts of a stack are read one after the other
+        # Cache the last change: the experts of a stack are read one after another
+        if self._changed is None or self._changed[0] != name:
             self._changed = name, self._changes[name](value.float())
-        made = self._changed[1]
-        return made if made.ndim > 1 else made.to(value.dtype)
+        result = self._changed[1]
+        return result if result.ndim > 1 else result.to(value.dtype)
 
     def stored_name(self, name: str) -> str | None:
-        """The checkpoint tensor that a parameter is, as it stands; None when it is made of several."""
+        """Return the name of the checkpoint tensor that holds a parameter unchanged; None if a converter builds it."""
         recipe = self._recipe(name)
         return None if recipe is None or recipe.converter is not None else recipe.sources[0][0]
 
     def views(self) -> tuple[list[LayerView], list[Kept]]:
-        """Every quantizable weight and every other parameter, tied names left out, in model order."""
+        """Return the views of all quantizable weights, and all other parameters, in model order, without tied names."""
         if self._views is None:
             views, kept = layer_views(self.model, self.read)
             present = {info.name for info in self._infos if info.tied_to is None}
@@ -143,17 +149,18 @@ class Checkpoint:
         return list(self._views[0]), list(self._views[1])
 
     def source_digest(self) -> str:
-        """sha256 of the weight files (name and bytes of each, in name order), as hex."""
+        """Return the sha256 of the weight files (name and bytes of each, in name order), as hex."""
         return self.source.digest()
 
     def source_nbytes(self) -> int:
-        """Bytes of the tensors in the checkpoint, as stored there."""
+        """Return the size in bytes of all tensors as stored in the checkpoint."""
         return self.source.nbytes()
 
     def blocks(self) -> list[str]:
-        """Module paths of the decoder blocks, in order (`model.layers.0`, ...).
+        """Return the module paths of the transformer blocks, in order (`model.layers.0`, ...).
 
-        They are the `ModuleList` as long as the layer count, the one with the most parameters if there are several.
+        The blocks are the `ModuleList` whose length is the config's number of layers; if there are several, the one
+        with the most parameters. Raises `CheckpointError` if there is none.
         """
         count = getattr(self.config.get_text_config(), "num_hidden_layers", None)
         lists = [
@@ -169,25 +176,25 @@ class Checkpoint:
         return [f"{path}.{index}" for index in range(len(self.model.get_submodule(path)))]  # type: ignore[arg-type]
 
     def used(self) -> list[str]:
-        """Return the names of the stored tensors that parameters are made of, each once."""
+        """Return the names of the stored tensors that reading all parameters needs, each once."""
         recipes = (self._recipe(info.name) for info in self._infos)
         return list(
             dict.fromkeys(name for recipe in recipes if recipe for name, _ in recipe.sources[: recipe.most])
         )
 
     def read_stored(self, stored: str) -> torch.Tensor:
-        """Return a stored tensor, as it stands. Raise `CheckpointError` where it is damaged or not finite."""
+        """Return a stored tensor unchanged. Raises `CheckpointError` if it is damaged or not finite."""
         return as_torch(self.source.read(stored))
 
     def own_dtype(self) -> torch.dtype:
-        """Return the type that the config says the model is computed in, or else that of its first stored floats."""
-        said = getattr(self.config, "dtype", None)
-        if isinstance(said, torch.dtype):
-            return said
+        """Return the config's dtype, else that of the first float parameter."""
+        dtype = getattr(self.config, "dtype", None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
         return next((info.dtype for info in self._infos if info.dtype.is_floating_point), torch.float32)
 
     def _stand_in(self, name: str) -> str:
-        """The name under which a tied tensor is stored when the checkpoint has only the other name."""
+        """Return the alias under which the checkpoint stores the tied tensor `name`, else `name`."""
         return next(
             (alias for alias, target in self._tied.items() if target == name and alias in self._recipes), name
         )
@@ -195,25 +202,26 @@ class Checkpoint:
     def _convert(
         self, recipe: Recipe, name: str, read: Callable[[str], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        """Return a recipe's parameters. Raises `CheckpointError` if the conversion fails."""
         try:
             return recipe.read(self.model, read)
         except CheckpointError:
             raise
-        except Exception as cause:  # conversion of tensors that do not fit each other fails in many ways
+        except Exception as cause:  # transformers' conversion raises many types
             raise CheckpointError(
                 f"{name} cannot be assembled from {len(recipe.sources)} checkpoint tensors ({cause}): "
                 "the checkpoint does not fit its config.json"
             ) from cause
 
     def _recipe(self, name: str) -> Recipe | None:
-        """How a parameter is made; of a tied pair, by whichever name is stored."""
+        """Return the recipe of a parameter. For a tied pair the tensor may be stored under either name."""
         target = self._tied.get(name, name)
         return (
             self._recipes.get(target) or self._recipes.get(name) or self._recipes.get(self._stand_in(target))
         )
 
     def _wanted(self) -> Iterator[Wanted]:
-        """Every parameter, and every buffer that is stored: one that is not is computed by the model itself."""
+        """Yield every parameter, and every buffer in the checkpoint: the model computes the other buffers itself."""
         buffers = {name for name, _ in self.model.named_buffers()}
         for name, meta in self.model.state_dict().items():
             recipe = self._recipe(name)
@@ -225,14 +233,15 @@ class Checkpoint:
             yield Wanted(name, shape, [stored for stored, _ in recipe.sources], meta.is_floating_point())
 
     def _check_assembled(self) -> None:
-        """Assemble every parameter of several tensors on the meta device, by their shapes alone.
+        """Check the shape of every parameter that has a converter, by converting on the meta device.
 
-        Raise `CheckpointError` for one that does not come out in the model's shape: an expert is missing, say.
+        Raises `CheckpointError` if the shape is not the model's, for example because an expert is missing.
         """
 
         def shape_of(stored: str) -> torch.Tensor:
-            found = self.source.tensors[stored]
-            return torch.empty(found.shape, dtype=TORCH_DTYPES[found.dtype], device="meta")
+            """Return a stored tensor's shape and type as a tensor on the meta device."""
+            tensor = self.source.tensors[stored]
+            return torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype], device="meta")
 
         shapes = {name: tuple(meta.shape) for name, meta in self.model.state_dict().items()}
         for lead, recipe in self._recipes.items():
@@ -247,7 +256,7 @@ class Checkpoint:
                     )
 
     def _inspect(self) -> list[ParameterInfo]:
-        """Describe every parameter by the headers, without reading data."""
+        """Return the description of every parameter from file headers, without reading data."""
         buffers = {name for name, _ in self.model.named_buffers()}
         infos: list[ParameterInfo] = []
         for name, meta in self.model.state_dict().items():
@@ -260,20 +269,21 @@ class Checkpoint:
 
 
 def _worth_naming(model: torch.nn.Module, unused: Iterable[str]) -> list[str]:
-    """The unused tensors without those that the model's own class knows and leaves out (layers for training, say)."""
-    known = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    return [name for name in unused if not any(each.search(name) for each in known)]
+    """Return the unused tensors, without those that the model class itself ignores (layers for training only)."""
+    ignored = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    return [name for name in unused if not any(each.search(name) for each in ignored)]
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:
-    """Alias -> the name that is stored, for the tied parameters of a model."""
+    """Map each alias to its stored name, for the tied parameters of a model."""
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    # A tie that the checkpoint contradicts by holding both tensors is settled in `assemble`.
+    # `assemble` removes a tie if the checkpoint holds two different tensors
     return {alias: name for alias, name in tied.items() if alias != name}
 
 
-def _shape_message(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    return f"{name} has the shape {found} but its config.json implies {expected}: the two belong to different models"
+def _shape_message(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return the message for a tensor of the wrong shape."""
+    return f"{name} has the shape {shape} but its config.json implies {expected}: the two belong to different models"
 
 
 def open_checkpoint(
@@ -281,7 +291,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a local folder, a GGUF file (or any of its parts) or a hub name. Reads headers only.
 
-    Raises `CheckpointError` (one sentence: what is wrong and what to do) for anything that is not a sound causal LM.
+    Raises `CheckpointError`, saying what is wrong and what to do, for anything but an intact causal LM.
     """
     opened = open_source(source, revision=revision)
     if opened.path.is_dir():
@@ -292,9 +302,10 @@ def open_checkpoint(
 
 
 def assemble(source: Source, config: Any, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Return the checkpoint of a source that `config` describes, untied where its tensors contradict the config.
+    """Return the checkpoint of a source that `config` describes.
 
-    Raise `CheckpointError` where the two do not fit each other.
+    If the config ties the output head to the embedding but the source holds two different tensors, the checkpoint has
+    both. Raises `CheckpointError` if the source's tensors do not match the config.
     """
     model = build_meta_model(config, allow_remote_code=allow_remote_code)
     untied = _tie_is_contradicted(model, source)
@@ -305,16 +316,16 @@ def assemble(source: Source, config: Any, *, allow_remote_code: bool = False) ->
 
 
 def as_torch(array: NDArray[Any]) -> torch.Tensor:
-    """The array as a tensor of the same type, bfloat16 included."""
+    """Return an array as a tensor of the same type, bfloat16 included."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def _tie_is_contradicted(model: torch.nn.Module, source: Source) -> bool:
-    """Whether the checkpoint holds two different tensors for a pair that the config ties.
+    """Return whether the checkpoint holds two different tensors for a pair that the config ties.
 
-    transformers trusts the tensors then, and so does Zeropoint.
+    In that case transformers uses the tensors and ignores the tie, and so does Zeropoint.
     """
     recipes, _ = resolve(model, source.tensors)
     for alias, name in _tied_names(model).items():

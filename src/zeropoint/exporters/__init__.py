@@ -1,20 +1,21 @@
-"""Files for other runtimes. One module per target; the file's name is the target's, `--to` finds it by itself.
+"""Export to the file formats of other runtimes. Each module is one target, and `--to` takes the module's name.
 
-A module here has a docstring (what it writes, for whom) and three functions:
+A target's module has a docstring (what it writes, for which runtime) and three functions:
 
-- `problems(artifact)`: why this artifact cannot be written exactly, a sentence each; empty when it can;
-- `write(artifact, path, progress)`: the file (or folder), exact in every weight. Raises `UnsupportedError` with the
-  problems, before any work;
-- `read_back(artifact, path)`: every weight as float32, once as the file says it and once as the artifact means it, in
-  the file's order of rows.
+- `problems(artifact)` returns the reasons why the artifact cannot be exported exactly, one sentence each;
+- `write(artifact, path, progress)` writes the file or folder with every weight exact, or raises `UnsupportedError` with
+  the problems before any work;
+- `read_back(artifact, path)` yields every weight as float32, from the written file and from the artifact, both in the
+  file's row order.
 
-`export` puts them together: written beside its final name, read back, compared bit for bit, then renamed. No torch.
+`export` writes to a temporary name beside `out`, reads the weights back, compares them bit for bit, and renames the
+result. It does not import torch.
 
-A target may have types of numbers that no scheme describes, `TYPES` by name. Weights are then made in them, from the
-original model and never from an artifact, by two functions more, which `export_original` puts together:
+A target may have weight types that no `Scheme` describes; its module lists their names in `TYPES`. Weights of such a
+type are quantized from the original model, never from an artifact. `export_original` uses two more functions:
 
-- `write_original(original, type, path, progress)`: the file, and a digest of each weight as it was meant;
-- `read_original(path)`: each weight as float32, as the file says it.
+- `write_original(original, type, path, progress)` writes the file and returns a digest of each weight;
+- `read_original(path)` yields each weight of the file as float32.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ from zeropoint.artifact.writer import as_artifact_error, sync
 from zeropoint.errors import GateError, UsageError
 
 Progress = Callable[[str, int, int], None]
-"""Called as `progress(what, done, total)`."""
+"""Called as `progress(current step, steps done, total steps)`."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `write` made: how many weights in each of the target's formats, and what the user should know.
+    """The result of `write` or `write_original`.
 
-    `digests`: the `digest` of each weight of `write_original`, whose numbers nothing else remembers.
+    - `formats`: the target's name of a weight format -> number of weights;
+    - `notes`: messages for the user;
+    - `digests`: weight name -> `digest` of its values, set by `write_original` for the later comparison.
     """
 
     formats: Mapping[str, int]
@@ -58,7 +61,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One weight read back: `found` in the file, `meant` by the artifact, float32 of one shape."""
+    """One weight as float32 in the file's row order: `found` is read from the file, `meant` from the artifact."""
 
     name: str
     found: Floats
@@ -66,16 +69,29 @@ class Pair:
 
 
 class Exporter(Protocol):
-    """What a module of this package provides."""
+    """The interface of a target's module."""
 
-    def problems(self, artifact: Artifact) -> list[str]: ...
-    def write(self, artifact: Artifact, path: Path, progress: Progress) -> Written: ...
-    def read_back(self, artifact: Artifact, path: Path) -> Iterator[Pair]: ...
+    def problems(self, artifact: Artifact) -> list[str]:
+        """Return the reasons why the artifact cannot be exported exactly."""
+        ...
+
+    def write(self, artifact: Artifact, path: Path, progress: Progress) -> Written:
+        """Write the artifact to `path`. Raises `UnsupportedError` with its problems."""
+        ...
+
+    def read_back(self, artifact: Artifact, path: Path) -> Iterator[Pair]:
+        """Yield every weight of the written file beside the artifact's."""
+        ...
 
 
 class Original(Protocol):
-    """A float model, as `zeropoint.originals` opens one: its tokenizer's `folder`, its config.json, and the `shapes` of
-    its weights by name, matrices as `[out, in]`."""
+    """A float model, as `zeropoint.originals` opens it.
+
+    - `folder`: the folder with the tokenizer;
+    - `config`: config.json;
+    - `shapes`: weight name -> shape, `[out, in]` for matrices;
+    - `warnings`: one message for each weight whose quantization fell back to another method.
+    """
 
     name: str
     folder: Path
@@ -84,23 +100,30 @@ class Original(Protocol):
     warnings: list[str]
 
     def weights(self, kinds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Each weight once, in the order of `shapes`: matrices in the target's `kinds`, by name, the others float32.
-        `warnings` then says what was not made as it should be."""
+        """Yield each weight once, in the order of `shapes`, and add to `warnings`.
+
+        `kinds` maps the names of matrices to the target's types. Other weights are float32.
+        """
         ...
 
 
 class OriginalExporter(Protocol):
-    """What a module of this package with `TYPES` provides as well."""
+    """The further interface of a target's module with `TYPES`."""
 
     TYPES: tuple[str, ...]
 
-    def write_original(self, original: Original, type: str, path: Path, progress: Progress) -> Written: ...
-    def read_original(self, path: Path) -> Iterator[tuple[str, Floats]]: ...
+    def write_original(self, original: Original, type: str, path: Path, progress: Progress) -> Written:
+        """Quantize the original's weights to `type` and write them to `path`."""
+        ...
+
+    def read_original(self, path: Path) -> Iterator[tuple[str, Floats]]:
+        """Yield every weight of the written file as float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A finished export. `verified`: how many numbers were read back and equal; None when that was not asked for."""
+    """A finished export. `verified` is the number of values read back and compared, None without comparison."""
 
     target: str
     path: Path
@@ -109,6 +132,7 @@ class Export:
     verified: int | None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the export as a JSON object."""
         return {
             "target": self.target,
             "file_bytes": self.nbytes,
@@ -119,13 +143,13 @@ class Export:
 
 
 def names() -> list[str]:
-    """The targets of this release, as `--to` takes them."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [name.replace("_", "-") for name in found if not name.startswith("_")]
+    """Return the names of all targets, as `--to` takes them."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name.replace("_", "-") for name in modules if not name.startswith("_")]
 
 
 def load(target: str) -> Exporter:
-    """The module of a target. Raises `UsageError` for an unknown one."""
+    """Return the module of a target. Raises `UsageError` for an unknown target."""
     if target not in names():
         raise UsageError(f"there is no export target {target!r}: use {', '.join(names())}")
     return cast(Exporter, importlib.import_module(f"{__name__}.{target.replace('-', '_')}"))
@@ -140,10 +164,10 @@ def export(
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Export:
-    """Write an artifact for another runtime, everything or nothing.
+    """Write an artifact in a target's format. Nothing remains at `out` after an error.
 
-    Raises `UsageError` when `out` exists, `UnsupportedError` when the target cannot hold the artifact exactly,
-    `GateError` when what was written is not what the artifact means, `ArtifactError` when it cannot be written.
+    Raises `UsageError` if `out` exists and may not be replaced, `UnsupportedError` if the target cannot hold the
+    artifact exactly, `GateError` if a weight that was read back differs, `ArtifactError` if writing fails.
     """
     exporter, path = load(target), Path(out).expanduser()
     refuse_existing(path, overwrite=overwrite)
@@ -164,9 +188,9 @@ def export_original(
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Export:
-    """Write a float model with weights in a type of the target's own, everything or nothing.
+    """Quantize a float model to one of the target's `TYPES` and write it. Nothing remains at `out` after an error.
 
-    Raises as `export` does, `check_type` and what making the weights raises.
+    Raises what `export`, `check_type` and `original.weights` raise.
     """
     check_type(target, type)
     exporter, path = cast(OriginalExporter, load(target)), Path(out).expanduser()
@@ -180,40 +204,44 @@ def export_original(
 
 
 def check_type(target: str, type: str) -> None:
-    """Raise `UsageError` when the target has no such type of its own."""
+    """Raise `UsageError` if `type` is not among the target's `TYPES`."""
     types: tuple[str, ...] = getattr(load(target), "TYPES", ())
     if not types:
-        raise UsageError(f"{target} has no types of its own: export an artifact to it, without --type")
+        raise UsageError(f"{target} has no weight types of its own: export an artifact to it, without --type")
     if type not in types:
         raise UsageError(f"{target} has no type {type!r}: use {', '.join(types)}")
 
 
 def digest(values: Floats) -> str:
-    """Of every bit of the numbers; zeros of either sign are one number."""
+    """Return the sha256 of the values' bits, as hex. Zeros of either sign have the same digest."""
     return hashlib.sha256(np.ascontiguousarray(values + np.float32(0), np.float32).tobytes()).hexdigest()
 
 
-def compare_digests(meant: Mapping[str, str], found: Iterable[tuple[str, Floats]], progress: Progress) -> int:
-    """The number of values that were read back, every weight's `digest` the one that was meant.
+def compare_digests(
+    digests: Mapping[str, str], weights: Iterable[tuple[str, Floats]], progress: Progress
+) -> int:
+    """Check that the weights read back have these digests, by name. Return the number of values compared.
 
-    Raises `GateError` naming the first weight that differs or is missing.
+    Raises `GateError` with the name of the first weight that differs or is missing.
     """
-    missing, count = set(meant), 0
-    for name, values in found:
+    missing, count = set(digests), 0
+    for name, values in weights:
         missing.discard(name)
-        progress(f"verify {name}", len(meant) - len(missing), len(meant))
-        if digest(values) != meant.get(name):
-            raise GateError(f"{name} was read back with other values than were meant: nothing was written")
+        progress(f"verify {name}", len(digests) - len(missing), len(digests))
+        if digest(values) != digests.get(name):
+            raise GateError(
+                f"{name} was read back with other values than were written: the export was discarded"
+            )
         count += values.size
     if missing:
-        raise GateError(f"{min(missing)} is not in what was written: nothing was written")
+        raise GateError(f"{min(missing)} is missing from the written file: the export was discarded")
     return count
 
 
 def compare(artifact: Artifact, pairs: Iterator[Pair], progress: Progress) -> int:
-    """The number of values that were read back, all equal to the artifact's, every weight of it among them.
+    """Check that the pairs are equal and cover the artifact. Return the number of values compared.
 
-    Raises `GateError` naming the first weight that differs or is missing.
+    Raises `GateError` with the name of the first weight that differs or is missing.
     """
     missing, total = set(artifact.names()), len(artifact.names())
     count = 0
@@ -226,16 +254,16 @@ def compare(artifact: Artifact, pairs: Iterator[Pair], progress: Progress) -> in
             wrong = pair.found != pair.meant
             raise GateError(
                 f"{pair.name} was read back with {int(wrong.sum())} of {wrong.size} values changed, by up to "
-                f"{float(np.abs(pair.found - pair.meant).max()):.3g}: nothing was written"
+                f"{float(np.abs(pair.found - pair.meant).max()):.3g}: the export was discarded"
             )
         count += pair.found.size
     if missing:
-        raise GateError(f"{min(missing)} is not in what was written: nothing was written")
+        raise GateError(f"{min(missing)} is missing from the written file: the export was discarded")
     return count
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `UsageError` when the output exists and may not be replaced; a folder never is."""
+    """Raise `UsageError` if the output exists. `overwrite` permits replacing a file, never a folder."""
     if os.path.lexists(path) and (not overwrite or path.is_dir()):
         advice = (
             "choose another name" if path.is_dir() else "choose another name, or overwrite it (--overwrite)"
@@ -245,7 +273,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _partial(out: Path) -> Iterator[Path]:
-    """A hidden sibling of `out` that takes its name when the block succeeds, and is removed when it does not."""
+    """Yield a hidden path beside `out`. Rename it to `out` if the body of the `with` succeeds, else remove it."""
     partial = out.absolute().parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -263,5 +291,6 @@ def _partial(out: Path) -> Iterator[Path]:
 
 
 def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -1,4 +1,4 @@
-"""What exporters of model folders share: writing a compressed-tensors folder, and reading one back."""
+"""Writing and reading back compressed-tensors folders, shared by the `vllm` and `transformers` exporters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Decode = Callable[[Artifact, str, Mapping[str, TensorFile]], Weight]
 def encode(
     artifact: Artifact, name: str, weight: Weight, *, packed: bool = False
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """A weight's tensors as the artifact itself stores them, or `packed` whatever their width."""
+    """Yield a weight's tensors as an artifact stores them. `packed` packs 8-bit codes into 32-bit words too."""
     if isinstance(weight, QuantizedTensor):
         yield from layouts.encode(name, weight, artifact.layout, packed=packed)
     else:
@@ -37,7 +37,7 @@ def encode(
 
 
 def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile], *, packed: bool = False) -> Weight:
-    """The inverse of `encode`."""
+    """Return a weight from the tensors of `encode`; `where` maps tensor names to open files."""
     scheme = artifact.plan.choices[name].scheme
     if scheme is None or scheme.is_float:
         return where[name].read(name)
@@ -48,12 +48,12 @@ def decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile], *, pa
 def write_folder(
     artifact: Artifact, path: Path, config: Mapping[str, Any], progress: Progress, encode: Encode = encode
 ) -> Written:
-    """Write a model folder: tensors as `encode` gives them, and the tokenizer's files; no card, no cache."""
+    """Write a model folder: the tensors of `encode`, `config` as config.json, and the tokenizer files; no card."""
     check_space(path, artifact.nbytes)
     path.mkdir()
     shards, formats = Shards(path, SHARD_BYTES), Counter[str]()
-    for done, (name, weight) in enumerate(artifact.stream()):
-        progress(f"write {name}", done, len(artifact.names()))
+    for count, (name, weight) in enumerate(artifact.stream()):
+        progress(f"write {name}", count, len(artifact.names()))
         formats["float" if isinstance(weight, np.ndarray) else str(weight.scheme)] += 1
         for key, tensor in encode(artifact, name, weight):
             shards.add(key, tensor)
@@ -65,26 +65,27 @@ def write_folder(
 
 
 def read_folder(artifact: Artifact, path: Path, decode: Decode = decode) -> Iterator[Pair]:
-    """Every weight of a written folder beside the artifact's."""
+    """Yield every weight of a written folder beside the artifact's. Raises `ArtifactError` if one cannot be read."""
     where = {
         key: file
         for file in (TensorFile(each, ArtifactError) for each in shard_files(path, ArtifactError))
         for key in file.names()
     }
-    for name, meant in artifact.stream():
+    for name, original in artifact.stream():
         try:
-            found = decode(artifact, name, where)
+            stored = decode(artifact, name, where)
         except (KeyError, ZeropointError) as cause:
             raise ArtifactError(f"{name} cannot be read back: {cause}") from cause
-        yield Pair(name, floats(found), floats(meant))
+        yield Pair(name, floats(stored), floats(original))
 
 
 def floats(weight: Weight) -> Floats:
+    """Return a weight's values as float32."""
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
 
 
 def with_formats(config: Mapping[str, Any], packed: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """The config with each group's format set by whether it is `packed`."""
+    """Return a config.json whose quantization groups have the packed format if `packed(group)`, else the int format."""
     section = dict(config.get("quantization_config") or {})
     if not section:
         return dict(config)

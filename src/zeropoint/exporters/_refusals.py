@@ -1,4 +1,4 @@
-"""How exporters word what their target cannot hold: weights by reason, reasons in one sentence."""
+"""The error of an export that the target format cannot hold: problems grouped by reason, in one message."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Iterable, Sequence
 
 from zeropoint.errors import UnsupportedError
 
-#: Reasons shown of a refusal; the others are counted.
+#: Number of reasons that a message spells out; it only counts the others.
 MOST = 5
 
 
-def by_reason(found: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for each reason, from pairs of a weight (or module) and why it cannot be held."""
+def by_reason(problems: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line for each reason, from pairs (name of a weight or module, reason)."""
     names: dict[str, list[str]] = {}
-    for name, why in found:
+    for name, why in problems:
         names.setdefault(why, []).append(name)
     return [f"{why} ({_counted(each)})" for why, each in names.items()]
 
 
 def refusal(source: object, target: str, problems: Sequence[str]) -> UnsupportedError:
-    """What to raise for an artifact or model that has `problems`."""
+    """Return the error for an artifact or model that cannot be exported because of `problems`."""
     rest = len(problems) - MOST
     shown = [*problems[:MOST], *([f"and {rest} more"] if rest > 0 else [])]
     return UnsupportedError(f"{source} cannot be exported to {target}: {'; '.join(shown)}")
 
 
 def _counted(names: Sequence[str]) -> str:
+    """Return the first name and the number of the others."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

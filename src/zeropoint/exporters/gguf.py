@@ -1,9 +1,10 @@
-"""GGUF, for llama.cpp and what is built on it: one file with weights, hyperparameters, tokenizer and chat template.
+"""GGUF export, for llama.cpp and programs based on it: one file with weights, header, tokenizer and chat template.
 
-Codes and scales are re-encoded in ggml's blocks without changing a number (`zeropoint.gguf.blocks`); kept matrices stay
-F32, F16 or BF16, vectors become F32. llama.cpp computes with 8-bit inputs in blocks of 32 whatever the artifact says.
+`zeropoint.gguf.blocks` converts codes and scales to GGUF blocks without rounding. Unquantized matrices keep their type
+(F32, F16 or BF16), vectors become F32. llama.cpp always rounds inputs to 8 bits in blocks of 32, whatever the artifact
+states.
 
-`TYPES` are llama.cpp's own mixes of types, K-quants among them, which no artifact holds: `write_original` makes them of
+`TYPES` are llama.cpp's own mixes, such as Q4_K_M. No artifact can hold their K-quants, so `write_original` quantizes
 the original weights.
 """
 
@@ -42,10 +43,10 @@ FLOATS: dict[np.dtype[np.generic], GGMLQuantizationType] = {
 
 TARGET = "gguf"
 
-#: What `--type` takes.
+#: The values of `--type`.
 TYPES: tuple[str, ...] = tuple(RECIPES)
 
-#: How llama.cpp calls a file whose matrices are mostly of a type; it only shows this.
+#: The header's file type for a file whose matrices mostly have a type. llama.cpp only displays it.
 FILE_TYPES = {
     Kind.F32: LlamaFileType.ALL_F32,
     Kind.F16: LlamaFileType.MOSTLY_F16,
@@ -64,7 +65,11 @@ INPUTS_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Everything that is decided before a byte is written. `kinds` and `shapes` are by stored name."""
+    """The decisions made before writing.
+
+    - `kinds`: checkpoint name of a weight -> GGUF type;
+    - `shapes`: checkpoint name of a weight -> shape in the file.
+    """
 
     name: str
     file_type: LlamaFileType
@@ -74,17 +79,20 @@ class Survey:
     shapes: Mapping[str, tuple[int, ...]]
 
     def nbytes(self, source: str) -> int:
+        """Return the bytes of a weight in the file, by its checkpoint name."""
         return _nbytes(self.shapes[source], self.kinds[source])
 
 
 def problems(artifact: Artifact) -> list[str]:
+    """Return every reason why the artifact cannot be exported exactly."""
     return _survey(artifact)[1]
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
-    survey, found = _survey(artifact)
+    """Write the file `path`. Raises `UnsupportedError` with the problems of the artifact."""
+    survey, reasons = _survey(artifact)
     if survey is None:
-        raise refusal(artifact.path, TARGET, found)
+        raise refusal(artifact.path, TARGET, reasons)
     weights = ((source, artifact.read(source)) for source in _by_source(survey.description))
     for _ in _write(path, survey, weights, progress):
         pass
@@ -92,9 +100,9 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
 
 
 def write_original(original: Original, mix: str, path: Path, progress: Progress) -> Written:
-    """A float model with its matrices in the types of one of `TYPES`, fitted as they are asked for.
+    """Quantize a float model to `mix`, one of `TYPES`, weight by weight, and write the file `path`.
 
-    Raises `UnsupportedError` when GGUF has no place for the model, and what `original.weights` raises.
+    Raises `UnsupportedError` if GGUF cannot hold the model, and what `original.weights` raises.
     """
     survey = _survey_original(original, mix)
     matrices = {name: kind for name, kind in survey.kinds.items() if len(survey.shapes[name]) > 1}
@@ -105,7 +113,7 @@ def write_original(original: Original, mix: str, path: Path, progress: Progress)
 
 
 def read_original(path: Path) -> Iterator[tuple[str, Floats]]:
-    """Every tensor of a file, by the names of `Written.digests`."""
+    """Yield every tensor of a file as float32, by its name in the file (as in `Written.digests`)."""
     file = GgufFile(path, ArtifactError)
     for name in file.tensors:
         yield name, file.floats(name)
@@ -114,7 +122,10 @@ def read_original(path: Path) -> Iterator[tuple[str, Floats]]:
 def _write(
     path: Path, survey: Survey, weights: Iterable[tuple[str, Storable]], progress: Progress
 ) -> Iterator[tuple[str, Storable]]:
-    """Write the file of a survey; gives what was written, by the file's names. `weights` come in its order."""
+    """Write the file of a survey. Yield each tensor after it is written, by its name in the file.
+
+    `weights` must yield (checkpoint name, weight) in the order of the survey's placements.
+    """
     description = survey.description
     check_space(path, sum(survey.nbytes(placement.source) for placement in description.placements))
     writer = GGUFWriter(path, description.architecture)
@@ -123,57 +134,60 @@ def _write(
         for values in description.extras.values():
             writer.write_tensor_data(values)
         places, total = _by_source(description), len(description.placements)
-        done = 0
-        for (source, same), (given, made) in zip(places.items(), weights, strict=True):
-            assert given == source
+        count = 0
+        for (source, same), (name, original) in zip(places.items(), weights, strict=True):
+            assert name == source
             for placement in same:
-                weight = placement.place(made)
+                weight = placement.place(original)
                 writer.write_tensor_data(_bytes(weight, survey.kinds[source]))
-                done += 1
-                progress(f"write {placement.name}", done, total)
+                count += 1
+                progress(f"write {placement.name}", count, total)
                 yield placement.name, weight
     finally:
         writer.close()
 
 
 def _formats(survey: Survey) -> dict[str, int]:
+    """Return the number of weights of each GGUF type."""
     return dict(sorted(Counter(kind.name for kind in survey.kinds.values()).items()))
 
 
 def _notes(survey: Survey) -> tuple[str, ...]:
+    """Return the known differences between llama.cpp's results and the model's."""
     integer = any(kind not in FLOATS.values() for kind in survey.kinds.values())
     return (*((INPUTS_NOTE,) if integer else ()), *survey.description.notes)
 
 
 def _by_source(description: Description) -> dict[str, list[Placement]]:
-    """The tensors of the file by the weight that they are: a tied head may be stored twice."""
-    found: dict[str, list[Placement]] = {}
+    """Map each weight's checkpoint name to its tensors in the file. A tied embedding may be stored twice."""
+    places: dict[str, list[Placement]] = {}
     for placement in description.placements:
-        found.setdefault(placement.source, []).append(placement)
-    return found
+        places.setdefault(placement.source, []).append(placement)
+    return places
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
-    description, found = describe(artifact.config)
+    """Yield every weight of the written file beside the artifact's."""
+    description, reasons = describe(artifact.config)
     if description is None:
-        raise refusal(artifact.path, TARGET, found)
+        raise refusal(artifact.path, TARGET, reasons)
     file = GgufFile(path, ArtifactError)
     expected = {placement.name for placement in description.placements} | set(description.extras)
     if strange := expected ^ set(file.tensors):
-        raise ArtifactError(f"{path} should not differ from the artifact in the tensor {min(strange)}")
+        raise ArtifactError(f"only one of {path} and its artifact has the tensor {min(strange)}")
     for placement in description.placements:
-        meant = placement.place(artifact.read(placement.source))
-        yield Pair(placement.source, file.floats(placement.name), _floats(meant))
+        original = placement.place(artifact.read(placement.source))
+        yield Pair(placement.source, file.floats(placement.name), _floats(original))
 
 
 def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
-    """All decisions, or every reason why the artifact cannot be written. Reads each weight once."""
-    description, found = describe(artifact.config)
+    """Return `(survey, [])`, or `(None, reasons)` if GGUF cannot hold the artifact exactly. Reads each weight once."""
+    description, reasons = describe(artifact.config)
     if description is None:
-        return None, found
+        return None, reasons
     places = {name: same[0] for name, same in _by_source(description).items()}
-    if found := _misplaced(places, artifact.names()):
-        return None, found
+    if reasons := _misplaced(places, artifact.names()):
+        return None, reasons
     kinds, shapes = {}, {}
     refused: list[tuple[str, str]] = []
     for name, weight in artifact.stream():
@@ -183,14 +197,14 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
             kinds[name] = _kind(placed)
         except SchemeError as cause:
             refused.append((name, str(cause)))
-    found = by_reason(refused)
+    reasons = by_reason(refused)
     rows = description.record.config.vocab
     try:
         vocabulary = read_vocabulary(artifact.path, artifact.config, rows)
     except UnsupportedError as cause:
-        return None, [*found, str(cause)]
-    if found:
-        return None, found
+        return None, [*reasons, str(cause)]
+    if reasons:
+        return None, reasons
     sizes: Counter[GGMLQuantizationType] = Counter()
     for name, kind in kinds.items():
         sizes[kind] += _nbytes(shapes[name], kind)
@@ -200,18 +214,18 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
 
 
 def _survey_original(original: Original, mix: str) -> Survey:
-    """The survey of a float model. Raises `UnsupportedError` with every reason why it cannot be written."""
+    """Return the survey of a float model. Raises `UnsupportedError` with every reason why GGUF cannot hold it."""
     recipe = RECIPES[mix]
-    description, found = describe(original.config)
+    description, reasons = describe(original.config)
     places = {} if description is None else {name: same[0] for name, same in _by_source(description).items()}
     if description is not None:
-        found = _misplaced(places, original.shapes)
-    if description is None or found:
-        raise refusal(original.name, TARGET, found)
+        reasons = _misplaced(places, original.shapes)
+    if description is None or reasons:
+        raise refusal(original.name, TARGET, reasons)
     by_source = _by_source(description)
     ordered = tuple(place for name in original.shapes for place in by_source[name])
     description = replace(description, placements=ordered)
-    separate = {place.name for place in places.values()}  # a tied head that is stored twice has one kind
+    separate = {place.name for place in places.values()}  # a tied embedding that is stored twice has one type
     model = Model(description.family.arch, description.record.config.layers, "output.weight" not in separate)
     kinds = {
         name: recipe.choose(by_source[name][0].name, shape, model) for name, shape in original.shapes.items()
@@ -222,13 +236,14 @@ def _survey_original(original: Original, mix: str) -> Survey:
 
 
 def _misplaced(places: Mapping[str, Placement], names: Iterable[str]) -> list[str]:
-    """The weights that only one of model and file knows."""
-    known = set(names)
+    """Return a problem for the weights that only the model has or only the GGUF file expects."""
+    present = set(names)
     strange = [(name, "GGUF has no place for a weight") for name in names if name not in places]
-    return by_reason([*strange, *((name, "a weight is missing") for name in places if name not in known)])
+    return by_reason([*strange, *((name, "a weight is missing") for name in places if name not in present)])
 
 
 def _kind(weight: Storable) -> GGMLQuantizationType:
+    """Return the GGUF type that holds a weight exactly. Raises `SchemeError` if there is none."""
     if isinstance(weight, SuperTensor):
         return weight.kind
     if isinstance(weight, QuantizedTensor):
@@ -239,6 +254,7 @@ def _kind(weight: Storable) -> GGMLQuantizationType:
 
 
 def _write_header(writer: GGUFWriter, survey: Survey) -> None:
+    """Write the header, the tokenizer and the names, types and shapes of all tensors."""
     writer.add_name(survey.name)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(survey.file_type)
@@ -261,11 +277,13 @@ def _write_header(writer: GGUFWriter, survey: Survey) -> None:
 
 
 def _nbytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    """Return the bytes of a tensor of this shape and type."""
     block, size = GGML_QUANT_SIZES[kind]
     return int(np.prod(shape, dtype=np.int64)) // int(block) * int(size)
 
 
 def _bytes(weight: Storable, kind: GGMLQuantizationType) -> blocks.Bytes:
+    """Return the bytes of a weight in the file."""
     if isinstance(weight, QuantizedTensor):
         return blocks.encode(weight, kind)
     if isinstance(weight, SuperTensor):
@@ -274,4 +292,5 @@ def _bytes(weight: Storable, kind: GGMLQuantizationType) -> blocks.Bytes:
 
 
 def _floats(weight: Storable) -> Floats:
+    """Return a weight's values as float32."""
     return weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight.dequantize()

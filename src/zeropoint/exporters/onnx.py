@@ -1,7 +1,7 @@
-"""ONNX, for onnxruntime and onnxruntime-genai: a folder with model.onnx, its weights in model.onnx.data, and tokenizer.
+"""ONNX export, for onnxruntime and onnxruntime-genai: a folder with model.onnx, model.onnx.data and the tokenizer.
 
-The graph is a decoder with a cache (`zeropoint.onnx.decoder`); codes and scales are the artifact's, in the layouts of
-MatMulInteger and MatMulNBits (`zeropoint.onnx.weights`).
+`zeropoint.onnx.decoder` builds the graph, a decoder with a KV cache. `zeropoint.onnx.weights` stores the artifact's
+codes and scales, unchanged, in the layouts of MatMulInteger and MatMulNBits.
 """
 
 from __future__ import annotations
@@ -36,27 +36,29 @@ MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What is decided before a byte is written."""
+    """The decisions made before writing: the model spec, and how each weight is stored."""
 
     record: ModelSpec
     ways: decoder.Ways
 
 
 def problems(artifact: Artifact) -> list[str]:
+    """Return every reason why the artifact cannot be exported exactly."""
     return _survey(artifact)[1]
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
-    survey, found = _survey(artifact)
+    """Write the folder `path`. Raises `UnsupportedError` with the problems of the artifact."""
+    survey, reasons = _survey(artifact)
     if survey is None:
-        raise refusal(artifact.path, TARGET, found)
-    check_space(path, 2 * artifact.nbytes)  # 5- to 7-bit codes take 8 bits here, scales 32
+        raise refusal(artifact.path, TARGET, reasons)
+    check_space(path, 2 * artifact.nbytes)  # in ONNX, 5- to 7-bit codes take 8 bits and scales 32
     path.mkdir()
     layers = len(survey.record.layers)
     with DataWriter(path / DATA) as data:
         graph = Graph(data)
-        made = decoder.Decoder(survey.record, survey.ways, artifact.read, graph)
-        made.write(lambda done: progress(f"write layer {done}", done, layers))
+        builder = decoder.Decoder(survey.record, survey.ways, artifact.read, graph)
+        builder.write(lambda done: progress(f"write layer {done}", done, layers))
     (path / MODEL).write_bytes(graph.model("zeropoint", __version__).SerializeToString(deterministic=True))
     _write_tokenizer_files(artifact, path, survey.record)
     labels = Counter(way.label for way in survey.ways.values())
@@ -64,29 +66,31 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
-    survey, found = _survey(artifact)
+    """Yield every weight of the written folder beside the artifact's."""
+    survey, reasons = _survey(artifact)
     if survey is None:
-        raise refusal(artifact.path, TARGET, found)
+        raise refusal(artifact.path, TARGET, reasons)
     try:
         model = onnx.load_model(path / MODEL, load_external_data=False)
     except Exception as cause:  # protobuf's own errors have no common base
         raise ArtifactError(f"{path / MODEL} is not an ONNX model: {cause}") from cause
     data = DataReader(path, {tensor.name: tensor for tensor in model.graph.initializer})
-    for name, stored, meant in decoder.read_pairs(survey.record, survey.ways, artifact.read, data):
-        yield Pair(name, stored, meant)
+    for name, stored, original in decoder.read_pairs(survey.record, survey.ways, artifact.read, data):
+        yield Pair(name, stored, original)
 
 
 def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
-    """All decisions, or every reason why the artifact cannot be written. Reads no weight."""
+    """Return `(survey, [])`, or `(None, reasons)` if the artifact cannot be exported exactly. Reads no weights."""
     try:
         record = derive(artifact.config)
     except UnsupportedError as cause:
         return None, [str(cause)]
-    wanted, held = record.names(), set(artifact.names())
+    expected, present = record.names(), set(artifact.names())
     refused = [
-        (name, "the ONNX graph of this family has no place for a weight") for name in sorted(held - wanted)
+        (name, "the ONNX graph of this family has no place for a weight")
+        for name in sorted(present - expected)
     ]
-    refused += [(name, "a weight is missing") for name in sorted(wanted - held)]
+    refused += [(name, "a weight is missing") for name in sorted(expected - present)]
     ways = {}
     for _, _, source in record.linears():
         choice = artifact.plan.choices.get(source.weight)
@@ -96,17 +100,17 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
             )
         except SchemeError as cause:
             refused.append((source.weight, str(cause)))
-    found = [*decoder.problems(record), *by_reason(refused)]
-    return (None, found) if found else (Survey(record, ways), [])
+    reasons = [*decoder.problems(record), *by_reason(refused)]
+    return (None, reasons) if reasons else (Survey(record, ways), [])
 
 
 def _write_tokenizer_files(artifact: Artifact, path: Path, record: ModelSpec) -> None:
-    """Write config.json, tokenizer and genai_config.json."""
+    """Write config.json, the tokenizer files and genai_config.json."""
     plain = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
     write_text(path / "config.json", json.dumps(plain, indent=2) + "\n")
     for file in model_files(artifact.path):
         copy_model_file(file, path)
     generation = artifact.path / "generation_config.json"
-    said = load_json(generation) if generation.is_file() else {}
-    text = json.dumps(genai_config(artifact.config, said, record.config, MODEL), indent=2)
+    settings = load_json(generation) if generation.is_file() else {}
+    text = json.dumps(genai_config(artifact.config, settings, record.config, MODEL), indent=2)
     write_text(path / GENAI, text + "\n")

@@ -1,6 +1,7 @@
-"""A folder for transformers with compressed-tensors: the artifact as it is, checked, without its card.
+"""Export for transformers with compressed-tensors: a folder with the artifact's tensors, without its card.
 
-An artifact loads there already, if it can; this names what cannot, and is the plain folder to hand on.
+transformers loads most artifacts directly. This exporter checks that, names the weights that transformers cannot load,
+and writes a folder to share.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from zeropoint.exporters._refusals import refusal
 
 
 def problems(artifact: Artifact) -> list[str]:
+    """Return every reason why transformers cannot load the artifact."""
     shapes = {name: weight.shape for name, weight in artifact.stream()}
     return loader_problems(artifact.plan, artifact.layout, shapes)
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
-    if found := problems(artifact):
-        raise refusal(artifact.path, "transformers", found)
+    """Write the folder `path`. Raises `UnsupportedError` with the problems of the artifact."""
+    if reasons := problems(artifact):
+        raise refusal(artifact.path, "transformers", reasons)
     return write_folder(artifact, path, artifact.config, progress)
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
+    """Yield every weight of the written folder beside the artifact's."""
     return read_folder(artifact, path)

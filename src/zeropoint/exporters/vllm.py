@@ -1,9 +1,9 @@
-"""A folder for vLLM: compressed-tensors as its loader wants it.
+"""Export for vLLM: a compressed-tensors folder in the form that vLLM's loader accepts.
 
-An artifact is nearly that. vLLM has kernels for 8-bit weights beside float inputs only where the codes are packed in
-32-bit words, which transformers' preset does not do; here they are. What vLLM has no counterpart for is a problem. The
-rules are those of vllm/model_executor/layers/quantization/compressed_tensors (`_get_scheme_from_parts`,
-`find_matched_target`, `CompressedTensorsWNA16`) and of the Marlin kernels behind them; vLLM itself was not run.
+The folder differs from an artifact in one point. vLLM multiplies 8-bit weights with float inputs only if the codes are
+packed in 32-bit words; an artifact stores one code per byte. Formats that vLLM does not support are problems. The rules
+follow vllm/model_executor/layers/quantization/compressed_tensors (`_get_scheme_from_parts`, `find_matched_target`,
+`CompressedTensorsWNA16`) and its Marlin kernels. They were read from vLLM's source, not tested by running vLLM.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.values.qtensor import Weight
 from zeropoint.values.scheme import Scheme
 
-#: Projections that vLLM runs as one, by the leaf of the module's name.
+#: Groups of projections that vLLM fuses, by the last part of the module's name.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-#: Group sizes of the Marlin kernels; a scale per channel is another.
+#: Group sizes of the Marlin kernels, which also support one scale per channel.
 GROUP_SIZES = (32, 64, 128)
+#: Weight widths of the Marlin kernels.
 BITS = (4, 8)
 
-#: config.json's dtype -> the scale type that vLLM then holds scales in.
+#: config.json's dtype -> the type to which vLLM converts the scales.
 SCALES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def problems(artifact: Artifact) -> list[str]:
+    """Return every reason why vLLM cannot load the artifact exactly."""
     plan, layout = artifact.plan, artifact.layout
     schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
     dtype = str(artifact.config.get("dtype", artifact.config.get("torch_dtype", "float32")))
@@ -44,18 +46,20 @@ def problems(artifact: Artifact) -> list[str]:
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
-    if found := problems(artifact):
-        raise refusal(artifact.path, "vllm", found)
+    """Write the folder `path`. Raises `UnsupportedError` with the problems of the artifact."""
+    if reasons := problems(artifact):
+        raise refusal(artifact.path, "vllm", reasons)
     config = with_formats(artifact.config, _is_packed)
     return write_folder(artifact, path, config, progress, _encode)
 
 
 def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
+    """Yield every weight of the written folder beside the artifact's."""
     return read_folder(artifact, path, _decode)
 
 
 def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -> Iterator[str]:
-    """Why vLLM does not take this weight as it is."""
+    """Yield each reason why vLLM cannot load this weight exactly."""
     layout = artifact.layout
     if name in layout.embeddings:
         yield "vLLM wants embeddings unquantized: quantize with --embedding keep"
@@ -76,6 +80,7 @@ def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -
 
 
 def _weight_only(name: str, scheme: Scheme, artifact: Artifact) -> Iterator[str]:
+    """Yield each reason why vLLM cannot multiply this weight with float inputs."""
     if scheme.granularity == "tensor":
         yield "vLLM has no weight-only kernel for one scale per tensor"
     if scheme.granularity == "group":
@@ -88,7 +93,7 @@ def _weight_only(name: str, scheme: Scheme, artifact: Artifact) -> Iterator[str]
 
 
 def _unequal(schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The modules whose projections vLLM fuses and that do not have one format."""
+    """Yield (module, reason) for each group of projections that vLLM fuses although their formats differ."""
     for leaves in FUSED:
         first = f".{leaves[0]}.weight"
         for name in [name for name in schemes if name.endswith(first)]:
@@ -99,28 +104,33 @@ def _unequal(schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _columns(artifact: Artifact, name: str) -> int:
+    """Return the number of input channels of a weight."""
     weight = artifact.read(name)
     return int(weight.shape[1])
 
 
 def _shown(scheme: Scheme | None) -> str:
+    """Return a scheme as text for comparison; "kept" for a float weight."""
     return "kept" if scheme is None else str(scheme)
 
 
 def _is_packed(group: Mapping[str, Any]) -> bool:
+    """Return whether vLLM expects packed codes for a quantization group of config.json."""
     return group["input_activations"] is None or group["weights"]["num_bits"] != 8
 
 
 def _repacked(scheme: Scheme | None) -> bool:
-    """Whether the artifact holds these codes one byte each and vLLM wants them packed."""
+    """Return whether the artifact stores one code per byte and vLLM expects packed codes."""
     if scheme is None:
         return False
     return scheme.bits == 8 and (scheme.activation is None or scheme.activation.bits == 16)
 
 
 def _encode(artifact: Artifact, name: str, weight: Weight) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield a weight's tensors in the form that vLLM expects."""
     return encode(artifact, name, weight, packed=_repacked(artifact.plan.choices[name].scheme))
 
 
 def _decode(artifact: Artifact, name: str, where: Mapping[str, TensorFile]) -> Weight:
+    """Return a weight from the tensors of `_encode`."""
     return decode(artifact, name, where, packed=_repacked(artifact.plan.choices[name].scheme))

@@ -1,5 +1,5 @@
-"""What GGUF can say of a model: its blocks of numbers, its families, its vocabularies. No torch.
+"""The GGUF format: blocks of weights, architectures, headers and vocabularies. Does not import torch.
 
-Both directions use it: `exporters/gguf.py` writes what is here, `importers/gguf.py` reads it. Needs the `gguf` package
-(`pip install 'zeropoint[export]'`); the files themselves are read by `zeropoint.files.gguf_file`.
+`exporters/gguf.py` and `importers/gguf.py` both use this package. It needs the `gguf` package
+(`pip install 'zeropoint[export]'`). `zeropoint.files.gguf_file` reads the files themselves.
 """

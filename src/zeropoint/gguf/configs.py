@@ -1,7 +1,7 @@
-"""A GGUF header as the config.json of the same model: the inverse of `headers.py`.
+"""Conversion of a GGUF header to the config.json of the same model. `headers.py` is the inverse.
 
-Only config fields that transformers has for the family are set, each from the header, or from llama.cpp's default
-where the header may leave it out.
+Each config field comes from the header, or from llama.cpp's default if the header may leave it out. Only fields that
+transformers knows for the family are set.
 """
 
 from __future__ import annotations
@@ -41,17 +41,22 @@ ARCHITECTURES: Mapping[str, str] = {
     "gpt2": "GPT2LMHeadModel",
 }
 
-#: Families whose config.json must state the size of a head: their own default is a number.
+#: Families whose config.json must state head_dim: transformers' default is a fixed number.
 STATE_HEAD_DIM = frozenset({"gemma", "gemma2", "gemma3_text", "qwen3"})
 
-#: Layers of the largest Gemma 2 and 3, in which llama.cpp scales attention by the width of a head's share.
+#: Number of layers of the largest Gemma 2 and 3. For these llama.cpp scales attention by hidden_size / heads, for the
+#: smaller ones by head_dim.
 LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 
 Factors = Callable[[], NDArray[np.float32]]
 
 
 class Header:
-    """The metadata of a file, below its architecture's name. Accessors raise `CheckpointError` naming the key."""
+    """The fields of a GGUF header under the architecture's prefix (`llama.` in `llama.block_count`).
+
+    Accessors raise `CheckpointError`, with the key, for a missing or malformed value. The constructor raises
+    `UnsupportedError` for an architecture that Zeropoint does not know.
+    """
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Container[str]) -> None:
         arch = metadata.get("general.architecture")
@@ -64,7 +69,10 @@ class Header:
         self.metadata = metadata
 
     def get(self, key: str) -> Any:
-        """Return the value as it stands; a list of equal numbers, one a layer, as the one number."""
+        """Return a field's value, None if missing. A list with the same number for each layer becomes that number.
+
+        Raises `UnsupportedError` if the numbers differ between layers.
+        """
         value = self.metadata.get(f"{self.arch}.{key}")
         if isinstance(value, np.ndarray) and len(value) and key != "attention.sliding_window_pattern":
             if not bool((value == value[0]).all()):
@@ -73,10 +81,11 @@ class Header:
         return value
 
     def has(self, key: str) -> bool:
+        """Return whether the header has the field."""
         return self.get(key) is not None
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """Return a whole number from 1 up."""
+        """Return an integer from 1 to `MAX_SIZE`."""
         value = self.get(key)
         value = default if value is None else value
         if value is None:
@@ -86,7 +95,7 @@ class Header:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a number, in the shortest form that is the same float32."""
+        """Return a number, as the shortest decimal with the same float32 value."""
         value = self.get(key)
         value = default if value is None else value
         if value is None:
@@ -97,6 +106,7 @@ class Header:
         return short if np.float32(short) == np.float32(value) else float(value)
 
     def flag(self, key: str, default: bool) -> bool:
+        """Return a flag, or `default` if the header does not have the field."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool | np.bool_):
             raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a flag")
@@ -106,11 +116,11 @@ class Header:
 def config_of(
     metadata: Mapping[str, Any], tensors: Container[str], vocab_size: int, factors: Factors | None = None
 ) -> dict[str, Any]:
-    """Return the config.json of the model in a GGUF file, special tokens left out.
+    """Return the config.json of the model in a GGUF file, without the special token ids.
 
-    `tensors` are the names in the file, `vocab_size` the rows of its embedding; `factors` reads the file's table of
-    factors of its rotation. Raises `UnsupportedError` for an architecture, a rotation or a field that is not known
-    here, `CheckpointError` for a header that lacks a size or does not fit its tensors.
+    `tensors` are the tensor names in the file, `vocab_size` the number of rows of the embedding. `factors` reads the
+    tensor `rope_freqs.weight`. Raises `UnsupportedError` for an architecture, rotation or field that Zeropoint does not
+    know, `CheckpointError` if the header lacks a size or does not match the tensors.
     """
     header = Header(metadata, tensors)
     model_type = _model_type(header)
@@ -140,7 +150,7 @@ def config_of(
 
 
 def _model_type(header: Header) -> str:
-    """The model type of an architecture's name; where several have it, by what tells them apart."""
+    """Return transformers' model type. A sliding window tells Mistral from Llama, and OLMo 3 from OLMo 2."""
     sliding = header.get("attention.sliding_window")
     if header.arch == "llama" and sliding:
         return "mistral"
@@ -150,12 +160,13 @@ def _model_type(header: Header) -> str:
 
 
 def _sizes(header: Header, model_type: str) -> dict[str, Any]:
+    """Return the config fields for sizes and the norms' epsilon."""
     heads, hidden = header.whole("attention.head_count"), header.whole("embedding_length")
     usual = max(hidden // heads, 1)
     size = header.whole("attention.key_length", usual)
     if header.whole("attention.value_length", usual) != size:
         raise UnsupportedError("its keys and values differ in size")
-    found = {
+    sizes = {
         "hidden_size": hidden,
         "intermediate_size": header.whole("feed_forward_length"),
         "num_hidden_layers": header.whole("block_count"),
@@ -163,20 +174,21 @@ def _sizes(header: Header, model_type: str) -> dict[str, Any]:
         "max_position_embeddings": header.whole("context_length"),
     }
     if model_type != "gpt_neox":
-        found["num_key_value_heads"] = header.whole("attention.head_count_kv", heads)
+        sizes["num_key_value_heads"] = header.whole("attention.head_count_kv", heads)
     if model_type in STATE_HEAD_DIM or size * heads != hidden:
-        found["head_dim"] = size
+        sizes["head_dim"] = size
     epsilon = {"starcoder2": "norm_epsilon"}.get(model_type, "layer_norm_eps")
     if header.has("attention.layer_norm_rms_epsilon"):
-        return found | {"rms_norm_eps": header.number("attention.layer_norm_rms_epsilon")}
-    if model_type == "olmo":  # its code has the number itself
+        return sizes | {"rms_norm_eps": header.number("attention.layer_norm_rms_epsilon")}
+    if model_type == "olmo":  # transformers' code hard-codes the epsilon
         if header.number("attention.layer_norm_epsilon") != 1e-5:
             raise UnsupportedError("its norms have another epsilon than OLMo's")
-        return found
-    return found | {epsilon: header.number("attention.layer_norm_epsilon")}
+        return sizes
+    return sizes | {epsilon: header.number("attention.layer_norm_epsilon")}
 
 
 def _gpt2(header: Header) -> dict[str, Any]:
+    """Return GPT-2's config fields, which have names of their own."""
     return {
         "n_layer": header.whole("block_count"),
         "n_embd": header.whole("embedding_length"),
@@ -193,18 +205,19 @@ def _gpt2(header: Header) -> dict[str, Any]:
 def _rotation(
     header: Header, model_type: str, config: Mapping[str, Any], factors: Factors | None
 ) -> dict[str, Any]:
+    """Return the config field `rope_parameters`."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     size = config.get("head_dim", hidden // heads)
-    turning = header.whole("rope.dimension_count", size)
+    rotary_dim = header.whole("rope.dimension_count", size)
     rope = _scaling(header)
     if ROPE_FACTORS in header.tensors:
         if rope["rope_type"] != "default" or factors is None:
             raise UnsupportedError("its rotation is scaled twice, by a table of factors and by its header")
-        rope = fit_llama3(factors(), rope["rope_theta"], turning, config["max_position_embeddings"])
-    if turning != size:
-        if not FAMILIES[model_type].partial or turning > size:
-            raise UnsupportedError(f"its rotation turns {turning} of {size} channels of a head")
-        rope["partial_rotary_factor"] = _share(turning, size)
+        rope = fit_llama3(factors(), rope["rope_theta"], rotary_dim, config["max_position_embeddings"])
+    if rotary_dim != size:
+        if not FAMILIES[model_type].partial or rotary_dim > size:
+            raise UnsupportedError(f"its rotation turns {rotary_dim} of {size} channels of a head")
+        rope["partial_rotary_factor"] = _share(rotary_dim, size)
     if model_type in ("gemma3_text", "olmo3"):
         base = 10_000.0 if model_type == "gemma3_text" else rope["rope_theta"]
         sliding = {"rope_theta": header.number("rope.freq_base_swa", base), "rope_type": "default"}
@@ -212,19 +225,20 @@ def _rotation(
     return {"rope_parameters": rope}
 
 
-def _share(turning: int, size: int) -> float:
-    """The part of a head that turns, in the shortest form that gives back the number of channels."""
+def _share(rotary_dim: int, size: int) -> float:
+    """Return the shortest decimal `share` with `int(size * share) == rotary_dim`."""
     for digits in range(1, 18):
-        share = round(turning / size, digits)
-        if int(size * share) == turning:
+        share = round(rotary_dim / size, digits)
+        if int(size * share) == rotary_dim:
             return share
-    return math.nextafter(turning / size, 1.0)
+    return math.nextafter(rotary_dim / size, 1.0)
 
 
 def _scaling(header: Header) -> dict[str, Any]:
+    """Return the rope parameters that the header states: theta, and the scaling if there is one."""
     kind = header.get("rope.scaling.type")
     rope: dict[str, Any] = {"rope_theta": header.number("rope.freq_base", 10_000.0), "rope_type": "default"}
-    old = header.number("rope.scale_linear", 0.0)  # how files of 2023 said it
+    old = header.number("rope.scale_linear", 0.0)  # the key in files of 2023
     if kind is None and old not in (0.0, 1.0):
         return rope | {"rope_type": "linear", "factor": old}
     factor = header.number("rope.scaling.factor", 1.0)
@@ -237,31 +251,33 @@ def _scaling(header: Header) -> dict[str, Any]:
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not known here")
+        raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not supported")
     return rope | _yarn(header, factor)
 
 
 def _yarn(header: Header, factor: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
-    found["original_max_position_embeddings"] = header.whole(
+    """Return the rope parameters of YaRN scaling."""
+    parameters: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    parameters["original_max_position_embeddings"] = header.whole(
         "rope.scaling.original_context_length", header.whole("context_length")
     )
     for key in ("yarn_ext_factor", "yarn_log_multiplier"):
         if header.number(f"rope.scaling.{key}", 1.0 if key == "yarn_ext_factor" else 0.0) not in (1.0, 0.0):
-            raise UnsupportedError(f"its rotation sets {key}, which is not known here")
+            raise UnsupportedError(f"its rotation sets {key}, which is not supported")
     for key in ("beta_fast", "beta_slow"):
         if header.has(f"rope.scaling.yarn_{key}"):
-            found[key] = header.number(f"rope.scaling.yarn_{key}")
+            parameters[key] = header.number(f"rope.scaling.yarn_{key}")
     own = header.number("rope.scaling.yarn_attn_factor", header.number("rope.scaling.attn_factor", 1.0))
-    if own != 1.0:  # beside what YaRN itself scales by
-        found["attention_factor"] = own * (0.1 * math.log(factor) + 1)
-    return found
+    if own != 1.0:  # config.json's factor includes YaRN's own, the header's does not
+        parameters["attention_factor"] = own * (0.1 * math.log(factor) + 1)
+    return parameters
 
 
 # -- windows --------------------------------------------------------------------------------------
 
 
 def _windows(header: Header, model_type: str, family: Family, layers: int) -> dict[str, Any]:
+    """Return the config fields for sliding-window attention."""
     window = header.get("attention.sliding_window")
     if model_type in ("phi3", "mistral", "starcoder2"):
         return {"sliding_window": window or None}
@@ -285,10 +301,13 @@ def _windows(header: Header, model_type: str, family: Family, layers: int) -> di
     return {"layer_types": types, "sliding_window": header.whole("attention.sliding_window", window)}
 
 
-# -- what a family has beside the sizes ---------------------------------------------------------------
+# -- further fields of each family ------------------------------------------------------------------
+#
+# Each function returns the config fields that only some families have.
 
 
 def _bias(header: Header, name: str) -> bool:
+    """Return whether the first layer's projection `name` has a bias."""
     return f"blk.0.{name}.bias" in header.tensors
 
 
@@ -337,7 +356,7 @@ def _granite(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_neox(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
-    # The file does not say which form of GELU; the published models have the exact one, llama.cpp the other
+    # The header does not state the form of GELU. Published models use the exact form, llama.cpp the tanh form
     return {
         "hidden_act": "gelu",
         "use_parallel_residual": header.flag("use_parallel_residual", True),

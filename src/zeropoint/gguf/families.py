@@ -1,7 +1,7 @@
-"""What llama.cpp computes for each of the architectures it names, as far as Zeropoint describes models.
+"""The architectures of llama.cpp that Zeropoint can read and write.
 
-Reading and writing share this table. `Family` says what llama.cpp's graph of a name computes (src/models/*.cpp there)
-and how its converter stores weights; `graphs.py` compares a model's record with it.
+`Family` states what llama.cpp's graph of an architecture computes (llama.cpp's src/models/*.cpp) and how its converter
+stores the weights. `graphs.py` compares a model spec with the family.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRE = frozenset({NormSlot.ATTENTION, NormSlot.MLP, NormSlot.FINAL})
 POST = frozenset({NormSlot.POST_ATTENTION, NormSlot.POST_MLP})
 HEADS = frozenset({NormSlot.Q, NormSlot.K})
 
-#: Tensor names in a file. Several projections that the model stores as one have the name in `FUSED`.
+#: GGUF tensor name of each projection. A fused projection has the name in `FUSED`.
 LINEARS: Mapping[LinearSlot, str] = {
     LinearSlot.Q: "attn_q",
     LinearSlot.K: "attn_k",
@@ -55,16 +55,23 @@ NORMS: Mapping[NormSlot, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What llama.cpp computes for one architecture.
+    """The properties of one architecture in llama.cpp.
 
-    `biases` may be there, `needed_biases` must be. `norms` must be there, but for `optional_norms`. `pairs`: channels
-    2i and 2i + 1 of a head turn together there, and i and i + half in transformers, so that the rows of the query and
-    key projections are stored in another order. `factors`: it reads a table of factors of the rotation's frequencies.
-    `partial`: it turns a part of each head if the header says so. `square`: heads times head_dim is the hidden size.
-    `scales`, `softcaps`: fields of the record that the header states. `windows`: how attention slides: not at all; in
-    every layer of a period of `period` but the last, unless the header lists the layers; or as the header says of the
-    model, which llama.cpp does not follow. `head`: whether an output head of its own may, must or cannot be stored.
-    `parallel`: whether both halves read the one input: no, yes, as the header says, or where a norm is missing.
+    - `biases`: projections that may have a bias; `needed_biases` must have one;
+    - `norms`: norms that must exist, except `optional_norms`;
+    - `norm_weights`: whether norms have weights;
+    - `pairs`: llama.cpp rotates channels 2i and 2i + 1 of a head together, transformers i and i + half. The rows of the
+      query and key projections are reordered accordingly;
+    - `factors`: llama.cpp reads a table of factors for the rotary frequencies (`rope_freqs.weight`);
+    - `partial`: llama.cpp rotates only a part of each head if the header says so;
+    - `square`: heads * head_dim equals the hidden size;
+    - `scaled_embedding`: the embedding is multiplied by sqrt(hidden size);
+    - `scales`, `softcaps`: fields of the model spec's config that the header states;
+    - `windows`: "none": full attention in every layer. "period": sliding attention in every layer except each
+      `period`-th, unless the header lists the layers. "unused": the header states a window that llama.cpp ignores;
+    - `head`: a separate output head is "optional", required ("own") or impossible ("tied");
+    - `parallel`: whether attention and MLP read the same input: "no", "yes", as the header says ("stated"), or if the
+      MLP has no norm ("without norm").
     """
 
     arch: MODEL_ARCH
@@ -91,7 +98,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        """llama.cpp's name of the architecture."""
+        """Return llama.cpp's name of the architecture."""
         return str(MODEL_ARCH_NAMES[self.arch])
 
 
@@ -218,5 +225,5 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-#: llama.cpp's name of an architecture -> the model type that is read first; `configs.py` may decide for another.
+#: llama.cpp's architecture name -> transformers' model type. `configs.py` tells apart types with the same name.
 MODEL_TYPES: Mapping[str, str] = {family.name: name for name, family in reversed(tuple(FAMILIES.items()))}

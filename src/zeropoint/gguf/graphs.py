@@ -1,8 +1,8 @@
-"""Whether llama.cpp computes what a model computes: a model's record against the family's graph and the header.
+"""Checks that llama.cpp computes the same function as a model.
 
-`models.families.derive` reads config.json strictly and says what a model computes. `describe` compares that with what
-llama.cpp's graph of the family computes, field by field, and with what the header gives back when it is read again.
-Each difference is a problem with a name, or a note where llama.cpp's own files have it too.
+`models.families.derive` turns config.json into a model spec. `describe` compares the spec, field by field, with
+llama.cpp's graph of the family, and with the spec that results when the GGUF header is read back. Each difference is a
+problem that prevents export, or a note if llama.cpp's own files of the family have the same difference.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from zeropoint.gguf.placements import Placement, placements
 from zeropoint.models.families import derive
 from zeropoint.models.spec import Activation, LinearSlot, ModelSpec, NormSlot, Rope
 
-#: Kinds of rotation whose scaling a header can state for any family.
+#: Kinds of rope scaling that a GGUF header can state for every family.
 STATED_ROTATIONS = frozenset({"default", "linear", "yarn"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Description:
-    """A model in GGUF's words: `placements` of its tensors, tensors that GGUF wants beside them, header fields."""
+    """A model in GGUF's form.
+
+    - `placements`: the file's tensors;
+    - `values`: header field -> value;
+    - `extras`: tensors of the file that the checkpoint does not have;
+    - `notes`: known differences between llama.cpp's results and the model's.
+    """
 
     family: Family
     record: ModelSpec
@@ -41,19 +47,22 @@ class Description:
 
     @property
     def architecture(self) -> str:
+        """Return llama.cpp's name of the architecture."""
         return self.family.name
 
     def write_metadata(self, writer: GGUFWriter) -> None:
-        """Write the hyperparameters that llama.cpp reads."""
+        """Write the hyperparameters to the header."""
         write(writer, self.values)
 
 
 def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
-    """Return the model that a config.json describes, in GGUF's words, or the reasons why it cannot be written."""
+    """Return `(description, [])` for a model's config.json, or `(None, reasons)` if GGUF cannot hold the model."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        known = ", ".join(FAMILIES)
-        return None, [f"no GGUF architecture is known here for {config.get('model_type')!r}: {known} are"]
+        supported = ", ".join(FAMILIES)
+        return None, [
+            f"no GGUF architecture is known for {config.get('model_type')!r}: Zeropoint writes {supported}"
+        ]
     try:
         record = derive(config)
     except UnsupportedError as cause:
@@ -73,15 +82,17 @@ def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
 
 
 def restored(config: Mapping[str, Any]) -> Description:
-    """Return the description of a model that was read from a file. Raises `UnsupportedError` where Zeropoint cannot
-    describe what its config says."""
+    """Return the description of a model from a GGUF file, by the config.json that `config_of` returned.
+
+    Raises `UnsupportedError` if `derive` does not support the config.
+    """
     family = FAMILIES[config["model_type"]]
     record = derive(config)
     return Description(family, record, tuple(placements(family, record)), {})
 
 
 def _differences(family: Family, record: ModelSpec) -> Iterator[str]:
-    """What the model computes otherwise than llama.cpp does for its family."""
+    """Yield each difference between the spec's config and what llama.cpp computes for the family."""
     config = record.config
     expected: dict[str, Any] = {
         "norm": family.norm,
@@ -95,17 +106,17 @@ def _differences(family: Family, record: ModelSpec) -> Iterator[str]:
         "logit_softcap": 0.0,
     }
     if config.activation != Activation.GELU or family.activation != Activation.GELU_TANH:
-        expected["activation"] = family.activation  # of the two forms of GELU llama.cpp has one
+        expected["activation"] = family.activation  # llama.cpp has only the tanh form: a note, not a problem
     if not family.partial and family.rope != Rope.NONE:
         expected["rotary_dim"] = config.head_dim
     if family.parallel in ("no", "yes"):
         expected["parallel"] = family.parallel == "yes"
-    for key, wanted in expected.items():
+    for key, graph in expected.items():
         value = getattr(config, key)
         if key in family.scales | family.softcaps:
             continue
-        if value != wanted and not (isinstance(wanted, float) and math.isclose(value, wanted, rel_tol=1e-6)):
-            yield f"llama.cpp's {family.name} has {key} = {_shown(wanted)}, this model {_shown(value)}"
+        if value != graph and not (isinstance(graph, float) and math.isclose(value, graph, rel_tol=1e-6)):
+            yield f"llama.cpp's {family.name} has {key} = {_shown(graph)}, this model {_shown(value)}"
     for key in sorted(family.softcaps):
         if not getattr(config, key) and family.name == "gemma2":
             yield f"llama.cpp's {family.name} always has a {key}, this model none"
@@ -120,6 +131,7 @@ def _differences(family: Family, record: ModelSpec) -> Iterator[str]:
 
 
 def _attention_scale(family: Family, record: ModelSpec) -> float:
+    """Return the factor by which llama.cpp multiplies attention logits (see `LARGEST_GEMMA`)."""
     config = record.config
     largest = {FAMILIES[name].arch: layers for name, layers in LARGEST_GEMMA.items()}
     wide = largest.get(family.arch) == config.layers
@@ -127,7 +139,7 @@ def _attention_scale(family: Family, record: ModelSpec) -> float:
 
 
 def _parts(family: Family, record: ModelSpec) -> Iterator[str]:
-    """Biases, norms and an output head that only one of model and graph has."""
+    """Yield each bias, norm or output head that the model has and llama.cpp's graph has not, or the reverse."""
     name = family.name
     biased = {slot for _, slot, linear in record.linears() if linear.bias}
     if unknown := biased - family.biases:
@@ -149,6 +161,7 @@ def _parts(family: Family, record: ModelSpec) -> Iterator[str]:
 
 
 def _rotation_problems(family: Family, record: ModelSpec) -> Iterator[str]:
+    """Yield each rope scaling that the header cannot state for this family."""
     for table in record.ropes:
         rope = table.parameters
         if rope is None:
@@ -167,7 +180,7 @@ def _lost(
     values: Mapping[str, Any],
     extras: Mapping[str, NDArray[np.float32]],
 ) -> Iterator[str]:
-    """What is not there again when the header is read as any file's is."""
+    """Yield each property that is lost when the header is written and read back."""
     names = {place.name for place in placed} | set(extras)
     read = {key: np.asarray(value) if isinstance(value, list) else value for key, value in values.items()}
     metadata = {"general.architecture": family.name, **read}
@@ -190,7 +203,7 @@ def _lost(
 
 
 def _turns(record: ModelSpec) -> list[NDArray[np.float32]]:
-    """The rotation of each layer: frequencies and scale."""
+    """Return each layer's rotation: its inverse frequencies, then its scale."""
     if not record.ropes:
         return []
     tables = [np.append(table.inverse_frequency, np.float32(table.scale)) for table in record.ropes]
@@ -198,7 +211,7 @@ def _turns(record: ModelSpec) -> list[NDArray[np.float32]]:
 
 
 def _notes(family: Family, record: ModelSpec) -> Iterator[str]:
-    """How llama.cpp's result differs for this family whoever wrote the file."""
+    """Yield the differences in results that llama.cpp's own files of this family have too."""
     windows = narrow_windows(record)
     if family.windows == "unused" and any(windows):
         yield (
@@ -209,9 +222,11 @@ def _notes(family: Family, record: ModelSpec) -> Iterator[str]:
         yield f"llama.cpp's {family.name} computes GELU by tanh, this model exactly: logits differ by about 1e-3"
 
 
-def _slots(found: frozenset[Any] | set[Any]) -> str:
-    return ", ".join(sorted(slot.name for slot in found))
+def _slots(slots: frozenset[Any] | set[Any]) -> str:
+    """Return the names of slots, separated by commas."""
+    return ", ".join(sorted(slot.name for slot in slots))
 
 
 def _shown(value: Any) -> str:
+    """Return a value as text for a message."""
     return getattr(value, "name", None) or (f"{value:.6g}" if isinstance(value, float) else str(value))

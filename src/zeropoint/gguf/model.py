@@ -1,9 +1,9 @@
-"""A model in a GGUF file, opened without reading its weights: the one reader of such files.
+"""A model in a GGUF file, presented as a transformers checkpoint.
 
-The header becomes a config.json and a tokenizer's files again, tensors take the names, shapes and order of rows that
-transformers gives them. `weight` keeps an integer grid (Q8_0, Q5_0, Q4_0, and Q4_1 where its minima are whole multiples
-of its scales), and dequantizes other blocks as ggml's reference does. `importers/gguf.py` makes an artifact of it,
-`sources/folder.py` the source that both engines read.
+The header becomes a config.json and tokenizer files. Tensors get transformers' names, shapes and row order, and are
+read on request. `weight` returns integer weights for Q8_0, Q5_0, Q4_0, and for Q4_1 if its minima are integer multiples
+of its scales. Other blocks are dequantized as in ggml's reference. `importers/gguf.py` builds artifacts from this
+class, and `sources/folder.py` the source that the native engine and the torch runtime read.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Kind = GGMLQuantizationType
 FLOATS = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: ml_dtypes.bfloat16}
 DTYPES = {Kind.F16: "F16", Kind.BF16: "BF16"}
 
-#: Tables that a header's numbers, or the model's own code, stand for.
+#: Tensors without a counterpart in the checkpoint: config.json holds the same information.
 TABLES = frozenset({ROPE_FACTORS})
 
 
 def is_gguf(path: Path) -> bool:
-    """Return whether a path is a file that begins as GGUF files do."""
+    """Return whether `path` is a file that starts with GGUF's magic number."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -51,11 +51,15 @@ def is_gguf(path: Path) -> bool:
 
 
 class GgufModel:
-    """A language model in a GGUF file, or in one of several parts: any part's path opens all.
+    """A language model in one GGUF file, or in several parts. The path of any part opens the whole model.
 
-    `config` is its config.json, `files` the parts, `tensors` every stored parameter by transformers' name with its
-    safetensors type ("F32" for blocks) and shape, `nbytes` what the tensors take in the file. Raises `CheckpointError`
-    for a damaged file or a missing part, `UnsupportedError` for an architecture or a field that is not known here.
+    - `config`: the model's config.json;
+    - `files`: the paths of the parts;
+    - `tensors`: transformers' name of each parameter -> (safetensors type, shape); the type of GGUF blocks is "F32";
+    - `nbytes`: the size of all tensors in the file.
+
+    Raises `CheckpointError` for a damaged file or a missing part, `UnsupportedError` for an architecture or header
+    field that Zeropoint does not know.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,14 +80,14 @@ class GgufModel:
             raise type(cause)(f"{path}: {cause}") from cause
         self._places = {place.source: place for place in placed}
         if strange := {place.name for place in placed} ^ (set(file.tensors) - TABLES):
-            raise CheckpointError(f"{path} does not fit its header: {_strange(strange, file)}")
+            raise CheckpointError(f"{path} does not fit its header: {_mismatch(strange, file)}")
         self.tensors = {name: self._described(place) for name, place in self._places.items()}
         self.nbytes = sum(entry.nbytes for entry in file.tensors.values())
 
     def weight(self, name: str) -> Weight:
-        """Return one parameter, on its integer grid where it has one that a scheme describes.
+        """Return one parameter: quantized if a `Scheme` describes its blocks, else as a float array.
 
-        Raises `CheckpointError` when it holds NaN or infinity.
+        Raises `CheckpointError` if a float value is NaN or infinite.
         """
         place = self._places[name]
         kind = self._file.tensors[place.name].kind
@@ -91,44 +95,48 @@ class GgufModel:
             try:
                 return place.restore(blocks.decode(self._file.raw(place.name), kind))
             except SchemeError:
-                pass  # minima between the codes: not a grid of ours
+                pass  # Q4_1 whose minima are not integer multiples of the scales
         return self._floats(place)
 
     def floats(self, name: str) -> NDArray[Any]:
-        """Return one parameter as the array that its blocks mean, in the type that `tensors` names."""
+        """Return one parameter dequantized, in the type that `tensors` states."""
         weight = self.weight(name)
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
     def write_tokenizer_files(self, folder: Path) -> list[Path]:
         """Write the tokenizer's files, the chat template and generation_config.json into `folder`; return them.
 
-        A tokenizer that is not known here is left out, with a warning.
+        Leaves out a tokenizer that Zeropoint cannot convert, with a warning. Raises `CheckpointError` for a damaged
+        tokenizer.
         """
         if self._tokenizer is not None:
             try:
                 self._tokenizer.write(folder)
-            except UnsupportedError as cause:  # a file without a usable tokenizer is still a model
+            except UnsupportedError as cause:  # the model is usable without a tokenizer
                 logger.warning("%s: %s; the model has no tokenizer", self.path, cause)
             except CheckpointError as cause:
                 raise CheckpointError(f"{self.path}: {cause}") from cause
-            made = self._special_tokens() | {"eos_token_id": self._tokenizer.stop_tokens() or None}
-            text = json.dumps({name: number for name, number in made.items() if number is not None}, indent=2)
+            ids = self._special_tokens() | {"eos_token_id": self._tokenizer.stop_tokens() or None}
+            text = json.dumps({name: number for name, number in ids.items() if number is not None}, indent=2)
             (folder / "generation_config.json").write_text(text, encoding="utf-8")
         return sorted(folder.iterdir())
 
     def _special_tokens(self) -> dict[str, int | None]:
-        """The ids of config.json, null where the header names none: transformers would fill in its own."""
+        """Return config.json's special token ids. An id missing from the header is None, so that config.json says null:
+        otherwise transformers would use the family's default id."""
         if self._tokenizer is None:
             return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
         return {field: self._tokenizer.token(name) for field, name in names.items()}
 
     def _described(self, place: Placement) -> tuple[str, tuple[int, ...]]:
+        """Return a parameter's safetensors type and its shape in the checkpoint."""
         entry = self._file.tensors[place.name]
         shape = entry.shape[::-1] if place.transposed and len(entry.shape) == 2 else entry.shape
         return ("F32" if len(shape) == 1 else DTYPES.get(entry.kind, "F32")), shape
 
     def _floats(self, place: Placement) -> NDArray[Any]:
+        """Return a parameter as floats, in the checkpoint's row order."""
         kind = self._file.tensors[place.name].kind
         raw: NDArray[Any] = (
             self._file.raw(place.name).view(FLOATS[kind]) if kind in FLOATS else self._file.floats(place.name)
@@ -140,11 +148,12 @@ class GgufModel:
 
 
 def _has_tokens(metadata: Mapping[str, Any]) -> bool:
+    """Return whether the header holds a tokenizer."""
     return "tokenizer.ggml.tokens" in metadata
 
 
-def _strange(names: set[str], file: GgufFile) -> str:
-    """What does not fit, in words."""
+def _mismatch(names: set[str], file: GgufFile) -> str:
+    """Describe the first tensor name that the file and the header do not share."""
     name = min(names)
     if name in file.tensors:
         if re.search(r"_exps|_shexp|ffn_gate_inp", name):

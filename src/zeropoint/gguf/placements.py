@@ -1,4 +1,4 @@
-"""Where each tensor of a model stands in a GGUF file, and in which order of rows."""
+"""The GGUF name, row order and orientation of each tensor of a model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """How one stored tensor `source` is written as `name`.
+    """How a checkpoint tensor becomes a GGUF tensor.
 
-    `rows`: row i of the file is row `rows[i]` here. `transposed`: kept as `[in, out]` by the model's own code, unless
-    quantized. `one_plus`: a norm whose stored weight lacks the 1 that llama.cpp expects.
+    - `name`: the tensor's name in the GGUF file;
+    - `source`: the tensor's name in the checkpoint;
+    - `rows`: row i of the file is row `rows[i]` of the checkpoint; None for the same order;
+    - `transposed`: the checkpoint stores the unquantized weight as `[in, out]`;
+    - `one_plus`: a norm that computes with `1 + weight`; llama.cpp expects the sum.
     """
 
     name: str
@@ -30,7 +33,7 @@ class Placement:
     one_plus: bool = False
 
     def place(self, weight: Storable) -> Storable:
-        """Return the weight in the file's order. Vectors become float32."""
+        """Return a checkpoint weight as the GGUF file stores it. Vectors become float32."""
         if isinstance(weight, SuperTensor):
             return weight if self.rows is None else weight.take(self.rows)
         if isinstance(weight, QuantizedTensor):
@@ -44,7 +47,7 @@ class Placement:
         return np.ascontiguousarray(weight + np.float32(1) if self.one_plus else weight)
 
     def restore(self, weight: Weight) -> Weight:
-        """Return the file's weight in the model's own order: the inverse of `place`."""
+        """Return a weight from the GGUF file as the checkpoint stores it: the inverse of `place`."""
         back = None if self.rows is None else np.argsort(self.rows)
         if isinstance(weight, QuantizedTensor):
             return weight if back is None else _reordered(weight, back)
@@ -58,10 +61,10 @@ class Placement:
 
 
 def placements(family: Family, record: ModelSpec) -> Iterator[Placement]:
-    """Yield one placement for each tensor of the file.
+    """Yield one placement for each tensor of the GGUF file.
 
-    The parts of a fused projection are one tensor. A tied head is the embedding, stored twice where llama.cpp wants it
-    so.
+    A fused projection is one tensor. A tied output head has no tensor of its own, unless llama.cpp requires one for the
+    family: then the embedding is stored twice.
     """
     heads = {LinearSlot.Q: record.config.heads, LinearSlot.K: record.config.kv_heads}
     for number, layer in record.parts():
@@ -88,20 +91,20 @@ def placements(family: Family, record: ModelSpec) -> Iterator[Placement]:
 
 
 def as_pairs(rows: int, heads: int) -> NDArray[np.int64]:
-    """Return row numbers of each head in the order 0, half, 1, half + 1, ...: what turned as halves turns as pairs."""
+    """Return row indices that convert rotary halves to pairs: within each head, rows 0, half, 1, half + 1, ..."""
     return np.arange(rows, dtype=np.int64).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
 def _by_weight(layer: LayerRecord) -> dict[str, list[LinearSlot]]:
-    """Stored weight -> the projections that are parts of it, in the order of slots."""
-    found: dict[str, list[LinearSlot]] = {}
+    """Map each stored weight to its projections, in slot order. A fused weight has several."""
+    slots: dict[str, list[LinearSlot]] = {}
     for slot in sorted(layer.linears):
-        found.setdefault(layer.linears[slot].weight, []).append(slot)
-    return found
+        slots.setdefault(layer.linears[slot].weight, []).append(slot)
+    return slots
 
 
 def _rows(parts: list[LinearSource]) -> NDArray[np.int64] | None:
-    """The order of rows that puts one part after the other; None where they stand so already."""
+    """Return row indices that put the projections one after another; None if the weight already has that order."""
     if any(part.rows is None for part in parts):
         return None
     order = np.concatenate([part.rows.index() for part in parts if part.rows is not None])
@@ -109,6 +112,7 @@ def _rows(parts: list[LinearSource]) -> NDArray[np.int64] | None:
 
 
 def _reordered(weight: QuantizedTensor, rows: NDArray[np.int64]) -> QuantizedTensor:
+    """Return a quantized weight with its rows in the order `rows`."""
     part: Any = slice(None) if weight.scheme.granularity == "tensor" else rows
     zero_point = None if weight.zero_point is None else weight.zero_point[part]
     return QuantizedTensor(weight.scheme, weight.codes[rows], weight.scale[part], zero_point)

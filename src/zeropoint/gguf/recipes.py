@@ -1,9 +1,8 @@
-"""Which of ggml's types each matrix of a file gets, by the names that llama.cpp's quantizer knows.
+"""The GGUF type of each matrix under llama.cpp's quantization names, such as Q4_K_M.
 
-Such a name (Q4_K_M) is a mix: most matrices have one type, and some in which errors weigh more have a wider one. The
-mixes here are llama.cpp's own, matrix by matrix, so that files of one name have one size whoever made them. K-quants
-take rows of a multiple of 256; others fall back to a wider type in blocks of 32, and those that do not divide into
-these either are stored in FP16.
+A name is a mix: most matrices have one type, and error-sensitive ones have a wider type. These mixes are llama.cpp's
+own, matrix by matrix, so a file has the same size as llama.cpp's file of the same name. A K-quant needs rows of a
+multiple of 256 weights. Other rows fall back to a type with blocks of 32, and to FP16 if 32 does not divide them.
 
 Source: `llama_tensor_get_type_impl` of https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp
 """
@@ -19,30 +18,32 @@ from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, LlamaFileTy
 Kind = GGMLQuantizationType
 
 Rule = Callable[[int, int], GGMLQuantizationType | None]
-"""The type of a layer, given its number and their count; None: that of most matrices."""
+"""Maps (layer number, number of layers) to a type, or to None for the mix's main type."""
 
-#: What takes the place of a type whose blocks do not divide a row.
+#: K-quant -> the type to use if 256 does not divide a row.
 FALLBACKS = {Kind.Q3_K: Kind.Q4_0, Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
 
-#: Families whose model of 80 layers llama.cpp takes for one of 70B parameters, in which 8 heads share their values.
+#: Architecture and layer count of the models that llama.cpp treats as 70B: 8 query heads share one value head.
 SEVENTY_BILLION = {(MODEL_ARCH.LLAMA, 80), (MODEL_ARCH.QWEN2, 80)}
 
-#: Matrices that llama.cpp leaves as they are.
+#: Matrices that stay in float32, as in llama.cpp.
 KEPT = ("position_embd.weight",)
 
 
 def _never(layer: int, layers: int) -> None:
-    """No layer has another type."""
+    """Return None: every layer has the mix's main type."""
 
 
 def _every(kind: GGMLQuantizationType) -> Rule:
+    """Return a rule that gives `kind` to every layer."""
     return lambda layer, layers: kind
 
 
 def _half(kind: GGMLQuantizationType) -> Rule:
-    """The first and the last eighth of the layers, and every third of those between them."""
+    """Return a rule that gives `kind` to the first and last eighth of the layers, and to every third one between."""
 
     def rule(layer: int, layers: int) -> GGMLQuantizationType | None:
+        """Return `kind` for the selected layers, else None."""
         edge = layers // 8
         wider = layer < edge or layer >= 7 * layers // 8 or (layer - edge) % 3 == 2
         return kind if wider else None
@@ -53,14 +54,21 @@ def _half(kind: GGMLQuantizationType) -> Rule:
 def _first(
     count: Callable[[int], int], kind: GGMLQuantizationType, rest: GGMLQuantizationType | None = None
 ) -> Rule:
-    """The first `count(layers)` layers, and the `rest`."""
+    """Return a rule that gives `kind` to the first `count(layers)` layers, and `rest` to the others."""
     return lambda layer, layers: kind if layer < count(layers) else rest
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A mix. `kind`: the type of most matrices; the rules: those of the projections of values (or of queries, keys
-    and values at once), out of attention, and down. An output head, tied or not, is Q6_K in all that are not wider."""
+    """A mix of types.
+
+    - `kind`: the type of most matrices;
+    - `file_type`: the mix's number in the GGUF header;
+    - `value`, `out`, `down`: rules for the value projection (or a fused query-key-value projection), the attention
+      output projection and the MLP's down projection.
+
+    The output head, tied or not, is Q8_0 in the Q8_0 mix and Q6_K in every other mix.
+    """
 
     kind: GGMLQuantizationType
     file_type: LlamaFileType
@@ -69,21 +77,22 @@ class Recipe:
     down: Rule = _never
 
     def choose(self, name: str, shape: tuple[int, ...], model: Model) -> GGMLQuantizationType:
-        """The type of the tensor that GGUF calls `name`."""
+        """Return the type of the tensor that GGUF calls `name`: the mix's type, or a fallback its rows divide into."""
         if len(shape) < 2 or name in KEPT:
             return Kind.F32
-        kind = self._wanted(name, model)
+        kind = self._mix_type(name, model)
         if shape[-1] % GGML_QUANT_SIZES[kind][0]:
             kind = FALLBACKS.get(kind, Kind.F16)
         return Kind.F16 if shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
 
-    def _wanted(self, name: str, model: Model) -> GGMLQuantizationType:
+    def _mix_type(self, name: str, model: Model) -> GGMLQuantizationType:
+        """Return the type that the mix gives a tensor, whatever the length of its rows."""
         if name == "output.weight" or (model.tied and name == "token_embd.weight"):
             return self.kind if self.kind == Kind.Q8_0 else Kind.Q6_K
-        found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-        if found is None:
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        if match is None:
             return self.kind
-        layer, part = int(found[1]), found[2]
+        layer, part = int(match[1]), match[2]
         rules = {"attn_v": self.value, "attn_qkv": self.value, "attn_output": self.out, "ffn_down": self.down}
         kind = rules.get(part, _never)(layer, model.layers) or self.kind
         shared = (model.arch, model.layers) in SEVENTY_BILLION and part in ("attn_v", "attn_qkv")
@@ -92,7 +101,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a recipe asks of a model. `tied`: the embedding is the output head too."""
+    """The model properties that a recipe depends on. `tied`: the embedding is also the output head."""
 
     arch: MODEL_ARCH
     layers: int

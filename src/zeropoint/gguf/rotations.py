@@ -1,9 +1,9 @@
-"""Llama 3's scaled rotation from a table of factors, as llama.cpp's converter writes it (`rope_freqs.weight`).
+"""Recovery of Llama 3's rope parameters from the factor table in a GGUF file (`rope_freqs.weight`).
 
-The table holds, for each pair of channels, the plain frequency divided by the scaled one: 1 for short wavelengths, the
-factor for long ones, a blend between. config.json holds the four numbers that the table was made from. What can be
-known of them is the factor and the two wavelengths at which the blend begins and ends, which is all that the rotation
-depends on.
+For each pair of channels the table holds the unscaled frequency divided by the scaled one: 1 for short wavelengths,
+`factor` for long ones, a blend between. llama.cpp's converter computes the table from four numbers of config.json. The
+rotation depends only on `factor` and on the two wavelengths at which the blend starts and ends, so any four numbers
+that give the same three values are correct.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.rope import RopeParameters
 
-#: How far a table may be from the one that the numbers found for it give: float32 twice over.
+#: Largest relative difference between the file's table and that of the recovered parameters: two float32 roundings.
 TOLERANCE = 2e-6
 
-#: The context that numbers are given for where any will do: Llama 3's.
+#: `original_max_position_embeddings` to use where any value will do: Llama 3's.
 REFERENCE = 8192
 
 
 def fit_llama3(factors: NDArray[np.float32], theta: float, dim: int, max_positions: int) -> dict[str, Any]:
-    """Return rope parameters whose table, divided into the plain one, is `factors` (float32 `[dim / 2]`).
+    """Return rope parameters of config.json that produce the table `factors` (float32 `[dim / 2]`).
 
-    Raises `UnsupportedError` when no such numbers are found.
+    Raises `UnsupportedError` if no candidate reproduces the table.
     """
     if factors.shape != (dim // 2,) or not np.isfinite(factors).all() or factors.min() < 1:
         raise UnsupportedError("its rotation's table of factors does not fit its heads")
@@ -47,15 +47,17 @@ def fit_llama3(factors: NDArray[np.float32], theta: float, dim: int, max_positio
 
 
 def _candidates(factors: NDArray[np.float64], plain: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
-    """Numbers that might give the table: the published ones of Llama 3, then what the blended channels say."""
+    """Yield parameters that may produce the table: Llama 3's published ones, then estimates from blended channels."""
     factor = float(str(np.float32(factors.max())))
     for exponent in range(13, 21):
         yield _numbers(factor, 1.0, 4.0, 1 << exponent)
     for exponent in range(4, 13):
         yield _numbers(factor, 1.0, 4.0, 1 << exponent)
     blended = (factors > 1) & (factors < factors.max())
-    inverse = plain / (2 * np.pi)  # turns a position: one over the wavelength
-    if blended.sum() >= 2:  # the blend is linear in it: smooth = (context * inverse - low) / (high - low)
+    inverse = plain / (2 * np.pi)  # 1 / wavelength
+    if (
+        blended.sum() >= 2
+    ):  # the blend is linear in `inverse`: smooth = (context * inverse - low) / (high - low)
         smooth = (1 / factors[blended] - 1 / factor) / (1 - 1 / factor)
         slope, start = np.polyfit(inverse[blended], smooth, 1)
         low_at, high_at = -start / slope, (1 - start) / slope  # where smooth is 0 and 1
@@ -65,7 +67,7 @@ def _candidates(factors: NDArray[np.float64], plain: NDArray[np.float64]) -> Ite
                 low, high = float(f"{low_at * context:.5g}"), float(f"{high_at * context:.5g}")
                 yield _numbers(factor, low, high, context)
         return
-    # One channel lies between, or none: any blend that gives it its value and parts the other two kinds will do.
+    # At most one blended channel: any blend works that passes through its value and separates long from short.
     long = inverse[factors == factors.max()].max(initial=0.0)
     short = inverse[factors == 1].min(initial=np.inf)
     between = float(inverse[blended][0]) if blended.any() else float(np.sqrt(long * min(short, 1.0)))
@@ -78,6 +80,7 @@ def _candidates(factors: NDArray[np.float64], plain: NDArray[np.float64]) -> Ite
 
 
 def _numbers(factor: float, low: float, high: float, context: int) -> dict[str, Any]:
+    """Return the four numbers by their names in config.json."""
     return {
         "factor": factor,
         "low_freq_factor": low,

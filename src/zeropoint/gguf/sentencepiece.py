@@ -1,9 +1,10 @@
-"""SentencePiece vocabularies, which tokenizer.json holds as BPE merges (Llama 2, Gemma) and GGUF as scores.
+"""Conversion of SentencePiece vocabularies (Llama 2, Gemma) between tokenizer.json's merges and GGUF's scores.
 
-llama.cpp merges the neighbours whose joined piece has the highest score, over every split of that piece; tokenizers
-merges the pair that comes first in a list. The two agree if the list holds all splits of a piece, one piece after the
-other in the order of scores. `merges` makes such a list; `scores` checks that a list is one, and returns the piece's
-place in it, negated. Kudo and Richardson, SentencePiece, arXiv:1808.06226.
+llama.cpp joins the two neighbouring pieces whose joined piece has the highest score, however that piece is split. The
+tokenizers library joins the pair that comes first in a list of merges. Both give the same tokens if the list holds
+every split of each piece, piece by piece, in falling order of score. `merges` builds such a list from scores. `scores`
+checks that a list has this form and returns minus the position of each piece as its score.
+Kudo and Richardson, SentencePiece, arXiv:1808.06226.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from zeropoint.errors import UnsupportedError
 SPACE = "▁"
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
-#: Gemma's pre-tokenizer has no effect: the spaces that it would split at are replaced before.
+#: Gemma's pre-tokenizer. It has no effect, because the normalizer has already replaced the spaces it splits at.
 NO_EFFECT = {
     "type": "Split",
     "pattern": {"String": " "},
@@ -36,7 +37,10 @@ def is_sentencepiece(model: Mapping[str, Any]) -> bool:
 
 
 def space_prefix(data: Mapping[str, Any]) -> bool:
-    """Return whether a space is put before a text. Raises `UnsupportedError` for a treatment not known here."""
+    """Return whether the tokenizer puts a space before a text.
+
+    Raises `UnsupportedError` if the tokenizer treats spaces in a way that llama.cpp cannot.
+    """
     normalizer, splitter = data.get("normalizer"), data.get("pre_tokenizer")
     steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
     if steps == [PREPEND, REPLACE] and splitter is None:
@@ -55,8 +59,8 @@ def space_prefix(data: Mapping[str, Any]) -> bool:
 
 
 def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[TokenType]) -> list[float]:
-    """Return a score for each token. Raises `UnsupportedError` when the merges are not those that scores make."""
-    known = set(tokens)
+    """Return a score for each token. Raises `UnsupportedError` if no scores reproduce the order of the merges."""
+    vocabulary = set(tokens)
     places: dict[str, int] = {}
     splits: dict[str, int] = {}
     last = ""
@@ -69,43 +73,45 @@ def scores(model: Mapping[str, Any], tokens: Sequence[str], types: Sequence[Toke
         places.setdefault(piece, len(places))
         splits[piece] = splits.get(piece, 0) + 1
     for piece, each in zip(tokens, types, strict=True):
-        if each != TokenType.NORMAL:  # an added token is found before any merging, by both
+        if each != TokenType.NORMAL:  # both programs match added tokens before they merge
             continue
-        found = splits.get(piece, 0)
-        possible = sum(piece[:i] in known and piece[i:] in known for i in range(1, len(piece)))
-        if found != possible:
+        listed = splits.get(piece, 0)
+        possible = sum(piece[:i] in vocabulary and piece[i:] in vocabulary for i in range(1, len(piece)))
+        if listed != possible:
             raise UnsupportedError(
-                f"its tokenizer merges {piece!r} in {found} of {possible} ways, and llama.cpp in each"
+                f"its tokenizer merges {piece!r} in {listed} of {possible} ways, and llama.cpp in each"
             )
     floor = -float(len(places))
     return [-float(places[token]) if token in places else floor for token in tokens]
 
 
-def merges(tokens: Sequence[str], types: Sequence[int], given: Sequence[float]) -> list[list[str]]:
-    """Return the merges that scores stand for: the splits of each piece, by falling score.
+def merges(tokens: Sequence[str], types: Sequence[int], token_scores: Sequence[float]) -> list[list[str]]:
+    """Return the merges equivalent to the scores: all splits of each piece, in falling order of score.
 
-    Raises `UnsupportedError` where two pieces that can be merged have one score, which no order of merges expresses.
+    Raises `UnsupportedError` if two pieces that merges can produce have the same score: no list expresses that.
     """
-    known = set(tokens)
-    found: list[tuple[float, list[list[str]]]] = []
-    for piece, kind, score in zip(tokens, types, given, strict=True):
+    vocabulary = set(tokens)
+    mergeable: list[tuple[float, list[list[str]]]] = []
+    for piece, kind, score in zip(tokens, types, token_scores, strict=True):
         if kind != TokenType.NORMAL or len(piece) < 2:
             continue
         splits = [
-            [piece[:i], piece[i:]] for i in range(1, len(piece)) if piece[:i] in known and piece[i:] in known
+            [piece[:i], piece[i:]]
+            for i in range(1, len(piece))
+            if piece[:i] in vocabulary and piece[i:] in vocabulary
         ]
         if splits:
-            found.append((float(score), splits))
-    found.sort(key=lambda each: -each[0])
-    for (one, first), (other, second) in pairwise(found):
+            mergeable.append((float(score), splits))
+    mergeable.sort(key=lambda each: -each[0])
+    for (one, first), (other, second) in pairwise(mergeable):
         if one == other:
             pair = "".join(first[0]), "".join(second[0])
             raise UnsupportedError(f"its tokens {pair[0]!r} and {pair[1]!r} have one score ({one:g})")
-    return [split for _, splits in found for split in splits]
+    return [split for _, splits in mergeable for split in splits]
 
 
 def kind(text: str, unknown: str | None) -> TokenType:
-    """Return the type of a token that was not added."""
+    """Return the type of a token of the base vocabulary (not an added token): unknown, byte or normal."""
     if text == unknown:
         return TokenType.UNKNOWN
     return TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL

@@ -1,8 +1,8 @@
-"""How byte-level tokenizers split text before they merge, by llama.cpp's names (`tokenizer.ggml.pre`).
+"""The pre-tokenizer splits of byte-level BPE tokenizers, by llama.cpp's names (`tokenizer.ggml.pre`).
 
-A name stands for regular expressions in llama.cpp's source (src/llama-vocab.cpp). The expressions here are those of
-the models' own tokenizer.json files, from which llama.cpp's were adapted. Only splits whose exact form is known are
-listed: a tokenizer that splits otherwise makes other tokens of the same text, and no error.
+Each name stands for regular expressions in llama.cpp's source (src/llama-vocab.cpp). The expressions in this file come
+from the models' own tokenizer.json files, as llama.cpp's do. The table lists only splits with a known exact form,
+because a wrong split raises no error: it silently produces other tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: GPT-2's split, which the ByteLevel step does by itself when told to.
+#: GPT-2's split, which the ByteLevel step performs itself if `use_regex` is true.
 GPT2 = "ByteLevel"
 DIGITS = "Digits"
 
@@ -28,10 +28,12 @@ CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{UPPER
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A way of splitting text: `pieces` are steps in order, `DIGITS`, `GPT2` or a regular expression each.
+    """The steps that split text into words before BPE merges.
 
-    `whole_words`: a word that is a token is taken as it is, without merging. `adds_bos`: the beginning-of-text token
-    is put before a text unless the header says otherwise. `composes`: the family's tokenizers compose text (NFC) first.
+    - `pieces`: the steps in order, each `DIGITS`, `GPT2` or a regular expression;
+    - `whole_words`: a word that is itself a token skips merging;
+    - `adds_bos`: a text starts with the BOS token unless the header says otherwise;
+    - `composes`: the family's tokenizers normalize text to NFC first.
     """
 
     pieces: tuple[str, ...]
@@ -40,16 +42,16 @@ class Split:
     composes: bool = False
 
     def steps(self) -> list[dict[str, Any]]:
-        """Return the pre-tokenizer steps in tokenizer.json's words."""
-        found: list[dict[str, Any]] = []
+        """Return the pre-tokenizer steps in the format of tokenizer.json."""
+        steps: list[dict[str, Any]] = []
         for piece in self.pieces:
             if piece == DIGITS:
-                found.append({"type": "Digits", "individual_digits": True})
+                steps.append({"type": "Digits", "individual_digits": True})
             elif piece != GPT2:
                 pattern = {"Regex": piece}
-                found.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+                steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
         last = {"add_prefix_space": False, "trim_offsets": True, "use_regex": GPT2 in self.pieces}
-        return [*found, {"type": "ByteLevel", **last}]
+        return [*steps, {"type": "ByteLevel", **last}]
 
 
 _GPT2 = Split((GPT2,))
@@ -59,7 +61,7 @@ _QWEN2 = Split((WORDS % "",), composes=True)
 _TEKKEN = Split((CASED % ("", "") + REST % "",), whole_words=True, adds_bos=True)
 _GPT4O = Split((CASED % (ENDINGS, ENDINGS) + REST % "{1,3}",))
 
-#: llama.cpp's name -> split. Several names may stand for one: the first is written on export.
+#: llama.cpp's name -> split. Several names may have the same split: export writes the first one.
 SPLITS: Mapping[str, Split] = {
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
@@ -89,7 +91,7 @@ SPLITS: Mapping[str, Split] = {
 
 
 def name_of(pieces: tuple[str, ...], *, whole_words: bool) -> str | None:
-    """Return llama.cpp's name for a way of splitting text; None where it has none."""
+    """Return llama.cpp's name for the split with these steps, or None if there is none."""
     return next(
         (
             name

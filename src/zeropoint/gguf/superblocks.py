@@ -1,7 +1,8 @@
-"""ggml's block types whose grids no scheme of ours holds: K-quants, and plain blocks with a minimum of any size.
+"""GGUF block types that no Zeropoint `Scheme` describes: K-quants, and Q4_1 and Q5_1 with any FP16 minimum.
 
-A K-quant nests its scales: 256 weights of a row share FP16 numbers `d` (and `dmin`), and each group within them has a
-small whole multiple of those. With `q` the stored code, `s` and `m` the group's multiples::
+A K-quant has two-level scales. A block of 256 weights of one row shares an FP16 scale `d` (some types also an FP16
+`dmin`). Each group of 16 or 32 weights in the block has a small integer `s` (some types also `m`). A weight `w` follows
+from its stored unsigned code `q`::
 
     Q6_K   w = (d * s) * (q - 32)          q in 0..63, s int8,      16 groups of 16     210 bytes
     Q5_K   w = (d * s) * q - dmin * m      q in 0..31, s, m 6 bits,  8 groups of 32     176 bytes
@@ -10,7 +11,16 @@ small whole multiple of those. With `q` the stored code, `s` and `m` the group's
     Q5_1   w = d * q + m                   q in 0..31, m FP16,       a block of 32       24 bytes
     Q4_1   w = d * q + m                   q in 0..15, m FP16,       a block of 32       20 bytes
 
-The last two are the same thing with one group, whose multiples are 1 and whose `dmin` is `-m`.
+`SuperTensor` holds the centred code (`q - 32` for Q6_K, `q - 4` for Q3_K, `q` otherwise). It holds Q5_1 and Q4_1 as one
+group per block, with `scales` and `minima` 1 and `dmin = -m`. `encode` writes these fields (sizes in bytes)::
+
+    Q6_K   low 4 bits of q [128], upper 2 bits [64], s [16], d [2]
+    Q5_K   d [2], dmin [2], s and m [12], bit 4 of q [32], low 4 bits [128]
+    Q4_K   d [2], dmin [2], s and m [12], q [128]
+    Q3_K   bit 2 of q [32], low 2 bits [64], s + 32 [12], d [2]
+    Q5_1   d [2], m [2], bit 4 of q [4], low 4 bits [16]
+    Q4_1   d [2], m [2], q [16]
+
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -31,15 +41,18 @@ Bytes = NDArray[np.uint8]
 Multiples = NDArray[np.int16]
 Kind = GGMLQuantizationType
 
-#: The low nibble of a byte.
+#: Mask of a byte's low nibble.
 LOW = np.uint8(15)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One of the types above. `most`: the largest multiple of `d`; 1 where scales are not nested.
+    """The parameters of one block type.
 
-    `signed`: codes are centred on 0, and a scale may be negative; otherwise they begin at 0 and there is a minimum.
+    - `bits`: bits per code;
+    - `group`, `groups`: weights per group, groups per block;
+    - `most`: the largest `s`; 1 for the types with one group;
+    - `signed`: codes are centred on 0 and `s` may be negative. Otherwise codes start at 0 and the type has a minimum.
     """
 
     bits: int
@@ -50,15 +63,17 @@ class Format:
 
     @property
     def block(self) -> int:
-        """Weights of a row that are stored together."""
+        """Return the number of weights in a block."""
         return self.group * self.groups
 
     @property
     def low(self) -> int:
+        """Return the smallest centred code."""
         return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
+        """Return the largest centred code."""
         return self.low + (1 << self.bits) - 1
 
 
@@ -76,9 +91,11 @@ FORMATS: Mapping[GGMLQuantizationType, Format] = {
 class SuperTensor:
     """A weight `[out, in]` in one of `FORMATS`.
 
-    - `codes`: int8 `[out, in]`, within the format's `low` and `high`;
-    - `d`, `dmin`: float32 `[out, blocks]`, FP16 numbers; `dmin` is None where the format is `signed`;
-    - `scales`, `minima`: int16 `[out, groups]`, the multiples of `d` and `dmin`.
+    - `codes`: int8 `[out, in]`, centred codes from the format's `low` to its `high`;
+    - `d`, `dmin`: float32 `[out, blocks]`, each value exact in FP16; `dmin` is None if the format is `signed`;
+    - `scales`, `minima`: int16 `[out, groups]`, the integers `s` and `m`; `minima` is None if the format is `signed`.
+
+    Raises `SchemeError` if shapes, minima or codes do not match the format.
     """
 
     kind: GGMLQuantizationType
@@ -94,7 +111,7 @@ class SuperTensor:
             raise SchemeError(f"rows of {columns} weights do not divide into blocks of {form.block}")
         blocks, groups = (rows, columns // form.block), (rows, columns // form.group)
         if self.d.shape != blocks or self.scales.shape != groups:
-            raise SchemeError(f"{self.kind.name} has a scale {blocks} and multiples {groups} of it")
+            raise SchemeError(f"{self.kind.name} needs `d` of shape {blocks} and `scales` of shape {groups}")
         if (self.dmin is None) != form.signed or (self.minima is None) != form.signed:
             raise SchemeError(f"{self.kind.name} {'has no' if form.signed else 'needs a'} minimum")
         if self.codes.size and not form.low <= int(self.codes.min()) <= int(self.codes.max()) <= form.high:
@@ -102,23 +119,25 @@ class SuperTensor:
 
     @property
     def format(self) -> Format:
+        """Return the parameters of the block type."""
         return FORMATS[self.kind]
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return `(out, in)`."""
         rows, columns = self.codes.shape
         return rows, columns
 
     def step(self) -> Floats:
-        """What a code counts, in each group: float32 `[out, groups]`."""
-        return _spread(self.d, self.scales)
+        """Return the scale `d * s` of each group, float32 `[out, groups]`."""
+        return _per_group(self.d, self.scales)
 
     def minimum(self) -> Floats | None:
-        """What is taken off, in each group: float32 `[out, groups]`; None where nothing is."""
-        return None if self.dmin is None or self.minima is None else _spread(self.dmin, self.minima)
+        """Return the value `dmin * m` to subtract in each group, float32 `[out, groups]`; None for signed formats."""
+        return None if self.dmin is None or self.minima is None else _per_group(self.dmin, self.minima)
 
     def dequantize(self) -> Floats:
-        """float32 `[out, in]`, each product and the difference rounded once, as ggml's reference does it."""
+        """Return the weights, float32 `[out, in]`. Each product and difference rounds once, as in ggml's reference."""
         grouped = self.codes.reshape(len(self.codes), -1, self.format.group)
         values = grouped.astype(np.float32) * self.step()[..., None]
         minimum = self.minimum()
@@ -127,11 +146,11 @@ class SuperTensor:
         return values.reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> SuperTensor:
-        """Rows `start` to `stop` as a tensor of their own."""
+        """Return rows `start` (included) to `stop` (excluded) as a new tensor."""
         return self.take(np.arange(start, min(stop, len(self.codes))))
 
     def take(self, rows: NDArray[np.int64]) -> SuperTensor:
-        """The rows of these numbers, in their order."""
+        """Return the rows with these indices, in this order, as a new tensor."""
         return SuperTensor(
             self.kind,
             self.codes[rows],
@@ -142,16 +161,16 @@ class SuperTensor:
         )
 
 
-#: What a GGUF file can hold.
+#: Any weight that `exporters/gguf.py` can write to a GGUF file.
 Storable: TypeAlias = Weight | SuperTensor
 
 
 def encode(weight: SuperTensor) -> Bytes:
-    """Block bytes `[out, blocks * bytes of a block]`."""
+    """Return the bytes of a GGUF tensor, uint8 `[out, blocks * bytes per block]`."""
     form, rows = weight.format, len(weight.codes)
     codes = (weight.codes.astype(np.int16) - form.low).astype(np.uint8).reshape(rows, -1, form.block)
     scales = weight.scales.reshape(rows, -1, form.groups)
-    d = _halves(weight.d)
+    d = _fp16_bytes(weight.d)
     if weight.kind == Kind.Q6_K:
         parts = [*_six_bits(codes), scales.astype(np.int8).view(np.uint8), d]
     elif weight.kind == Kind.Q3_K:
@@ -160,25 +179,29 @@ def encode(weight: SuperTensor) -> Bytes:
         assert weight.dmin is not None
         assert weight.minima is not None
         if form.groups == 1:
-            parts = [d, _halves(-weight.dmin), *_plain_bits(codes, form.bits)]
+            parts = [d, _fp16_bytes(-weight.dmin), *_plain_bits(codes, form.bits)]
         else:
             minima = weight.minima.reshape(rows, -1, form.groups)
-            parts = [d, _halves(weight.dmin), _pack_scales(scales, minima), *_nibbles(codes, form.bits)]
+            parts = [d, _fp16_bytes(weight.dmin), _pack_scales(scales, minima), *_nibbles(codes, form.bits)]
     return np.concatenate(parts, axis=2).reshape(rows, -1)
 
 
-def _spread(numbers: Floats, multiples: Multiples) -> Floats:
-    """Each block's number times its groups' multiples, `[out, groups]`."""
+def _per_group(numbers: Floats, multiples: Multiples) -> Floats:
+    """Multiply each block's FP16 value by the integers of the block's groups: float32 `[out, groups]`."""
     grouped = multiples.reshape(*numbers.shape, -1).astype(np.float32)
     return np.asarray(numbers[..., None] * grouped).reshape(multiples.shape)
 
 
-def _halves(values: Floats) -> Bytes:
+def _fp16_bytes(values: Floats) -> Bytes:
+    """Return each value as two FP16 bytes, uint8 `[..., 2]`."""
     return values.astype(np.float16)[..., None].view(np.uint8)
 
 
-def _stacked(codes: Bytes, width: int, fields: int) -> Bytes:
-    """Every run of `width * fields` codes in `width` bytes: byte i holds codes i, i + width, ... from its low end."""
+def _pack_strided(codes: Bytes, width: int, fields: int) -> Bytes:
+    """Pack codes of `8 / fields` bits each: every run of `width * fields` codes becomes `width` bytes.
+
+    Byte i of a run holds codes i, i + width, i + 2 * width, ..., the first in the lowest bits.
+    """
     parts = codes.reshape(*codes.shape[:2], -1, fields, width)
     shifts = np.arange(fields, dtype=np.uint8)[:, None] * np.uint8(8 // fields)
     packed: Bytes = np.bitwise_or.reduce(parts << shifts, axis=3)
@@ -186,29 +209,36 @@ def _stacked(codes: Bytes, width: int, fields: int) -> Bytes:
 
 
 def _six_bits(codes: Bytes) -> list[Bytes]:
-    """Low nibbles, a run of 128 in 64 bytes; then the upper two bits, a run of 128 in 32."""
-    return [_stacked(codes & LOW, 64, 2), _stacked(codes >> np.uint8(4), 32, 4)]
+    """Split 6-bit codes: low nibbles (128 codes in 64 bytes), then the upper 2 bits (128 codes in 32 bytes)."""
+    return [_pack_strided(codes & LOW, 64, 2), _pack_strided(codes >> np.uint8(4), 32, 4)]
 
 
 def _three_bits(codes: Bytes) -> list[Bytes]:
-    """The third bits, one of each 32 codes to a byte; then the lower two, a run of 128 in 32 bytes."""
-    return [_stacked(codes >> np.uint8(2), 32, 8), _stacked(codes & np.uint8(3), 32, 4)]
+    """Split 3-bit codes: bit 2 (256 codes in 32 bytes), then the low 2 bits (128 codes in 32 bytes)."""
+    return [_pack_strided(codes >> np.uint8(2), 32, 8), _pack_strided(codes & np.uint8(3), 32, 4)]
 
 
 def _nibbles(codes: Bytes, bits: int) -> list[Bytes]:
-    """A run of 64 low nibbles in 32 bytes, before them the fifth bits, one of each 32 codes to a byte."""
-    low = _stacked(codes & LOW, 32, 2)
-    return [low] if bits == 4 else [_stacked(codes >> np.uint8(4), 32, 8), low]
+    """Split codes of a K-quant: bit 4 if `bits` is 5 (256 codes in 32 bytes), then nibbles (64 codes in 32 bytes)."""
+    low = _pack_strided(codes & LOW, 32, 2)
+    return [low] if bits == 4 else [_pack_strided(codes >> np.uint8(4), 32, 8), low]
 
 
 def _plain_bits(codes: Bytes, bits: int) -> list[Bytes]:
-    """32 low nibbles in 16 bytes, before them the fifth bits in the order of the codes."""
-    low = _stacked(codes & LOW, 16, 2)
+    """Split codes of Q4_1 or Q5_1: bit 4 if `bits` is 5 (4 bytes, in code order), then nibbles (16 bytes)."""
+    low = _pack_strided(codes & LOW, 16, 2)
     return [low] if bits == 4 else [np.packbits(codes >> np.uint8(4), axis=2, bitorder="little"), low]
 
 
 def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
-    """Eight pairs of 6 bits in 12 bytes: four whole ones, the others' low nibbles, their upper bits above the first."""
+    """Pack the eight 6-bit pairs `s[i]`, `m[i]` of a Q4_K or Q5_K block into 12 bytes.
+
+    For i in 0..3::
+
+        byte i        bits 0-5: s[i]                bits 6-7: upper 2 bits of s[i + 4]
+        byte 4 + i    bits 0-5: m[i]                bits 6-7: upper 2 bits of m[i + 4]
+        byte 8 + i    bits 0-3: low nibble of s[i + 4]    bits 4-7: low nibble of m[i + 4]
+    """
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)
     low, high = slice(0, 4), slice(4, 8)
     return np.concatenate(
@@ -222,6 +252,10 @@ def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
 
 
 def _pack_signed_scales(scales: Multiples) -> Bytes:
-    """Sixteen of 6 bits in 12 bytes: low nibbles of i and i + 8 together, upper pairs of i, i + 4, i + 8, i + 12."""
+    """Pack the sixteen 6-bit values `s + 32` of a Q3_K block into 12 bytes.
+
+    Byte i (i < 8) holds the low nibbles of values i and i + 8. Byte 8 + i (i < 4) holds the upper 2 bits of values i,
+    i + 4, i + 8 and i + 12. The first of these values is in the lowest bits.
+    """
     s = (scales + 32).astype(np.uint8)
-    return np.concatenate([_stacked(s & LOW, 8, 2), _stacked(s >> np.uint8(4), 4, 4)], axis=2)
+    return np.concatenate([_pack_strided(s & LOW, 8, 2), _pack_strided(s >> np.uint8(4), 4, 4)], axis=2)

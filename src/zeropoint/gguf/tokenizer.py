@@ -1,8 +1,8 @@
-"""The tokenizer in a GGUF header as the files of a model folder: the inverse of `vocabulary.py`.
+"""Conversion of a GGUF header's tokenizer to the tokenizer files of a model folder. `vocabulary.py` is the inverse.
 
-Where a header leaves something out, llama.cpp's defaults hold: a SentencePiece vocabulary begins and ends with the
-tokens 1 and 2, takes a space before a text and gets its beginning-of-text token; a byte-level one gets it if its split
-is Llama 3's or Tekken's. A token that the header does not name is left out, never taken from another field.
+llama.cpp's defaults replace missing header fields. A SentencePiece vocabulary has BOS token 1 and EOS token 2, puts a
+space before a text and starts a text with BOS. A byte-level BPE vocabulary starts a text with BOS only if its split is
+Llama 3's or Tekken's. Any other special token that the header does not name stays undefined.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.gguf.sentencepiece import PREPEND, REPLACE, SPACE, merges
 from zeropoint.gguf.splits import SPLITS, Split
 
-#: tokenizer_config.json's name of a special token -> GGUF's.
+#: tokenizer_config.json's name of a special token -> GGUF's name.
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
-#: The header's names of the tokens that end an answer: of a text, of a turn, of a message.
+#: GGUF's names of the tokens that end an answer: end of text, of turn, of message.
 ENDS = ("eos", "eot", "eom")
 
-#: A vocabulary of this kind has these tokens where the header does not name them.
+#: The special tokens of a SentencePiece vocabulary whose header does not name them.
 SENTENCEPIECE_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
 
-#: Texts of control tokens that end an answer whatever the header names, as llama.cpp has them.
+#: llama.cpp's list of control tokens that end an answer even if the header does not name them.
 END_TEXTS = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>",
     "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
 })  # fmt: skip
-#: With both of these, `<|end|>` ends a message within an answer.
+#: In a vocabulary with both tokens, `<|end|>` ends a message and not the answer.
 HARMONY = frozenset({"<|return|>", "<|call|>"})
 
 PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
 class HeaderTokenizer:
-    """The tokenizer of a GGUF header. Raises `CheckpointError` for lists that do not fit each other."""
+    """The tokenizer of a GGUF header. Raises `CheckpointError` if tokens and token types differ in number."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
@@ -53,14 +53,14 @@ class HeaderTokenizer:
         self.types = self._numbers(types, "token_type")
 
     def token(self, name: str) -> int | None:
-        """Return the id of a special token by GGUF's name for it; None where the file has none."""
+        """Return the id of a special token by its GGUF name ("bos"); None if the file has no such token."""
         number = self._get(f"{name}_token_id")
         if number is None and self.kind == "llama":
             number = SENTENCEPIECE_DEFAULTS.get(name)
         return number if type(number) is int and 0 <= number < len(self.tokens) else None
 
     def stop_tokens(self) -> list[int]:
-        """Return the ids that end an answer, as llama.cpp takes them, end of text first."""
+        """Return the ids of the tokens that end an answer in llama.cpp, end of text first."""
         named = [number for name in ENDS if (number := self.token(name)) is not None]
         control = np.flatnonzero(self.types == TokenType.CONTROL).tolist()
         texts = {self.tokens[i]: i for i in control if self.tokens[i] in END_TEXTS}
@@ -69,14 +69,15 @@ class HeaderTokenizer:
         return list(dict.fromkeys([*named, *texts.values()]))
 
     def flag(self, name: str, default: bool) -> bool:
-        """Return a flag of the header, such as `add_bos_token`."""
+        """Return a flag of the header, such as `add_bos_token`, or `default` if the header has none."""
         value = self._get(name)
         return bool(value) if isinstance(value, bool | np.bool_) else default
 
     def write(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
 
-        Raises `UnsupportedError` for a kind of tokenizer, or a way of splitting text, that is not known here.
+        Raises `UnsupportedError` for a tokenizer model or split that Zeropoint does not know, `CheckpointError` for
+        damaged fields.
         """
         data = self._sentencepiece() if self.kind == "llama" else self._byte_level()
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -93,6 +94,7 @@ class HeaderTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
     def _sentencepiece(self) -> dict[str, Any]:
+        """Return the tokenizer.json of a SentencePiece vocabulary."""
         scores = self._get("scores")
         if (
             not isinstance(scores, np.ndarray)
@@ -123,10 +125,11 @@ class HeaderTokenizer:
         return self._data(normalizer, None, {"type": "Sequence", "decoders": steps}, model, bos=True)
 
     def _byte_level(self) -> dict[str, Any]:
+        """Return the tokenizer.json of a byte-level BPE vocabulary."""
         name = str(self._metadata.get("tokenizer.ggml.pre", "gpt-2"))
         split = SPLITS.get(name)
         if self.kind != "gpt2" or split is None:
-            raise UnsupportedError(f"its tokenizer ({self.kind!r}, split {name[:40]!r}) is not known here")
+            raise UnsupportedError(f"its tokenizer ({self.kind!r}, split {name[:40]!r}) is not supported")
         pairs = self._texts("merges")
         if not all(text.count(" ") == 1 for text in pairs):
             raise CheckpointError("a merge in its header is not of two tokens")
@@ -141,6 +144,7 @@ class HeaderTokenizer:
         return self._data(_normalizer(split), steps, decoder, model, bos=split.adds_bos)
 
     def _data(self, normalizer: Any, splitter: Any, decoder: Any, model: Any, *, bos: bool) -> dict[str, Any]:
+        """Return a tokenizer.json with these parts. `bos`: a text starts with BOS unless the header says otherwise."""
         added, kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN), self.types.tolist()
         return {
             "version": "1.0",
@@ -156,18 +160,19 @@ class HeaderTokenizer:
         }
 
     def _vocabulary(self) -> dict[str, int]:
-        """Texts and ids, added tokens too: they would get other ids otherwise."""
+        """Map each token's text to its id. Added tokens are included, because they would get other ids otherwise."""
         kinds = self.types.tolist()
         return {text: i for i, text in enumerate(self.tokens) if kinds[i] != TokenType.UNUSED}
 
     def _post_processor(self, bos: bool) -> dict[str, Any] | None:
-        """A step that puts the tokens before and after a text that the header asks for."""
+        """Return the step that adds BOS before and EOS after a text, as the header asks; None if it adds neither."""
         first = self.token("bos") if self.flag("add_bos_token", bos) else None
         last = self.token("eos") if self.flag("add_eos_token", False) else None
         if first is None and last is None:
             return None
 
         def around(name: str, kind: int) -> list[dict[str, Any]]:
+            """Return the template of sequence `name` between its special tokens."""
             before, after = ([] if each is None else [self._special(each, kind)] for each in (first, last))
             return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
 
@@ -180,26 +185,31 @@ class HeaderTokenizer:
         }
 
     def _special(self, number: int, kind: int) -> dict[str, Any]:
+        """Return the template entry of the special token with id `number`."""
         return {"SpecialToken": {"id": self.tokens[number], "type_id": kind}}
 
     def _get(self, name: str) -> Any:
+        """Return a tokenizer field of the header, None if missing."""
         return self._metadata.get(f"tokenizer.ggml.{name}")
 
     def _texts(self, name: str) -> list[str]:
-        found = self._get(name)
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        """Return a header field that must be a list of texts."""
+        texts = self._get(name)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise CheckpointError(f"its header has no list of {name}")
-        return found
+        return texts
 
-    def _numbers(self, found: Any, name: str) -> NDArray[np.integer[Any]]:
+    def _numbers(self, values: Any, name: str) -> NDArray[np.integer[Any]]:
+        """Return `values` after checking that they are one integer for each token."""
         if (
-            not isinstance(found, np.ndarray)
-            or found.dtype.kind not in "iu"
-            or len(found) != len(self.tokens)
+            not isinstance(values, np.ndarray)
+            or values.dtype.kind not in "iu"
+            or len(values) != len(self.tokens)
         ):
-            raise CheckpointError(f"its header's {name} does not fit its tokens")
-        return found
+            raise CheckpointError(f"its header's {name} is not one integer for each token")
+        return values
 
 
 def _normalizer(split: Split) -> dict[str, Any] | None:
+    """Return the normalizer of a byte-level tokenizer with this split."""
     return {"type": "NFC"} if split.composes else None

@@ -1,9 +1,9 @@
-"""A folder's tokenizer in GGUF's words: tokens, merges, special ids, chat template.
+"""Conversion of a model folder's tokenizer to GGUF header fields: tokens, merges, special ids, chat template.
 
-llama.cpp splits text before it merges by a name (`tokenizer.ggml.pre`) that stands for regular expressions in its
-source, so that only splits known here by their exact form are written; any other is a problem, because a tokenizer that
-splits otherwise makes other tokens of the same text, and no error. Unicode normalization (NFC, in Qwen's) is not done
-by llama.cpp: text that is not in that form is tokenized otherwise there.
+A GGUF header names the tokenizer's split (`tokenizer.ggml.pre`) and llama.cpp's source holds its regular expressions.
+Only splits in `splits.py` are written. Any other raises `UnsupportedError`, because a wrong split raises no error in
+llama.cpp: it silently produces other tokens. llama.cpp does not normalize text to NFC, as Qwen's tokenizer does: it
+produces other tokens for text that is not in NFC.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zeropoint.tokenizer import chat_template
 
 MAX_TOKENIZER_BYTES = 256 << 20
 
-#: GGUF's name of a special token -> tokenizer_config.json's, and config.json's field with its id.
+#: GGUF's name of a special token -> (field of tokenizer_config.json with its text, field of config.json with its id).
 SPECIALS = {
     "bos": ("bos_token", "bos_token_id"),
     "eos": ("eos_token", "eos_token_id"),
@@ -34,8 +34,14 @@ SPECIALS = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A vocabulary as llama.cpp wants it: a byte-level BPE ("gpt2") with a way to split text and merges, or a
-    SentencePiece one ("llama") with scores and a space before a text or none."""
+    """A vocabulary in GGUF's form.
+
+    - `model`: "gpt2" (byte-level BPE, with `split` and `merges`) or "llama" (SentencePiece, with `scores` and
+      `space_prefix`);
+    - `tokens`, `types`: text and type of each token id;
+    - `specials`: GGUF's name of a special token -> id;
+    - `starts_with_bos`: a text starts with the BOS token.
+    """
 
     model: str
     split: str
@@ -49,6 +55,7 @@ class Vocabulary:
     chat_template: str | None
 
     def write(self, writer: GGUFWriter) -> None:
+        """Write the vocabulary's header fields."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.split)
         writer.add_token_list(self.tokens)
@@ -66,9 +73,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
-    """The folder's vocabulary for a model whose embedding has `rows` rows.
+    """Return the folder's vocabulary for a model whose embedding has `rows` rows.
 
-    Raises `UnsupportedError` saying what llama.cpp has no counterpart for, `ArtifactError` for a damaged file.
+    Raises `UnsupportedError`, with the reason, if llama.cpp cannot express the tokenizer, `ArtifactError` for a damaged
+    file.
     """
     try:
         return _read(folder, config, rows)
@@ -80,6 +88,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
 
 
 def _read(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
+    """Read the vocabulary. A damaged file may raise any lookup error."""
     if not (folder / "tokenizer.json").is_file():
         raise UnsupportedError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is exported")
     data = load_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
@@ -108,7 +117,7 @@ def _read(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary:
 
 
 def _split(data: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how this tokenizer splits text."""
+    """Return llama.cpp's name of a byte-level tokenizer's split. Raises `UnsupportedError` if there is none."""
     normalizer = data.get("normalizer")
     if normalizer is not None and normalizer != {"type": "NFC"}:
         raise UnsupportedError("its tokenizer normalizes text in a way that llama.cpp does not")
@@ -120,7 +129,7 @@ def _split(data: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _steps(step: Any) -> list[str]:
-    """What a pre-tokenizer does, one word or regular expression a step; "?" for what is not known here."""
+    """Return a pre-tokenizer's steps in the form of `Split.pieces`; "?" stands for an unknown step."""
     if not isinstance(step, dict):
         return ["?"]
     kind = step.get("type")
@@ -139,11 +148,11 @@ def _steps(step: Any) -> list[str]:
 def _tokens(
     data: Mapping[str, Any], model: Mapping[str, Any], rows: int
 ) -> tuple[list[str], list[TokenType]]:
-    """Texts and types of all ids below `rows`; ids that no token has are filled in as unused."""
+    """Return the texts and types of all ids below `rows`. An id without a token gets a placeholder of type UNUSED."""
     named: dict[int, tuple[str, TokenType]] = {}
     for text, number in _section(model, "vocab").items():
-        known = kind(text, model.get("unk_token")) if is_sentencepiece(model) else TokenType.NORMAL
-        named[number] = (text, known)
+        token_type = kind(text, model.get("unk_token")) if is_sentencepiece(model) else TokenType.NORMAL
+        named[number] = (text, token_type)
     for added in data.get("added_tokens") or ():
         if named.get(added["id"], ("", TokenType.NORMAL))[1] != TokenType.UNKNOWN:
             special = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
@@ -152,29 +161,29 @@ def _tokens(
         raise UnsupportedError(
             f"its tokenizer has ids up to {max(named, default=0)}, its embedding {rows} rows"
         )
-    found = [named.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
-    return [text for text, _ in found], [each for _, each in found]
+    tokens = [named.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
+    return [text for text, _ in tokens], [each for _, each in tokens]
 
 
 def _specials(
     settings: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str]
 ) -> dict[str, int]:
-    """Ids of the special tokens that the tokenizer names, or else the config."""
+    """Return GGUF's name of each special token -> id, from tokenizer_config.json, else from config.json."""
     ids = {text: number for number, text in enumerate(tokens)}
-    found: dict[str, int] = {}
+    specials: dict[str, int] = {}
     for name, (setting, field) in SPECIALS.items():
         text = settings.get(setting)
         number: Any = ids.get(str(text.get("content")) if isinstance(text, dict) else str(text))
         if number is None:
-            given = config.get(field)
-            number = given[0] if isinstance(given, list) and given else given
+            value = config.get(field)
+            number = value[0] if isinstance(value, list) and value else value
         if type(number) is int and 0 <= number < len(tokens):
-            found[name] = number
-    return found
+            specials[name] = number
+    return specials
 
 
 def _starts_with(processor: Any, tokens: Sequence[str], bos: int | None) -> bool:
-    """Whether the post-processor puts the beginning-of-text token before a text."""
+    """Return whether the post-processor puts the BOS token before a text."""
     if not isinstance(processor, dict):
         return False
     if processor.get("type") == "Sequence":
@@ -185,6 +194,7 @@ def _starts_with(processor: Any, tokens: Sequence[str], bos: int | None) -> bool
 
 
 def _section(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of tokenizer.json that must be an object."""
     value = data.get(name)
     if not isinstance(value, dict):
         raise UnsupportedError(f"tokenizer.json has no {name}")
@@ -192,4 +202,5 @@ def _section(data: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, empty if there is no such file."""
     return load_json(path) if path.is_file() else {}

@@ -1,8 +1,8 @@
-"""Models that another tool quantized, as artifacts: their grid is kept, no weight is quantized again.
+"""Import of models that another tool quantized: the artifact has the same codes and scales, nothing is requantized.
 
-One module per format, `recognizes(path)` and `open(path) -> Source`. `import_model` finds the module, checks the
-tensors against the architecture as for any checkpoint, and writes the artifact. What has no integer grid of ours (a
-K-quant, codes in an order of their own) is kept in float, or refused, and the summary says so.
+Each module handles one format with two functions, `recognizes(path)` and `open(path) -> Source`. `import_model` finds
+the module, checks the tensors against the architecture, and writes the artifact. A weight that no `Scheme` describes is
+kept in float (K-quants) or refused (GPTQ with scattered groups).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zeropoint.values.scheme import Activation
 
 Progress = Callable[[str, int, int], None]
 
-#: Inputs of imported layers whose format says nothing of them: 16 bits, 1e-5 nats from float (docs/formats.md).
+#: Activation format of imported layers whose source states none: 16 bits, 1e-5 nats from float (docs/formats.md).
 FLOAT_INPUTS = Activation(16)
 
 ALGORITHM = "imported"
@@ -42,11 +42,16 @@ ALGORITHM = "imported"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A quantized model, opened.
+    """An opened model that another tool quantized.
 
-    `tensors` names every stored parameter as transformers does, with its safetensors type ("F32" if quantized) and the
-    shape that the model's own code gives it; `read` gives one as a `QuantizedTensor` or as an array of that type.
-    `tokenizer_files` are the tokenizer's files, in `path` or made from it into the folder that is given.
+    - `format`: the importer's name of the format;
+    - `config`: config.json without the quantization section;
+    - `files`: the files with weights;
+    - `tensors`: transformers' name of each stored parameter -> (safetensors type, "F32" if quantized; shape in the
+      transformers model);
+    - `read`: reads one parameter as a `QuantizedTensor` or a float array;
+    - `tokenizer_files`: returns the paths of the tokenizer files; an importer that must create them writes them into
+      the folder given.
     """
 
     format: str
@@ -58,15 +63,20 @@ class Source:
 
 
 class Importer(Protocol):
-    """What a module of this package provides."""
+    """The interface of a format's module."""
 
-    def recognizes(self, path: Path) -> bool: ...
-    def open(self, path: Path) -> Source: ...
+    def recognizes(self, path: Path) -> bool:
+        """Return whether `path` is a model in this format. Reads no weights."""
+        ...
+
+    def open(self, path: Path) -> Source:
+        """Open the model. Raises `UnsupportedError` or `CheckpointError` if it cannot be imported."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was written: weights by number format, kept ones as `float`."""
+    """The result of an import. `formats` maps scheme strings (and "float") to numbers of weights."""
 
     format: str
     tensor_bytes: int
@@ -75,12 +85,16 @@ class Imported:
 
 
 def names() -> list[str]:
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in found if not name.startswith("_")]
+    """Return the names of all formats that Zeropoint imports."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in modules if not name.startswith("_")]
 
 
 def open_source(path: str | Path) -> Source:
-    """The quantized model in a file or folder. Raises `CheckpointError` when no importer knows it."""
+    """Open the quantized model in a file or folder.
+
+    Raises `CheckpointError` if there is no quantized model, `UnsupportedError` if no importer reads its format.
+    """
     where = Path(path).expanduser()
     if not where.exists():
         raise CheckpointError(f"{where} does not exist: give a .gguf file or the folder of a quantized model")
@@ -88,14 +102,14 @@ def open_source(path: str | Path) -> Source:
         importer = cast(Importer, importlib.import_module(f"{__name__}.{name}"))
         if importer.recognizes(where):
             return importer.open(where)
-    known = f"{', '.join(names())} are imported"
+    supported = f"{', '.join(names())} are imported"
     if where.is_dir() and (where / CARD_NAME).exists():
         raise CheckpointError(f"{where} is an artifact already: there is nothing to import")
     section = quantized.section_of(where) if where.is_dir() else None
     if section is None:
-        raise CheckpointError(f"{where} is not a quantized model of a known format: {known}")
+        raise CheckpointError(f"{where} is not a quantized model of a known format: {supported}")
     raise UnsupportedError(
-        f"{where} is quantized as {quantized.describe(section)}, which is not read ({known}): {quantized.ADVICE}"
+        f"{where} is quantized as {quantized.describe(section)}, which is not read ({supported}): {quantized.ADVICE}"
     )
 
 
@@ -106,10 +120,10 @@ def import_model(
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Imported:
-    """Write the artifact of a quantized model; everything or nothing.
+    """Write the artifact of a quantized model to `out`. Nothing remains at `out` after an error.
 
-    Raises `CheckpointError` for a damaged model, `UnsupportedError` for one whose grid cannot be kept, `UsageError`
-    when `out` exists.
+    Raises `CheckpointError` for a damaged model, `UnsupportedError` for weights that no `Scheme` describes,
+    `UsageError` if `out` exists and may not be replaced.
     """
     artifact.refuse_existing(out, overwrite=overwrite)
     source = open_source(path)
@@ -134,8 +148,7 @@ def import_model(
 
 
 def _checkpoint(path: Path, source: Source) -> Checkpoint:
-    """The source as a checkpoint of float tensors, so that names and shapes are checked as those of any other."""
-
+    """Return the source as a `Checkpoint`, which checks its names and shapes against the architecture."""
     tensors = {name: sources.Tensor(dtype, shape) for name, (dtype, shape) in source.tensors.items()}
     stored = sources.Source(path, str(path), source.config, source.files, tensors, source.read)
     return assemble(stored, config_from(path, source.config))
@@ -144,12 +157,12 @@ def _checkpoint(path: Path, source: Source) -> Checkpoint:
 def _choices(
     checkpoint: Checkpoint, source: Source, progress: Progress
 ) -> tuple[dict[str, Choice], tuple[str, ...]]:
-    """What each parameter is in the source, and what to say of those that have no grid."""
+    """Return each parameter's choice (its scheme in the source), and a note on matrices that are not quantized."""
     quantizable = {view.name for view in checkpoint.views()[0]}
     names = [info.name for info in checkpoint.parameters() if info.tied_to is None]
     choices: dict[str, Choice] = {}
-    for done, name in enumerate(names):
-        progress(f"read {name}", done, len(names))
+    for count, name in enumerate(names):
+        progress(f"read {name}", count, len(names))
         weight = source.read(_stored(checkpoint, name))
         if isinstance(weight, QuantizedTensor):
             if name not in quantizable:
@@ -168,8 +181,9 @@ def _choices(
 def _stream(
     checkpoint: Checkpoint, source: Source, plan: Plan, progress: Progress
 ) -> Iterator[tuple[str, Weight]]:
-    for done, name in enumerate(plan.choices):
-        progress(f"write {name}", done, len(plan.choices))
+    """Yield the name and weight of every parameter in the plan's order."""
+    for count, name in enumerate(plan.choices):
+        progress(f"write {name}", count, len(plan.choices))
         weight = source.read(_stored(checkpoint, name))
         if isinstance(weight, QuantizedTensor):
             yield name, _with_inputs(weight)
@@ -178,20 +192,24 @@ def _stream(
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> str:
+    """Return the stored name of a parameter. Raises `UnsupportedError` if several tensors make up the parameter."""
     stored = checkpoint.stored_name(name)
     if stored is None:
-        raise UnsupportedError(f"{name} is put together from several tensors, whose grids cannot be joined")
+        raise UnsupportedError(
+            f"{name} is put together from several quantized tensors, which cannot be joined"
+        )
     return stored
 
 
 def _with_inputs(weight: QuantizedTensor) -> QuantizedTensor:
-    """The weight with 16-bit inputs where the source says nothing of them."""
+    """Return the weight with `FLOAT_INPUTS` if its scheme states no activation format."""
     if weight.scheme.activation is not None:
         return weight
     return replace(weight, scheme=replace(weight.scheme, activation=FLOAT_INPUTS))
 
 
 def _card(checkpoint: Checkpoint, plan: Plan, notes: tuple[str, ...]) -> Card:
+    """Return the artifact's card."""
     return Card(
         plan=plan,
         layout=layout_of(checkpoint),

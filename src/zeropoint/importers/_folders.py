@@ -1,4 +1,4 @@
-"""What importers of model folders share: the plain config, the tensors left alone, unsigned packed codes."""
+"""Helpers of the importers of model folders: config.json, headers of float tensors, unsigned packed codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "
 
 
 def configured(path: Path, method: str) -> dict[str, Any] | None:
-    """The `quantization_config` of a folder that says it was made by `method`; None otherwise, and for an artifact."""
+    """Return the `quantization_config` of a folder whose quantization method is `method`, else None.
+
+    Returns None for an artifact.
+    """
     if (path / CARD_NAME).exists():
         return None
     section = quantized.section_of(path)
@@ -28,19 +31,19 @@ def configured(path: Path, method: str) -> dict[str, Any] | None:
 
 
 def refuse_config(path: Path, section: Mapping[str, Any]) -> None:
-    """Raise `UnsupportedError` where the config says what is not imported."""
+    """Raise `UnsupportedError` if a `quantization_config` does not allow the import."""
     if (reason := quantized.why_not_imported(section)) is not None:
         raise UnsupportedError(f"{path} cannot be imported: {reason}; {quantized.ADVICE}")
 
 
 def plain_config(path: Path) -> dict[str, Any]:
-    """config.json as it was before quantizing."""
+    """Return config.json without the quantization section."""
     config = load_json(path / "config.json", error=CheckpointError)
     return {k: v for k, v in config.items() if k not in ("quantization_config", "compression_config")}
 
 
 def scale_type(dtype: str) -> ScaleDtype:
-    """The scheme's word for a safetensors type. Raises `UnsupportedError`."""
+    """Return a scheme's name of a safetensors type. Raises `UnsupportedError` if scales cannot have the type."""
     if dtype not in SCALE_TYPES:
         raise UnsupportedError(f"scales of the type {dtype} are not imported")
     return SCALE_TYPES[dtype]
@@ -49,7 +52,7 @@ def scale_type(dtype: str) -> ScaleDtype:
 def float_headers(
     where: Mapping[str, TensorFile], left_out: Collection[str]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor but those `left_out`. Raises `CheckpointError` for a type that is not known."""
+    """Return the type and shape of every tensor except `left_out`. Raises `CheckpointError` for an unknown type."""
     headers = {name: file.info(name) for name, file in where.items() if name not in left_out}
     for name, (dtype, _) in headers.items():
         if dtype not in DTYPES:
@@ -58,21 +61,24 @@ def float_headers(
 
 
 def unpack_words(words: NDArray[Any], bits: int) -> NDArray[np.int16]:
-    """int32 `[m, n]` -> unsigned codes `[m, n * 32 / bits]`: one stream of bits, the lowest of a word first. A code may
-    lie in two words. Raises `SchemeError` for words that do not end with a code."""
+    """Unpack int32 words `[m, n]` into unsigned codes `[m, n * 32 / bits]`.
+
+    Each row is one stream of bits, from the lowest bit of its first word; a code may span two words. Raises
+    `SchemeError` unless the bits of a row divide into whole codes.
+    """
     if words.ndim != 2 or words.dtype != np.int32:
         raise SchemeError(f"packed codes must be a 2-D int32 tensor, not {words.dtype} {words.shape}")
-    given = np.ascontiguousarray(words, "<i4")
+    rows = np.ascontiguousarray(words, "<i4")
     if 32 % bits:
-        if given.shape[1] * 32 % bits:
-            raise SchemeError(f"{given.shape[1]} words a row do not hold whole codes of {bits} bits")
-        stream = np.unpackbits(given.view(np.uint8), axis=1, bitorder="little").reshape(len(given), -1, bits)
-        places = np.int16(1) << np.arange(bits, dtype=np.int16)
-        codes: NDArray[np.int16] = stream.astype(np.int16) @ places
+        if rows.shape[1] * 32 % bits:
+            raise SchemeError(f"{rows.shape[1]} words a row do not hold whole codes of {bits} bits")
+        stream = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little").reshape(len(rows), -1, bits)
+        place_values = np.int16(1) << np.arange(bits, dtype=np.int16)
+        codes: NDArray[np.int16] = stream.astype(np.int16) @ place_values
         return codes
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    spread = (given.view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
-    return spread.reshape(len(words), -1).astype(np.int16)
+    fields = (rows.view(np.uint32)[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return fields.reshape(len(words), -1).astype(np.int16)
 
 
 def unsigned_grid(
@@ -83,9 +89,10 @@ def unsigned_grid(
     scale_dtype: str,
     group_size: int,
 ) -> QuantizedTensor:
-    """`(code - zero) * scale` of unsigned codes `[out, in]`, zeros and scales `[out, groups]`, as a weight of ours.
+    """Return the weight `(code - zero) * scale` as a `QuantizedTensor`.
 
-    Symmetric where every zero is the middle code. Raises `SchemeError` for arrays that do not fit each other.
+    `codes` are unsigned, `[out, in]`; `zeros` and `scales` are `[out, groups]`. The scheme is symmetric if every zero
+    is the middle code. Raises `SchemeError` if the shapes do not match or a zero is not a code.
     """
     columns, groups = codes.shape[1], scales.shape[1]
     if groups != -(-columns // group_size):

@@ -1,4 +1,4 @@
-"""What a `quantization_config` says of one layer: its own bits and group size, where not all layers are alike."""
+"""The settings of one layer in a `quantization_config`: bits and group size may differ between layers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from zeropoint.errors import CheckpointError, UnsupportedError
 
-#: Fields that map layers to settings: AutoRound's two, whose keys are names of layers or patterns.
+#: AutoRound's fields that map layer names or patterns to settings.
 _BY_NAME = ("extra_config", "layer_config")
 
 
 def settings(section: Mapping[str, Any], module: str) -> tuple[Mapping[str, Any], str]:
-    """The settings of a layer, and the words that name where they are given.
+    """Return the settings of a layer, and the beginning of a sentence that names the field they come from.
 
-    GPTQModel's `dynamic` maps patterns to settings, `-:` before one meaning that its layers are left alone; the first
-    that matches counts. Raises `UnsupportedError` for what is no pattern.
+    GPTQModel's `dynamic` maps patterns to settings. The first match counts; a pattern with `-:` in front excludes its
+    layers from quantization. Raises `UnsupportedError` for an invalid pattern.
     """
     for field, key, own in _overrides(section, module):
         if isinstance(own, Mapping):
@@ -25,6 +25,7 @@ def settings(section: Mapping[str, Any], module: str) -> tuple[Mapping[str, Any]
 
 
 def _overrides(section: Mapping[str, Any], module: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield (field, key, settings) for each entry that matches the layer, in order of precedence."""
     dynamic = section.get("dynamic")
     for key, own in dynamic.items() if isinstance(dynamic, Mapping) else ():
         if _matches("dynamic", re.match, key.removeprefix("+:").removeprefix("-:"), module):
@@ -41,6 +42,7 @@ def _overrides(section: Mapping[str, Any], module: str) -> Iterator[tuple[str, s
 
 
 def _matches(field: str, match: Any, pattern: str, module: str) -> bool:
+    """Return whether a pattern of `field` matches the layer, by `re.match` or `re.fullmatch`."""
     try:
         return match(pattern, module) is not None
     except re.error as cause:
@@ -48,18 +50,18 @@ def _matches(field: str, match: Any, pattern: str, module: str) -> bool:
 
 
 def check_bits(section: Mapping[str, Any], module: str, stored: int) -> None:
-    """Raise `CheckpointError` where a layer's tensors have other bits than the config says."""
-    said, where = settings(section, module)
-    bits = said.get("bits", said.get("w_bit"))
+    """Raise `CheckpointError` if a layer's tensors do not have the number of bits that the config states."""
+    layer, where = settings(section, module)
+    bits = layer.get("bits", layer.get("w_bit"))
     if bits != stored:
-        meant = "none, so that it is kept in float" if bits is None else f"{str(bits)[:20]} bits"
-        raise CheckpointError(f"{module} is stored in {stored} bits, and {where}: {meant}")
+        config = "none, so that it is kept in float" if bits is None else f"{str(bits)[:20]} bits"
+        raise CheckpointError(f"{module} is stored in {stored} bits, and {where}: {config}")
 
 
 def group_size(section: Mapping[str, Any], module: str, columns: int) -> int:
-    """Inputs of a layer that share a scale; all where there are no groups. Raises `CheckpointError`."""
-    said, where = settings(section, module)
-    size = said.get("group_size", said.get("q_group_size", -1))
+    """Return a layer's group size; `columns` if it has no groups. Raises `CheckpointError` for an invalid size."""
+    layer, where = settings(section, module)
+    size = layer.get("group_size", layer.get("q_group_size", -1))
     if type(size) is not int or size == 0 or size < -1:
         raise CheckpointError(f"the group_size of {module} is {str(size)[:20]!r} ({where}), no whole number")
     return columns if size == -1 else min(size, columns)

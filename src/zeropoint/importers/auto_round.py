@@ -1,6 +1,6 @@
-"""AutoRound folders: the tensors of GPTQ or of AWQ, said to be so by `packing_format`, each layer with its own bits.
+"""Import of AutoRound folders. `packing_format` states whether the tensors have GPTQ's or AWQ's layout.
 
-`extra_config` names the layers whose bits or group size are not the model's.
+`extra_config` lists layers whose bits or group size differ from the rest of the model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ METHOD = quantized.AUTO_ROUND
 
 
 def recognizes(path: Path) -> bool:
+    """Return whether `path` is an AutoRound folder."""
     return configured(path, METHOD) is not None
 
 
 def open(path: Path) -> Source:
+    """Open an AutoRound folder. Raises `UnsupportedError` for a form that is not read."""
     section = configured(path, METHOD)
     assert section is not None
     refuse_config(path, section)

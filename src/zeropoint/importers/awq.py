@@ -1,10 +1,12 @@
-"""AWQ folders, as AutoAWQ's versions "gemm" and "gemv" write them: 4 bits in groups.
+"""Import of AWQ folders in AutoAWQ's formats "gemm" and "gemv": 4-bit codes in groups, `w = (code - zero) * scale`.
 
-Of a module in version gemm: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales`
-`[groups, out]`; eight columns a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. In version gemv:
-`qweight` int32 `[out, in / 8]`, `qzeros` int32 `[out, words]`, `scales` `[out, 8 * words]`, in their own order, with
-room behind the last group. A weight is `(code - zero) * scale`. Layers of `modules_to_not_convert` are stored as
-floats.
+Tensors of a module in format gemm: `qweight` int32 `[in, out / 8]`, `qzeros` int32 `[groups, out / 8]`, `scales`
+`[groups, out]`. A word holds eight columns, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.
+
+Tensors in format gemv: `qweight` int32 `[out, in / 8]`, `qzeros` int32 `[out, words]`, `scales` `[out, 8 * words]`. A
+word holds eight values in natural order. `qzeros` and `scales` have padding after the last group.
+
+Layers in `modules_to_not_convert` are stored as floats.
 """
 
 from __future__ import annotations
@@ -36,15 +38,20 @@ METHOD = quantized.AWQ
 LEAVES = ("qweight", "qzeros", "scales")
 BITS = 4
 
-#: Where in a word each of eight columns lies.
+#: Position in a gemm word of each of its eight columns.
 PLACES = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])
 
 
 def recognizes(path: Path) -> bool:
+    """Return whether `path` is an AWQ folder."""
     return configured(path, METHOD) is not None
 
 
 def open(path: Path) -> Source:
+    """Open an AWQ folder.
+
+    Raises `UnsupportedError` for a form that is not read, `CheckpointError` for damaged files.
+    """
     section = configured(path, METHOD)
     assert section is not None
     refuse_config(path, section)
@@ -52,7 +59,7 @@ def open(path: Path) -> Source:
 
 
 def open_packed(path: Path, section: Mapping[str, Any], method: str) -> Source:
-    """A folder of AWQ's tensors, whoever wrote it."""
+    """Open a folder with tensors in AWQ's layout, written by AutoAWQ or AutoRound (`method`)."""
     gemv = str(section.get("version") or section.get("format") or "gemm").lower() == "gemv"
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
@@ -75,6 +82,7 @@ def open_packed(path: Path, section: Mapping[str, Any], method: str) -> Source:
 
 
 def _read(where: Mapping[str, TensorFile], sizes: Mapping[str, int], gemv: bool, name: str) -> Weight:
+    """Return a parameter: a weight in `sizes` (name -> group size) as a `QuantizedTensor`, any other as floats."""
     if name not in sizes:
         return where[name].read(name)
     module = name.removesuffix(".weight")
@@ -90,18 +98,20 @@ def _read(where: Mapping[str, TensorFile], sizes: Mapping[str, int], gemv: bool,
 def _gemm(
     words: NDArray[Any], zeros: NDArray[Any], scales: NDArray[Any], dtype: str, size: int
 ) -> QuantizedTensor:
+    """Return a weight from its tensors in format gemm."""
     return unsigned_grid(_columns(words).T, _columns(zeros).T, scales.T, BITS, dtype, size)
 
 
 def _gemv(
     words: NDArray[Any], zeros: NDArray[Any], scales: NDArray[Any], dtype: str, size: int
 ) -> QuantizedTensor:
+    """Return a weight from its tensors in format gemv."""
     codes = unpack_words(words, BITS)
     groups = -(-codes.shape[1] // size)
     return unsigned_grid(codes, unpack_words(zeros, BITS)[:, :groups], scales[:, :groups], BITS, dtype, size)
 
 
 def _columns(words: NDArray[Any]) -> NDArray[np.int16]:
-    """int32 `[m, n]` -> codes `[m, 8 n]` in the order of the columns."""
+    """Unpack int32 words `[m, n]` of format gemm into codes `[m, 8 * n]`, in column order."""
     codes = unpack_words(words, BITS)
     return codes.reshape(len(words), -1, 8)[:, :, PLACES].reshape(len(words), -1)

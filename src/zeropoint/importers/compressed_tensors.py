@@ -1,7 +1,7 @@
-"""compressed-tensors folders, as llm-compressor writes them: `int-quantized` and `pack-quantized`.
+"""Import of compressed-tensors folders in llm-compressor's formats `int-quantized` and `pack-quantized`.
 
-It is the artifact's own format without its card, so `artifact.layout.decode` reads the weights; what is read here is
-the `quantization_config`. Codes in an order of their own (`weight_g_idx`) are refused.
+An artifact is a compressed-tensors folder with a card, so `artifact.layout.decode` reads the weights. This module reads
+the `quantization_config`. Groups of scattered inputs (`weight_g_idx`) are refused.
 """
 
 from __future__ import annotations
@@ -30,15 +30,20 @@ from zeropoint.values.scheme import Activation, Scheme
 
 METHOD = quantized.COMPRESSED
 
-#: What marks a quantized module's tensors.
+#: The suffix of the tensor that every quantized module has.
 SCALE = ".weight_scale"
 
 
 def recognizes(path: Path) -> bool:
+    """Return whether `path` is a compressed-tensors folder."""
     return configured(path, METHOD) is not None
 
 
 def open(path: Path) -> Source:
+    """Open a compressed-tensors folder.
+
+    Raises `UnsupportedError` for a format that no `Scheme` describes, `CheckpointError` for damaged files.
+    """
     section = configured(path, METHOD)
     assert section is not None
     refuse_config(path, section)
@@ -46,13 +51,13 @@ def open(path: Path) -> Source:
     where = folder.open_files(files)
     if reordered := [name for name in where if name.endswith(".weight_g_idx")]:
         raise UnsupportedError(
-            f"{path}: {reordered[0]} gives groups an order of their own, which is not kept"
+            f"{path}: {reordered[0]} gives groups of scattered inputs (activation order), which are not imported"
         )
     schemes: dict[str, Scheme] = {}
     for key in [key for key in where if key.endswith(SCALE)]:
         module = key.removesuffix(SCALE)
         if f"{module}.weight" not in where and f"{module}.weight_packed" not in where:
-            continue  # the copy of a tied weight's scales
+            continue  # a copy of a tied weight's scales
         schemes[f"{module}.weight"] = _scheme(
             _group(section, module, path), scale_type(where[key].info(key)[0]), path
         )
@@ -69,6 +74,7 @@ def open(path: Path) -> Source:
 
 
 def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: str) -> Weight:
+    """Return a parameter: a weight in `schemes` as a `QuantizedTensor`, any other as floats."""
     scheme = schemes.get(name)
     if scheme is None:
         return where[name].read(name)
@@ -85,7 +91,11 @@ def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: 
 def _decode_8_bits(
     name: str, scheme: Scheme, part: Mapping[str, NDArray[Any]], *, packed: bool
 ) -> QuantizedTensor:
-    """A symmetric weight of another tool, whose codes may reach -128; ours may only beside a zero point (here 0)."""
+    """Decode a symmetric 8-bit weight.
+
+    Other tools use code -128, which Zeropoint permits only in asymmetric schemes. A weight with this code gets an
+    asymmetric scheme with zero_point 0.
+    """
     module = layouts.module_of(name)
     scale = part[f"{module}.weight_scale"]
     zero = np.zeros(scale.shape, np.int8)
@@ -99,16 +109,17 @@ def _decode_8_bits(
 
 
 def _is_packed(where: Mapping[str, TensorFile], name: str) -> bool:
-    """Whether the codes lie in 32-bit words; llm-compressor packs 8 bits too where inputs are floats."""
+    """Return whether the codes are packed in 32-bit words, as llm-compressor does for 8 bits with float inputs too."""
     return f"{layouts.module_of(name)}.weight_packed" in where
 
 
 def _keys(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> list[str]:
+    """Return the names of the tensors that store a quantized weight."""
     return layouts.tensor_names(name, scheme, Layout(), packed=_is_packed(where, name))
 
 
 def _shape(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> tuple[int, int]:
-    """`[out, in]`, from a header or the small tensor that states it."""
+    """Return `(out, in)`, from the codes' header, or from the tensor `weight_shape` if the codes are packed."""
     if not (scheme.is_packed or _is_packed(where, name)):
         shape = where[name].info(name)[1]
     else:
@@ -120,22 +131,26 @@ def _shape(where: Mapping[str, TensorFile], name: str, scheme: Scheme) -> tuple[
 
 
 def _group(section: Mapping[str, Any], module: str, path: Path) -> Mapping[str, Any]:
-    """The config group of a quantized module: by its name, by a pattern, or the one group that names a class."""
+    """Return the config group of a quantized module: the group that targets its name, else its class.
+
+    Raises `CheckpointError` for invalid groups, `UnsupportedError` unless exactly one group matches.
+    """
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise CheckpointError(f"{path}: quantization_config has no config_groups")
     try:
-        found = [group for group in groups.values() if _names(group.get("targets"), module)]
+        matches = [group for group in groups.values() if _names(group.get("targets"), module)]
     except re.error as cause:
         raise CheckpointError(f"{path}: a target of its config_groups is no pattern: {cause}") from cause
-    found = found or [group for group in groups.values() if _names_class(group.get("targets"))]
-    if len(found) != 1:
-        raise UnsupportedError(f"{path}: {len(found)} config groups are for {module}, not one")
-    chosen: Mapping[str, Any] = found[0]
+    matches = matches or [group for group in groups.values() if _names_class(group.get("targets"))]
+    if len(matches) != 1:
+        raise UnsupportedError(f"{path}: {len(matches)} config groups are for {module}, not one")
+    chosen: Mapping[str, Any] = matches[0]
     return chosen
 
 
 def _names(targets: Any, module: str) -> bool:
+    """Return whether a group's targets include the module, by name or by a pattern (`re:...`)."""
     return isinstance(targets, Sequence) and any(
         re.match(target[3:], module) is not None if target.startswith("re:") else target == module
         for target in targets
@@ -144,10 +159,12 @@ def _names(targets: Any, module: str) -> bool:
 
 
 def _names_class(targets: Any) -> bool:
+    """Return whether a group's targets include the class of linear layers or embeddings."""
     return isinstance(targets, Sequence) and any(target in ("Linear", "Embedding") for target in targets)
 
 
 def _scheme(group: Mapping[str, Any], scale_dtype: Any, path: Path) -> Scheme:
+    """Return the scheme of a config group. Raises `UnsupportedError` if there is none."""
     weights = group.get("weights")
     if not isinstance(weights, dict) or weights.get("type") != "int":
         kind = weights.get("type") if isinstance(weights, dict) else weights
@@ -167,10 +184,11 @@ def _scheme(group: Mapping[str, Any], scale_dtype: Any, path: Path) -> Scheme:
             activation=_activation(group.get("input_activations"), path),
         )
     except (SchemeError, TypeError) as cause:
-        raise UnsupportedError(f"{path}: its weights' format is not one of ours: {cause}") from cause
+        raise UnsupportedError(f"{path}: its weights' format is not supported: {cause}") from cause
 
 
 def _activation(inputs: Any, path: Path) -> Activation | None:
+    """Return the activation format of a config group, None for float inputs. Raises `UnsupportedError`."""
     if inputs is None:
         return None
     strategy = inputs.get("strategy") if isinstance(inputs, dict) else None
@@ -180,6 +198,7 @@ def _activation(inputs: Any, path: Path) -> Activation | None:
 
 
 def _whole(section: Mapping[str, Any], key: str) -> int:
+    """Return an integer field. Raises `SchemeError` for any other value."""
     value = section.get(key)
     if type(value) is not int:
         raise SchemeError(f"{key} is {str(value)[:40]!r}, not a whole number")

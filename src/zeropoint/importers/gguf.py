@@ -1,7 +1,7 @@
-"""GGUF files: Q8_0, Q5_0 and Q4_0 keep their grid, Q4_1 where its minima are whole multiples of its scales.
+"""Import of GGUF files.
 
-Other types (K-quants) are dequantized as ggml's reference does it and kept in float32. `zeropoint.gguf.model` reads the
-file.
+Q8_0, Q5_0 and Q4_0 stay quantized, also Q4_1 if its minima are integer multiples of its scales. Other types (K-quants)
+are dequantized as in ggml's reference and kept in float32. `zeropoint.gguf.model` reads the file.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from zeropoint.importers import Source
 
 
 def recognizes(path: Path) -> bool:
+    """Return whether `path` is a GGUF file."""
     return is_gguf(path)
 
 
 def open(path: Path) -> Source:
+    """Open a GGUF file. Raises what `GgufModel` raises."""
     model = GgufModel(path)
     return Source("gguf", model.config, model.files, model.tensors, model.weight, model.write_tokenizer_files)

@@ -1,10 +1,15 @@
-"""GPTQ folders, as GPTQModel and AutoGPTQ write them: 2 to 8 bits, groups or channels, each layer its own.
+"""Import of GPTQ folders written by GPTQModel or AutoGPTQ: 2 to 8 bits, scales per group or per channel.
 
-Of a module: `qweight` int32 `[in * bits / 32, out]`, codes packed down a column, the lowest bits first; `scales`
-`[groups, out]`; `qzeros` int32 `[groups, out * bits / 32]`, packed along a row, less one in the first version of the
-format ("gptq"; "gptq_v2" stores them as they are); `g_idx` `[in]`, the group of each input. A weight is
-`(code - zero) * scale`. Groups of scattered inputs (activation order without static groups) have no counterpart and are
-refused. The bits of a layer are those of its tensors; `quantization_config` must say the same.
+A weight is `(code - zero) * scale`. Tensors of a module:
+
+- `qweight`: int32 `[in * bits / 32, out]`, codes packed along each column, the lowest bits first;
+- `scales`: `[groups, out]`;
+- `qzeros`: int32 `[groups, out * bits / 32]`, packed along each row. Format "gptq" stores `zero - 1`, format "gptq_v2"
+  stores `zero`;
+- `g_idx`: `[in]`, the group of each input.
+
+Groups of scattered inputs (activation order without static groups) are refused, because no `Scheme` describes them.
+Bits may differ between layers; the bits implied by a layer's shapes must equal those of `quantization_config`.
 """
 
 from __future__ import annotations
@@ -39,8 +44,11 @@ LEAVES = ("qweight", "qzeros", "scales", "g_idx")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One quantized weight `[rows, columns]`. `less_one`: zero points are stored less one; `symmetric`: the config says
-    that each is the middle code."""
+    """The format of one quantized weight `[rows, columns]`.
+
+    - `less_one`: the folder stores `zero - 1`;
+    - `symmetric`: the config states that every zero is the middle code.
+    """
 
     rows: int
     columns: int
@@ -51,10 +59,15 @@ class Layer:
 
 
 def recognizes(path: Path) -> bool:
+    """Return whether `path` is a GPTQ folder."""
     return configured(path, METHOD) is not None
 
 
 def open(path: Path) -> Source:
+    """Open a GPTQ folder.
+
+    Raises `UnsupportedError` for a form that is not read, `CheckpointError` for damaged files.
+    """
     section = configured(path, METHOD)
     assert section is not None
     refuse_config(path, section)
@@ -63,7 +76,7 @@ def open(path: Path) -> Source:
 
 
 def open_packed(path: Path, section: Mapping[str, Any], method: str, *, less_one: bool) -> Source:
-    """A folder of GPTQ's tensors, whoever wrote it."""
+    """Open a folder with tensors in GPTQ's layout, written by a GPTQ tool or AutoRound (`method`)."""
     config, files = plain_config(path), folder.weight_files(path)
     where = folder.open_files(files)
     modules = sorted(name.removesuffix(".qweight") for name in where if name.endswith(".qweight"))
@@ -83,7 +96,7 @@ def open_packed(path: Path, section: Mapping[str, Any], method: str, *, less_one
 def _layer(
     where: Mapping[str, TensorFile], section: Mapping[str, Any], module: str, *, less_one: bool
 ) -> Layer:
-    """A layer by its tensors' headers, checked against the config. Raises `CheckpointError`."""
+    """Return a layer's format from its tensors' shapes. Raises `CheckpointError` if the config contradicts them."""
     shapes = {
         leaf: where[f"{module}.{leaf}"].info(f"{module}.{leaf}")[1]
         for leaf in ("qweight", "qzeros", "scales")
@@ -99,12 +112,13 @@ def _layer(
         )
     _layers.check_bits(section, module, bits)
     columns = shapes["qweight"][0] * 32 // bits
-    said, _ = _layers.settings(section, module)
+    settings, _ = _layers.settings(section, module)
     size = _layers.group_size(section, module, columns)
-    return Layer(rows, columns, bits, size, less_one, said.get("sym") is True)
+    return Layer(rows, columns, bits, size, less_one, settings.get("sym") is True)
 
 
 def _read(where: Mapping[str, TensorFile], layers: Mapping[str, Layer], name: str) -> Weight:
+    """Return a parameter: a weight in `layers` as a `QuantizedTensor`, any other as floats."""
     layer = layers.get(name)
     if layer is None:
         return where[name].read(name)
@@ -119,6 +133,7 @@ def _read(where: Mapping[str, TensorFile], layers: Mapping[str, Layer], name: st
 
 
 def _weight(part: Mapping[str, NDArray[Any]], scale_dtype: str, layer: Layer) -> QuantizedTensor:
+    """Return a weight from its tensors, by the names in `LEAVES`."""
     codes = unpack_words(part["qweight"].T, layer.bits)
     zeros = _zeros(unpack_words(part["qzeros"], layer.bits), layer)
     scales = part["scales"]
@@ -130,20 +145,23 @@ def _weight(part: Mapping[str, NDArray[Any]], scale_dtype: str, layer: Layer) ->
 
 
 def _zeros(stored: NDArray[np.int16], layer: Layer) -> NDArray[np.int16]:
-    """Zero points as they are meant. Raises `SchemeError` where the other version of the format would make a symmetric
-    weight of them, and this one does not: the folder says the wrong one."""
+    """Return the zeros from the stored values.
+
+    Raises `SchemeError` if the config says symmetric and only the other version of the format makes the weight
+    symmetric: then the folder states the wrong version.
+    """
     half = 1 << (layer.bits - 1)
     zeros = stored + np.int16(layer.less_one)
     if layer.symmetric and (stored + np.int16(not layer.less_one) == half).all():
-        meant = "gptq_v2" if layer.less_one else "gptq"
+        version = "gptq_v2" if layer.less_one else "gptq"
         raise SchemeError(
-            f"sym is true, but every zero point is {int(zeros.flat[0])}: the checkpoint_format must be {meant}"
+            f"sym is true, but every zero point is {int(zeros.flat[0])}: the checkpoint_format must be {version}"
         )
     return zeros
 
 
 def _order(index: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """Which stored group each run of `group_size` inputs is. Raises `UnsupportedError` where a run is of several."""
+    """Return the stored group of each run of `group_size` inputs. Raises `UnsupportedError` if a run mixes groups."""
     groups = index[:: layer.group_size]
     if len(index) != layer.columns or not np.array_equal(
         np.repeat(groups, layer.group_size)[: len(index)], index

@@ -1,1 +1,1 @@
-"""What ONNX Runtime can say: graphs, products of quantized weights, decoders."""
+"""ONNX models for ONNX Runtime: graphs, quantized weights and decoders."""

@@ -1,4 +1,4 @@
-"""The file of tensors beside a graph (ONNX's "external data"): written one after the other, read within bounds."""
+"""The file with a graph's tensors (ONNX "external data"): a writer that appends tensors, and a checked reader."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 
 from zeropoint.errors import ArtifactError
 
-#: Tensors begin at multiples of this: a cache line, and the widest vector register.
+#: Tensors start at multiples of 64 bytes, the size of a cache line and of the widest vector register.
 ALIGNMENT = 64
 
 
 class DataWriter:
-    """Appends tensors to a new file; what it returns refers to them by the file's name, offset and length."""
+    """A writer that appends tensors to a new file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,6 +33,7 @@ class DataWriter:
         self._file.close()
 
     def add(self, name: str, values: NDArray[Any]) -> TensorProto:
+        """Append a tensor. Return its ONNX description, which holds the file's name, the offset and the length."""
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         place = {"location": self._path.name, "offset": self._file.tell(), "length": values.nbytes}
         self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
@@ -46,7 +47,7 @@ class DataWriter:
 
 
 class DataReader:
-    """A graph's external tensors by name. Raises `ArtifactError` for one that its file does not hold."""
+    """A reader of a graph's external tensors, by name."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorProto]) -> None:
         self._folder = folder
@@ -56,6 +57,7 @@ class DataReader:
         return name in self._tensors
 
     def read(self, name: str) -> NDArray[Any]:
+        """Return a tensor. Raises `ArtifactError` if the graph does not have it or the file is damaged."""
         tensor = self._tensors.get(name)
         if tensor is None or tensor.data_location != TensorProto.EXTERNAL:
             raise ArtifactError(f"the graph in {self._folder} has no tensor {name}")

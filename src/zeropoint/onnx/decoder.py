@@ -1,11 +1,9 @@
-"""A causal language model as an ONNX graph, from the record that the native engine runs.
+"""Construction of the ONNX graph of a causal language model from a model spec, as the native engine computes it.
 
-Names of inputs and outputs are optimum's and onnxruntime-genai's: `input_ids`, `attention_mask` and
-`past_key_values.N.key` in, `logits` and `present.N.key` out. Positions follow from the mask. Attention is
-com.microsoft.GroupQueryAttention, which rotates, masks, slides and appends to the cache; rows of a batch that are
-shorter than others are padded on the right.
-
-The mathematics is native/include/zeropoint.h's, part by part.
+Inputs and outputs are named as in optimum and onnxruntime-genai: inputs `input_ids`, `attention_mask` and
+`past_key_values.N.key`, outputs `logits` and `present.N.key`. Positions follow from the mask. Attention is
+com.microsoft.GroupQueryAttention, which rotates queries and keys, masks, applies sliding windows and appends to the KV
+cache. The shorter rows of a batch are padded on the right. native/include/zeropoint.h defines the computation.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from zeropoint.runtime.native.packed_weights import take_rows
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Read = Callable[[str], Weight]
-#: A weight's identity: the stored name, and which rows of it.
+#: A projection's weight: the stored name, and the rows of the stored weight (None: all).
 Part = tuple[str, Rows | None]
 Ways = Mapping[Part, Way]
 
@@ -46,7 +44,7 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
 def problems(record: ModelSpec) -> Iterator[str]:
-    """What GroupQueryAttention does not compute on CPUs."""
+    """Yield each reason why ONNX Runtime's GroupQueryAttention cannot run the model on CPUs."""
     config = record.config
     turns = config.rope != Rope.NONE
     step = 16 if turns else 8
@@ -57,7 +55,10 @@ def problems(record: ModelSpec) -> Iterator[str]:
 
 
 def part_of(source: LinearSource, read: Read) -> Weight:
-    """A projection's own weight `[out, in]`. Raises `ArtifactError` when it is not of the record's shape."""
+    """Return a projection's weight `[out, in]`, taken from a fused weight if the projection is a part of one.
+
+    Raises `ArtifactError` if the shape is not that of the model spec.
+    """
     weight = read(source.weight)
     if not isinstance(weight, QuantizedTensor) and weight.ndim == 2 and source.transposed:
         weight = weight.T
@@ -73,6 +74,7 @@ def part_of(source: LinearSource, read: Read) -> Weight:
 
 
 def vector_of(name: str, read: Read, size: int) -> Float32:
+    """Return a vector as float32 `[size]`. Raises `ArtifactError` for any other shape."""
     weight = read(name)
     if isinstance(weight, QuantizedTensor) or weight.shape != (size,):
         raise ArtifactError(f"{name} is not a vector of {size} floats, as the config asks for")
@@ -80,7 +82,7 @@ def vector_of(name: str, read: Read, size: int) -> Float32:
 
 
 def tensor_name(source: LinearSource) -> str:
-    """The name of a weight's main tensor: parts of a fused one are told apart by their rows."""
+    """Return the name of a projection's main tensor: the weight's name, plus the first row if the weight is fused."""
     if source.rows is None:
         return source.weight
     return f"{source.weight}.{source.rows.start}"
@@ -88,7 +90,7 @@ def tensor_name(source: LinearSource) -> str:
 
 @dataclass(slots=True, eq=False)
 class Decoder:
-    """Writes a record's graph. `ways` says how each weight is held; `read` gives the artifact's."""
+    """The writer of a model spec's graph. `ways` holds each weight's layout; `read` reads the artifact's weights."""
 
     record: ModelSpec
     ways: Ways
@@ -97,10 +99,11 @@ class Decoder:
 
     @property
     def config(self) -> DecoderConfig:
+        """Return the config of the model spec."""
         return self.record.config
 
     def write(self, progress: Callable[[int], None]) -> None:
-        """All nodes, inputs and outputs; `progress` gets the number of blocks that are done."""
+        """Write all nodes, inputs and outputs. Calls `progress` with the number of finished transformer blocks."""
         graph, config = self.graph, self.config
         ids = graph.input("input_ids", INT64, ["batch_size", "sequence_length"])
         mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
@@ -116,6 +119,7 @@ class Decoder:
         graph.node("Identity", [logits], ["logits"])
 
     def _embed(self, ids: str, mask: str) -> str:
+        """Return the first block's input: token embeddings, plus position embeddings if the model has them."""
         graph, model = self.graph, self.record.model
         x = self._scaled(self._rows(model.linears[LinearSlot.EMBEDDING], ids), self.config.embedding_scale)
         if positions := model.linears.get(LinearSlot.POSITIONS):
@@ -128,19 +132,21 @@ class Decoder:
         return self._norm(model, NormSlot.EMBEDDING, x)
 
     def _block(self, number: int, layer: LayerRecord, x: str, mask: str) -> str:
+        """Return the output of a transformer block for the input `x`."""
         config, graph = self.config, self.graph
         before = self._norm(layer, NormSlot.ATTENTION, x)
         attended = self._norm(layer, NormSlot.POST_ATTENTION, self._attention(number, layer, before, mask))
         attended = self._scaled(attended, config.residual_scale)
         if config.parallel:
-            beside = self._norm(layer, NormSlot.MLP, x) if NormSlot.MLP in layer.norms else before
-            return graph.op("Add", graph.op("Add", x, attended), self._mlp(layer, beside))
+            mlp_input = self._norm(layer, NormSlot.MLP, x) if NormSlot.MLP in layer.norms else before
+            return graph.op("Add", graph.op("Add", x, attended), self._mlp(layer, mlp_input))
         x = graph.op("Add", x, attended)
-        made = self._mlp(layer, self._norm(layer, NormSlot.MLP, x))
-        made = self._norm(layer, NormSlot.POST_MLP, made)
-        return graph.op("Add", x, self._scaled(made, config.residual_scale))
+        y = self._mlp(layer, self._norm(layer, NormSlot.MLP, x))
+        y = self._norm(layer, NormSlot.POST_MLP, y)
+        return graph.op("Add", x, self._scaled(y, config.residual_scale))
 
     def _attention(self, number: int, layer: LayerRecord, x: str, mask: str) -> str:
+        """Return the attention output, with the output projection applied; declare the cache's inputs and outputs."""
         graph, config = self.graph, self.config
         query, key, value = (
             self._linear(layer.linears[slot], x) for slot in (LinearSlot.Q, LinearSlot.K, LinearSlot.V)
@@ -167,7 +173,7 @@ class Decoder:
         return self._linear(layer.linears[LinearSlot.O], f"attention_{number}")
 
     def _lengths(self, mask: str) -> tuple[str, str]:
-        """The position of each row's last token, int32 `[batch]`, and how many positions there are."""
+        """Return the position of each row's last token, int32 `[batch]`, and the total number of positions."""
         graph, one = self.graph, self.graph.constant(1, np.int64)
         tokens = graph.op("ReduceSum", mask, graph.constant([1], np.int64), keepdims=0)
         last = graph.op("Cast", graph.op("Sub", tokens, one), to=TensorProto.INT32)
@@ -175,12 +181,13 @@ class Decoder:
         return last, graph.op("Cast", total, to=TensorProto.INT32)
 
     def _rotation(self, layer: LayerRecord) -> tuple[str, ...]:
-        """Cosines and sines `[positions, rotary_dim / 2]` of a layer that turns."""
+        """Return a layer's cosine and sine tables `[positions, rotary_dim / 2]`, none without a rotation."""
         if self.config.rope == Rope.NONE:
             return ()
         table = self.record.ropes[layer.table]
 
         def angles() -> Float32:
+            """Return the rotation angles of every position."""
             positions = np.arange(self.config.max_positions, dtype=np.float32)
             return np.outer(positions, table.inverse_frequency)
 
@@ -189,27 +196,30 @@ class Decoder:
         return cosine, self.graph.tensor(f"rotation.{layer.table}.sine", lambda: np.sin(angles()) * scale)
 
     def _mlp(self, layer: LayerRecord, x: str) -> str:
+        """Return the MLP's output for the input `x`."""
         up = self._linear(layer.linears[LinearSlot.UP], x)
         if self.config.gated:
             gate = self._linear(layer.linears[LinearSlot.GATE], x)
-            made = self.graph.op("Mul", _activated(self.graph, gate, self.config.activation), up)
+            hidden = self.graph.op("Mul", _activated(self.graph, gate, self.config.activation), up)
         else:
-            made = _activated(self.graph, up, self.config.activation)
-        return self._linear(layer.linears[LinearSlot.DOWN], made)
+            hidden = _activated(self.graph, up, self.config.activation)
+        return self._linear(layer.linears[LinearSlot.DOWN], hidden)
 
     # -- weights ----------------------------------------------------------------------------------
 
     def _linear(self, source: LinearSource, x: str) -> str:
+        """Return a projection of `x`, with its bias."""
         y = self._way(source).linear(self.graph, tensor_name(source), x)
         if source.bias is None:
             return y
         return self.graph.op("Add", y, self._bias(source))
 
     def _rows(self, source: LinearSource, ids: str) -> str:
+        """Return an embedding's rows for `ids`."""
         return self._way(source).rows(self.graph, tensor_name(source), ids)
 
     def _way(self, source: LinearSource) -> Way:
-        """How a weight is held; its tensors are written when it is first asked for."""
+        """Return a weight's layout. The first call for a weight writes its tensors."""
         way, name = self.ways[source.weight, source.rows], tensor_name(source)
         if not self.graph.holds(name):
             for suffix, values in way.tensors(part_of(source, self.read)):
@@ -217,11 +227,12 @@ class Decoder:
         return way
 
     def _bias(self, source: LinearSource) -> str:
+        """Return the bias tensor of a projection that has one."""
         name, values = bias_of(source, self.read)
         return self.graph.tensor(name, lambda: values)
 
     def _norm(self, layer: LayerRecord, slot: NormSlot, x: str) -> str:
-        """The norm of a slot, where there is one."""
+        """Return the norm of `x`, or `x` itself if the slot has no norm."""
         norm = layer.norms.get(slot)
         if norm is None:
             return x
@@ -235,7 +246,7 @@ class Decoder:
         return self.graph.op("LayerNormalization", *inputs, axis=-1, epsilon=self.config.norm_eps)
 
     def _head_norm(self, layer: LayerRecord, slot: NormSlot, x: str, heads: int) -> str:
-        """A norm over the channels of each head, or over all of them."""
+        """Return the norm of queries or keys, over the channels of each head or over all channels."""
         norm = layer.norms.get(slot)
         if norm is None or norm.size == heads * self.config.head_dim:
             return self._norm(layer, slot, x)
@@ -244,23 +255,25 @@ class Decoder:
         return self.graph.op("Reshape", normed, self.graph.constant([0, 0, -1], np.int64))
 
     def _norm_weight(self, norm: NormSource) -> str:
+        """Return a norm's weight tensor; ones if the norm has no weight."""
         if norm.weight is None:
             return self.graph.tensor(f"ones.{norm.size}", lambda: np.ones(norm.size, np.float32))
         return self.graph.tensor(norm.weight, lambda: norm_of(norm, self.read))
 
     def _scaled(self, x: str, factor: float) -> str:
+        """Return `x` times `factor`."""
         return x if factor == 1 else self.graph.op("Mul", x, self.graph.constant(factor))
 
 
 def norm_of(norm: NormSource, read: Read) -> Float32:
-    """A norm's weight with the 1 that some are stored without."""
+    """Return a norm's weight as float32, plus 1 if the norm computes with `1 + weight`."""
     assert norm.weight is not None
     values = vector_of(norm.weight, read, norm.size)
     return values + np.float32(1) if norm.one_plus else values
 
 
 def bias_of(source: LinearSource, read: Read) -> tuple[str, Float32]:
-    """A projection's own bias by its tensor's name."""
+    """Return the name and values of a projection's bias, taken from a fused bias if the weight is fused."""
     assert source.bias is not None
     if source.rows is None:
         return source.bias, vector_of(source.bias, read, source.shape[0])
@@ -273,15 +286,17 @@ def bias_of(source: LinearSource, read: Read) -> tuple[str, Float32]:
 def read_pairs(
     record: ModelSpec, ways: Ways, read: Read, data: DataReader
 ) -> Iterator[tuple[str, Float32, Float32]]:
-    """Each stored tensor's name, what the file says of it, and what the artifact means, part by part."""
-    seen: set[Part] = set()
+    """Yield (name, values in the file, values in the artifact) for each weight, bias and norm."""
+    yielded: set[Part] = set()
     for _, _, source in record.linears():
         part = (source.weight, source.rows)
-        if part not in seen:
-            seen.add(part)
+        if part not in yielded:
+            yielded.add(part)
             weight = part_of(source, read)
-            meant = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
-            yield source.weight, ways[part].read(data, tensor_name(source)), meant
+            original = (
+                weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.astype(np.float32)
+            )
+            yield source.weight, ways[part].read(data, tensor_name(source)), original
         if source.bias is not None:
             name, bias = bias_of(source, read)
             yield source.bias, data.read(name), bias
@@ -293,6 +308,7 @@ def read_pairs(
 
 
 def _activated(graph: Graph, x: str, kind: Activation) -> str:
+    """Return the activation function of `x`."""
     if kind == Activation.SILU:
         return graph.op("Mul", x, graph.op("Sigmoid", x))
     if kind == Activation.RELU:
@@ -301,6 +317,7 @@ def _activated(graph: Graph, x: str, kind: Activation) -> str:
 
 
 def _softcap(graph: Graph, x: str, cap: float) -> str:
+    """Return `cap * tanh(x / cap)`; `x` itself if `cap` is 0."""
     if not cap:
         return x
     limit = graph.constant(cap)

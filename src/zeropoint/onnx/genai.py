@@ -1,4 +1,4 @@
-"""genai_config.json: what onnxruntime-genai needs to know of a model folder."""
+"""genai_config.json, onnxruntime-genai's description of a model folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from zeropoint.models.spec import DecoderConfig
 
-#: Families that onnxruntime-genai 0.18 knows by name. It has one name for any other decoder with a cache of keys and
-#: values; its own "gpt2" is a graph with inputs of another kind.
+#: Model types that onnxruntime-genai 0.18 knows by name. Any other decoder with a KV cache has the type `ANY`. "gpt2"
+#: is missing because onnxruntime-genai expects a graph with other inputs under that name.
 TYPES = frozenset({
     "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3",
 })  # fmt: skip
 ANY = "decoder"
 
-#: generation_config.json's fields that its search understands, and their values where nothing is said.
+#: Fields of generation_config.json that onnxruntime-genai's search supports, with their defaults.
 SEARCH: Mapping[str, Any] = {
     "do_sample": False,
     "temperature": 1.0,
@@ -27,13 +27,16 @@ SEARCH: Mapping[str, Any] = {
 def genai_config(
     config: Mapping[str, Any], generation: Mapping[str, Any], sizes: DecoderConfig, filename: str
 ) -> dict[str, Any]:
-    """The file's contents for a model of config.json's `config`; `generation` is generation_config.json's."""
-    said = {**config, **{key: value for key, value in generation.items() if value is not None}}
-    ends = said.get("eos_token_id")
+    """Return the contents of genai_config.json.
+
+    `config` and `generation` are the contents of config.json and generation_config.json, `filename` is the graph's.
+    """
+    settings = {**config, **{key: value for key, value in generation.items() if value is not None}}
+    ends = settings.get("eos_token_id")
     first_end = ends[0] if isinstance(ends, list) and ends else ends
-    padding = said.get("pad_token_id")
+    padding = settings.get("pad_token_id")
     tokens = {
-        "bos_token_id": said.get("bos_token_id"),
+        "bos_token_id": settings.get("bos_token_id"),
         "eos_token_id": ends,
         "pad_token_id": first_end if padding is None else padding,
     }

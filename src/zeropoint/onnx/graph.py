@@ -1,7 +1,7 @@
-"""A graph as it is written down: an operation asked for twice is one node, a constant asked for twice one tensor.
+"""`Graph`, a builder of ONNX graphs that shares equal nodes and equal constants.
 
-That is all the sharing there is: query, key and value projections ask for the digits of the same input and get one
-set of nodes, without knowing of each other.
+Two calls with the same operation and inputs return the same node. For example, the query, key and value projections
+each call for the limbs of the same input, and the graph computes them once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONTRIB = "com.microsoft"
 
 
 class Graph:
-    """Nodes and tensors in the making. Values are the names of what a node computes."""
+    """An ONNX graph under construction. A value is represented by its name in the graph, a `str`."""
 
     def __init__(self, data: DataWriter) -> None:
         self._data = data
@@ -29,51 +29,55 @@ class Graph:
         self._tensors: dict[str, TensorProto] = {}
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
-        self._known: dict[Hashable, str] = {}
+        self._names: dict[Hashable, str] = {}
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare an input of the graph and return its name. A `str` in `shape` is a symbolic dimension."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare an output of the graph and return its name. A `str` in `shape` is a symbolic dimension."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """The value of an operation with one output."""
+        """Return the output of an operation with one output. Adds a node unless the graph has an equal one."""
         key = (kind, inputs, domain, repr(sorted(attributes.items())))
-        if key not in self._known:
-            self._known[key] = f"{kind}_{len(self._nodes)}"
-            self.node(kind, inputs, [self._known[key]], domain=domain, **attributes)
-        return self._known[key]
+        if key not in self._names:
+            self._names[key] = f"{kind}_{len(self._nodes)}"
+            self.node(kind, inputs, [self._names[key]], domain=domain, **attributes)
+        return self._names[key]
 
     def node(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> None:
-        """An operation whose outputs are named by the caller."""
+        """Add a node with the given output names."""
         self._nodes.append(
             helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attributes)
         )
 
     def constant(self, values: Any, dtype: type[np.generic] = np.float32) -> str:
-        """A small tensor within the graph itself."""
+        """Return the name of a small tensor stored in the graph itself. Adds one unless the graph has an equal one."""
         array = np.asarray(values, dtype)
         key = (array.tobytes(), array.shape, array.dtype.str)
-        if key not in self._known:
-            name = self._known[key] = f"constant_{len(self._tensors)}"
+        if key not in self._names:
+            name = self._names[key] = f"constant_{len(self._tensors)}"
             self._tensors[name] = numpy_helper.from_array(array, name)
-        return self._known[key]
+        return self._names[key]
 
     def tensor(self, name: str, make: Callable[[], NDArray[Any]]) -> str:
-        """A tensor of the data file, made and written when first asked for."""
+        """Return `name` after making sure that the data file holds the tensor: `make` runs on the first call only."""
         if name not in self._tensors:
             self._tensors[name] = self._data.add(name, make())
         return name
 
     def holds(self, name: str) -> bool:
+        """Return whether the graph has a tensor of this name."""
         return name in self._tensors
 
     def model(self, producer: str, version: str) -> ModelProto:
+        """Return the finished model."""
         graph: GraphProto = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, list(self._tensors.values())
         )

@@ -1,17 +1,18 @@
-"""How a weight `[out, in]` is stored and multiplied in ONNX Runtime, exact in every number of it.
+"""The layouts (`Way`) in which ONNX Runtime stores and multiplies a weight `[out, in]`. All hold the weight exactly.
 
-`Floats`: as it was kept; MatMul.
+`Floats`: an unquantized weight, multiplied by MatMul.
 
-`Integers`: int8 codes `[in, out]` with a scale per output channel; MatMulInteger. Inputs become two digits of 7 bits
-with one scale per token, `code = 128 * high + low`, which are multiplied as one stack, so that the weight is read once.
-Digits are stored as `uint8` 0 to 128, because 8-bit ones saturate where a CPU adds pairs of products in 16 bits (x86
-before VNNI: 2 * 128 * 127 fits, 2 * 255 * 127 does not). 14 bits of input leave about 1e-5 nats; 8-bit inputs are
-codes of at most 127, the artifact's own numbers.
+`Integers`: int8 codes `[in, out]` with one scale per output channel, multiplied by MatMulInteger. An input code is
+split into two 7-bit limbs with one scale per token, `code = 128 * high + low`. Both limbs are multiplied in one call,
+so the weight is read once. Limbs are stored as uint8, plus 64: 0 to 127. x86 CPUs before VNNI add pairs of products in
+16 bits, where 2 * 127 * 128 fits and 2 * 255 * 128 saturates. Input codes of 14 bits change the result by about 1e-5
+nats. For 8-bit inputs the codes are at most 127, as in the artifact.
 
-`Blocks`: unsigned codes `[out, blocks, bytes]` with a scale per block of a row; com.microsoft.MatMulNBits. Up to 4 bits
-the inputs stay float32, unless the artifact rounds them in blocks (accuracy_level 4). 8-bit weights have no fast
-float kernel on CPUs: their input is split in two, `x = coarse + rest` with `coarse` on the grid of 8 bits on which
-that kernel rounds anyway, so that the sum of both products is one with 15 bits of input.
+`Blocks`: unsigned codes `[out, blocks, bytes]` with one scale per block of a row, multiplied by
+com.microsoft.MatMulNBits. Inputs of weights up to 4 bits stay float32, unless the artifact rounds inputs in groups
+(accuracy_level 4). For 8-bit weights CPUs have no fast kernel with float inputs, only one that rounds inputs to 8 bits
+per block. Their input is therefore split as `x = coarse + rest`: `coarse` is already on the 8-bit grid, and rounding
+`rest` adds a further 7 bits, so both products add up to one with 15-bit inputs.
 """
 
 from __future__ import annotations
@@ -34,42 +35,45 @@ from zeropoint.values.scheme import Scheme, ceil_div
 Float32 = NDArray[np.float32]
 Tensors = Iterator[tuple[str, NDArray[Any]]]
 
-#: What MatMulNBits takes: powers of two.
+#: Block sizes of MatMulNBits, largest first.
 BLOCKS = (256, 128, 64, 32, 16)
 
-#: The largest input code of two digits, -64 to 63 each, and of 8 bits.
+#: The largest input code of two limbs (each -64 to 63), and of 8 bits.
 FINE, COARSE = 63 * 128 + 63, 127
 
-#: Below every input that is not zero, so that a token of zeros has a scale.
+#: Lower bound of a token's largest input, so that a token of zeros has a scale above 0.
 TINY = 1e-30
 
 SCALES, ZERO_POINTS = ".scales", ".zero_points"
 
 
 class Way(Protocol):
-    """One way to hold a weight. `name` is that of its main tensor; others add a suffix."""
+    """A layout of a weight. `name` is the weight's main tensor; its other tensors have a suffix."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """Return the layout's name for the user."""
+        ...
+
     def tensors(self, weight: Weight) -> Tensors:
-        """Suffix and values of each tensor."""
+        """Yield the suffix and the values of each tensor."""
         ...
 
     def linear(self, graph: Graph, name: str, x: str) -> str:
-        """`x [..., in]` times the weight: `[..., out]`."""
+        """Return `x [..., in]` times the transposed weight, `[..., out]`."""
         ...
 
     def rows(self, graph: Graph, name: str, ids: str) -> str:
-        """Rows of the weight as float32 `[batch, sequence, in]`."""
+        """Return the weight's rows for `ids [batch, sequence]`, float32 `[batch, sequence, in]`."""
         ...
 
     def read(self, data: DataReader, name: str) -> Float32:
-        """The weight that the file says, float32 `[out, in]`."""
+        """Read the weight back from the file, float32 `[out, in]`."""
         ...
 
 
 def choose(scheme: Scheme | None, shape: tuple[int, int]) -> Way:
-    """How a weight of a scheme is held. Raises `SchemeError` where no way is exact."""
+    """Return the layout for a weight of a scheme. Raises `SchemeError` if no layout is exact."""
     if scheme is None or scheme.is_float:
         return Floats()
     grouped_inputs = scheme.activation is not None and scheme.activation.group_size > 0
@@ -85,11 +89,15 @@ def choose(scheme: Scheme | None, shape: tuple[int, int]) -> Way:
 
 
 def _input_codes(scheme: Scheme) -> int:
+    """Return the largest input code of a scheme."""
     return COARSE if scheme.activation is not None and scheme.activation.bits == 8 else FINE
 
 
 def _block(scheme: Scheme, columns: int) -> int:
-    """The largest block that no scale of the weight, nor of its input, changes within."""
+    """Return the largest block size that divides the groups of the weight and of its input.
+
+    Raises `SchemeError` if there is none.
+    """
     if scheme.activation is not None and scheme.activation.group_size:
         size = scheme.activation.group_size
         if size not in BLOCKS or scheme.group_size % size:
@@ -106,7 +114,7 @@ def _block(scheme: Scheme, columns: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Floats:
-    """A matrix that was kept, `[out, in]` in its own type; products are float32."""
+    """An unquantized matrix `[out, in]` in its own float type, multiplied in float32."""
 
     label: str = "float"
 
@@ -129,7 +137,7 @@ class Floats:
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """`codes`: the largest code of an input."""
+    """Weights of 5 to 8 bits without groups, for MatMulInteger. `codes` is the largest input code."""
 
     asymmetric: bool
     codes: int
@@ -144,24 +152,24 @@ class Integers:
             yield ZERO_POINTS, np.ascontiguousarray(np.broadcast_to(weight.zero_point[:, 0], rows))
 
     def linear(self, graph: Graph, name: str, x: str) -> str:
-        digits, scales = _digits(graph, x, self.codes)
+        limbs, scales = _limbs(graph, x, self.codes)
         offset = graph.constant(64, np.uint8)
         zero = (name + ZERO_POINTS,) if self.asymmetric else ()
-        sums = graph.op("MatMulInteger", digits, name, offset, *zero)
+        sums = graph.op("MatMulInteger", limbs, name, offset, *zero)
         parts = graph.op("Mul", graph.op("Cast", sums, to=TensorProto.FLOAT), scales)
         return graph.op("Mul", _sum_of_two(graph, parts), name + SCALES)
 
     def rows(self, graph: Graph, name: str, ids: str) -> str:
         columns = graph.op("Gather", name, ids, axis=1)
         codes = graph.op("Transpose", columns, perm=[1, 2, 0])
-        found = graph.op("Cast", codes, to=TensorProto.FLOAT)
+        values = graph.op("Cast", codes, to=TensorProto.FLOAT)
         last = graph.constant([-1], np.int64)
         if self.asymmetric:
             zero = graph.op("Gather", name + ZERO_POINTS, ids, axis=0)
             zero = graph.op("Unsqueeze", graph.op("Cast", zero, to=TensorProto.FLOAT), last)
-            found = graph.op("Sub", found, zero)
+            values = graph.op("Sub", values, zero)
         scale = graph.op("Unsqueeze", graph.op("Gather", name + SCALES, ids, axis=0), last)
-        return graph.op("Mul", found, scale)
+        return graph.op("Mul", values, scale)
 
     def read(self, data: DataReader, name: str) -> Float32:
         codes = data.read(name).T.astype(np.float32)
@@ -172,8 +180,11 @@ class Integers:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """`inputs`: "float", "rounded" in the weight's blocks, or "split" in two; `per_token`: rounded to 8 bits per token
-    before that."""
+    """Weights with scales per block of a row, for MatMulNBits.
+
+    - `inputs`: "float", "rounded" to 8 bits in the weight's blocks, or "split" into `coarse` and `rest`;
+    - `per_token`: the input is first rounded to 8 bits with one scale per token.
+    """
 
     shape: tuple[int, int]
     bits: int
@@ -184,16 +195,17 @@ class Blocks:
 
     @property
     def label(self) -> str:
+        """Return the layout's name for the user."""
         return f"MatMulNBits of {self.bits} bits"
 
     @property
     def count(self) -> int:
-        """Blocks in a row; the last may be short."""
+        """Return the number of blocks in a row; the last block may be padded."""
         return ceil_div(self.shape[1], self.block)
 
     @property
     def middle(self) -> int:
-        """What is added to our signed codes; also the zero point where none is stored."""
+        """Return the offset from a scheme's signed codes to unsigned codes, which is also the default zero_point."""
         return 1 << (self.bits - 1)
 
     def tensors(self, weight: Weight) -> Tensors:
@@ -210,7 +222,7 @@ class Blocks:
             yield ZERO_POINTS, _pack(zero, self.bits)
 
     def _per_block(self, weight: QuantizedTensor, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of the weight's groups as one per block, `[out, blocks]`."""
+        """Expand one value per group to one value per block, `[out, blocks]`."""
         size = weight.scheme.group_size
         group = np.arange(self.count) * self.block // size if size else np.zeros(self.count, np.int64)
         return np.ascontiguousarray(np.broadcast_to(values, (self.shape[0], values.shape[1]))[:, group])
@@ -250,7 +262,7 @@ class Blocks:
         return graph.op("Slice", flat, first, end, axis)
 
     def _unpack(self, graph: Graph, packed: str) -> str:
-        """Codes as float32, one more axis than `packed`."""
+        """Return the codes as float32, with one axis more than `packed`: the codes of each byte."""
         last = graph.constant([-1], np.int64)
         codes = graph.op("Unsqueeze", packed, last)
         if self.bits < 8:
@@ -273,26 +285,29 @@ class Blocks:
 # -- inputs ---------------------------------------------------------------------------------------
 
 
-def _digits(graph: Graph, x: str, codes: int) -> tuple[str, str]:
-    """`x [b, s, in]` -> uint8 digits `[2, b, s, in]`, each 64 too large, and what they are worth `[2, b, s, 1]`."""
+def _limbs(graph: Graph, x: str, codes: int) -> tuple[str, str]:
+    """Split `x [b, s, in]` into high and low limbs.
+
+    Return the limbs plus 64, uint8 `[2, b, s, in]`, and their scales `[2, b, s, 1]`.
+    """
     scale = _scale(graph, x, codes)
     whole = graph.op("Round", graph.op("Div", x, scale))
-    # code + 8256 = 128 * (high + 64) + (low + 64): its bits 7 to 13, and its lowest seven
+    # code + 8256 = 128 * (high + 64) + (low + 64): bits 7 to 13 hold the high limb, bits 0 to 6 the low limb
     shifted = graph.op("Add", whole, graph.constant(64 * 128 + 64))
     pair = graph.op("Mul", shifted, graph.constant(np.reshape([1 / 128, 1], (2, 1, 1, 1))))
-    digits = graph.op("BitwiseAnd", _cast(graph, pair, TensorProto.INT32), graph.constant(127, np.int32))
-    worth = graph.op("Mul", scale, graph.constant(np.reshape([128, 1], (2, 1, 1, 1))))
-    return _cast(graph, digits, TensorProto.UINT8), worth
+    limbs = graph.op("BitwiseAnd", _cast(graph, pair, TensorProto.INT32), graph.constant(127, np.int32))
+    scales = graph.op("Mul", scale, graph.constant(np.reshape([128, 1], (2, 1, 1, 1))))
+    return _cast(graph, limbs, TensorProto.UINT8), scales
 
 
 def _rounded(graph: Graph, x: str) -> str:
-    """`x` on its token's grid of 8 bits."""
+    """Return `x` rounded to 8 bits, with one scale per row of the last axis."""
     scale = _scale(graph, x, COARSE)
     return graph.op("Mul", graph.op("Round", graph.op("Div", x, scale)), scale)
 
 
 def _split(graph: Graph, x: str, count: int, block: int) -> str:
-    """`x [b, s, in]` -> `[2, b, s, in]` of that sum: on each block's grid of 8 bits, and the rest."""
+    """Split `x [b, s, in]` into `coarse` (rounded to 8 bits per block) and `rest`, stacked as `[2, b, s, in]`."""
     blocks = graph.op("Reshape", x, graph.constant([0, 0, count, block], np.int64))
     coarse = graph.op("Reshape", _rounded(graph, blocks), graph.constant([0, 0, -1], np.int64))
     first = graph.constant([0], np.int64)
@@ -301,16 +316,18 @@ def _split(graph: Graph, x: str, count: int, block: int) -> str:
 
 
 def _scale(graph: Graph, x: str, codes: int) -> str:
-    """What one step of the last axis is worth where its largest value is step number `codes`."""
+    """Return the scale of each row of the last axis: the largest absolute value divided by `codes`."""
     largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1], np.int64))
     return graph.op("Div", graph.op("Max", largest, graph.constant(TINY)), graph.constant(codes))
 
 
 def _sum_of_two(graph: Graph, pair: str) -> str:
+    """Return the sum over the first axis."""
     return graph.op("ReduceSum", pair, graph.constant([0], np.int64), keepdims=0)
 
 
 def _cast(graph: Graph, value: str, to: int) -> str:
+    """Return `value` converted to the ONNX type `to`."""
     return graph.op("Cast", value, to=to)
 
 
@@ -318,7 +335,7 @@ def _cast(graph: Graph, value: str, to: int) -> str:
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Unsigned codes `[rows, n]` -> `[rows, ceil(n * bits / 8)]`, the first in the lowest bits."""
+    """Pack unsigned codes `[rows, n]` into bytes `[rows, ceil(n * bits / 8)]`, the first code in the lowest bits."""
     each = 8 // bits
     padded = np.zeros((codes.shape[0], ceil_div(codes.shape[1], each) * each), np.uint8)
     padded[:, : codes.shape[1]] = codes
@@ -329,5 +346,6 @@ def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Unpack bytes `[rows, bytes]` into codes `[rows, codes]`: the inverse of `_pack`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(packed.shape[0], -1)

@@ -1,9 +1,9 @@
-"""The one place that opens a source model, whoever asks and whatever runs it; no torch.
+"""Opening of source models, for every command and both engines. Does not import torch.
 
-`locate` finds a model by a path or a hub name. `open_source` reads what is on disk: config.json, and the names,
-types and shapes of the tensors. `Source.check` holds these against what an architecture asks for: the torch runtime has
-transformers' model class, the native engine its own record of the family. So a missing, misshapen or unknown tensor is
-answered in the same words by every command and by both engines.
+`locate` finds a model by path or hub name. `open_source` reads config.json and the names, types and shapes of the
+tensors. `Source.check` compares them with the tensors that an architecture requires: the torch runtime takes these from
+transformers' model class, the native engine from its model spec. All commands therefore report a missing, misshapen or
+unknown tensor with the same message.
 """
 
 from zeropoint.sources.folder import open_source

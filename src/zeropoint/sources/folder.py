@@ -1,4 +1,4 @@
-"""Model folders: config.json, and safetensors in one file or in shards."""
+"""Opening of model folders (config.json and safetensors files) and GGUF files as a `Source`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ADAPTER = "adapter_config.json"
 
 
 def open_source(source: str | Path, *, revision: str | None = None) -> Source:
-    """Open a local folder, a GGUF file (or the first of several) or a hub name; read headers only.
+    """Open a local folder, a GGUF file (or any of its parts) or a hub name. Reads headers only.
 
-    Raise `CheckpointError` for what does not exist, is damaged, or is no model of plain weights.
+    Raises `CheckpointError` if the model does not exist, is damaged, or is a quantized folder.
     """
     path = locate(source, revision=revision)
     file = find_gguf(path)
@@ -34,9 +34,10 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
 
 
 def find_gguf(path: Path) -> Path | None:
-    """Return the GGUF file that `path` is, or that a folder without config.json holds; None when there is none.
+    """Return `path` if it is a file, or the GGUF file in a folder without config.json; None if there is none.
 
-    Of a model in several parts it is the first. Raise `CheckpointError` when a folder holds several models.
+    In a folder with a model in several parts, returns the first part. Raises `CheckpointError` if a folder holds
+    several models.
     """
     if path.is_file():
         return path
@@ -51,7 +52,7 @@ def find_gguf(path: Path) -> Path | None:
 
 
 def open_gguf(path: Path, name: str) -> Source:
-    """Open a GGUF file, of several parts the first. Raise `CheckpointError` for any other file, and a damaged one."""
+    """Open a GGUF file, or any of its parts. Raises `CheckpointError` if the file is damaged or not GGUF."""
     from zeropoint.gguf.model import GgufModel, is_gguf
 
     if not is_gguf(path):
@@ -71,14 +72,14 @@ def open_gguf(path: Path, name: str) -> Source:
 
 
 def open_folder(folder: Path, name: str) -> Source:
-    """Open a model folder. Raise `CheckpointError` where it is not a sound one of unquantized weights."""
+    """Open a model folder. Raises `CheckpointError` unless it holds an intact model with unquantized weights."""
     adapter = read_adapter(folder)
     config, paths = read_config(folder, adapter), weight_files(folder, adapter)
     files = open_files(paths)
-    own, taken = unwrap(files, name)
+    own, removed = unwrap(files, name)
     notes = []
-    if taken is not None:
-        notes.append(f"{name}: {taken} is left out of the tensors' names: a training tool put it there")
+    if removed is not None:
+        notes.append(f"{name}: {removed} is left out of the tensors' names: a training tool put it there")
     if adapter is not None:
         notes.append(
             f"{name} holds an adapter ({adapter}) beside the weights, which is left out: to include it, merge it "
@@ -86,6 +87,7 @@ def open_folder(folder: Path, name: str) -> Source:
         )
 
     def read(key: str) -> NDArray[Any]:
+        """Read a tensor by its name without wrapper parts."""
         stored = own[key]
         return files[stored].read(stored)
 
@@ -94,7 +96,8 @@ def open_folder(folder: Path, name: str) -> Source:
 
 
 def open_files(paths: Iterable[Path]) -> dict[str, TensorFile]:
-    """Return `tensor name -> the open file that holds it`; of two files, as in transformers, the later one counts."""
+    """Return `tensor name -> the open file that holds it`. If two files hold a tensor, the later one wins, as in
+    transformers."""
     from zeropoint.files.safetensors_file import TensorFile
 
     where: dict[str, TensorFile] = {}
@@ -105,7 +108,7 @@ def open_files(paths: Iterable[Path]) -> dict[str, TensorFile]:
 
 
 def read_config(folder: Path, adapter: str | None = None) -> dict[str, Any]:
-    """Return the folder's config.json. Raise `CheckpointError` unless it is sound, and of unquantized weights."""
+    """Return the folder's config.json. Raises `CheckpointError` if it is invalid or describes quantized weights."""
     if not any(folder.iterdir()):
         raise CheckpointError(f"{folder} is empty: give a folder with config.json and safetensors weights")
     if not (folder / "config.json").is_file():
@@ -124,15 +127,15 @@ def read_config(folder: Path, adapter: str | None = None) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> str | None:
-    """Return the kind of the PEFT adapter in a folder and what it was trained on, in words; None without one."""
+    """Return a description of the PEFT adapter in a folder (its type and base model); None if there is no adapter."""
     file = folder / ADAPTER
     if not file.is_file():
         return None
     try:
-        said = load_json(file, error=CheckpointError)
+        settings = load_json(file, error=CheckpointError)
     except CheckpointError:
-        said = {}
-    kind, base = said.get("peft_type"), said.get("base_model_name_or_path")
+        settings = {}
+    kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
     words = str(kind)[:40] if isinstance(kind, str) else "PEFT"
     return f"{words}, trained on {base[:100]}" if isinstance(base, str) and base else words
 
@@ -140,7 +143,7 @@ def read_adapter(folder: Path) -> str | None:
 def weight_files(folder: Path, adapter: str | None = None) -> list[Path]:
     """Return the safetensors files of a model folder, in shard order.
 
-    Raise `CheckpointError` when the folder has no weights, only pickles, only an adapter, or lacks a shard.
+    Raises `CheckpointError` if the folder has no weights, only pickles, only an adapter, or lacks a shard.
     """
     if files := shard_files(folder, CheckpointError):
         return files
@@ -162,6 +165,7 @@ def weight_files(folder: Path, adapter: str | None = None) -> list[Path]:
 
 
 def _adapter_alone(folder: Path, adapter: str) -> str:
+    """Return the message for a folder with an adapter and no model."""
     return (
         f"{folder} holds an adapter ({adapter}) and no model: load it on its base model with PEFT, merge it with "
         "`model.merge_and_unload()`, save that model, and give its folder"

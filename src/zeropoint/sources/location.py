@@ -1,4 +1,4 @@
-"""Where a model is: a local folder or file, or a snapshot in the cache of the Hugging Face hub."""
+"""Location of a model: a local folder or file, or a snapshot in the cache of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from zeropoint.errors import CheckpointError, UsageError
 
 logger = logging.getLogger(__name__)
 
-#: What is fetched from the hub: weights without code, and the files that tokenizers are made of.
+#: The files to fetch from the hub: weights, configs and tokenizer files, but no code.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
-    """Return the local folder or file of a model; fetch it from the hub when it is a hub name.
+    """Return the local folder or file of a model. A hub name is fetched from the Hugging Face hub.
 
-    The hub client looks into its cache first, and only there when it is told to be offline. Raise `CheckpointError`
-    when there is neither a file nor a hub model of that name, `UsageError` for a `revision` of a local path.
+    The hub client uses its cache first, and nothing else in offline mode. Raises `CheckpointError` if there is neither
+    a local path nor a hub model of that name, `UsageError` for a `revision` of a local path.
     """
     path = Path(source).expanduser()
     text = str(source)
@@ -43,13 +43,15 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
 
 
 def _exists(path: Path) -> bool:
+    """Return whether a path exists; False for a path that cannot exist."""
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name longer than names can be, or one with a NUL
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
         return False
 
 
 def _download(name: str, revision: str | None) -> Path:
+    """Fetch a model from the hub and return its folder in the hub's cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as cause:

@@ -1,4 +1,4 @@
-"""Notes on a source's files, told to the user once."""
+"""Logging of the notes on a source's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _told: set[str] = set()
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Log each note as a warning, once in a process: `fit` opens a model many times over."""
+    """Log each note as a warning, once per process, because some commands open a model many times."""
     for note in notes:
         if note not in _told:
             _told.add(note)

@@ -1,7 +1,7 @@
-"""What a folder's `quantization_config` says: which tool quantized it, and whether its numbers can be taken over.
+"""The `quantization_config` of a folder that another tool quantized: the tool's name, and whether Zeropoint imports it.
 
-The one place that names the formats of other tools. `zeropoint.importers` reads those for which `why_not_imported`
-finds no reason; whoever opens a folder as a float checkpoint says what it is by `describe`.
+`zeropoint.importers` imports a folder if `why_not_imported` returns None. Code that needs float weights reports a
+quantized folder with `already_quantized`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Section = Mapping[str, Any]
 
 GPTQ, AWQ, AUTO_ROUND, COMPRESSED = "gptq", "awq", "auto-round", "compressed-tensors"
 
-#: `quant_method` -> the name of those that are imported, and of others.
+#: `quant_method` -> name of the format, for the formats that Zeropoint imports, and for others.
 IMPORTED: Mapping[str, str] = {
     GPTQ: "GPTQ",
     AWQ: "AWQ",
@@ -63,10 +63,10 @@ _SYNONYMS = {
     "quip_sharp": "quip",
 }
 
-#: What to do about a format that is not read.
+#: The advice of a message about a format that Zeropoint does not read.
 ADVICE = "give the model that it was made from, or save it as floats with the tool that made it"
 
-#: AutoRound's packing -> whether it stores zero points less one, as GPTQ's first version does.
+#: AutoRound's packing -> whether it stores `zero_point - 1`, as the first version of GPTQ's format does.
 GPTQ_PACKINGS: Mapping[str, bool] = {
     "auto_round:auto_gptq": True,
     "auto_round:gptq": True,
@@ -77,12 +77,12 @@ GPTQ_PACKINGS: Mapping[str, bool] = {
 }
 AWQ_PACKINGS = ("auto_round:auto_awq", "auto_round:awq", "auto_awq", "awq")
 
-#: Bits of GPTQ's codes.
+#: Code widths of GPTQ, in bits.
 GPTQ_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def section_of(path: Path) -> dict[str, Any] | None:
-    """The `quantization_config` of a model folder, under its older names too; None for a folder of floats.
+    """Return the `quantization_config` of a model folder, also from its older places; None for an unquantized model.
 
     Raises `CheckpointError` for a file that is not JSON.
     """
@@ -93,13 +93,16 @@ def section_of(path: Path) -> dict[str, Any] | None:
     if section:
         return dict(section) if isinstance(section, Mapping) else {"quant_method": str(section)}
     for name, method in (("quantize_config.json", GPTQ), ("quant_config.json", AWQ)):
-        if (path / name).is_file():  # of AutoGPTQ and AutoAWQ before they wrote into config.json
+        if (path / name).is_file():  # early versions of AutoGPTQ and AutoAWQ
             return {"quant_method": method, **load_json(path / name, error=CheckpointError)}
     return None
 
 
 def method_of(section: Section) -> str:
-    """`quant_method` by one spelling; where it is not given, by the fields that only one tool writes."""
+    """Return `quant_method` in its standard spelling. If it is missing, infer it from fields that only one tool writes.
+
+    Returns "" if neither identifies the tool.
+    """
     method = section.get("quant_method")
     if isinstance(method, str):
         lower = method.lower()
@@ -112,7 +115,7 @@ def method_of(section: Section) -> str:
 
 
 def describe(section: Section) -> str:
-    """The tool or format in a few words, as a sentence would name it."""
+    """Return the name of the tool or format, for use in a message."""
     method = method_of(section)
     name = IMPORTED.get(method) or OTHERS.get(method)
     if name is None:
@@ -125,8 +128,7 @@ def describe(section: Section) -> str:
 
 
 def why_not_imported(section: Section) -> str | None:
-    """Why the folder's numbers cannot be taken over, with the field that says so; None when nothing in its config
-    speaks against it."""
+    """Return why the folder cannot be imported, naming the decisive field; None if its config allows the import."""
     method = method_of(section)
     if method not in IMPORTED:
         return f"{describe(section)} is not read"
@@ -134,6 +136,7 @@ def why_not_imported(section: Section) -> str | None:
 
 
 def _gptq(section: Section) -> str | None:
+    """Return why a GPTQ folder cannot be imported."""
     form = section.get("checkpoint_format") or section.get("format") or "gptq"
     if section.get("is_marlin_format"):
         return "is_marlin_format is true, and Marlin's order of codes is not read"
@@ -148,6 +151,7 @@ def _gptq(section: Section) -> str | None:
 
 
 def _awq(section: Section) -> str | None:
+    """Return why an AWQ folder cannot be imported."""
     if section.get("backend") == "llm-awq":
         return "the backend 'llm-awq' is not read: autoawq is"
     version = str(section.get("version") or section.get("format") or "gemm").lower()
@@ -159,6 +163,7 @@ def _awq(section: Section) -> str | None:
 
 
 def _auto_round(section: Section) -> str | None:
+    """Return why an AutoRound folder cannot be imported."""
     packing = auto_round_packing(section)
     if packing not in GPTQ_PACKINGS and packing not in AWQ_PACKINGS:
         return f"AutoRound's packing_format {packing[:40]!r} is not read"
@@ -173,23 +178,25 @@ def _auto_round(section: Section) -> str | None:
 
 
 def auto_round_packing(section: Section) -> str:
-    """AutoRound's `packing_format`, in older folders the first parts of `backend`."""
-    found = section.get("packing_format") or section.get("backend") or "auto_round"
+    """Return AutoRound's `packing_format`, in older folders the first parts of `backend`."""
+    packing = section.get("packing_format") or section.get("backend") or "auto_round"
     words = (
-        str(found).lower().replace("auto-round", "auto_round").replace("autoround", "auto_round").split(":")
+        str(packing).lower().replace("auto-round", "auto_round").replace("autoround", "auto_round").split(":")
     )
     kernels = {"exllamav2", "exllama", "triton", "tritonv2", "marlin", "cuda"}
     return ":".join(word for word in words if word not in kernels)
 
 
-def _bits(section: Section, known: tuple[int, ...]) -> str | None:
+def _bits(section: Section, supported: tuple[int, ...]) -> str | None:
+    """Return why codes of the stated width cannot be imported."""
     bits = section.get("bits", section.get("w_bit"))
-    if type(bits) is int and bits in known:
+    if type(bits) is int and bits in supported:
         return None
-    return f"codes of {str(bits)[:20]} bits are not read: {', '.join(map(str, known))} are"
+    return f"codes of {str(bits)[:20]} bits are not read: {', '.join(map(str, supported))} are"
 
 
 def _compressed(section: Section) -> str | None:
+    """Return why a compressed-tensors folder cannot be imported."""
     sparsity = section.get("sparsity_config")
     form = sparsity.get("format") if isinstance(sparsity, Mapping) else None
     if form not in (None, "dense"):
@@ -213,7 +220,7 @@ _REASONS = {GPTQ: _gptq, AWQ: _awq, AUTO_ROUND: _auto_round, COMPRESSED: _compre
 
 
 def _online(transforms: Any) -> str | None:
-    """The first transform that changes inputs or outputs as the model runs; None where all are in the weights."""
+    """Return the first transform that acts on inputs or outputs at run time; None if all are in the weights."""
     if not transforms:
         return None
     groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
@@ -229,7 +236,7 @@ def _online(transforms: Any) -> str | None:
 
 
 def already_quantized(path: Path, section: Section) -> str:
-    """What to say where floats were to be read, in a sentence."""
+    """Return the message for a quantized folder where float weights are needed."""
     reason = why_not_imported(section)
     if reason is None:
         return (

@@ -1,4 +1,4 @@
-"""A source held against the native engine's record of its family, by headers alone and without torch."""
+"""The native engine's model spec of a source, checked against the source's tensor headers without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeropoint.sources.source import Source, Wanted
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Described:
-    """The record of a source, the stored tensor that each of its names is, and what a user should hear of the files."""
+    """A source's model spec, `stored` (name in the spec -> name of the stored tensor), and notes for the user."""
 
     record: ModelSpec
     stored: Mapping[str, str]
@@ -23,39 +23,42 @@ class Described:
 
 
 def describe(source: Source) -> Described:
-    """Return a source's record and where its tensors are.
+    """Return a source's model spec and the stored names of its tensors.
 
-    Of a head and an embedding that the config ties and the files hold as two different tensors, both count, as in
-    transformers. Raise `UnsupportedError` for a model that the native engine does not cover, `CheckpointError` for
-    tensors that do not fit it.
+    If the config ties the output head to the embedding but the files hold two different tensors, the model spec has
+    both, as in transformers. Raises `UnsupportedError` for a model that the native engine does not support,
+    `CheckpointError` if the tensors do not match the spec.
     """
     record = derive(source.config)
     own = with_own_head(source.config, record)
     embedding, head = own.embedding, own.head
     aliases = {stored: name for name, stored in own.aliases.items()}
-    found, unused = match({*record.names(), *own.names()}, source.tensors, record.prefix, aliases)
-    if embedding in found and head in found and not source.same(found[embedding][0], found[head][0]):
+    stored, unused = match({*record.names(), *own.names()}, source.tensors, record.prefix, aliases)
+    if embedding in stored and head in stored and not source.same(stored[embedding][0], stored[head][0]):
         record = own
     elif record.head != head:  # one tensor for both, under either name
-        found[embedding] = found.get(embedding) or found.get(head, [])
-    wanted = [Wanted(name, shape, found.get(name, [])) for name, shape in record.shapes().items()]
-    notes = source.check(wanted, unused)
-    return Described(record, {each.name: each.stored[0] for each in wanted}, notes)
+        stored[embedding] = stored.get(embedding) or stored.get(head, [])
+    parameters = [Wanted(name, shape, stored.get(name, [])) for name, shape in record.shapes().items()]
+    notes = source.check(parameters, unused)
+    return Described(record, {each.name: each.stored[0] for each in parameters}, notes)
 
 
 def derive_stored(config: Mapping[str, Any], names: Container[str]) -> ModelSpec:
-    """Return the record of a model that is stored under the record's own `names`, as an artifact is: a head that is
-    stored counts, whatever the config says. Raise `UnsupportedError` as `derive` does."""
+    """Return the model spec of an artifact, whose tensors have the spec's `names`.
+
+    The spec has a separate output head if `names` includes one, whatever the config says. Raises `UnsupportedError` as
+    `derive` does.
+    """
     record = derive(config)
     own = with_own_head(config, record)
     return own if own.head in names else record
 
 
 def with_own_head(config: Mapping[str, Any], record: ModelSpec) -> ModelSpec:
-    """Return the record of the same model with a head that is not its embedding."""
+    """Return the spec of the same model with a separate output head, or `record` if the family always ties the head."""
     if record.head != record.embedding:
         return record
     try:
         return derive({**config, "tie_word_embeddings": False})
-    except UnsupportedError:  # a family that knows no other
+    except UnsupportedError:  # a family whose head is always tied
         return record

@@ -1,6 +1,6 @@
-"""`Source`: what a model holds, without its architecture, and how it is held against one.
+"""`Source`: the config and tensors of a model on disk, and their comparison with an architecture.
 
-Readers of tensors are imported where they are used: running an artifact takes neither their time nor their memory.
+Modules that read tensors are imported on demand, so that running an artifact costs neither their time nor their memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from zeropoint.errors import CheckpointError
 from zeropoint.sources.names import COMPUTED
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
-#: Types that are floats.
+#: The float types of safetensors.
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
-#: Names that a sentence lists before it only counts.
+#: Number of names that a message spells out; it only counts the others.
 MOST_NAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A stored tensor: its type as safetensors names it, and its shape."""
+    """The safetensors type and the shape of a stored tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,9 +35,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A parameter that an architecture asks for, and the tensors that it is made of; none where they are missing.
+    """A parameter that an architecture requires.
 
-    `shape` is None where the parameter is assembled of several tensors. `floats`: the model computes with it.
+    - `shape`: the required shape; None if a converter builds the parameter;
+    - `stored`: the names of its stored tensors, empty if there are none;
+    - `floats`: whether the parameter must be of a float type.
     """
 
     name: str
@@ -48,11 +50,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A model on the disk. `path` is its folder or GGUF file, `name` what the user called it.
+    """A model on disk.
 
-    `config` is its config.json, `files` those that hold weights, `tensors` every stored tensor under the name that
-    transformers gives it, `notes` what a user should hear of the files. `weight` reads one tensor as it is stored, on
-    its integer grid where it has one that Zeropoint knows.
+    - `path`, `name`: its folder or GGUF file, and the user's name for it;
+    - `config`: config.json;
+    - `files`: the files with weights;
+    - `tensors`: transformers' name of each stored tensor -> type and shape;
+    - `weight`: reads one tensor, quantized if a `Scheme` describes its stored form;
+    - `notes`: messages for the user about the files.
     """
 
     path: Path
@@ -63,12 +68,12 @@ class Source:
     weight: Callable[[str], Weight]
     notes: tuple[str, ...] = ()
     tokenizer_files: Callable[[Path], list[Path]] | None = field(default=None)
-    """Writes the tokenizer's files into a folder, for a source that does not have them beside its weights."""
+    """Writes the tokenizer files into a folder; None if the model's folder has them."""
     stored_nbytes: int | None = None
-    """Bytes of all tensors in the files, where their types do not say it."""
+    """Size in bytes of all tensors in the files; None if it follows from their types and shapes."""
 
     def read(self, name: str) -> NDArray[Any]:
-        """Return one tensor as an array. Raise `CheckpointError` where it holds NaN or infinity."""
+        """Return one tensor as an array, dequantized. Raises `CheckpointError` if it holds NaN or infinity."""
         value = self.weight(name)
         array = value.dequantize() if isinstance(value, QuantizedTensor) else value
         if self.tensors[name].dtype in FLOATS and not is_finite(array):
@@ -78,7 +83,7 @@ class Source:
         return array
 
     def nbytes(self) -> int:
-        """Return the bytes of all tensors, as stored."""
+        """Return the size in bytes of all tensors as stored."""
         from zeropoint.files.safetensors_file import DTYPES
 
         if self.stored_nbytes is not None:
@@ -102,26 +107,26 @@ class Source:
         return bool(np.array_equal(self.read(first), self.read(second)))
 
     def check(self, wanted: Iterable[Wanted], unused: Iterable[str]) -> tuple[str, ...]:
-        """Hold what is stored against what an architecture asks for; return the notes on it, those of the files first.
+        """Compare the stored tensors with an architecture's parameters. Return `notes` and a note on unused tensors.
 
-        Raise `CheckpointError` for tensors that are missing, of another shape, of a type that is not read, or stored
-        twice with different numbers. Tensors that nothing asks for are named in a note; tables that every model
-        computes itself are not.
+        Raises `CheckpointError` for a tensor that is missing, has the wrong shape, has a type that Zeropoint does not
+        read, or is stored twice with different values. Unused tensors that match `COMPUTED` get no note.
         """
-        every = list(wanted)
-        if missing := [each.name for each in every if not each.stored]:
+        parameters = list(wanted)
+        if missing := [each.name for each in parameters if not each.stored]:
             raise CheckpointError(self._missing(missing))
-        for each in every:
+        for each in parameters:
             self._check_one(each)
-        left = [name for name in unused if not COMPUTED.fullmatch(name)]
-        if not left:
+        left_out = [name for name in unused if not COMPUTED.fullmatch(name)]
+        if not left_out:
             return self.notes
         return *self.notes, (
-            f"{self.name} holds {len(left)} tensors for which the model that its config.json describes has no place, "
-            f"and which are left out: {listed(left)}"
+            f"{self.name} holds {len(left_out)} tensors for which the model that its config.json describes has no "
+            f"place, and which are left out: {listed(left_out)}"
         )
 
     def _check_one(self, wanted: Wanted) -> None:
+        """Raise `CheckpointError` unless a parameter's stored tensors have the right types, shape and equal values."""
         from zeropoint.files.safetensors_file import DTYPES
 
         for stored in wanted.stored:
@@ -139,9 +144,9 @@ class Source:
         if wanted.shape is None:
             return
         first = wanted.stored[0]
-        if (found := self.tensors[first].shape) != wanted.shape:
+        if (shape := self.tensors[first].shape) != wanted.shape:
             raise CheckpointError(
-                f"{self.name}: {wanted.name} has the shape {found} but its config.json implies {wanted.shape}: the two "
+                f"{self.name}: {wanted.name} has the shape {shape} but its config.json implies {wanted.shape}: the two "
                 "belong to different models"
             )
         if other := next((each for each in wanted.stored[1:] if not self.same(first, each)), None):
@@ -151,6 +156,7 @@ class Source:
             )
 
     def _missing(self, names: Sequence[str]) -> str:
+        """Return the message for missing tensors."""
         head = "lm_head" in names[0] or "embed_out" in names[0]
         untied = head and len(names) == 1
         reason = (
@@ -165,13 +171,13 @@ class Source:
 
 
 def is_finite(array: NDArray[Any]) -> bool:
-    """Return whether every value of an array of floats is finite; bfloat16 is judged by its bits, which is fast."""
+    """Return whether every value of a float array is finite. Tests bfloat16 by its exponent bits, which is faster."""
     if array.dtype.name == "bfloat16":
         return not bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
     return bool(np.isfinite(array).all())
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names in words: the first few, and how many more there are."""
+    """Return the first few names, and the number of the others, as text."""
     shown = ", ".join(names[:MOST_NAMES])
     return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

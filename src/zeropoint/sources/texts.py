@@ -1,6 +1,6 @@
-"""Where the tokenizer's files of a model are.
+"""The folder with a model's tokenizer files.
 
-Modules that only a GGUF file needs are imported when there is one: a small machine runs folders without their memory.
+Modules that only GGUF files need are imported on demand, to save memory on small machines.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from zeropoint.sources.folder import find_gguf, open_gguf
 
 @lru_cache(maxsize=8)
 def text_folder(path: Path) -> Path:
-    """Return the folder that holds a model's tokenizer and generation defaults: its own, or one made from the header of
-    a GGUF file, which is removed when the process ends. Raise `CheckpointError` for a damaged file."""
+    """Return the folder that holds a model's tokenizer and generation defaults.
+
+    For a model folder, this is the folder itself. For a GGUF file, it is a temporary folder written from the header and
+    removed when the process ends. Raises `CheckpointError` for a damaged file.
+    """
     file = find_gguf(path)
     if file is None:
         return path
     import shutil
     import tempfile
 
-    made = Path(tempfile.mkdtemp(prefix="zeropoint-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="zeropoint-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     source = open_gguf(file, str(path))
     if source.tokenizer_files is not None:
-        source.tokenizer_files(made)
-    return made
+        source.tokenizer_files(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer has and a model has no embedding for."""
+"""The check that every token of a tokenizer has an embedding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def tokens_beyond(folder: Path, rows: int) -> str | None:
-    """Return a note on the tokens of a folder's tokenizer.json whose ids are not below `rows`; None without any.
+    """Return a note on the tokens of a folder's tokenizer.json whose ids are `rows` or more; None if there are none.
 
-    A tokenizer that cannot be read says nothing here: whoever needs it says what is wrong with it.
+    Returns None for a tokenizer that cannot be read: the command that needs the tokenizer reports the error.
     """
     from tokenizers import Tokenizer
 

@@ -1,8 +1,8 @@
-"""Text to token ids and back, and conversations in a model's chat template, without transformers.
+"""Tokenizers and chat templates without transformers: text to token ids and back, conversations to text.
 
-`folder.py` reads a model folder, `hub.py` wraps a transformers tokenizer, and `text.py` holds what both share: what
-stands before a text, prompts, chat. `pipeline.py` builds the steps that transformers would take, `special.py` finds the
-special tokens, `templates.py` finds and renders chat templates.
+`folder.py` reads a model folder's tokenizer and `hub.py` wraps a transformers tokenizer. Both are subclasses of `Text`
+(`text.py`), which handles prefixes, prompts and chat. `pipeline.py` reproduces transformers' steps, `special.py` reads
+the special tokens, `templates.py` finds and renders chat templates.
 """
 
 from zeropoint.tokenizer.folder import Tokenizer, load_tokenizer

@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: tokenizer.json, and what the files beside it add."""
+"""`Tokenizer`: the tokenizer of a model folder, from tokenizer.json and the config files beside it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from zeropoint.tokenizer.text import Text
 
 
 class Tokenizer(Text):
-    """`tokenizer.json`, with the special tokens, chat templates and stop tokens of the files beside it.
+    """The tokenizer in tokenizer.json, with the special tokens, chat templates and stop tokens of the folder's configs.
 
-    Raises `UnsupportedError` for a folder without tokenizer.json, `ArtifactError` for a damaged one.
+    Raises `UnsupportedError` for a folder without tokenizer.json, `ArtifactError` for a damaged tokenizer.json.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,6 +34,7 @@ class Tokenizer(Text):
 
     @property
     def has_chat_template(self) -> bool:
+        """Return whether the model has a chat template."""
         return bool(self.templates.by_name)
 
     @cached_property
@@ -50,11 +51,11 @@ class Tokenizer(Text):
         return str(self._fast.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, token: str) -> int | None:
-        found: int | None = self._fast.token_to_id(token)
-        return found
+        number: int | None = self._fast.token_to_id(token)
+        return number
 
     def stop_tokens(self) -> frozenset[int]:
-        """Return the end-of-sequence ids that the generation config names, or else the config, and the tokenizer's."""
+        """Return the end-of-sequence ids of the generation config (else of the config) and of the tokenizer."""
         generation = _optional_json(self.folder / "generation_config.json")
         text_config = self._config.get("text_config")
         sources = (generation, self._config, text_config if isinstance(text_config, dict) else {})
@@ -63,19 +64,19 @@ class Tokenizer(Text):
 
 
 def stop_ids(*named: Any) -> frozenset[int]:
-    """Return the ids in end-of-sequence entries, each an id, a list of ids, or None."""
+    """Return the ids in `eos_token_id` entries, each of which is an id, a list of ids, or None."""
     each = [i for entry in named for i in (entry if isinstance(entry, list | tuple) else [entry])]
     return frozenset(i for i in each if type(i) is int and i >= 0)
 
 
 @lru_cache(maxsize=4)
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the folder's tokenizer, shared by all who open the same folder."""
+    """Return the folder's tokenizer. Calls for the same folder share one tokenizer."""
     return Tokenizer(folder)
 
 
 def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """Return the `tokenizers.Tokenizer` of a folder, and its special tokens' texts by name."""
+    """Return the `tokenizers.Tokenizer` of a folder, and the texts of its special tokens by name (`bos_token`)."""
     from tokenizers import Tokenizer as Fast
 
     from zeropoint.tokenizer import pipeline
@@ -98,10 +99,11 @@ def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tupl
 
 
 def _holds(path: Path, words: bytes) -> bool:
-    """Return whether a file holds these bytes. The file is mapped: a copy of it would stay in the process' memory."""
+    """Return whether a file holds these bytes. Maps the file, because a copy would stay in the process's memory."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(words) >= 0
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, empty if there is no such file."""
     return load_json(path) if path.is_file() else {}

@@ -1,4 +1,7 @@
-"""A transformers tokenizer behind this package's interface, for folders that have no tokenizer.json."""
+"""`HubTokenizer`: a wrapper that gives a transformers tokenizer this package's interface.
+
+It serves folders without tokenizer.json.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from zeropoint.tokenizer.text import Text
 
 
 class HubTokenizer(Text):
-    """A `transformers` tokenizer, fast or slow; the model's `generation` config names further stop tokens."""
+    """A `transformers` tokenizer, fast or slow. `generation` is the generation config, which may add stop tokens."""
 
     def __init__(self, tokenizer: Any, generation: Any = None) -> None:
         self.tokenizer = tokenizer
@@ -34,8 +37,8 @@ class HubTokenizer(Text):
         )
 
     def token_id(self, token: str) -> int | None:
-        found: int | None = self.tokenizer.convert_tokens_to_ids(token)
-        return found
+        number: int | None = self.tokenizer.convert_tokens_to_ids(token)
+        return number
 
     def stop_tokens(self) -> frozenset[int]:
         return stop_ids(
@@ -44,5 +47,5 @@ class HubTokenizer(Text):
 
 
 def reader(tokenizer: Any) -> Text:
-    """Return a tokenizer of this package as it is, and any other, taken for one of transformers, wrapped."""
+    """Return `tokenizer` if it is a `Text`, else wrapped as a transformers tokenizer."""
     return tokenizer if isinstance(tokenizer, Text) else HubTokenizer(tokenizer)

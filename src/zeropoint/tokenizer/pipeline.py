@@ -1,9 +1,9 @@
-"""The steps that turn text into tokens: those of tokenizer.json, or of the class that transformers builds instead.
+"""The steps that turn text into tokens, as in transformers: those of tokenizer.json, or of a tokenizer class.
 
-For most folders transformers runs tokenizer.json as it stands. A few classes (`LlamaTokenizer`, `GPT2Tokenizer`, ...)
-take only vocabulary, merges and post-processor from the file, and bring the other steps themselves;
-`transformers_class` says when. A Llama 2 file, for one, then gets no space after a special token. Both engines and
-every command read text in this one way, which the tests compare with transformers token for token.
+For most folders transformers runs tokenizer.json unchanged. A few classes (`LlamaTokenizer`, `GPT2Tokenizer`, ...) take
+only vocabulary, merges and post-processor from the file and replace the other steps, which changes tokens: for example,
+a Llama 2 tokenizer then adds no space after a special token. `transformers_class` decides whether a folder has such a
+class. The tests compare the tokens with those of transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zeropoint.tokenizer.special import SpecialTokens
 _BACKEND = "TokenizersBackend"
 _GENERIC = (_BACKEND, "PreTrainedTokenizer", "PythonBackend")
 
-#: The class that transformers has for a model type; types that are not here have none.
+#: Model type -> the tokenizer class that transformers registers for it. Other types have none.
 REGISTERED = {
     "cohere": "CohereTokenizer",
     "cohere2": "CohereTokenizer",
@@ -45,7 +45,7 @@ REGISTERED = {
     "stablelm": _BACKEND,
     "starcoder2": "GPT2Tokenizer",
 }
-#: Types whose folders on the hub often name a wrong class: the registered one is taken.
+#: Model types whose registered class replaces the folder's, because folders on the hub often state a wrong one.
 _OVERRIDING = ("phi3", "qwen2")
 
 _QWEN_SPLIT = (
@@ -57,9 +57,10 @@ _QWEN_SPLIT = (
 def transformers_class(
     config: Mapping[str, Any], settings: Mapping[str, Any], *, byte_level: bool
 ) -> str | None:
-    """Return the class that transformers builds for a folder; None where it runs tokenizer.json as it stands.
+    """Return the tokenizer class that transformers uses for a folder; None if it runs tokenizer.json unchanged.
 
-    `config` is config.json, `settings` tokenizer_config.json; `byte_level`: the file has a byte-level step.
+    `config` is config.json, `settings` tokenizer_config.json. `byte_level` states whether tokenizer.json has a
+    byte-level step.
     """
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     declared = declared.removesuffix("Fast") if isinstance(declared, str) else None
@@ -79,13 +80,13 @@ def transformers_class(
 
 
 def apply_class(fast: Tokenizer, name: str, settings: Mapping[str, Any]) -> None:
-    """Give a tokenizer the steps of a transformers class."""
+    """Replace a BPE tokenizer's steps by those of the transformers class `name`."""
     if isinstance(fast.model, models.BPE):
         _STEPS[name](fast, settings)
 
 
 def add_tokens(fast: Tokenizer, special: SpecialTokens) -> None:
-    """Make the folder's special tokens known: those of the vocabulary are found in text, new ones get the next ids."""
+    """Add the folder's special tokens to a tokenizer. Tokens outside the vocabulary get the next free ids."""
     present = {token.content for token in fast.get_added_tokens_decoder().values()}
     for token in special.add:
         if token.content not in present or token.listed:
@@ -93,6 +94,7 @@ def add_tokens(fast: Tokenizer, special: SpecialTokens) -> None:
 
 
 def _llama(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Set the steps of `LlamaTokenizer`."""
     prefix = settings.get("add_prefix_space") is not False
     scheme = "never" if not prefix else "always" if settings.get("legacy") else "first"
     fast.normalizer = None
@@ -102,6 +104,7 @@ def _llama(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _gemma(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Set the steps of `GemmaTokenizer`."""
     fast.normalizer = normalizers.Replace(" ", "\u2581")
     fast.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
     fast.decoder = decoders.Sequence(
@@ -110,6 +113,7 @@ def _gemma(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _byte_level(fast: Tokenizer, settings: Mapping[str, Any], *, nfc: bool = False) -> None:
+    """Set the steps of `GPT2Tokenizer` and `CodeGenTokenizer`."""
     prefix = bool(settings.get("add_prefix_space"))
     fast.normalizer = normalizers.NFC() if nfc else None
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
@@ -117,12 +121,14 @@ def _byte_level(fast: Tokenizer, settings: Mapping[str, Any], *, nfc: bool = Fal
 
 
 def _gpt_neox(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Set the steps of `GPTNeoXTokenizer`."""
     _byte_level(fast, settings, nfc=True)
-    # This class alone drops the file's post-processor, and with it a BOS
+    # Unlike the other classes, this one drops the file's post-processor, and with it BOS
     fast.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
 
 
 def _qwen2(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Set the steps of `Qwen2Tokenizer`."""
     prefix = bool(settings.get("add_prefix_space"))
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
@@ -135,6 +141,7 @@ def _qwen2(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _cohere(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Set the steps of `CohereTokenizer`."""
     prefix = bool(settings.get("add_prefix_space"))
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(

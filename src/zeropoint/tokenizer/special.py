@@ -1,4 +1,4 @@
-"""The special tokens of a model folder, from every file that may name them, as transformers reads them."""
+"""The special tokens of a model folder, read from the same files and with the same precedence as in transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-#: What a tokenizer class takes where no file says otherwise.
+#: Tokenizer class -> its default special tokens, which files may override.
 DEFAULTS: dict[str, dict[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "GemmaTokenizer": {
@@ -45,8 +45,10 @@ DEFAULTS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is found in text before anything else, with tokenizers' flags. `listed`: a file gives it an id, and
-    its flags count even where tokenizer.json has others."""
+    """A token that is matched in text before any other step, with the tokenizers library's flags.
+
+    `listed`: a file gives the token an id; its flags then override those in tokenizer.json.
+    """
 
     content: str
     flags: Mapping[str, bool] = field(default_factory=dict)
@@ -55,7 +57,11 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """`named` texts by attribute (`bos_token`, ..., `image_token`), and all tokens to `add` in order of their ids."""
+    """The special tokens of a folder.
+
+    - `named`: attribute (`bos_token`, ..., `image_token`) -> text;
+    - `add`: all tokens to add to the tokenizer: first those with ids, in order of their ids.
+    """
 
     named: Mapping[str, str]
     add: tuple[AddedToken, ...]
@@ -66,16 +72,16 @@ def read_special_tokens(
 ) -> SpecialTokens:
     """Return the special tokens of a folder whose tokenizer_config.json is `settings`.
 
-    special_tokens_map.json and added_tokens.json count where `settings` lists no `added_tokens_decoder` (transformers 4
-    wrote them beside it, older ones instead of it); the map then overrides the settings. Raises `ArtifactError` for
-    files that do not say tokens.
+    special_tokens_map.json and added_tokens.json are read only if `settings` has no `added_tokens_decoder`. Older
+    versions of transformers wrote only these two files, transformers 4 wrote all three. special_tokens_map.json then
+    overrides `settings`. Raises `ArtifactError` if an entry is not a token.
     """
     named: dict[str, Any] = {**DEFAULTS.get(tokenizer_class or "", {})}
     source = dict(settings)
     decoder = settings.get("added_tokens_decoder")
     if decoder is None:
         source |= _optional(folder / "special_tokens_map.json")
-    # A null in a file overrides a default: Qwen has no BOS.
+    # A null in a file overrides a default (Qwen has no BOS)
     named |= {name: source[name] for name in NAMES if name in source}
     named |= {k: v for k, v in source.items() if k.endswith("_token") and k not in NAMES and _is_token(v)}
     extra = source.get("extra_special_tokens") or source.get("additional_special_tokens") or []
@@ -85,8 +91,8 @@ def read_special_tokens(
     where = folder / "tokenizer_config.json"
     texts = {name: _token(value, where, special=True) for name, value in named.items() if value is not None}
     others = [_token(value, where, special=True) for value in extra if isinstance(extra, list)]
-    known = {token.content for token in (*texts.values(), *others)}
-    numbered = _legacy(folder, known) if decoder is None else _numbered(decoder, where)
+    special = {token.content for token in (*texts.values(), *others)}
+    numbered = _legacy(folder, special) if decoder is None else _numbered(decoder, where)
     listed = {token.content: token for _, token in sorted(numbered, key=lambda pair: pair[0])}
     for token in (*texts.values(), *others):
         listed.setdefault(token.content, token)
@@ -94,7 +100,7 @@ def read_special_tokens(
 
 
 def _legacy(folder: Path, special: set[str]) -> Iterator[tuple[int, AddedToken]]:
-    """Yield added_tokens.json's tokens with their ids."""
+    """Yield (id, token) for each token in added_tokens.json."""
     for text, number in _optional(folder / "added_tokens.json").items():
         if isinstance(number, int):
             flags = {"normalized": text not in special, "special": text in special}
@@ -102,6 +108,7 @@ def _legacy(folder: Path, special: set[str]) -> Iterator[tuple[int, AddedToken]]
 
 
 def _numbered(decoder: Any, where: Path) -> Iterator[tuple[int, AddedToken]]:
+    """Yield (id, token) for each token in `added_tokens_decoder`."""
     if not isinstance(decoder, dict) or not all(str(number).isdecimal() for number in decoder):
         raise ArtifactError(f"{where}: added_tokens_decoder does not give tokens by their ids: copy it again")
     for number, value in decoder.items():
@@ -109,11 +116,12 @@ def _numbered(decoder: Any, where: Path) -> Iterator[tuple[int, AddedToken]]:
 
 
 def _is_token(value: Any) -> bool:
+    """Return whether a JSON value states a token: a text, or an object with the text as `content`."""
     return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
 
 
 def _token(value: Any, where: Path, *, special: bool) -> AddedToken:
-    """A special token is text, or an object that holds it."""
+    """Return the token that a JSON value states. Raises `ArtifactError` if it states none."""
     if not _is_token(value):
         raise ArtifactError(f"{where} names a token that is not text ({str(value)[:40]}): copy it again")
     if isinstance(value, str):
@@ -123,4 +131,5 @@ def _token(value: Any, where: Path, *, special: bool) -> AddedToken:
 
 
 def _optional(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, empty if there is no such file."""
     return load_json(path) if path.is_file() else {}

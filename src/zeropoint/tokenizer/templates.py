@@ -1,4 +1,4 @@
-"""Chat templates: where a model folder keeps them, and a conversation written by one, as transformers writes it."""
+"""Chat templates: finding them in a model folder, and rendering conversations as transformers does."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     import jinja2
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: `{"role": "user", "content": "..."}`; content may be parts, `[{"type": "text", ...}]`."""
+"""One turn of a conversation, `{"role": "user", "content": "..."}`. A list of parts is also valid as content:
+`[{"type": "text", "text": "..."}]`."""
 
 DEFAULT = "default"
 
-# The first is what templates read; the others are older names of it.
+# Names of a message's reasoning: current templates read the first, older ones the others
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -32,14 +33,15 @@ class ChatTemplates:
     by_name: Mapping[str, ChatTemplate] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Any) -> ChatTemplates:
-        """Return the templates that a `chat_template` entry says: one text, texts by name, or a list of both.
+    def of(cls, entry: Any) -> ChatTemplates:
+        """Return the templates in a `chat_template` entry.
 
-        Raises `ArtifactError` for anything else.
+        The entry is None, one text, an object of texts by name, or a list of objects with `name` and `template`. Raises
+        `ArtifactError` for anything else.
         """
-        if found is None:
+        if entry is None:
             return cls()
-        named: Any = {DEFAULT: found} if isinstance(found, str) else found
+        named: Any = {DEFAULT: entry} if isinstance(entry, str) else entry
         if isinstance(named, list):
             named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
         if not isinstance(named, dict) or not all(
@@ -49,9 +51,9 @@ class ChatTemplates:
         return cls({name: ChatTemplate(text) for name, text in named.items()})
 
     def chosen(self) -> ChatTemplate | None:
-        """Return the default template, or the only one; None where there are none.
+        """Return the default template, else the only one; None if there are none.
 
-        Raises `UsageError` for several of which none is the default.
+        Raises `UsageError` if there are several and no default.
         """
         if DEFAULT in self.by_name or not self.by_name:
             return self.by_name.get(DEFAULT)
@@ -65,7 +67,7 @@ class ChatTemplates:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One chat template's text, compiled when it is first used."""
+    """One chat template, compiled on first use."""
 
     text: str
 
@@ -76,16 +78,16 @@ class ChatTemplate:
     def write(
         self, messages: Sequence[Message], special: Mapping[str, str], *, add_generation_prompt: bool = True
     ) -> str:
-        """Return a conversation as this template writes it. Raises `UsageError` with the template's own complaint."""
+        """Return the text that this template renders for a conversation. Raises `UsageError` if the template fails."""
         return render(self._compiled, messages, special, add_generation_prompt=add_generation_prompt)
 
 
 def find_templates(folder: Path, settings: Mapping[str, Any]) -> ChatTemplates:
     """Return the chat templates of a model folder whose tokenizer_config.json is `settings`.
 
-    chat_template.jinja and additional_chat_templates/*.jinja come before the settings, as in transformers, and
-    chat_template.json, which belongs to models of images and text, after them. Raises `ArtifactError` for files that
-    cannot be read.
+    The first source with a template counts, as in transformers: chat_template.jinja and
+    additional_chat_templates/*.jinja; `settings`; chat_template.json (of models for images and text). Raises
+    `ArtifactError` for files that cannot be read.
     """
     files = {DEFAULT: folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
@@ -99,8 +101,7 @@ def find_templates(folder: Path, settings: Mapping[str, Any]) -> ChatTemplates:
 
 
 def chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Return the text of the chat template that a folder is used with; None where it has none, or several and no
-    default one."""
+    """Return the text of a folder's default or only chat template; None if there is none."""
     try:
         chosen = find_templates(folder, settings).chosen()
     except UsageError:
@@ -115,16 +116,17 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Return a conversation as a compiled template writes it; `special` tokens by their names.
+    """Return the text that a compiled template renders for a conversation.
 
-    Contents made of text parts are handed over as parts, and as plain text to a template that does not read parts.
-    Raises `UsageError` with the template's own complaint.
+    `special` maps names (`bos_token`) to the texts of special tokens. A content that is a list of text parts is passed
+    as a list first, and as plain text if the template does not support lists. Raises `UsageError` if the template
+    fails.
     """
     turns = [_as_transformers(message) for message in messages]
     plain = [_with_plain_content(turn) for turn in turns]
     scope = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **special}
     if plain != turns:
-        # A template that takes a list for a string writes Python's notation of it, or fails to join them
+        # A template without support for lists renders a list as Python would print it, or fails
         try:
             text = template.render(messages=turns, **scope)
         except Exception:
@@ -133,15 +135,15 @@ def render(
             return text
     try:
         return template.render(messages=plain, **scope)
-    except Exception as cause:  # a template is a program of the model's author: it fails in any way
-        said = " ".join(str(cause).split()) or type(cause).__name__
-        raise UsageError(f"the model's chat template refuses the conversation: {said}") from cause
+    except Exception as cause:  # a template is a program and may raise anything
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        raise UsageError(f"the model's chat template refuses the conversation: {reason}") from cause
 
 
 def compile_template(text: str) -> jinja2.Template:
-    """Return a chat template compiled as transformers does: sandboxed, nothing of Python reachable.
+    """Return a chat template, compiled in a sandbox without access to Python, as in transformers.
 
-    Raises `ArtifactError` for a template that is not valid.
+    Raises `ArtifactError` for an invalid template.
     """
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
@@ -149,20 +151,21 @@ def compile_template(text: str) -> jinja2.Template:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks the assistant's part for training; here its content is just text."""
+        """The tag `{% generation %}`, which marks the assistant's text for training. Here it renders its content."""
 
         tags = {"generation"}  # noqa: RUF012 -- jinja2's interface
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            # A block of its own, as in transformers: what it sets is not seen after it
+            # A block with a scope of its own, as in transformers: variables set inside are not visible after it
             return nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
 
         def _write(self, caller: Any) -> str:
             return str(caller())
 
     def raise_exception(message: str) -> NoReturn:
+        """Raise the error that a template asks for."""
         raise TemplateError(message)
 
     def to_json(
@@ -172,6 +175,7 @@ def compile_template(text: str) -> jinja2.Template:
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
+        """Return a value as JSON. Unlike jinja2's filter, does not escape HTML characters."""
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
@@ -190,7 +194,7 @@ def compile_template(text: str) -> jinja2.Template:
 
 
 class _Dict:
-    """`dict(...)` in a template, without the attributes of Python's class."""
+    """The function `dict` in a template, without the other attributes of Python's class."""
 
     def __call__(self, *pairs: Any, **named: Any) -> dict[Any, Any]:
         return dict(*pairs, **named)
@@ -200,7 +204,7 @@ class _Dict:
 
 
 def last_text(messages: Sequence[Message]) -> str:
-    """Return the last message's text. Raises `UsageError` for one without text."""
+    """Return the last message's text. Raises `UsageError` if it has no text."""
     content = _with_plain_content(_as_transformers(messages[-1])).get("content")
     if not isinstance(content, str):
         raise UsageError("the last message of the conversation has no text")
@@ -208,7 +212,7 @@ def last_text(messages: Sequence[Message]) -> str:
 
 
 def plain_content(content: Any) -> str | None:
-    """Return a message's content as text: itself, or the text of its parts, one a line; None for none.
+    """Return a message's content as text: a text unchanged, a list of parts joined by newlines, None for None.
 
     Raises `UsageError` for content that is not text.
     """
@@ -220,6 +224,7 @@ def plain_content(content: Any) -> str | None:
 
 
 def _part_text(part: Any) -> str:
+    """Return the text of one part of a content. Raises `UsageError` for a part of another type."""
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
@@ -229,7 +234,8 @@ def _part_text(part: Any) -> str:
 
 
 def _as_transformers(message: Message) -> dict[str, Any]:
-    """Return a message without its nulls, and with its reasoning under all of the names that templates read."""
+    """Return a message without None values, and with its reasoning under the names `thinking` and
+    `reasoning_content`, which templates read."""
     if not isinstance(message, Mapping):
         raise UsageError(f"a message is not an object with role and content: {str(message)[:60]}")
     turn = {key: value for key, value in message.items() if value is not None}
@@ -238,19 +244,21 @@ def _as_transformers(message: Message) -> dict[str, Any]:
 
 
 def _with_plain_content(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with its content as plain text."""
     content = turn.get("content")
     return turn if content is None else {**turn, "content": plain_content(content)}
 
 
 def _shows(text: str, turns: Sequence[Message], plain: Sequence[Message]) -> bool:
-    """Whether a conversation's parts came out as their text and not as Python's notation of a list."""
-    parted = [turn["content"] for turn, flat in zip(turns, plain, strict=True) if turn != flat]
-    return not any(str(content) in text for content in parted) and all(
-        _part_text(part).strip() in text for content in parted for part in content
+    """Return whether a rendered text holds the text of every part, and no list as Python would print it."""
+    lists = [turn["content"] for turn, flat in zip(turns, plain, strict=True) if turn != flat]
+    return not any(str(content) in text for content in lists) and all(
+        _part_text(part).strip() in text for content in lists for part in content
     )
 
 
 def _read(path: Path) -> str:
+    """Return the text of a template file. Raises `ArtifactError` if it is too large or cannot be read."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ArtifactError(
