@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms._folds import Group
-from zeropoint.quantization.hooks import Seen, norm_outputs, record, stages, tapped
+from zeropoint.quantization.hooks import InputHook, norm_outputs, record, stages, tapped
 from zeropoint.values.plan import Choice
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
@@ -240,7 +240,7 @@ class Folder:
         self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
         logger.info("%s", self._done.refusals[names[0]])
 
-    def _observe(self, seen: Seen) -> None:
+    def _observe(self, seen: InputHook) -> None:
         self._given: dict[str, torch.Tensor] = {}
 
         def note(name: str, given: torch.Tensor) -> None:
@@ -263,7 +263,7 @@ class Folder:
         found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for batch in batches:
 
-            def run(seen: Seen, batch: torch.Tensor = batch) -> Any:
+            def run(seen: InputHook, batch: torch.Tensor = batch) -> Any:
                 with tapped(self._block, list(self._views.values()), self._path, seen):
                     return self._run(batch)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from zeropoint.quantization.hooks import Seen, Stage, stages, tapped
+from zeropoint.quantization.hooks import InputHook, Stage, stages, tapped
 from zeropoint.views import LayerView
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -52,12 +52,12 @@ class Replay:
         self._skips = _find_skips(block, path, views, self.stages, ended)
         self._kept: dict[str, dict[int, torch.Tensor]] = {}
 
-    def observe(self, hidden: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def observe(self, hidden: torch.Tensor, seen: InputHook) -> torch.Tensor:
         """The whole block on a batch; `seen` is told each view's input."""
         with tapped(self._block, self._views, self._path, seen):
             return self._run(hidden)
 
-    def again(self, number: int, hidden: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def again(self, number: int, hidden: torch.Tensor, seen: InputHook) -> torch.Tensor:
         """Batch `number` once more, without the submodules whose last layer's input was kept."""
         with _passed_over([(s, k[number]) for s in self._skips if (k := self._kept.get(s.name))]):
             return self.observe(hidden, seen)
