@@ -168,7 +168,7 @@ def _sum_groups(values: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 
 def relative_sizes(exact: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean square `[width]` of each channel of outputs `[..., width]`, each token scaled to mean square 1."""
+    """Return the mean square `[width]` of each channel of outputs `[..., width]`, with each token scaled to size 1."""
     rows = [out.reshape(-1, out.shape[-1]) for out in exact]
     total = sum(
         (row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)).square().sum(0) for row in rows

@@ -145,7 +145,7 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
         else:
             made = quantize_view(views[name], choice, stats.get(name))
             if blocks is None and name not in stats and _wants_moments(views[name], choice):
-                made = made.saying(
+                made = made.with_warning(
                     f"{name} was rounded as if its inputs were alike: they could not be measured"
                 )
         return Made(made.tensor(), made.error, made.warning)

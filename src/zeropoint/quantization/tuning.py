@@ -56,7 +56,7 @@ class Tuner:
         warning = f"{self.name} found nothing better for the block of {first} than what it started from"
         logger.warning("%s", warning)
         kept = {name: made for name, (_, made) in layers.items()}
-        kept[first] = kept[first].saying(warning)
+        kept[first] = kept[first].with_warning(warning)
         return kept
 
 
