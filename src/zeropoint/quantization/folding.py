@@ -143,7 +143,7 @@ class Folder:
             return
         makers = self._makers(names)
         if not makers:
-            self._refuse(names, "no norm and no linear layer of the block produces their input")
+            self._refuse(names, "no norm or linear layer of the block alone produces their input")
             return
         group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), makers[0].source)
         stats = LayerStats(np.square(group.inputs).sum(axis=0), len(group.inputs))
@@ -269,13 +269,13 @@ class Folder:
         self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
         logger.info("%s", self._done.refusals[names[0]])
 
-    def _observe(self, seen: InputHook) -> None:
+    def _observe(self, on_input: InputHook) -> None:
         """Run the block on the first batch; store each view's input in `_given` and the block's output."""
         self._given: dict[str, torch.Tensor] = {}
 
         def note(name: str, given: torch.Tensor) -> None:
             self._given.setdefault(name, given)
-            seen(name, given)
+            on_input(name, given)
 
         with tapped(self._block, list(self._views.values()), self._path, note):
             self._outputs = self._run(self._hidden[0])
@@ -293,8 +293,8 @@ class Folder:
         samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for batch in batches:
 
-            def run(seen: InputHook, batch: torch.Tensor = batch) -> Any:
-                with tapped(self._block, list(self._views.values()), self._path, seen):
+            def run(on_input: InputHook, batch: torch.Tensor = batch) -> Any:
+                with tapped(self._block, list(self._views.values()), self._path, on_input):
                     return self._run(batch)
 
             for name, given in record(names, run).items():
