@@ -182,7 +182,7 @@ class Twin:
 
 
 def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a block's `forward` with its layers in bfloat16. (The output head stays float32: its logits are compared.)"""
+    """Return a block's `forward` with its layers in bfloat16. (The output head, outside the blocks, stays float32.)"""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with bfloat16_layers():

@@ -161,4 +161,4 @@ def _passed_over(skips: Sequence[tuple[Skip, torch.Tensor]]) -> Iterator[None]:
         yield
     finally:
         for skip, _ in skips:
-            del skip.module.forward  # the class's own again
+            del skip.module.forward  # restores the class's method
