@@ -208,7 +208,9 @@ def test_inputs_that_could_not_be_measured_are_said(
     assert (
         len(summary.warnings) == 2 * 4
     )  # of each block, the attention: experts are never measured without text
-    assert all("as if its inputs were alike: they could not be measured" in line for line in summary.warnings)
+    assert all(
+        "as if its inputs were alike: their sizes could not be measured" in line for line in summary.warnings
+    )
     assert set(summary.warnings) <= set(artifact.open(tmp_path / "out").card["notes"])
 
 

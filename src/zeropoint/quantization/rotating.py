@@ -67,7 +67,7 @@ def rotated(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
 class _Matrix:
     """A weight matrix of a block, `[out, in]` (`[in, out]` if `transposed`), or a stack of such matrices.
 
-    - `norm`: the path of the norm whose output the matrix's module, or a module around it, takes; None if there is none;
+    - `norm`: the path of the norm whose output the matrix's module, or a module around it, takes; None if none;
     - `given`: whether the matrix's own module takes that output.
     """
 

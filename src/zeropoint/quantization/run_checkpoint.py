@@ -290,8 +290,8 @@ class RunCheckpoint:
             )
         if differences:
             raise UsageError(
-                f"{self.folder} keeps a run of another command (not the same {', '.join(differences)}): give that command, "
-                "or start again (--overwrite)"
+                f"{self.folder} keeps a run of another command (not the same {', '.join(differences)}): "
+                "give that command, or start again (--overwrite)"
             )
 
     def _remove_unnamed(self) -> None:
