@@ -124,6 +124,7 @@ class _Learned:
 
     @property
     def _learns_scales(self) -> bool:
+        """Return whether the scales are learned too."""
         return self._scheme.scale_dtype != "nested" and self._clip > 0
 
     def _spread(self, per_group: torch.Tensor) -> torch.Tensor:

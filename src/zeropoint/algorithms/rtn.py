@@ -78,18 +78,18 @@ def find_grid(
     if not options.search or not weight.size:
         return rounding.affine_parameters(*rounding.group_range(weight, scheme), scheme)
     importance = importance_of(stats) if stats is not None and needs(scheme, options) else None
-    found = grid.search(weight, scheme, importance, _parts(scheme, options))
-    scale, zero_point = rounding.affine_parameters(found.low, found.high, scheme)
-    usable = np.isfinite(found.scale) & (found.scale != 0)
+    result = grid.search(weight, scheme, importance, _parts(scheme, options))
+    scale, zero_point = rounding.affine_parameters(result.low, result.high, scheme)
+    usable = np.isfinite(result.scale) & (result.scale != 0)
     # Two-level scales share one base per row, so `_nest` rounds them once all groups of the row are searched.
-    better = rounding.round_scale(np.where(usable, found.scale, scale), scheme.plain_scale_dtype)
+    better = rounding.round_scale(np.where(usable, result.scale, scale), scheme.plain_scale_dtype)
     zero = np.zeros_like(scale) if zero_point is None else zero_point.astype(np.float32)
-    error = grid.errors(weight, scheme, importance, np.stack([better, scale]), np.stack([found.zero, zero]))
+    error = grid.errors(weight, scheme, importance, np.stack([better, scale]), np.stack([result.zero, zero]))
     wins = error[0] < error[1]
     better = np.where(wins, better, scale)
     if scheme.scale_dtype == "nested":
         return _nest(weight, better, scale, importance, scheme), None
-    return better, None if zero_point is None else np.where(wins, found.zero, zero).astype(np.int8)
+    return better, None if zero_point is None else np.where(wins, result.zero, zero).astype(np.int8)
 
 
 def _parts(scheme: Scheme, options: Options) -> Floats:

@@ -71,8 +71,10 @@ def require_coverage(rows: list[CoverageRow], fraction: float) -> None:
     quantized = quantized_fraction(rows)
     if quantized >= fraction:
         return
-    kept = sorted((row for row in rows if row.decision == "kept"), key=lambda row: -prod(row.shape))[:3]
-    names = ", ".join(f"{row.name} ({row.reason})" for row in kept)
+    largest_kept = sorted((row for row in rows if row.decision == "kept"), key=lambda row: -prod(row.shape))[
+        :3
+    ]
+    names = ", ".join(f"{row.name} ({row.reason})" for row in largest_kept)
     raise UsageError(
         f"only {quantized:.1%} of the parameters would be quantized, less than the {fraction:.1%} asked: {names}"
     )

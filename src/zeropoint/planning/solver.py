@@ -173,7 +173,7 @@ def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Fl
 
     Takes the first plan of `_priced` that meets the limits, then makes the best change of one group at a time.
     """
-    picks = next((tried for tried in _priced(table, limits, objective) if _fits(table, limits, tried)), None)
+    picks = next((plan for plan in _priced(table, limits, objective) if _fits(table, limits, plan)), None)
     rows = np.arange(len(table.groups))
     while picks is not None:
         gain = objective - objective[rows, picks][:, None]
@@ -234,5 +234,5 @@ def _standard_output_closed() -> Iterator[None]:
 def _scaled(table: CostTable, name: str) -> Floats:
     """Return one quantity divided by the largest total that any plan could have."""
     values: Floats = getattr(table, name)
-    most = values.max(axis=1).sum()
-    return values / most if most > 0 else values
+    largest_total = values.max(axis=1).sum()
+    return values / largest_total if largest_total > 0 else values

@@ -71,11 +71,11 @@ class CalibratedBlocks:
             if folds([plan.choices[view.name] for view in views])
         }
         self._folded: dict[str, torch.Tensor] = {}
-        self._beside = any("drift" in wanted for wanted in self._needs.values()) or any(self._tuners)
-        self._done = 0
-        self._hidden: list[torch.Tensor] = []
-        self._exact: list[torch.Tensor] = []
-        self._ready: dict[str, Quantized] = {}
+        self._runs_float_model = any("drift" in names for names in self._needs.values()) or any(self._tuners)
+        self._done = 0  # quantized blocks
+        self._hidden: list[torch.Tensor] = []  # the next block's input, one tensor per batch
+        self._exact: list[torch.Tensor] = []  # the same of the float model; empty if it does not run
+        self._ready: dict[str, Quantized] = {}  # results that `take` has not returned yet
 
     def covers(self, name: str) -> bool:
         """Return whether the weight `name` lies in a block and is quantized to integers."""
@@ -153,7 +153,7 @@ class CalibratedBlocks:
         """Compute the first block's inputs: the float model's if needed, and those from the quantized embedding."""
         outside = self._model.outside()
         self._model.fill(outside)
-        if self._beside:
+        if self._runs_float_model:
             self._exact = self._runner.start()
         for name, weight in self._replaced.items():
             self._model.set(name, torch.from_numpy(weight.dequantize()))
@@ -169,9 +169,8 @@ class CalibratedBlocks:
         block = self._model.module.get_submodule(path)
         refusals = self._fold(path, index, block) if path in self._folds else {}
         views = {view.name: view for view in self._views[path]}
-        replay = Replay(
-            block, path, list(views.values()), partial(self._run, index, block), self._hidden[0][:1]
-        )  # one window is enough to find the stages
+        window = self._hidden[0][:1]  # enough to find the stages
+        replay = Replay(block, path, list(views.values()), partial(self._run, index, block), window)
         drifting = [
             s.names[0] for s in replay.stages if s.shared and any("drift" in self._needs[n] for n in s.names)
         ]
@@ -190,9 +189,8 @@ class CalibratedBlocks:
                 replay.keep(stage, stage_inputs)
         exact.clear()
         for view in views.values():
-            if (
-                view.name not in self._ready
-            ):  # the block's forward never used the weight; the artifact still needs it
+            # The artifact needs every weight of the plan, even one that the block's forward never used.
+            if view.name not in self._ready:
                 (self._ready[view.name],) = self._quantize([view], None)
         for name, why in refusals.items():
             self._ready[name] = self._ready[name].with_warning(why)
@@ -219,7 +217,7 @@ class CalibratedBlocks:
             return results
         return [
             result.with_warning(
-                f"{view.name} was rounded as if its inputs were alike: no calibration token reached it"
+                f"{view.name} was rounded with equal weights for its inputs: no calibration token reached it"
             )
             if self._needs[view.name] and not result.warning
             else result
@@ -227,7 +225,10 @@ class CalibratedBlocks:
         ]
 
     def _fold(self, path: str, index: int, block: torch.nn.Module) -> dict[str, str]:
-        """Fold scales into the block before its first stage; return a warning for each view that was not folded."""
+        """Fold scales into the block before its first stage.
+
+        Returns a warning for each group of layers that was not folded, by the name of the group's first view.
+        """
         run = partial(self._runner.run, index, block)
         folded = Folder(
             block, path, self._views[path], self._plan.choices, self._dtypes, run, self._hidden

@@ -147,33 +147,33 @@ class Folder:
             return
         group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), makers[0].source)
         stats = LayerStats(np.square(group.inputs).sum(axis=0), len(group.inputs))
-        made = load(name).fold(
+        fold = load(name).fold(
             group, stats, choice.scheme, part_options(choice.algorithm, choice.options)[name]
         )
-        logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], made.after, made.before)
-        if made.after >= made.before:
+        logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], fold.after, fold.before)
+        if fold.after >= fold.before:
             self._refuse(names, f"{name} found no scale that lowers the error of their outputs")
-        elif not any(self._apply(names, maker, torch.from_numpy(made.scale)) for maker in makers):
+        elif not any(self._apply(names, maker, torch.from_numpy(fold.scale)) for maker in makers):
             self._refuse(names, f"folding into {makers[0].inner} would change what the block computes")
 
     def _makers(self, names: Sequence[str]) -> list[Maker]:
         """Return the modules that may produce a group's input; `_apply` tries each."""
-        given = self._given[names[0]]
-        width = given.shape[-1]
-        emitter = next((inner for inner, out in self._emitted.items() if out is given), None)
+        group_input = self._given[names[0]]
+        width = group_input.shape[-1]
+        emitter = next((inner for inner, out in self._emitted.items() if out is group_input), None)
         if emitter is not None:
             return [Maker(emitter, "gain", np.arange(width)), Maker(emitter, "offset gain", np.arange(width))]
         earlier = list(self._given)[: list(self._given).index(names[0])] if len(names) == 1 else []
         for name in reversed(earlier):  # most often the layer just before is the producer
             view = self._views[name]
             if view.expert is None and width % view.shape[0] == 0:
-                maker = self._linear_maker(names[0], view, given)
+                maker = self._linear_maker(names[0], view, group_input)
                 if maker is not None:
                     return [maker]
         return []
 
-    def _linear_maker(self, name: str, view: LayerView, given: torch.Tensor) -> Maker | None:
-        """Return `view` as the producer of view `name`'s input `given`, or None if it does not produce the input.
+    def _linear_maker(self, name: str, view: LayerView, group_input: torch.Tensor) -> Maker | None:
+        """Return `view` as the producer of view `name`'s input `group_input`, or None if it is not the producer.
 
         Divides each output of `view` by a number of its own, and finds these numbers in the changed input.
         """
@@ -182,7 +182,10 @@ class Folder:
         self._scale_rows(view, scale)
         changed_input = self._look(name)
         self._restore(saved)
-        flat, before = changed_input.reshape(-1, changed_input.shape[-1]), given.reshape(-1, given.shape[-1])
+        flat, before = (
+            changed_input.reshape(-1, changed_input.shape[-1]),
+            group_input.reshape(-1, group_input.shape[-1]),
+        )
         rows = before.abs().argmax(
             dim=0, keepdim=True
         )  # each channel's largest value, for the best precision
@@ -273,9 +276,9 @@ class Folder:
         """Run the block on the first batch; store each view's input in `_given` and the block's output."""
         self._given: dict[str, torch.Tensor] = {}
 
-        def note(name: str, given: torch.Tensor) -> None:
-            self._given.setdefault(name, given)
-            on_input(name, given)
+        def note(name: str, layer_input: torch.Tensor) -> None:
+            self._given.setdefault(name, layer_input)
+            on_input(name, layer_input)
 
         with tapped(self._block, list(self._views.values()), self._path, note):
             self._outputs = self._run(self._hidden[0])
@@ -283,7 +286,12 @@ class Folder:
     def _look(self, name: str) -> torch.Tensor:
         """Return the current input of view `name` for the first batch."""
         inputs: list[torch.Tensor] = []
-        with tapped(self._block, [self._views[name]], self._path, lambda _name, given: inputs.append(given)):
+        with tapped(
+            self._block,
+            [self._views[name]],
+            self._path,
+            lambda _name, layer_input: inputs.append(layer_input),
+        ):
             self._run(self._hidden[0])
         return inputs[0]
 
@@ -297,8 +305,8 @@ class Folder:
                 with tapped(self._block, list(self._views.values()), self._path, on_input):
                     return self._run(batch)
 
-            for name, given in record(names, run).items():
-                flat = given.reshape(-1, given.shape[-1])
+            for name, inputs in record(names, run).items():
+                flat = inputs.reshape(-1, inputs.shape[-1])
                 samples[name].append(flat[:: max(1, len(flat) * len(batches) // SAMPLE)].float())
         return {name: torch.cat(parts) for name, parts in samples.items()}
 

@@ -190,13 +190,13 @@ def gather(
     needs: Collection[str],
     runs: Sequence[Callable[[InputHook], Any]],
     exact: Sequence[MutableMapping[str, torch.Tensor]],
-    kept: dict[int, torch.Tensor] | None = None,
+    stage_inputs: dict[int, torch.Tensor] | None = None,
 ) -> dict[str, LayerStats]:
     """Return the statistics of each view of `stage` that at least one token reached.
 
     `runs` holds one function per batch; the function runs the block with the hook that it is given. `exact` holds the
     float model's inputs per batch (from `record`), or is empty; the entry of a shared stage is removed from `exact`
-    once used. If `kept` is given, `kept[i]` becomes the shared input of batch i, in bfloat16.
+    once used. If `stage_inputs` is not None, `stage_inputs[i]` becomes the shared input of batch i, in bfloat16.
     """
     sums = {name: Sums(needs) for name in (stage.names[:1] if stage.shared else stage.names)}
 
@@ -209,8 +209,8 @@ def gather(
             exact_inputs = exact[index].pop(stage.names[0], None) if exact else None
             inputs = _first(run, stage.names[0])
             sums[stage.names[0]].add(inputs, None if exact_inputs is None else exact_inputs.float())
-            if kept is not None:
-                kept[index] = inputs.bfloat16()
+            if stage_inputs is not None:
+                stage_inputs[index] = inputs.bfloat16()
         else:
             run(on_input)
     stats_by_name = {name: total.stats() for name, total in sums.items()}

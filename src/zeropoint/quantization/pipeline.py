@@ -251,6 +251,7 @@ class _Running:
         return self._digest
 
     def _calibration_json(self) -> dict[str, Any] | None:
+        """Return the card's entry for the calibration text, or None without text."""
         return None if self._calibration is None else self._calibration.to_json()
 
 
@@ -307,8 +308,10 @@ def read_calibration(
             f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
             "use --algorithm rtn without --calibration"
         ) from cause
-    most = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-    return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
+    context_length = (
+        getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    )
+    return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, context_length), seed=seed)
 
 
 def tokenizer_notes(checkpoint: Checkpoint) -> list[str]:
@@ -326,6 +329,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    """Return the installed version of a package, or "unknown"."""
     try:
         return version(package)
     except PackageNotFoundError:

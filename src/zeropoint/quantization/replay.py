@@ -130,7 +130,7 @@ def _find_skips(
             layer_outputs.append((out, inner))
             continue
         length, result = (len(out), out[0]) if isinstance(out, tuple) else (0, out)
-        producer = next((name for made, name in layer_outputs if made is result), None)
+        producer = next((name for output, name in layer_outputs if output is result), None)
         inside = [view.name for view in views if view.module.startswith(f"{path}.{inner}.")]
         if producer is None or not all(name in order for name in inside):
             continue

@@ -72,7 +72,8 @@ def stream(
     run checkpoint already holds are read from there.
 
     Raises `CheckpointError` with the name of a weight that holds NaN or inf, `SchemeError` if a scale overflows its
-    type, and `UsageError` if the plan is another model's, needs `tokens` and has none, or needs too much memory.
+    type, `UnsupportedError` if the model cannot be rotated or run block by block as the plan needs it, and `UsageError`
+    if the plan is another model's, needs `tokens` and has none, or needs too much memory.
     """
     check_complete(checkpoint, plan)
     checkpoint = rotated(checkpoint, plan)
@@ -83,15 +84,15 @@ def stream(
         yield from _weights(checkpoint, plan, tokens, progress, run_checkpoint)
         return
     refuse_large(checkpoint, tuner, tokens.shape[1])
-    made = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
-    made, warning = tuner.tune(checkpoint, made, torch.from_numpy(tokens), plan.seed)
+    weights = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
+    weights, warning = tuner.tune(checkpoint, weights, torch.from_numpy(tokens), plan.seed)
     if warning and progress is not None:
         total = sum(
             weight.codes.size if isinstance(weight, QuantizedTensor) else weight.size
-            for weight in made.values()
+            for weight in weights.values()
         )
         progress(Progress(tuner.name, total, total, None, warning))
-    yield from made.items()
+    yield from weights.items()
 
 
 def _weights(
@@ -142,14 +143,14 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
             folded = None if blocks is None else blocks.folded(name)
             return Made(_kept(checkpoint, name, dtypes[name], choice.scheme, folded))
         if blocks is not None and blocks.covers(name):
-            made = blocks.take(name)
+            quantized = blocks.take(name)
         else:
-            made = quantize_view(views[name], choice, stats.get(name))
+            quantized = quantize_view(views[name], choice, stats.get(name))
             if blocks is None and name not in stats and _wants_moments(views[name], choice):
-                made = made.with_warning(
-                    f"{name} was rounded as if its inputs were alike: their sizes could not be measured"
+                quantized = quantized.with_warning(
+                    f"{name} was rounded with equal weights for its inputs: their sizes could not be measured"
                 )
-        return Made(made.tensor(), made.error, made.warning)
+        return Made(quantized.tensor(), quantized.error, quantized.warning)
 
     return make
 

@@ -49,7 +49,7 @@ def check_formats(formats: Sequence[str]) -> None:
     for format_name in formats:
         if format_name != INPUTS_ALONE and parse(format_name).is_float:
             raise SchemeError(
-                f"{format_name} is a float format, and sensitivity is that to integer formats: use int4 or int8"
+                f"{format_name} is a float format, but sensitivity is measured for integer formats: use int4 or int8"
             )
 
 
