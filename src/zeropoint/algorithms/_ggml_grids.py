@@ -170,10 +170,8 @@ def _line(
             through_zero = np.einsum("rbgw,rbgw->rbg", weighted, groups) / np.einsum(
                 "rbgw,rbgw->rbg", weighted, levels
             )
-            slope, fitted_minimum = (
-                np.where(fitted_minimum < 0, through_zero, slope),
-                np.maximum(fitted_minimum, 0),
-            )
+            slope = np.where(fitted_minimum < 0, through_zero, slope)
+            fitted_minimum = np.maximum(fitted_minimum, 0)
         usable = np.isfinite(slope) & np.isfinite(fitted_minimum) & (slope > 0)
     return np.where(usable, slope, scale), np.where(usable, fitted_minimum, minimum)
 

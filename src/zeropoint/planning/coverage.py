@@ -91,10 +91,8 @@ def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
             continue
         names = by_parameter.get(info.name, [])
         known_names |= {info.name, *names}
-        whole, views_planned = (
-            info.name in plan.choices,
-            [n for n in names if n != info.name and n in plan.choices],
-        )
+        whole = info.name in plan.choices
+        views_planned = [n for n in names if n != info.name and n in plan.choices]
         if whole and views_planned:
             raise UsageError(f"the plan decides {info.name} twice: as a whole and as {views_planned[0]}")
         all_parts = len(views_planned) == sum(1 for n in names if n != info.name)

@@ -217,7 +217,7 @@ class CalibratedBlocks:
             return results
         return [
             result.with_warning(
-                f"{view.name} was rounded with equal weights for its inputs: no calibration token reached it"
+                f"{view.name} was rounded with equal importance for all its inputs: no calibration token reached it"
             )
             if self._needs[view.name] and not result.warning
             else result

@@ -182,10 +182,8 @@ class Folder:
         self._scale_rows(view, scale)
         changed_input = self._look(name)
         self._restore(saved)
-        flat, before = (
-            changed_input.reshape(-1, changed_input.shape[-1]),
-            group_input.reshape(-1, group_input.shape[-1]),
-        )
+        flat = changed_input.reshape(-1, changed_input.shape[-1])
+        before = group_input.reshape(-1, group_input.shape[-1])
         rows = before.abs().argmax(
             dim=0, keepdim=True
         )  # each channel's largest value, for the best precision
@@ -286,12 +284,7 @@ class Folder:
     def _look(self, name: str) -> torch.Tensor:
         """Return the current input of view `name` for the first batch."""
         inputs: list[torch.Tensor] = []
-        with tapped(
-            self._block,
-            [self._views[name]],
-            self._path,
-            lambda _name, layer_input: inputs.append(layer_input),
-        ):
+        with tapped(self._block, [self._views[name]], self._path, lambda _name, value: inputs.append(value)):
             self._run(self._hidden[0])
         return inputs[0]
 

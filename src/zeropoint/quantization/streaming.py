@@ -148,7 +148,7 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
             quantized = quantize_view(views[name], choice, stats.get(name))
             if blocks is None and name not in stats and _wants_moments(views[name], choice):
                 quantized = quantized.with_warning(
-                    f"{name} was rounded with equal weights for its inputs: their sizes could not be measured"
+                    f"{name} was rounded with equal importance for all its inputs: their sizes could not be measured"
                 )
         return Made(quantized.tensor(), quantized.error, quantized.warning)
 
