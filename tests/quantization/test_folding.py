@@ -90,8 +90,8 @@ def test_a_layer_outside_the_group_refuses_the_fold(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("name", "layer", "why"),
     [
-        ("gpt2", "attn.c_proj", "alone produces their input"),
-        ("mixtral", "experts.gate_up_proj.0, .*", "routed copies"),
+        ("gpt2", "attn.c_proj", "no norm or linear layer of the block alone produces their input"),
+        ("mixtral", "experts.gate_up_proj.0, .*", "their inputs are routed copies"),
     ],
 )
 def test_what_is_not_folded_is_said(name: str, layer: str, why: str, tmp_path: Path) -> None:
