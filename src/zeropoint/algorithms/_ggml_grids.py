@@ -4,7 +4,7 @@ In a K-quant, a group's scale and minimum are small integer multiples of two FP1
 weights of a GGUF block share. The search has two steps:
 
 1. Each group gets a float scale and minimum. The search of `rtn` gives a scale and a zero point (errors are weighted by
-   the layer's inputs if those are known). Least squares over `rtn`'s codes gives the minimum. Grids that start at the
+   the layer's inputs if those are known). Least squares over `rtn`'s codes refines both. Grids that start at the
    group's smallest weight are tried too.
 2. `d` and `dmin` are set so that the block's largest scale and minimum are representable. Each group then tries the
    multiples next to its float scale and minimum, with all of its codes chosen again, and takes the pair with the lowest
