@@ -178,3 +178,20 @@ def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(UsageError, match="bool"):
         algorithms.make_options("rtn", {"search": "yes"})
     assert algorithms.make_options("rtn", {"shrink": 1}).shrink == 1
+
+
+@pytest.mark.parametrize("alias", algorithms.ALIASES)
+def test_an_alias_stands_for_one_algorithm(alias: str) -> None:
+    name = algorithms.ALIASES[alias]
+    assert alias not in algorithms.names()
+    assert f"`{alias}`" in algorithms.load(name).__doc__
+    assert algorithms.resolve(alias, {"x": 1}) == (name, {"x": 1})
+    assert algorithms.resolve(f"gptq+{alias}", {alias: {"x": 1}}) == (f"gptq+{name}", {name: {"x": 1}})
+
+
+def test_an_alias_takes_the_options_of_its_algorithm() -> None:
+    assert algorithms.read_options("autoround", ["steps=3"]) == {"steps": 3}
+    assert algorithms.read_options("quarot", ["rotation.heads=false"]) == {"heads": False}
+    assert algorithms.read_options("gptq+autoround", ["autoround.steps=3"]) == {"rounding": {"steps": 3}}
+    with pytest.raises(UsageError, match="same work"):
+        algorithms.read_options("autoround+rounding", [])

@@ -183,7 +183,7 @@ def test_inspect_sensitivity_measures_once(
     assert run_json(command, tmp_path / "s.json") == (0, found)
     assert "read from" in capsys.readouterr().out
     assert main([*command, "--formats", "fp16"]) == 2
-    assert "not quantized" in capsys.readouterr().err
+    assert "is a float format" in capsys.readouterr().err
 
 
 def test_strict_turns_a_cold_expert_into_a_failure(

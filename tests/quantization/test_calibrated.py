@@ -161,8 +161,8 @@ def test_layers_of_one_input_and_one_choice_are_quantized_as_one(
     ("algorithm", "words"),
     [
         ("gptq", "rounded by rtn instead"),
-        ("rtn", "as if its inputs were alike"),
-        ("awq", "as if its inputs were alike"),
+        ("rtn", "with equal importance for all its inputs"),
+        ("awq", "with equal importance for all its inputs"),
         ("smoothquant+gptq", "rounded by rtn instead"),
     ],
 )
@@ -208,7 +208,10 @@ def test_inputs_that_could_not_be_measured_are_said(
     assert (
         len(summary.warnings) == 2 * 4
     )  # of each block, the attention: experts are never measured without text
-    assert all("as if its inputs were alike: they could not be measured" in line for line in summary.warnings)
+    assert all(
+        "with equal importance for all its inputs: their sizes could not be measured" in line
+        for line in summary.warnings
+    )
     assert set(summary.warnings) <= set(artifact.open(tmp_path / "out").card["notes"])
 
 

@@ -1,20 +1,20 @@
-"""Tune what is not codes, over the whole quantized model, so that its predictions come nearest to the float model's.
+"""Distillation: train the scales, norms and biases of the whole quantized model to match the float model's logits.
 
-Idea (Hinton et al. 2015, arXiv:1503.02531, for what a quantized model leaves free, as in Tailor et al. and in
-PV-Tuning's continuous half, Malinovskii et al. 2024, arXiv:2405.14852): layer-wise algorithms make each layer good;
-nothing tells them which of the errors that are left reach the logits. With all codes fixed, the scales, and the norm
-weights and biases that are kept as floats, are trained by Adam on the divergence KL(float || quantized) of the next
-token over the calibration text. The result has the same format and size to the byte.
+Idea (Hinton et al. 2015, arXiv:1503.02531; for the continuous parameters of a quantized model: Tailor et al., and
+PV-Tuning, Malinovskii et al. 2024, arXiv:2405.14852): layer-wise algorithms minimize each layer's error and do not know
+which errors reach the logits. Here the codes stay fixed. Adam trains the scales, and the norm weights and biases that
+are kept as floats, on the KL divergence KL(float || quantized) of the next token over the calibration text. Format and
+size of the model stay the same to the byte.
 
-Every number is trained as what its type will store: rounded on the way forward, as if it were not on the way back.
-Nested scales have 4 significant bits a row and are left as they are; there the norms, the biases and the scales of
-the embedding and the output head are what is trained. Zero points are integers, and stay.
+The forward pass uses each value rounded to its stored type; the backward pass ignores that rounding (straight-through).
+Two-level scales are too coarse to train (base and multiple have about 4 bits each); in such a model the norms, the
+biases and the scales of the embedding and the output head are trained. Zero points are integers and stay as they are.
 
-The loss is measured before and after on the same windows, which training does not see, and the better of the two
-models is taken; the caller is told when that is the one at the start.
+The loss is measured before and after training on windows that are held out. The model with the lower loss is returned;
+`Tuned.before == Tuned.after` says that training did not help.
 
-Cost: each step runs the float model once, and the quantized one forwards and backwards, on `batch` windows. Memory:
-both models in float32, the gradients of what is trained, and the logits of a batch.
+Cost: each step runs, on `batch` windows, the float model forward and the quantized model forward and backward.
+Memory: both models in float32, the gradients of the trained values, and the logits of one window.
 """
 
 from __future__ import annotations
@@ -27,17 +27,22 @@ import torch
 
 NEEDS: frozenset[str] = frozenset()
 
-#: Of the windows, this part is not trained on but tells whether training helped.
+#: One in so many windows is held out of training, to measure the loss before and after.
 HELD_OUT = 8
 
-#: Steps until the rate is the full one.
+#: Steps over which the learning rate rises linearly to its full value.
 WARM_UP = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`epochs`: how often each window is read, in `batch`es. `rate`: Adam's, of each number as a part of its size,
-    falling to 0 as a cosine. `windows`: the most windows that are read, 0 for all."""
+    """Training options.
+
+    - `epochs`: how often each training window is read;
+    - `batch`: windows per step;
+    - `rate`: Adam's learning rate relative to each value's starting size; falls to 0 along a cosine;
+    - `windows`: upper limit of the windows used, held-out ones included; 0 means all.
+    """
 
     epochs: float = 1.0
     batch: int = 4
@@ -49,24 +54,30 @@ class Student(Protocol):
     """A quantized model that can be trained beside the float one."""
 
     free: Mapping[str, torch.Tensor]
-    """What may be trained, by name, in float32."""
+    """The trainable values by name, float32: scales of quantized weights, and kept vectors."""
 
     def store(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """What is left of a value of that name once it is stored."""
+        """Return `value` rounded to the type in which the artifact stores the trainable value `name`."""
         ...
 
     def logits(self, values: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """Those of tokens `[windows, length]` with these values of what is free; gradients flow to them."""
+        """Return the quantized model's logits `[windows, length, vocabulary]` for tokens `[windows, length]`.
+
+        `values` replace the trainable values of the same names; gradients flow to `values`.
+        """
         ...
 
     def exact(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The float model's logits."""
+        """Return the float model's logits `[windows, length, vocabulary]` for tokens `[windows, length]`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The stored values of what is free, and the mean KL on the windows held out; equal when nothing was gained."""
+    """The trained values as they will be stored, and the mean KL divergence on the held-out windows.
+
+    `before` and `after` are equal if training did not lower the divergence; `values` are then the starting ones.
+    """
 
     values: dict[str, torch.Tensor]
     before: float
@@ -74,19 +85,19 @@ class Tuned:
 
 
 def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: int) -> Tuned:
-    """Train what is free in `student` on windows of tokens `[windows, length]`.
+    """Train the values `student.free` on windows of tokens `[windows, length]`; `seed` orders the windows.
 
-    Fewer than two windows cannot be trained on and held out: then nothing changes.
+    With fewer than two windows nothing is trained, because one window is always held out.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tokens), generator=generator)
     if options.windows:
         order = order[: options.windows]
-    held = max(1, len(order) // HELD_OUT)
-    seen, unseen = tokens[order[held:]], tokens[order[:held]]
+    held_count = max(1, len(order) // HELD_OUT)
+    training_windows, held_out = tokens[order[held_count:]], tokens[order[:held_count]]
     start = {name: value.detach().clone() for name, value in student.free.items()}
-    before = _mean(student, start, unseen)
-    if not len(seen) or not start:
+    before = _mean(student, start, held_out)
+    if not len(training_windows) or not start:
         return Tuned(start, before, before)
     factors = {name: torch.ones_like(value) for name, value in start.items()}
 
@@ -94,35 +105,39 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
         return {name: student.store(name, factor * start[name]) for name, factor in factors.items()}
 
     optimizer = torch.optim.Adam(factors.values(), lr=options.rate, betas=(0.9, 0.99))
-    steps = max(1, round(options.epochs * len(seen) / options.batch))
+    steps = max(1, round(options.epochs * len(training_windows) / options.batch))
     for step in range(steps):
-        half = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * half * min(1.0, (step + 1) / WARM_UP)
+            group["lr"] = options.rate * cosine * min(1.0, (step + 1) / WARM_UP)
         values = {name: value.requires_grad_() for name, value in stored().items()}
         for number in range(options.batch):
-            # One window at a time: its logits are the largest thing in memory.
-            window = seen[(step * options.batch + number) % len(seen)][None]
+            # One window at a time, because the logits take more memory than anything else.
+            window = training_windows[(step * options.batch + number) % len(training_windows)][None]
             loss = divergence(student.exact(window), student.logits(values, window)) / options.batch
             loss.backward()  # type: ignore[no-untyped-call]
-        for name, value in values.items():  # rounding to the type is passed over, on the way back
+        for (
+            name,
+            value,
+        ) in values.items():  # straight-through: the gradient ignores the rounding in `student.store`
             factors[name].grad = None if value.grad is None else value.grad * start[name]
         optimizer.step()
-    found = stored()
-    after = _mean(student, found, unseen)
-    return Tuned(found, before, after) if after < before else Tuned(start, before, before)
+    trained = stored()
+    after = _mean(student, trained, held_out)
+    return Tuned(trained, before, after) if after < before else Tuned(start, before, before)
 
 
 def divergence(exact: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """The mean over tokens of KL(exact || found), from logits `[..., vocabulary]`."""
+    """Return the mean over tokens of KL(exact || found) in nats, from logits `[..., vocabulary]`."""
     reference = exact.log_softmax(-1)
     return (reference.exp() * (reference - found.log_softmax(-1))).sum(-1).mean()
 
 
 def _mean(student: Student, values: Mapping[str, torch.Tensor], windows: torch.Tensor) -> float:
+    """Return the mean KL divergence of the quantized model with `values` over the windows."""
     with torch.no_grad():
-        lost = [
+        divergences = [
             float(divergence(student.exact(window[None]), student.logits(values, window[None])))
             for window in windows
         ]
-    return sum(lost) / len(lost)
+    return sum(divergences) / len(divergences)

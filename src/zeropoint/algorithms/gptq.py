@@ -1,27 +1,29 @@
-"""GPTQ: round the columns of a weight one after the other, each making up for the errors of those before it.
+"""GPTQ: round a weight column by column, and compensate each column's error in the columns not yet rounded.
 
-Idea (Frantar et al. 2022, arXiv:2210.17323): what counts is the error of the layer's output, `tr(E H E')` with
-`E = W - W'` and `H = sum x x'` over the calibration tokens, so an error in one column can be made up for in
-another that goes with it. With `H = U' U`, U upper triangular, the output error is `|E U'|^2`, and its column j is
-`E_j U_jj + sum_{i>j} E_i U_ji`: from the last column to the first, rounding `W_j + sum_{i>j} E_i U_ji / U_jj` makes it
-as small as it gets. That is the paper's procedure without the inverse of H (Chee et al. 2023, arXiv:2307.13304,
-theorem 6).
+Idea (Frantar et al. 2022, arXiv:2210.17323): minimize the error of the layer's output, `tr(E H E')` with `E = W - W'`
+and the Hessian `H = sum x x'` over the calibration tokens. Inputs are correlated, so the error of one column can be
+compensated in another. With `H = U' U`, U upper triangular, the output error is `|E U'|^2`, and column j of `E U'` is
+`E_j U_jj + sum_{i>j} E_i U_ji`. Columns are rounded from the last to the first: rounding
+`W_j + sum_{i>j} E_i U_ji / U_jj` makes that term as small as possible. This equals the paper's procedure, without the
+inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
 
-Columns lie by rising `H_jj`, so that the ones that matter most are rounded first. Scales and zero points are `rtn`'s,
-found before the first column is rounded, so that the order touches no group, and any scale type will do.
+`order`: columns are sorted by rising `H_jj`, so the columns with the largest inputs are rounded first. Scales and zero
+points are those of `rtn`, found before any column is rounded; so the order does not affect the groups, and every scale
+type works.
 
-`propagate`: a layer behind quantized ones does not see the float model's input y but another, x. The weights nearest
-to giving the float output from it are `W + W D H^-1` with `D = sum (y - x) x'`; a part of that step is taken before
-rounding (Arai and Ichikawa 2025, "QEP", arXiv:2504.09629; Li et al. 2025, "GPTAQ", arXiv:2504.02692).
+`propagate`: a layer behind quantized layers takes an input x that differs from the float model's input y. The weight
+whose output for x is nearest to the float output is `W + W D H^-1` with `D = sum (y - x) x'` (the `drift`). The
+fraction `propagate` of that step is added before rounding (Arai and Ichikawa 2025, "QEP", arXiv:2504.09629; Li et al.
+2025, "GPTAQ", arXiv:2504.02692).
 
-`sweeps`: afterwards each column is rounded again, now that those after it are known too, and so on, as long as they
-are asked for: coordinate descent on the same error, which can only fall (Nair and Suggala 2024, "CDQuant",
-arXiv:2406.17542). Two take another 6 % off it, and 1 % off the reference model's KL divergence, for three times the
-time of the rounding: three seconds of SmolLM2-135M's on one core.
+`sweeps`: afterwards all columns are rounded again this many times, each against the errors of all others. This is
+coordinate descent, so the output error never rises (Nair and Suggala 2024, "CDQuant", arXiv:2406.17542). On
+SmolLM2-135M, two sweeps lower the output error by 6 % and the KL divergence by 1 %, and rounding takes three times as
+long: three seconds more on one core.
 
-Cost: `in^2 out` multiplications a layer, as much as `in / 2` tokens' worth of running it, and the Hessian: as much
-again as running the calibration text. Layers given as one tall weight share all that depends on the input alone. A
-block of SmolLM2-135M takes 0.9 s on two cores with AMX, with 8,192 tokens of text.
+Cost: `in^2 out` multiplications per layer (as much as running it on `in / 2` tokens), and the Hessian (as much as
+running the calibration text). Layers that share an input are passed as one tall weight, and share the Hessian and its
+factor. A block of SmolLM2-135M takes 0.9 s on two cores with AMX, with 8,192 tokens of text.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ from zeropoint.values.stats import LayerStats
 
 NEEDS: frozenset[str] = frozenset({"second_moment", "hessian", "drift"})
 
-#: The largest damping tried; at 1 the Hessian is mostly the identity, and `rtn` does as well.
+#: The largest damping tried. With more, the Hessian is mostly the identity, and GPTQ does no better than `rtn`.
 MOST_DAMPING = 1.0
 
 
 class Grid(NamedTuple):
-    """What columns are rounded on: the levels of `scale` and `zero_point`, after `offset` `[out, in]` is taken off."""
+    """A quantization grid for a weight minus `offset` (float32 `[out, in]`, None: 0)."""
 
     scheme: Scheme
     scale: Floats
@@ -59,9 +61,10 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`damping`: this part of the mean of H's diagonal is added to it, more where H is not positive definite.
-    `order`: the loudest columns first. `propagate`: the part taken of the step that makes up for quantized inputs.
-    `sweeps`: how often all columns are rounded again."""
+    """GPTQ's options; the module's docstring describes `order`, `propagate` and `sweeps`.
+
+    `damping`: this fraction of the mean of H's diagonal is added to the diagonal; more if H is not positive definite.
+    """
 
     damping: float = 0.01
     order: bool = True
@@ -70,19 +73,19 @@ class Options:
 
 
 def needs(scheme: Scheme, options: Options) -> frozenset[str]:
-    """The statistics that `quantize` uses for such a weight."""
+    """Return the statistics that `quantize` uses for a weight of this scheme."""
     return NEEDS if options.propagate else NEEDS - {"drift"}
 
 
 def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Options) -> QuantizedTensor:
-    """Quantize a finite float `[out, in]` array or CPU tensor against the Hessian of its input.
+    """Quantize a float array or CPU tensor `[out, in]` with the Hessian of the layer's input.
 
-    Raises `StatisticsError` when there is no Hessian or none that can be factored, `SchemeError` when a scale
-    overflows its type, `CheckpointError` on NaN or inf.
+    Raises `StatisticsError` if there is no Hessian or it cannot be factored, `SchemeError` if a scale overflows its
+    type, `CheckpointError` if the weight holds NaN or inf.
     """
 
-    def find(wanted: Floats) -> Grid:
-        return Grid(scheme, *rtn.find_grid(wanted, stats, scheme, rtn.Options()))
+    def find(target: Floats) -> Grid:
+        return Grid(scheme, *rtn.find_grid(target, stats, scheme, rtn.Options()))
 
     return quantize_on(find, weight, stats, options)
 
@@ -90,9 +93,9 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
 def quantize_on(
     find: Callable[[Floats], Grid], weight: Any, stats: LayerStats | None, options: Options
 ) -> QuantizedTensor:
-    """`quantize` on the grid that `find` gives for a weight; what results stands for that weight less the offset.
+    """Quantize like `quantize`, on the grid that `find` returns. The result approximates the weight minus the offset.
 
-    `find` is given the weight that is to be rounded, which makes up for quantized inputs already.
+    `find` is called with the weight after the `propagate` step.
     """
     weight = np.asarray(weight, dtype=np.float32)
     check_finite(weight, "the tensor")
@@ -101,7 +104,7 @@ def quantize_on(
             "gptq needs the Hessian of the layer's input, and no calibration token reached it"
         )
     hessian = stats.hessian
-    # Rounding goes from the last column to the first.
+    # `round_columns` goes from the last column of `order` to the first.
     order = (
         np.argsort(-hessian.diagonal(), kind="stable")[::-1]
         if options.order
@@ -122,8 +125,12 @@ def quantize_on(
 
 
 def _factor(hessian: Floats, order: NDArray[np.intp], damping: float) -> tuple[torch.Tensor, float]:
-    """U, upper triangular and float32, with `H + d = U' U` in the given order, and d: of 1, 10, 100 ... `damping` times
-    the mean of H's diagonal the least that makes H positive definite. Factored in float64."""
+    """Return U, upper triangular float32, with `H + d I = U' U` for the columns in `order`, and d.
+
+    d is the smallest of `damping`, 10 `damping`, 100 `damping` ... times the mean of H's diagonal with which H is
+    positive definite. The factorization is done in float64. Raises `StatisticsError` if there is no such d up to
+    `MOST_DAMPING`, or if H is zero or not finite.
+    """
     diagonal = hessian.diagonal().astype(np.float64)[order]
     mean = float(diagonal.mean())
     if not np.isfinite(hessian).all() or mean <= 0:
@@ -142,11 +149,11 @@ def _factor(hessian: Floats, order: NDArray[np.intp], damping: float) -> tuple[t
 def _step(
     weight: Floats, drift: Floats, factor: torch.Tensor, order: NDArray[np.intp], part: float
 ) -> Floats:
-    """`part` of `W D H^-1`, what to add to W so that its output from quantized inputs is nearest the float one."""
-    wanted, towards, columns = torch.from_numpy(weight), torch.from_numpy(drift), torch.from_numpy(order)
-    tall = len(weight) > len(drift)  # then D H^-1 takes fewer multiplications than (W D) H^-1
-    right = (towards if tall else wanted @ towards).T.contiguous()
+    """Return `part` times `W D H^-1`, the step towards the weight that gives the float output for quantized inputs."""
+    values, drifts, columns = torch.from_numpy(weight), torch.from_numpy(drift), torch.from_numpy(order)
+    tall = len(weight) > len(drift)  # D H^-1 then takes fewer multiplications than (W D) H^-1
+    right = (drifts if tall else values @ drifts).T.contiguous()
     solved = torch.empty_like(right)
     solved[columns] = torch.cholesky_solve(right[columns], factor, upper=True)
-    step: Floats = (wanted @ solved.T if tall else solved.T.contiguous()).numpy()
+    step: Floats = (values @ solved.T if tall else solved.T.contiguous()).numpy()
     return np.multiply(step, np.float32(part), out=step)

@@ -1,14 +1,15 @@
-"""Rotation: turn the spaces in which a model hands vectors on, so that no channel is larger than the rest.
+"""Rotation (alias `quarot`): multiply hidden states by a random Hadamard matrix, to spread outlier channels evenly.
 
-Idea (Ashkboos et al. 2024, "QuaRot", arXiv:2404.00456; R1 and R2 of Liu et al. 2024, "SpinQuant", arXiv:2405.16406): an
-RMSNorm without its gain does not notice a rotation of its input. So the hidden states between the blocks may be rotated
-by any orthogonal Q: what writes them is multiplied by Q, what reads them by Q transposed, and the gains of the norms go
-into what reads. The values of each attention head may be rotated between the layer that makes them and the one that
-takes them. A random Hadamard matrix spreads a large channel over all of them. The function stays; the sizes of
-activations (for 8-bit inputs) and of weights (for their grids) become alike.
+Idea (Ashkboos et al. 2024, "QuaRot", arXiv:2404.00456; R1 and R2 of Liu et al. 2024, "SpinQuant", arXiv:2405.16406):
+RMSNorm without its gain commutes with rotations. So the hidden states between the transformer blocks may be rotated by
+any orthogonal Q. The layers that write hidden states are multiplied by Q, the layers that read them by Q transposed,
+and the gains of the norms are multiplied into the reading layers. The values of each attention head can be rotated
+too, between the value projection and the output projection. A random Hadamard matrix spreads a large channel over all
+channels. The model's function stays the same; the channels of activations and weights become similar in size, which
+suits both 8-bit inputs and weight grids.
 
-Nothing is done while the model runs, so what lies behind a non-linearity stays as it was: the input of the down
-projection, where this model family has its largest values.
+All of this happens in the weights, before the model runs. So a rotation cannot pass a non-linearity: the input of the
+down projection is not rotated, although the SmolLM2 models have their largest values there.
 
 Cost: two products with a `[width, width]` matrix for each weight.
 """
@@ -34,8 +35,11 @@ class Options:
 
 
 def rotate(width: int, seed: int) -> Floats:
-    """An orthogonal matrix `[width, width]`: a Hadamard matrix whose rows have random signs, where Sylvester's and
-    Paley's constructions give one (576 is 16 times 36, 896 is 32 times 28), else a random one of no structure."""
+    """Return a random orthogonal float32 matrix `[width, width]`.
+
+    The matrix is a Hadamard matrix with random row signs if Sylvester's and Paley's constructions give one of this
+    order (such as 576 = 16 * 36 and 896 = 32 * 28), else the Q factor of a random Gaussian matrix.
+    """
     random = np.random.default_rng(seed)
     hadamard = hadamard_matrix(width)
     if hadamard is None:
@@ -46,17 +50,17 @@ def rotate(width: int, seed: int) -> Floats:
 
 
 def hadamard_matrix(order: int) -> NDArray[np.int8] | None:
-    """Rows of 1 and -1, each orthogonal to the others; None where no construction here has that order."""
+    """Return a Hadamard matrix int8 `[order, order]` (orthogonal rows of 1 and -1), or None if none is known here."""
     if order == 1:
         return np.ones((1, 1), np.int8)
-    found = _paley(order)
-    if found is None and order % 2 == 0 and (half := hadamard_matrix(order // 2)) is not None:
-        found = np.kron(np.array([[1, 1], [1, -1]], np.int8), half)
-    return found
+    matrix = _paley(order)
+    if matrix is None and order % 2 == 0 and (half := hadamard_matrix(order // 2)) is not None:
+        matrix = np.kron(np.array([[1, 1], [1, -1]], np.int8), half)
+    return matrix
 
 
 def _paley(order: int) -> NDArray[np.int8] | None:
-    """Paley's matrices, of order q + 1 for primes q = 3 mod 4, and of 2 q + 2 for primes q = 1 mod 4."""
+    """Return Paley's matrix: order q + 1 for primes q = 3 mod 4, order 2 q + 2 for primes q = 1 mod 4; else None."""
     if order % 4:
         return None
     if _is_prime(order - 1):
@@ -73,7 +77,7 @@ def _paley(order: int) -> NDArray[np.int8] | None:
 
 
 def _residues(prime: int) -> NDArray[np.int8]:
-    """`[i, j]`: 1 where i - j is a square modulo the prime, 0 where it is 0, else -1."""
+    """Return the matrix whose `[i, j]` is 0 if i = j, 1 if i - j is a square modulo the prime, else -1."""
     character = np.full(prime, -1, np.int8)
     character[np.arange(1, prime) ** 2 % prime] = 1
     character[0] = 0
@@ -82,4 +86,5 @@ def _residues(prime: int) -> NDArray[np.int8]:
 
 
 def _is_prime(number: int) -> bool:
+    """Return whether `number` is prime."""
     return number > 1 and all(number % factor for factor in range(2, int(number**0.5) + 1))

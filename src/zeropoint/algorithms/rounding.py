@@ -1,21 +1,22 @@
-"""Rounding learned per block: change the codes that another algorithm chose where the whole block gains by it.
+"""Learned rounding (alias `autoround`): train the codes of a block's layers together, on the error of its output.
 
-Idea (Cheng et al. 2023, "AutoRound", arXiv:2309.05516): a layer-wise algorithm does not know that the errors of one
-layer can be made up for in the next, nor what the nonlinearity between them passes on. Here a block's quantized
-weights are `(clamp(round(u + v)) - z) * s`, u the float weight on the grid, and v within half a step is learned for
-all layers of the block together, by descent on the signs of the gradient of the distance between the block's output
-and that of the float model. Gradients pass through the rounding as if it were not there. s is learned with it, as a
-factor within `clip` of what it was, wherever its type can hold one: nested scales are left as they are.
+Idea (Cheng et al. 2023, "AutoRound", arXiv:2309.05516): a layer-wise algorithm does not know that the next layer can
+compensate an error, or that a non-linearity removes it. Here the weights of a transformer block are
+`(clamp(round(u + v)) - z) * s`, where u is the float weight in steps of the grid. The offsets v, at most half a step,
+are learned for all layers of the block together, by sign gradient descent on the distance between the block's output
+and the float model's. Gradients pass through the rounding unchanged (straight-through). The scale s is learned too, as
+a factor between 1 - `clip` and 1 + `clip`; two-level scales stay as they are.
 
-Where u starts from the codes of `gptq`, which are not the nearest ones, it is the point nearest to the float weight
-that rounds to that code. The distance is relative to the size of each token and of each channel: some of either are a
-thousand times larger than the rest, and the next norm and its weights make up for that. Without the channels' part the
-distance falls by half on SmolLM2-135M, and the model gets worse.
+If the codes come from an algorithm that does not round to nearest (`gptq`), u starts at the point that rounds to the
+code and is nearest to the float weight. The distance is relative to the size of each token and each channel: some are a
+thousand times larger than the rest, and the next norm evens that out. Without the relative size of channels the
+distance falls by half on SmolLM2-135M, but the model gets worse.
 
-The codes at the start, in the middle and at the end are compared on all inputs given, and the best are taken; the
-caller is told when those are the ones at the start.
+The distances of the first codes, of those after half of the steps and of the last ones are measured on all inputs, and
+the best codes are returned; `Tuned.before == Tuned.after` says that the first codes were the best.
 
-Cost: each of `steps` runs the block forwards and backwards on `batch` batches and reads its weights some ten times.
+Cost: each of `steps` steps runs the block forward and backward on `batch` batches and reads its weights about ten
+times.
 """
 
 from __future__ import annotations
@@ -33,16 +34,24 @@ from zeropoint.values.scheme import Scheme
 NEEDS: frozenset[str] = frozenset()
 
 Loss = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
-"""The distance of the block's output from the float one with these weights `{name: [out, in]}`, on one batch."""
+"""Returns the distance between the block's output with weights `{name: [out, in]}` and the float output, on a batch.
 
-#: How near to the border to its neighbours' a starting point may lie, in steps of the grid.
+The second argument is the number of the batch.
+"""
+
+#: The largest distance between a code and its starting point u, in steps of the grid: below 0.5, u rounds to the code.
 MARGIN = 0.49
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`steps` of descent with `batch` batches each; `rate`: the longest way of v in one, falling to 0.
-    `clip`: how far a scale may move, as a part of it."""
+    """Options of learned rounding.
+
+    - `steps`: steps of descent;
+    - `batch`: batches per step;
+    - `rate`: how far v moves in the first step, in steps of the grid; falls linearly to 0;
+    - `clip`: the largest relative change of a scale; 0 leaves scales as they are.
+    """
 
     steps: int = 40
     batch: int = 2
@@ -52,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A quantized weight of the block and the float one it stands for, both `[out, in]`."""
+    """A float weight of the block and its quantized form to start from, both `[out, in]`."""
 
     weight: torch.Tensor
     start: QuantizedTensor
@@ -60,7 +69,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The block's weights, and the mean distance before and after; equal when nothing better was found."""
+    """The block's quantized weights by name, and the mean distance before and after.
+
+    If nothing better was found, `before` equals `after` and `weights` are the ones from the start.
+    """
 
     weights: dict[str, QuantizedTensor]
     before: float
@@ -70,7 +82,7 @@ class Tuned:
 def quantize_block(
     layers: Mapping[str, Layer], loss: Loss, batches: int, options: Options, seed: int
 ) -> Tuned:
-    """Learn the codes of `layers` together, over batches `0 .. batches - 1` of `loss`."""
+    """Learn the codes of `layers` together, over batches `0 .. batches - 1` of `loss`; `seed` draws the batches."""
     learned = {name: _Learned(layer, options.clip) for name, layer in layers.items()}
     generator = torch.Generator().manual_seed(seed)
 
@@ -79,7 +91,7 @@ def quantize_block(
             weights = {name: part.weight() for name, part in learned.items()}
             return sum(float(loss(weights, number)) for number in range(batches)) / batches
 
-    before = least = measure()
+    before = least_distance = measure()
     best = {name: layer.start for name, layer in layers.items()}
     for step in range(options.steps):
         weights = {name: part.weight().requires_grad_() for name, part in learned.items()}
@@ -87,17 +99,17 @@ def quantize_block(
             loss(weights, number).backward()  # type: ignore[no-untyped-call]
         for name, part in learned.items():
             gradient = weights[name].grad
-            if gradient is not None:  # an expert that no token of these batches reached
+            if gradient is not None:  # None: an expert that received no token of these batches
                 part.descend(gradient, options.rate * (1 - step / options.steps))
         if step + 1 in (options.steps // 2, options.steps):
-            found = measure()
-            if found < least:
-                least, best = found, {name: part.quantized() for name, part in learned.items()}
-    return Tuned(best, before, least)
+            distance = measure()
+            if distance < least_distance:
+                least_distance, best = distance, {name: part.quantized() for name, part in learned.items()}
+    return Tuned(best, before, least_distance)
 
 
 class _Learned:
-    """One weight's offsets v and factors of its scales."""
+    """The learned values of one weight: offsets v, and a factor for each scale."""
 
     def __init__(self, layer: Layer, clip: float) -> None:
         start = layer.start
@@ -106,35 +118,39 @@ class _Learned:
         self._factor = torch.ones_like(self._scale)
         self._zero = 0.0 if start.zero_point is None else self._spread(torch.tensor(start.zero_point).float())
         codes = torch.tensor(start.codes).float()
-        wanted = layer.weight / self._spread(self._scale) + self._zero
-        self._from = codes + (wanted - codes).clamp_(-MARGIN, MARGIN)
+        target = layer.weight / self._spread(self._scale) + self._zero
+        self._from = codes + (target - codes).clamp_(-MARGIN, MARGIN)
         self._offset = torch.zeros_like(self._from)
 
     @property
-    def _moves(self) -> bool:
+    def _learns_scales(self) -> bool:
+        """Return whether the scales are learned too."""
         return self._scheme.scale_dtype != "nested" and self._clip > 0
 
     def _spread(self, per_group: torch.Tensor) -> torch.Tensor:
+        """Expand values of `Scheme.scale_shape` to a shape that broadcasts with `[out, in]`."""
         if self._scheme.granularity != "group":
             return per_group
         return per_group.repeat_interleave(self._scheme.group_size, dim=1)[:, : self._shape[1]]
 
     def _codes(self) -> torch.Tensor:
+        """Return the current codes as float32 `[out, in]`."""
         codes = (self._from + self._offset).round_()
         return codes.clamp_(self._scheme.qmin, self._scheme.qmax)
 
     def _scales(self) -> torch.Tensor:
-        if not self._moves:
+        """Return the current scales, rounded to their stored type."""
+        if not self._learns_scales:
             return self._scale
         return torch.from_numpy(round_scale((self._scale * self._factor).numpy(), self._scheme.scale_dtype))
 
     def weight(self) -> torch.Tensor:
-        """What the codes stand for now."""
+        """Return the dequantized weight `[out, in]`."""
         return self._codes().sub_(self._zero).mul_(self._spread(self._scales()))
 
     def descend(self, gradient: torch.Tensor, rate: float) -> None:
-        """A step against the signs of the derivatives of the loss, given that by the weight."""
-        if self._moves:
+        """Take one step of sign gradient descent; `gradient` `[out, in]` is the loss's derivative by the weight."""
+        if self._learns_scales:
             levels = self._codes().sub_(self._zero).mul_(gradient)
             change = _sum_groups(levels, self._scheme) * self._scale
             self._factor.sub_(rate * self._clip * change.sign()).clamp_(1 - self._clip, 1 + self._clip)
@@ -142,17 +158,18 @@ class _Learned:
         self._offset.sub_(downhill, alpha=rate).clamp_(-0.5, 0.5)
 
     def quantized(self) -> QuantizedTensor:
+        """Return the current codes and scales as a quantized weight."""
         codes = self._codes().numpy().astype(np.int8)
         return QuantizedTensor(self._scheme, codes, self._scales().numpy(), self._start.zero_point)
 
 
 def _sum_groups(values: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """The sum over each group that shares a scale, `Scheme.scale_shape`."""
+    """Return the sum of `values` `[out, in]` over each group that shares a scale, in `Scheme.scale_shape`."""
     return torch.from_numpy(grouped(values.numpy(), scheme).sum(axis=2))
 
 
 def relative_sizes(exact: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean square `[width]` of each channel of outputs `[..., width]`, of which every token's is 1 on average."""
+    """Return the mean square `[width]` of each channel of outputs `[..., width]`, with each token scaled to size 1."""
     rows = [out.reshape(-1, out.shape[-1]) for out in exact]
     total = sum(
         (row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)).square().sum(0) for row in rows
@@ -162,6 +179,9 @@ def relative_sizes(exact: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def relative_distance(out: torch.Tensor, exact: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """The mean squared distance of outputs `[..., width]`, as a part of the token's size and of the channel's."""
+    """Return the mean of `(out - exact)^2` over outputs `[..., width]`, relative to the token's and channel's size.
+
+    `sizes` `[width]` are the channels' sizes from `relative_sizes`.
+    """
     token = exact.square().mean(-1, keepdim=True).clamp_min(1e-12)
     return ((out - exact).square() / token / sizes).mean()

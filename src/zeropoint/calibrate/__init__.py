@@ -1,4 +1,4 @@
-"""From text to the tokens that algorithms observe a model on."""
+"""Calibration text: from a file to the token windows on which algorithms observe a model."""
 
 from zeropoint.calibrate.text import Calibration, calibration
 

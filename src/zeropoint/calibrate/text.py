@@ -1,14 +1,14 @@
-"""Calibration text -> token windows, and a digest that says which text it was.
+"""Calibration text -> token windows, with a digest that identifies the text.
 
-A `.jsonl` file holds one conversation or document a line: `{"messages": [{"role": ..., "content": ...}, ...]}`,
-written out by the model's own chat template where it has one, or `{"text": ...}`. Lines end at line feeds alone, as
-JSON Lines says; a record whose text is null or empty is passed over. Any other file is UTF-8 text whose documents are
-separated by two blank lines. The documents follow each other in one stream of tokens, as in training, cut into windows
-of equal length without overlap; nothing is padded, so that no statistic sees padding.
+A `.jsonl` file holds one record per line: a conversation `{"messages": [{"role": ..., "content": ...}, ...]}`, which
+the model's chat template renders if it has one, or a document `{"text": ...}`. Only line feeds end a line (JSON Lines);
+records whose text is null or empty are skipped. Any other file is UTF-8 text with two blank lines between documents.
+The documents are joined into one stream of tokens, as in training, and the stream is cut into windows of equal length
+without overlap. Nothing is padded, so padding never enters the statistics.
 
-BOS: a document begins with what the model's tokenizer puts before a text, once, and a conversation as its template
-begins it. A window that begins within a document gets BOS in the place of one token, because the model never reads a
-sequence without it. A model whose tokenizer puts nothing before a text gets nothing.
+BOS: a document begins with the tokens that the tokenizer puts before a text; a conversation begins as its template
+says. A window that begins inside a document starts with those tokens too, because the model never reads a sequence
+without them. If the tokenizer puts nothing before a text, no token is added.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zeropoint.files.json_file import parse_json
 from zeropoint.tokenizer import Message, Text, reader
 from zeropoint.tokenizer.templates import plain_content
 
-#: 128 windows of 512 tokens: what the published results of most algorithms are made with.
+#: 128 windows of 512 tokens, the size with which most algorithms' results were published.
 DEFAULT_TOKENS = 128 * 512
 DEFAULT_LENGTH = 512
 BUILT_IN = "built-in sample (Wikipedia, The Debian Administrator's Handbook)"
@@ -38,14 +38,14 @@ BUILT_IN = "built-in sample (Wikipedia, The Debian Administrator's Handbook)"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`tokens` int64 `[windows, length]`; `sha256` is that of the whole file, `source` its name."""
+    """Token windows int64 `[windows, length]`, and the name (`source`) and SHA-256 of the file they come from."""
 
     tokens: NDArray[np.int64]
     source: str
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        """What the card says of it. The tokens' own hash tells apart what the file's does not: count and order."""
+        """Return the entry of the card. The hash of the tokens differs for other counts or orders of the same file."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -63,11 +63,12 @@ def calibration(
     length: int = DEFAULT_LENGTH,
     seed: int = 0,
 ) -> Calibration:
-    """Windows of at most `tokens` tokens from the file `path`, or from the built-in sample.
+    """Return windows of `length` tokens, at most `tokens` in all, from the file `path` or the built-in sample (None).
 
-    `tokenizer` is a `zeropoint.tokenizer.Text` or a Hugging Face one. A text too short for `tokens` gives fewer
-    windows, one too short for `length` a single shorter one. `seed` 0 takes the documents in the file's order, any
-    other shuffles them. Raises `UsageError` when the file cannot be read, holds no text or too little of it.
+    `tokenizer` is a `zeropoint.tokenizer.Text` or a Hugging Face tokenizer. A text with fewer than `tokens` tokens
+    gives fewer windows; a text with fewer than `length` tokens gives one shorter window. `seed` 0 keeps the documents
+    in the file's order; any other seed shuffles them. Raises `UsageError` if the file cannot be read, a line is no
+    valid record, or the text has fewer than two tokens.
     """
     if tokens < 2 or length < 2:
         raise UsageError(f"calibration needs at least 2 tokens, not {tokens} in windows of {length}")
@@ -87,14 +88,17 @@ def calibration(
 
 
 def _read(path: str | Path | None) -> tuple[str, str]:
-    """The text and what to call it."""
+    """Return the text of the file (None: the built-in sample) and the name under which it is reported."""
     if path is None:
         return (resources.files(__package__) / "data" / "sample.txt").read_text(encoding="utf-8"), BUILT_IN
     return documents.read_text(path, "the calibration text"), Path(path).name
 
 
 def _records(content: str, source: str, text: Text) -> Iterator[Callable[[], list[int]]]:
-    """Yield what encodes each line of a .jsonl file; lines without text are passed over."""
+    """Yield, for each line of a .jsonl file with text, a function that returns the line's tokens.
+
+    Raises `UsageError` with the line's number if the line is no valid record.
+    """
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
@@ -109,7 +113,7 @@ def _records(content: str, source: str, text: Text) -> Iterator[Callable[[], lis
 
 
 def _record(record: Mapping[str, Any], text: Text) -> Callable[[], list[int]] | None:
-    """Return what encodes one record, turns marked as the model knows them; None for one without text."""
+    """Return a function that returns one record's tokens (a conversation by the chat template); None without text."""
     if "messages" not in record:
         content = plain_content(record["text"])
         return partial(text.encode_prompt, content + "\n\n") if content else None
@@ -124,22 +128,24 @@ def _record(record: Mapping[str, Any], text: Text) -> Callable[[], list[int]] | 
 
 
 def _windows(
-    encoders: Sequence[Callable[[], list[int]]], prefix: list[int], wanted: int, length: int
+    encoders: Sequence[Callable[[], list[int]]], prefix: list[int], limit: int, length: int
 ) -> NDArray[np.int64]:
-    """Return windows int64 `[count, length]` of the documents' stream, at most `wanted` tokens; a text too short for
-    `length` gives one shorter window. A window that begins within a document begins with `prefix`."""
-    length = min(length, wanted)
+    """Return windows int64 `[count, length]` of the stream of documents, at most `limit` tokens.
+
+    A text too short for `length` gives one shorter window. A window that begins inside a document begins with `prefix`.
+    """
+    length = min(length, limit)
     windows: list[list[int]] = []
     window: list[int] = []
     for encode in encoders:
-        left = encode()
-        while left:
+        rest = encode()
+        while rest:
             room = length - len(window)
-            window, left = window + left[:room], left[room:]
+            window, rest = window + rest[:room], rest[room:]
             if len(window) == length:
                 windows.append(window)
-                window = prefix[: length - 1] if left else []
-        if len(windows) * length + len(window) >= wanted:
+                window = prefix[: length - 1] if rest else []
+        if len(windows) * length + len(window) >= limit:
             break
-    found = windows[: wanted // length] or [window]
-    return np.asarray(found, np.int64)
+    full_windows = windows[: limit // length] or [window]
+    return np.asarray(full_windows, np.int64)

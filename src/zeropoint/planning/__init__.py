@@ -1,4 +1,4 @@
-"""Decide what happens to each weight."""
+"""Plans: what happens to each weight of a model, and what a plan quantizes and costs."""
 
 from zeropoint.planning.coverage import CoverageRow, coverage, quantized_fraction, require_coverage
 from zeropoint.planning.uniform import uniform_plan

@@ -1,4 +1,4 @@
-"""What a plan does to every parameter of a model, and how much of it is quantized."""
+"""The coverage report: what a plan does to each parameter of a model, and which fraction of them it quantizes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from zeropoint.values.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class CoverageRow:
-    """One line of the coverage report; `bytes` are those in the artifact (0 for a tied name).
+    """One line of the coverage report: one parameter, view or tied name.
 
-    `scheme` is the scheme's string, or the kept dtype (`bfloat16`).
+    `scheme` is the scheme's string, or the dtype of a kept parameter (`bfloat16`). `bytes` is the size in the artifact
+    (0 for a tied name).
     """
 
     name: str
@@ -28,9 +29,9 @@ class CoverageRow:
 
 
 def coverage(checkpoint: Checkpoint, plan: Plan) -> list[CoverageRow]:
-    """Every parameter and persistent buffer once (stacked experts once each), in plan order, tied names last.
+    """Return one row per parameter, persistent buffer and expert of a stack, in plan order, tied names last.
 
-    Raises `UsageError` when the plan misses a weight of the model or names one it does not have.
+    Raises `UsageError` if the plan misses a weight of the model or names a weight that the model lacks.
     """
     check_complete(checkpoint, plan)
     infos = {info.name: info for info in checkpoint.parameters()}
@@ -48,8 +49,10 @@ def coverage(checkpoint: Checkpoint, plan: Plan) -> list[CoverageRow]:
             rows.append(CoverageRow(name, info.shape, "kept", kept_as, size, choice.reason))
     for info in infos.values():
         if info.tied_to is not None:
-            same = plan.choices[info.tied_to].scheme
-            scheme = str(same) if same is not None else str(info.dtype).removeprefix("torch.")
+            target_scheme = plan.choices[info.tied_to].scheme
+            scheme = (
+                str(target_scheme) if target_scheme is not None else str(info.dtype).removeprefix("torch.")
+            )
             rows.append(
                 CoverageRow(info.name, info.shape, "tied", scheme, 0, f"is {info.tied_to}, stored once")
             )
@@ -57,21 +60,23 @@ def coverage(checkpoint: Checkpoint, plan: Plan) -> list[CoverageRow]:
 
 
 def quantized_fraction(rows: list[CoverageRow]) -> float:
-    """Parameters quantized / parameters (tied names counted once)."""
+    """Return the fraction of the model's numbers that are quantized; tied weights count once."""
     own = [row for row in rows if row.decision != "tied"]
     total = sum(prod(row.shape) for row in own)
     return sum(prod(row.shape) for row in own if row.decision == "quantized") / max(total, 1)
 
 
 def require_coverage(rows: list[CoverageRow], fraction: float) -> None:
-    """Raise `UsageError` naming the largest kept weights when less than `fraction` is quantized."""
-    got = quantized_fraction(rows)
-    if got >= fraction:
+    """Raise `UsageError` with the largest kept weights if less than `fraction` of the numbers is quantized."""
+    quantized = quantized_fraction(rows)
+    if quantized >= fraction:
         return
-    kept = sorted((row for row in rows if row.decision == "kept"), key=lambda row: -prod(row.shape))[:3]
-    names = ", ".join(f"{row.name} ({row.reason})" for row in kept)
+    largest_kept = sorted((row for row in rows if row.decision == "kept"), key=lambda row: -prod(row.shape))[
+        :3
+    ]
+    names = ", ".join(f"{row.name} ({row.reason})" for row in largest_kept)
     raise UsageError(
-        f"only {got:.1%} of the parameters would be quantized, less than the {fraction:.1%} asked: {names}"
+        f"only {quantized:.1%} of the parameters would be quantized, less than the {fraction:.1%} asked: {names}"
     )
 
 
@@ -80,20 +85,21 @@ def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
     by_parameter: dict[str, list[str]] = {}
     for view in checkpoint.views()[0]:
         by_parameter.setdefault(view.parameter, []).append(view.name)
-    known: set[str] = set()
+    known_names: set[str] = set()
     for info in checkpoint.parameters():
         if info.tied_to is not None:
             continue
         names = by_parameter.get(info.name, [])
-        known |= {info.name, *names}
-        whole, parts = info.name in plan.choices, [n for n in names if n != info.name and n in plan.choices]
-        if whole and parts:
-            raise UsageError(f"the plan decides {info.name} twice: as a whole and as {parts[0]}")
-        all_parts = len(parts) == sum(1 for n in names if n != info.name)
-        if not whole and (not parts or not all_parts):
+        known_names |= {info.name, *names}
+        whole = info.name in plan.choices
+        views_planned = [n for n in names if n != info.name and n in plan.choices]
+        if whole and views_planned:
+            raise UsageError(f"the plan decides {info.name} twice: as a whole and as {views_planned[0]}")
+        all_parts = len(views_planned) == sum(1 for n in names if n != info.name)
+        if not whole and (not views_planned or not all_parts):
             raise UsageError(f"the plan does not say what happens to {info.name}: make it for this model")
-    strangers = [name for name in plan.choices if name not in known]
-    if strangers:
+    unknown = [name for name in plan.choices if name not in known_names]
+    if unknown:
         raise UsageError(
-            f"the plan names {strangers[0]}, which this model does not have: make it for this model"
+            f"the plan names {unknown[0]}, which this model does not have: make it for this model"
         )

@@ -1,8 +1,9 @@
-"""Choose a format for each group of layers: an integer program, solved exactly.
+"""Integer program that chooses one format for each group of layers.
 
-One binary variable says that group g gets format f; each group gets one; bytes, seconds and losses add up over the
-groups and are bounded or minimized. HiGHS (Huangfu and Hall 2018) solves hundreds of groups in a fraction of a second.
-Losses do not quite add up in a model: whoever calls this measures what comes out, and asks again.
+One binary variable per group g and format f says whether g gets f; each group gets exactly one format. Bytes, seconds
+and losses are sums over the groups; each is bounded or minimized. HiGHS (Huangfu and Hall 2018) solves programs of
+hundreds of groups in a fraction of a second. In a real model losses are not exactly additive, so the caller measures
+the resulting plan and solves again with a corrected bound.
 """
 
 from __future__ import annotations
@@ -25,24 +26,26 @@ Quantity = Literal["nbytes", "decode", "prefill", "loss"]
 
 QUANTITIES: tuple[Quantity, ...] = ("nbytes", "decode", "prefill", "loss")
 
-#: Weight of the quantities that are not minimized: they decide between plans that are equal otherwise.
+#: Weight in the objective of the quantities that are not minimized: they decide between otherwise equal plans.
 TIE_BREAK = 1e-4
 
-#: Nodes of the search tree at most. Programs of models take up to about a thousand; ten thousand take half a minute.
+#: Limit on the nodes of the search tree. Models need up to about a thousand; ten thousand take half a minute.
 MOST_NODES = 10_000
-#: scipy's statuses. Whatever else it says (limits, errors) is neither: then it matters whether a plan came with it.
+#: Statuses of `scipy.optimize.milp`. With any other status (limits, errors) a plan may or may not be returned.
 OPTIMAL, INFEASIBLE = 0, 2
-#: The program keeps to its limits within 1e-6 of them: when that shows, it is run once more with so much less.
+#: HiGHS may exceed a limit by a relative 1e-6. If it does, it runs again with limits lowered by this share.
 SLACK = 2e-6
-#: Prices tried by `_heuristic`.
+#: Number of price updates that `_priced` tries.
 PRICE_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CostTable:
-    """What each group costs in each format: arrays `[groups, formats]`, and what the rest of the model costs.
+    """The cost of each group in each format: float64 arrays `[groups, formats]`.
 
-    `nbytes` of the weights; `decode` and `prefill` in seconds a token; `loss` in nats of mean KL, this group alone.
+    - `nbytes`: bytes of the group's weights; `fixed_nbytes`: bytes of the rest of the model;
+    - `decode`, `prefill`: seconds per token;
+    - `loss`: mean KL divergence in nats per token with this group alone quantized.
     """
 
     groups: tuple[str, ...]
@@ -54,16 +57,16 @@ class CostTable:
     fixed_nbytes: float = 0.0
 
     def total(self, quantity: Quantity, picks: Picks) -> float:
-        """Of a plan: `picks` `[groups]` are format numbers."""
+        """Return the total of one quantity for a plan; `picks` int64 `[groups]` are format numbers."""
         values: Floats = getattr(self, quantity)
         return float(values[np.arange(len(picks)), picks].sum()) + self.fixed(quantity)
 
     def fixed(self, quantity: Quantity) -> float:
-        """What is the same in every plan."""
+        """Return the part of a quantity that is the same in every plan."""
         return self.fixed_nbytes if quantity == "nbytes" else 0.0
 
     def least(self, quantity: Quantity) -> float:
-        """The least that any plan costs of this quantity alone."""
+        """Return the smallest total of one quantity over all plans."""
         values: Floats = getattr(self, quantity)
         return float(values.min(axis=1).sum()) + self.fixed(quantity)
 
@@ -73,7 +76,7 @@ class CostTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """A plan that meets the limits. `optimal`: the program proved that none is better."""
+    """A plan that meets the limits; `optimal` says that HiGHS proved that no plan is better."""
 
     picks: Picks
     optimal: bool
@@ -82,22 +85,21 @@ class Solution:
 def solve(
     table: CostTable, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float]
 ) -> Picks | None:
-    """The picks of `optimize`, `[groups]`; None when no plan meets the limits. Raises as `optimize` does."""
-    found = optimize(table, limits, minimize)
-    return None if found is None else found.picks
+    """Return the picks int64 `[groups]` of `optimize`, or None if no plan meets the limits. Raises as `optimize`."""
+    solution = optimize(table, limits, minimize)
+    return None if solution is None else solution.picks
 
 
 def optimize(
     table: CostTable, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float]
 ) -> Solution | None:
-    """Find the best format for each group; None only when it is proved that no plan meets the limits.
+    """Return the best format for each group, or None if it is proved that no plan meets the limits.
 
-    `minimize` weighs quantities against each other, each as a share of the most that any plan could cost.
-    Groups with equal costs are told apart by their order, so that equal tables give equal plans. The work is bounded
-    by a number of nodes, never by seconds, so that a slow machine gives the same plan as a fast one.
+    `limits` holds upper bounds of quantities. `minimize` holds the weights of quantities in the objective; each
+    quantity is divided by the largest total that any plan could have. The work is bounded by a number of nodes, not by
+    seconds, so equal tables give equal plans on fast and slow machines.
 
-    Raises `UnsupportedError` for costs that are not finite, and when the program ends without a plan and without a
-    proof that there is none.
+    Raises `UnsupportedError` if a cost is not finite or a limit is NaN, and if no plan is found but none is ruled out.
     """
     _check(table, limits)
     scaled = {name: _scaled(table, name) for name in QUANTITIES}
@@ -109,9 +111,8 @@ def optimize(
         picks, status, message = _program(table, limits, objective, slack)
         if picks is not None and _fits(table, limits, picks):
             return Solution(picks, optimal=status == OPTIMAL)
-        if (
-            status == INFEASIBLE and not slack and len(limits) > 1
-        ):  # one limit alone is met by the least of it
+        # With a single limit a plan exists (checked above), so an "infeasible" there is a rounding error of HiGHS.
+        if status == INFEASIBLE and not slack and len(limits) > 1:
             return None
         if picks is None:
             break
@@ -125,7 +126,7 @@ def optimize(
 
 
 def _check(table: CostTable, limits: Mapping[Quantity, float]) -> None:
-    """Raise `UnsupportedError` for a cost or a limit that is no number: HiGHS calls such a program infeasible."""
+    """Raise `UnsupportedError` for a cost that is not finite or a limit that is NaN: HiGHS would say infeasible."""
     for name in QUANTITIES:
         bad = np.argwhere(~np.isfinite(getattr(table, name)))
         if len(bad):
@@ -142,7 +143,10 @@ def _check(table: CostTable, limits: Mapping[Quantity, float]) -> None:
 def _program(
     table: CostTable, limits: Mapping[Quantity, float], objective: Floats, slack: float
 ) -> tuple[Picks | None, int, str]:
-    """What HiGHS finds: the best plan so far, the status, and what it says in words. `slack` is kept of each limit."""
+    """Solve with HiGHS; return the best plan found (or None), the status and the message.
+
+    Each limit is lowered by the relative amount `slack`.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     groups, formats = table.nbytes.shape
@@ -150,24 +154,26 @@ def _program(
     for name, most in limits.items():
         values: Floats = getattr(table, name)
         scale = max(abs(most), 1e-12)
-        left = (most - table.fixed(name)) / scale - slack
-        constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, left))
+        upper = (most - table.fixed(name)) / scale - slack
+        constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, upper))
     with _standard_output_closed():
-        found = milp(
+        result = milp(
             objective.ravel(),
             integrality=np.ones(groups * formats),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 1e-6, "node_limit": MOST_NODES},
         )
-    picks = None if found.x is None else found.x.reshape(groups, formats).argmax(axis=1)
-    return picks, int(found.status), " ".join(str(found.message).split())
+    picks = None if result.x is None else result.x.reshape(groups, formats).argmax(axis=1)
+    return picks, int(result.status), " ".join(str(result.message).split())
 
 
 def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Floats) -> Picks | None:
-    """A plan that meets the limits, without the program: prices on the limits that rise while they are exceeded, then
-    the best change of one group at a time. None when no prices meet all limits, which proves nothing."""
-    picks = next((tried for tried in _priced(table, limits, objective) if _fits(table, limits, tried)), None)
+    """Return a plan that meets the limits without HiGHS, or None if none was found (which proves nothing).
+
+    Takes the first plan of `_priced` that meets the limits, then makes the best change of one group at a time.
+    """
+    picks = next((plan for plan in _priced(table, limits, objective) if _fits(table, limits, plan)), None)
     rows = np.arange(len(table.groups))
     while picks is not None:
         gain = objective - objective[rows, picks][:, None]
@@ -184,7 +190,10 @@ def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Fl
 
 
 def _priced(table: CostTable, limits: Mapping[Quantity, float], objective: Floats) -> Iterator[Picks]:
-    """The cheapest plans while the prices of exceeded limits rise, then the least of each limited quantity."""
+    """Yield plans that may meet the limits: Lagrangian relaxation, where the price of each exceeded limit rises.
+
+    The last plans are those with the smallest total of each limited quantity.
+    """
     shares: dict[Quantity, Floats] = {
         name: getattr(table, name) / max(abs(most), 1e-12) for name, most in limits.items()
     }
@@ -199,29 +208,31 @@ def _priced(table: CostTable, limits: Mapping[Quantity, float], objective: Float
 
 
 def _fits(table: CostTable, limits: Mapping[Quantity, float], picks: Picks) -> bool:
+    """Return whether a plan meets all limits."""
     return all(table.total(name, picks) <= _room(most) for name, most in limits.items())
 
 
 def _room(most: float) -> float:
-    """A limit, and what adding numbers up in another order may change."""
+    """Return a limit plus a tolerance for the rounding errors of sums."""
     return most + 1e-9 * abs(most)
 
 
 @contextmanager
 def _standard_output_closed() -> Iterator[None]:
-    """HiGHS prints a line when it mends a rounded solution, whatever its options say."""
+    """Discard writes to file descriptor 1: HiGHS prints a line when it repairs a rounded solution, despite options."""
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    saved_stdout, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(devnull, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved_stdout, 1)
+        os.close(saved_stdout)
+        os.close(devnull)
 
 
 def _scaled(table: CostTable, name: str) -> Floats:
+    """Return one quantity divided by the largest total that any plan could have."""
     values: Floats = getattr(table, name)
-    most = values.max(axis=1).sum()
-    return values / most if most > 0 else values
+    largest_total = values.max(axis=1).sum()
+    return values / largest_total if largest_total > 0 else values

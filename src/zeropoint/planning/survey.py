@@ -1,4 +1,4 @@
-"""Look before quantizing: what a model holds, what each format would cost. No weight is loaded."""
+"""Survey of a checkpoint before quantization: its contents and the cost of each format, without loading weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ PEAK_COPIES = 6
 
 @dataclass(frozen=True, slots=True)
 class FormatSurvey:
-    """One format's cost: bytes of all tensors, the decode bound in tokens per second (weights
-    read once a token at the measured bandwidth; `None` when that was not measured), coverage."""
+    """The cost of one format.
+
+    - `nbytes`: bytes of all tensors;
+    - `decode_bound`: upper bound of decode speed in tokens per second, if each token reads all weights once at the
+      measured memory bandwidth; None if the bandwidth was not measured;
+    - `quantized_fraction`: fraction of the model's numbers that are quantized.
+    """
 
     format: str
     nbytes: int
@@ -28,7 +33,7 @@ class FormatSurvey:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What `zeropoint inspect` shows."""
+    """The content of `zeropoint inspect`; `peak_bytes` is an estimate of quantization's working memory."""
 
     architecture: str
     model_type: str
@@ -44,7 +49,7 @@ class Survey:
 def survey(
     checkpoint: Checkpoint, formats: Sequence[str], *, machine: Machine, keep: Sequence[str] = ()
 ) -> Survey:
-    """Survey a checkpoint from its config and tensor headers alone."""
+    """Survey a checkpoint from its config and tensor headers alone; `keep` as in `uniform_plan`."""
     infos = checkpoint.parameters()
     parameters = sum(info.numel for info in infos if info.tied_to is None)
     views, _ = checkpoint.views()
@@ -53,13 +58,13 @@ def survey(
         kinds[view.kind] += view.shape[0] * view.shape[1]
     kinds["other (norms, biases, positions)"] = parameters - sum(kinds.values())
     rows: list[CoverageRow] = []
-    found = []
+    surveys = []
     for name in formats:
         plan = uniform_plan(checkpoint, name, keep=keep)
         rows = coverage(checkpoint, plan)
         read = plan.nbytes - _lookup_bytes(checkpoint, rows)
         bound = machine.memory_bandwidth_gbps * 1e9 / read if machine.memory_bandwidth_gbps else None
-        found.append(FormatSurvey(name, plan.nbytes, bound, quantized_fraction(rows)))
+        surveys.append(FormatSurvey(name, plan.nbytes, bound, quantized_fraction(rows)))
     return Survey(
         architecture=(checkpoint.config.architectures or [type(checkpoint.config).__name__])[0],
         model_type=checkpoint.model_type,
@@ -67,14 +72,14 @@ def survey(
         parameters=parameters,
         parameters_by_kind=dict(kinds),
         source_bytes=checkpoint.source_nbytes(),
-        formats=tuple(found),
+        formats=tuple(surveys),
         kept=tuple(row for row in rows if row.decision == "kept"),
         peak_bytes=PEAK_COPIES * 4 * max((view.shape[0] * view.shape[1] for view in views), default=0),
     )
 
 
 def _lookup_bytes(checkpoint: Checkpoint, rows: Sequence[CoverageRow]) -> int:
-    """Bytes of embeddings that a decode step only looks one row up in: those without a tied head."""
+    """Return the bytes of embeddings without a tied head: a decode step reads one row of them, not all bytes."""
     tied = {info.tied_to for info in checkpoint.parameters()}
     lookups = {v.name for v in checkpoint.views()[0] if v.kind == "embedding" and v.parameter not in tied}
     return sum(row.bytes for row in rows if row.name in lookups)

@@ -1,4 +1,4 @@
-"""The same scheme for every layer, with the exceptions a model needs, each with its reason."""
+"""Uniform plans: the same scheme for every layer, with the exceptions that a model needs, each with its reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.scheme import Activation, Scheme, parse
 from zeropoint.views import Kept, LayerView
 
-#: A layer narrower than this in either direction (a gate, a scoring head) is kept: nothing to gain.
+#: A layer with fewer rows or columns than this (a gate, a scoring head) is kept: quantizing it would save nothing.
 MIN_SIDE = 8
 
 
@@ -31,17 +31,21 @@ def uniform_plan(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """One scheme for all layers, and int8 per channel for the embedding and the output head.
+    """Return a plan with one scheme for all layers, and int8 per channel for the embedding and the output head.
 
-    `scheme_or_format` is a preset (`int8`, `int4`, `fp16`, `bf16`) or any scheme; `embedding` and `lm_head`
-    replace the default of those two ("keep" keeps one); a tied pair is one weight and follows `lm_head` first,
-    then `embedding`. `keep` holds fnmatch patterns over parameter names. A layer whose shape does not fit gets
-    the nearest scheme that does, and its reason says so. `nbytes` is exact. Raises `SchemeError`, `UsageError`.
+    `scheme_or_format` is a preset (such as `int8` or `fp16`) or any scheme. `embedding` and `lm_head` replace the int8
+    default of those two; "keep" leaves the weight as it is. A tied pair is one weight: `lm_head` decides, or
+    `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a scheme's groups do not
+    divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason says so. The plan's
+    `nbytes` is exact.
+
+    Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
+    `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
     """
     scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
-    algorithm, given = resolve(algorithm, options or {}, scheme)
-    part_options(algorithm, given)  # a mistyped option is refused now, not after minutes
+    algorithm, canonical_options = resolve(algorithm, options or {}, scheme)
+    part_options(algorithm, canonical_options)  # refuses a mistyped option now, not after minutes
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
     _check_patterns(keep, checkpoint)
     if scheme.is_float:
@@ -52,14 +56,19 @@ def uniform_plan(
         choices = {info.name: _cast(info, scheme, keep) for info in infos.values()}
     else:
         pick = _Picker(
-            scheme, _override(embedding), _override(lm_head), layout_of(checkpoint), algorithm, given
+            scheme,
+            _override(embedding),
+            _override(lm_head),
+            layout_of(checkpoint),
+            algorithm,
+            canonical_options,
         )
         choices = _integer_choices(checkpoint, pick, keep)
     return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """What an artifact must know about the model besides its plan."""
+    """Return the facts that an artifact stores beside the plan: tied names, embeddings, transposed weights, experts."""
     views, _ = checkpoint.views()
     return Layout(
         tied={info.name: info.tied_to for info in checkpoint.parameters() if info.tied_to is not None},
@@ -73,7 +82,7 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
 
 
 def plan_nbytes(checkpoint: Checkpoint, choices: Mapping[str, Choice]) -> int:
-    """Exact bytes of an artifact's tensors under these choices. Raises `UsageError` for another model's plan."""
+    """Return the exact bytes of an artifact's tensors. Raises `UsageError` if `choices` are another model's."""
     layout = layout_of(checkpoint)
     shapes = {view.name: view.shape for view in checkpoint.views()[0]}
     infos = {info.name: info for info in checkpoint.parameters()}
@@ -86,7 +95,11 @@ def plan_nbytes(checkpoint: Checkpoint, choices: Mapping[str, Choice]) -> int:
 def choice_nbytes(
     name: str, choice: Choice, info: ParameterInfo | None, shape: tuple[int, int] | None, layout: Layout
 ) -> int:
-    """Bytes in the artifact of one weight and what goes with it."""
+    """Return the bytes in the artifact of one weight, its scales and zero points included.
+
+    `info` describes the parameter `name`, `shape` `(out, in)` the view `name`; None if the model has none. Raises
+    `UsageError` if the plan quantizes `name` and there is no such view, or no such parameter exists.
+    """
     if choice.scheme is not None and not choice.scheme.is_float:
         if shape is None:
             raise UsageError(f"the plan quantizes {name}, which is not a quantizable weight of this model")
@@ -99,7 +112,7 @@ def choice_nbytes(
 
 
 class _Picker:
-    """The choice for one view under the user's wishes."""
+    """The rules that give each view its choice: default scheme, overrides for embedding and head, and exceptions."""
 
     def __init__(
         self,
@@ -116,22 +129,24 @@ class _Picker:
         self.tied = set(layout.tied.values())
         self.algorithm = algorithm
         self.options = options
-        # The embedding is looked up, not multiplied, and no block holds the head: neither has a Hessian or a fold.
-        named = parts(algorithm)
-        self.in_blocks_only = "hessian" in load(named["quantize"]).NEEDS or not named.keys().isdisjoint(
+        # Algorithms that need a Hessian, a fold or a block cannot quantize the embedding and the output head: both lie
+        # outside the transformer blocks, and the embedding is a lookup without a matrix product.
+        by_kind = parts(algorithm)
+        self.in_blocks_only = "hessian" in load(by_kind["quantize"]).NEEDS or not by_kind.keys().isdisjoint(
             ("fold", "quantize_block")
         )
 
     def choose(self, view: LayerView) -> Choice:
-        wanted, why = self._wanted(view)
-        if isinstance(wanted, str):
+        """Return the choice for one view."""
+        scheme, why = self._scheme_for(view)
+        if isinstance(scheme, str):
             return Choice(None, self.algorithm, {}, f"{view.kind} kept as asked")
         if min(view.shape) < MIN_SIDE:
             rows, columns = view.shape
             return Choice(
                 None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing"
             )
-        fitting, note = fit(wanted, view.shape[1])
+        fitting, note = fit(scheme, view.shape[1])
         reason = "; ".join(part for part in (why, note) if part)
         reason = reason or f"{view.kind}: the plan's format"
         if self.in_blocks_only and view.kind in ("embedding", "lm_head"):
@@ -139,26 +154,28 @@ class _Picker:
         return Choice(fitting, self.algorithm, dict(self.options), reason)
 
     def _outside_blocks(self) -> tuple[str, dict[str, Any]]:
-        """Algorithm and options of what no block holds: round to nearest, and what is done to the whole model."""
-        named = parts(self.algorithm)
-        whole = [name for kind in ("rotate", "tune_model") if (name := named.get(kind)) is not None]
-        if not whole:
+        """Return the algorithm and options of a weight outside the blocks: `rtn`, and whole-model algorithms if any."""
+        by_kind = parts(self.algorithm)
+        whole_model = [name for kind in ("rotate", "tune_model") if (name := by_kind.get(kind)) is not None]
+        if not whole_model:
             return "rtn", {}
-        return "+".join(["rtn", *whole]), {n: self.options[n] for n in whole if n in self.options}
+        options = {name: self.options[name] for name in whole_model if name in self.options}
+        return "+".join(["rtn", *whole_model]), options
 
-    def _wanted(self, view: LayerView) -> tuple[Scheme | str, str]:
+    def _scheme_for(self, view: LayerView) -> tuple[Scheme | str, str]:
+        """Return a scheme or "keep" for one view, and the reason ("" for the plan's own scheme)."""
         is_tied = view.name in self.tied
         if view.kind == "embedding" and not is_tied:
             if self.embedding is not None:
-                wanted = self.embedding
+                override = self.embedding
                 return (
-                    wanted if isinstance(wanted, str) else wanted.without_activation()
+                    override if isinstance(override, str) else override.without_activation()
                 ), "embedding, as asked"
             return _per_channel(self.scheme, None), "a lookup table: one scale per token's row"
         if view.kind == "lm_head" or is_tied:
-            wanted_head = self.lm_head if self.lm_head is not None else (self.embedding if is_tied else None)
-            if wanted_head is not None:
-                return wanted_head, "output head, as asked"
+            head = self.lm_head if self.lm_head is not None else (self.embedding if is_tied else None)
+            if head is not None:
+                return head, "output head, as asked"
             name = "embedding and output head, tied" if is_tied else "output head"
             return _per_channel(
                 self.scheme, _head_activation(self.scheme)
@@ -167,18 +184,26 @@ class _Picker:
 
 
 def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
+    """Return the symmetric 8-bit scheme with one scale per row, in the scale type of `scheme`."""
     return Scheme(8, "channel", 0, True, scheme.plain_scale_dtype, activation)
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
-    """The head sees the same kind of input as the layers; wider groups do for its 8-bit weights."""
+    """Return the activation format of the output head: that of `scheme`, but 8-bit groups span at least 64 channels.
+
+    The head's weights have 8 bits, so coarser groups are precise enough.
+    """
     if scheme.activation is None or scheme.activation.bits == 16:
         return scheme.activation
     return Activation(8, max(64, scheme.activation.group_size))
 
 
 def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
-    """The nearest scheme that rows of `columns` weights can take, and what was changed ("" when nothing)."""
+    """Return the nearest scheme whose groups divide `columns`, and a note of what changed ("" if nothing did).
+
+    A group size becomes the largest multiple of 8 that divides `columns` and is not larger than before. If there is
+    none, the weight gets one scale per row, and the activation one scale per token.
+    """
     notes: list[str] = []
     granularity, group = scheme.granularity, scheme.group_size
     if granularity == "group" and columns % group:
@@ -195,20 +220,23 @@ def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
             f"{f'groups of {size}' if size else 'one scale per token'}"
         )
         activation = Activation(8, size)
-    scale_dtype = scheme.scale_dtype if group else scheme.plain_scale_dtype  # nothing to nest
+    scale_dtype = (
+        scheme.scale_dtype if group else scheme.plain_scale_dtype
+    )  # two-level scales need several groups
     fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scale_dtype, activation)
     return fitted, "; ".join(notes)
 
 
 def _largest_group(size: int, columns: int) -> int:
-    """The largest multiple of 8 that divides `columns` and is at most `size`; 0 when there is none."""
+    """Return the largest multiple of 8 that divides `columns` and is at most `size`, or 0 if there is none."""
     return next((n for n in range(size - size % 8, 7, -8) if columns % n == 0), 0)
 
 
 def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str]) -> dict[str, Choice]:
+    """Return the choice for every weight of the model, in the order of the model's parameters."""
     views, kept = checkpoint.views()
     choices: dict[str, Choice] = {}
-    kept_stacks = {view.parameter for view in views if _matches(view, keep)}
+    kept_parameters = {view.parameter for view in views if _matches(view, keep)}
     order = {info.name: index for index, info in enumerate(checkpoint.parameters())}
     items: list[LayerView | Kept] = sorted(
         [*views, *kept], key=lambda item: order[item.parameter if isinstance(item, LayerView) else item.name]
@@ -216,8 +244,8 @@ def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str])
     for item in items:
         if isinstance(item, Kept):
             choices[item.name] = Choice(None, pick.algorithm, {}, item.reason)
-        elif item.parameter in kept_stacks:
-            # Experts of one stack are one parameter: it is kept whole, in the model's own layout.
+        elif item.parameter in kept_parameters:
+            # A stack of experts is one parameter, so a pattern that matches one expert keeps the whole stack.
             choices[item.parameter] = Choice(None, pick.algorithm, {}, "kept as asked")
         else:
             choice = pick.choose(item)
@@ -226,11 +254,13 @@ def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str])
 
 
 def _matches(view: LayerView, keep: Sequence[str]) -> bool:
+    """Return whether a `keep` pattern matches the view, its parameter or its module."""
     names = (view.name, view.parameter, view.module)
     return any(fnmatchcase(name, pattern) for pattern in keep for name in names)
 
 
 def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
+    """Return the choice for one parameter under a float scheme."""
     if any(fnmatchcase(info.name, pattern) for pattern in keep):
         return Choice(None, "rtn", {}, "kept as asked")
     if not info.dtype.is_floating_point:
@@ -241,7 +271,7 @@ def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
 
 
 def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
-    """A pattern that matches nothing is a typing error, and would quantize what was to be kept."""
+    """Raise `UsageError` for a `keep` pattern that matches nothing: its weights would be quantized unnoticed."""
     views, others = checkpoint.views()
     names = {name for view in views for name in (view.name, view.parameter, view.module)} | {
         k.name for k in others
@@ -254,7 +284,7 @@ def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
 
 
 def _override(text: Scheme | str | None) -> Scheme | str | None:
-    """A scheme, "keep", or None for the default."""
+    """Return a scheme, "keep" (for "keep" and float schemes), or None for the default."""
     if text is None or isinstance(text, Scheme) or text == "keep":
         return text
     scheme = parse(text)

@@ -1,4 +1,4 @@
-"""Checkpoint + plan -> a stream of weights, and the artifact written from it."""
+"""Quantization of a checkpoint by a plan: a stream of quantized weights, and the artifact written from the stream."""
 
 from zeropoint.artifact import refuse_existing
 from zeropoint.quantization.layers import LayerError

@@ -1,10 +1,10 @@
-"""Choose an algorithm by the time there is: `--algorithm auto --time-budget SECONDS`.
+"""Choice of an algorithm by time budget: `--algorithm auto --time-budget SECONDS`.
 
-What lost less when measured also takes longer (`LADDER`). How long on this machine and for this model is estimated from
-the work itself: rounding a sample of the weights, and quantizing the second of the blocks on two lengths of random
-text, which tells the part that grows with the text from the part that does not. Blocks are taken to be alike. The best
-that fits is taken; where nothing fits, the fastest, and the reason says so. It is an estimate, not a promise: it knows
-nothing of slow disks, nor of what else the machine will be doing.
+`LADDER` lists algorithms by rising quality and rising time. Their times on this machine are estimated from timings:
+rounding a sample of the weights, and quantizing the model's second block on two lengths of random text (which separates
+the time per token from the fixed time). All blocks are assumed to take the same time. The best algorithm within the
+budget is chosen, or the fastest if none is, and the reason says so. The estimate does not know about slow disks or
+other programs on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from zeropoint.values.scheme import Scheme, parse
 
 logger = logging.getLogger(__name__)
 
-#: Compositions and their calibration tokens by rising quality and time, as measured (docs/algorithms.md).
+#: (algorithm or shorthand, calibration tokens) by rising quality and time, as measured (docs/algorithms.md).
 LADDER: tuple[tuple[str, int], ...] = (
     ("rtn", 0),
     ("gptq", 8192),
@@ -42,34 +42,34 @@ LADDER: tuple[tuple[str, int], ...] = (
     ("best", DEFAULT_TOKENS),
 )
 
-#: Weights that are rounded to see how long that takes.
+#: Number of weights that are rounded to measure the speed of rounding.
 SAMPLE = 1 << 20
 
-#: Tokens of random text that a block is timed on.
+#: Tokens of random text on which a block is timed.
 SHORT, LONG = BATCH_TOKENS, 3 * BATCH_TOKENS
 
-#: What a user calls it.
+#: The value of `--algorithm`.
 NAME = "auto"
 
-#: The seconds without a budget.
+#: The default time budget in seconds.
 DEFAULT_BUDGET = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds that an algorithm takes for a block on this machine: `fixed` whatever the text, and for each `token` of
-    it."""
+    """The time that an algorithm takes for a block on this machine: `fixed` seconds, and `token` seconds per token."""
 
     fixed: float
     token: float
 
     def seconds(self, tokens: int) -> float:
+        """Return the seconds for a text of `tokens` tokens."""
         return self.fixed + self.token * tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What `auto` stands for here: `tokens` of calibration text (0: none), estimated `seconds`, and why."""
+    """The algorithm that `auto` chose: calibration `tokens` (0: no text), estimated `seconds`, and the reason."""
 
     algorithm: str
     options: Mapping[str, Any]
@@ -81,11 +81,11 @@ class Picked:
 def pick(
     checkpoint: Checkpoint, format: str, budget: float = DEFAULT_BUDGET, *, tokens: int | None = None
 ) -> Picked:
-    """The best rung of `LADDER` that is estimated to quantize the model to `format` within `budget` seconds.
+    """Return the best algorithm of `LADDER` whose estimated time for quantizing to `format` is within `budget` seconds.
 
-    `tokens` is how much text every rung that needs text reads; None: what the ladder says. A few blocks are quantized
-    on random text to see how long that takes, unless rounding to nearest alone does not fit. Raises `UsageError` for a
-    budget that is not positive, and the errors of `uniform_plan`.
+    `tokens` replaces the ladder's number of calibration tokens. Times two blocks per algorithm on random text, unless
+    rounding to nearest alone exceeds the budget. Raises `UsageError` if `budget` is not positive, and the errors of
+    `uniform_plan`.
     """
     if not budget > 0:
         raise UsageError(f"a time budget is a positive number of seconds, not {budget:g}")
@@ -93,22 +93,22 @@ def pick(
     if rounding > budget:
         return _rtn(rounding, f"the fastest, and still about {rounding:.0f} s of {budget:.0f}")
     scheme = parse(format)
-    rungs = [(name, tokens if tokens and wanted else wanted) for name, wanted in LADDER]
-    # two names may stand for one thing
-    ladder = list({_said(*rung, scheme): rung for rung in rungs}.values())
+    rungs = [(name, tokens if tokens and default else default) for name, default in LADDER]
+    # A shorthand may stand for the same algorithm as another rung.
+    ladder = list({_description(*rung, scheme): rung for rung in rungs}.values())
     try:
         seconds = _estimates(checkpoint, format, ladder, rounding, budget)
     except UnsupportedError as cause:
-        return _rtn(rounding, f"nothing else can be done here: {cause}")
-    rung = [tried for tried in seconds if seconds[tried] <= budget][-1]
-    reason = f"about {seconds[rung]:.0f} s of {budget:.0f}"
+        return _rtn(rounding, f"no other algorithm can run on this model: {cause}")
+    best = [rung for rung in seconds if seconds[rung] <= budget][-1]
+    reason = f"about {seconds[best]:.0f} s of {budget:.0f}"
     last = list(seconds)[-1]
     if seconds[last] > budget:
-        reason += f"; {_said(*last, scheme)} would take about {seconds[last]:.0f} s"
-    said = _said(*rung, scheme)
-    logger.info("auto: %s: %s", said, reason)
-    algorithm, options = algorithms.resolve(rung[0], {}, scheme)
-    return Picked(algorithm, options, rung[1], seconds[rung], f"{said}: {reason}")
+        reason += f"; {_description(*last, scheme)} would take about {seconds[last]:.0f} s"
+    description = _description(*best, scheme)
+    logger.info("auto: %s: %s", description, reason)
+    algorithm, options = algorithms.resolve(best[0], {}, scheme)
+    return Picked(algorithm, options, best[1], seconds[best], f"{description}: {reason}")
 
 
 def _estimates(
@@ -118,8 +118,10 @@ def _estimates(
     rounding: float,
     budget: float,
 ) -> dict[tuple[str, int], float]:
-    """Seconds of each rung from the first on, up to one that takes longer than the budget: what takes longer still is
-    not worth the time to find out."""
+    """Return the estimated seconds of each rung, up to and including the first that exceeds the budget.
+
+    Later rungs take even longer, so they are not timed.
+    """
     blocks, seconds = len(checkpoint.blocks()), dict[tuple[str, int], float]()
     paces: dict[str, Pace] = {}
     for name, tokens in ladder:
@@ -132,26 +134,30 @@ def _estimates(
 
 
 def refuse_resume(resume: bool) -> None:
-    """Raise `UsageError` where an interrupted run is to go on: timed again, another rung may be picked."""
+    """Raise `UsageError` if `resume`: a new timing may pick another algorithm than the interrupted run had."""
     if resume:
-        raise UsageError("auto may pick something else this time: to resume, name the algorithm it picked")
+        raise UsageError(
+            "auto may pick another algorithm this time: to resume, name the algorithm that it picked"
+        )
 
 
 def _rtn(seconds: float, why: str) -> Picked:
+    """Return and log the choice of `rtn`."""
     logger.info("auto: rtn: %s", why)
     return Picked("rtn", {}, 0, seconds, f"rtn: {why}")
 
 
-def _said(name: str, tokens: int, scheme: Scheme) -> str:
+def _description(name: str, tokens: int, scheme: Scheme) -> str:
+    """Return an algorithm with its options and calibration tokens in words."""
     algorithm, options = algorithms.resolve(name, {}, scheme)
-    said = [f"{key}={value}" for key, value in options.items()] + [f"{tokens:,} tokens"] * bool(tokens)
-    return f"{algorithm} ({', '.join(said)})" if said else algorithm
+    details = [f"{key}={value}" for key, value in options.items()] + [f"{tokens:,} tokens"] * bool(tokens)
+    return f"{algorithm} ({', '.join(details)})" if details else algorithm
 
 
 def measure_pace(checkpoint: Checkpoint, format: str, algorithm: str) -> Pace:
-    """How long a block takes, from two lengths of text.
+    """Return the pace of an algorithm, from timings of one block on two lengths of text.
 
-    Raises `UnsupportedError` when the model cannot be run block by block, or nothing in its blocks is quantized.
+    Raises `UnsupportedError` if the model cannot be run block by block, or no weight of its blocks is quantized.
     """
     plan = uniform_plan(checkpoint, format, algorithm=algorithm)
     short, long = (block_seconds(checkpoint, plan, tokens) for tokens in (SHORT, LONG))
@@ -160,7 +166,10 @@ def measure_pace(checkpoint: Checkpoint, format: str, algorithm: str) -> Pace:
 
 
 def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
-    """Seconds that one block takes on so many tokens of random text: the second one, where there are two."""
+    """Return the seconds to quantize one block on `tokens` random tokens: the second block, or the only one.
+
+    Raises `UnsupportedError` if no weight of the blocks is quantized.
+    """
     config = checkpoint.config.get_text_config()
     length = min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -181,30 +190,30 @@ def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What quantizing says of random text is no news of the model."""
-    loud = logging.getLogger("zeropoint")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
+    """Hide Zeropoint's warnings inside the context: on random text they say nothing about the model."""
+    package_logger = logging.getLogger("zeropoint")
+    level = package_logger.level
+    package_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        loud.setLevel(level)
+        package_logger.setLevel(level)
 
 
 def rounding_seconds(checkpoint: Checkpoint, plan: Plan) -> float:
-    """Seconds that rounding all weights of a plan to nearest takes, from a sample in each of its formats."""
+    """Return the estimated seconds to round all weights of a plan to nearest, from a sample in each of its formats."""
     shapes = {view.name: view.shape for view in checkpoint.views()[0]}
-    found: dict[Scheme, list[tuple[int, int]]] = {}
+    shapes_by_scheme: dict[Scheme, list[tuple[int, int]]] = {}
     for name, choice in plan.choices.items():
         if choice.scheme is not None and not choice.scheme.is_float:
-            found.setdefault(choice.scheme, []).append(shapes[name])
+            shapes_by_scheme.setdefault(choice.scheme, []).append(shapes[name])
     seconds = 0.0
-    for scheme, alike in found.items():
-        columns = alike[0][1]
+    for scheme, scheme_shapes in shapes_by_scheme.items():
+        columns = scheme_shapes[0][1]
         generator = np.random.default_rng(plan.seed)
         weight = generator.standard_normal((max(1, SAMPLE // columns), columns), np.float32)
         started = time.perf_counter()
         rtn.quantize(weight, None, scheme, rtn.Options())
-        passed = time.perf_counter() - started
-        seconds += passed / weight.size * sum(rows * columns for rows, columns in alike)
+        elapsed = time.perf_counter() - started
+        seconds += elapsed / weight.size * sum(rows * columns for rows, columns in scheme_shapes)
     return seconds

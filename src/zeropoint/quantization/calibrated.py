@@ -1,12 +1,12 @@
-"""Quantize the blocks of a model in order, each on the inputs that the quantized blocks before it give.
+"""Calibrated quantization of the transformer blocks, in order, on the outputs of the blocks already quantized.
 
-For each block: its layers are found in the order in which they are given their inputs; those that share an input are
-quantized at once, on statistics gathered over all calibration tokens, and replaced by what was made of them before
-the next ones are observed. Then the whole quantized block runs, and its outputs are the next block's inputs.
-Where an algorithm asks for the `drift`, or tunes whole blocks, the float model runs beside the quantized one.
+Each block is processed in stages. A stage is the set of layers that share one input, in the order of execution.
+A stage's statistics are summed over all calibration tokens; its layers are quantized and written back into the block;
+then the next stage is observed. The finished block runs once more, and its outputs are the next block's inputs.
+If an algorithm needs the `drift` statistic or tunes whole blocks, the float model runs beside the quantized one.
 
-Memory: the hidden states of all tokens and one block's weights, whatever the model; with drift also the float
-model's hidden states and the inputs of one block's layers.
+Memory: the hidden states of all tokens and the weights of one block. With the float model beside: the float model's
+hidden states too, and the inputs of one block's layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.quantization.blocks import BlockRunner, FilledModel
 from zeropoint.quantization.folding import Folder, folds
-from zeropoint.quantization.hooks import Seen, Stage, gather, record
+from zeropoint.quantization.hooks import InputHook, Stage, gather, record
 from zeropoint.quantization.layers import Quantized, Quantizer, needs, quantize_views
 from zeropoint.quantization.replay import Replay
 from zeropoint.quantization.run_checkpoint import States
@@ -34,9 +34,10 @@ from zeropoint.views import LayerView
 
 
 class CalibratedBlocks:
-    """Quantizes the weights of the blocks, block by block, as they are asked for in plan order.
+    """The quantized weights of the transformer blocks; a block is processed when `take` first asks for its weights.
 
-    `quantizer` makes them of what was observed, by their choices (None: `quantize_views`).
+    `tokens` int64 `[windows, length]` are the calibration tokens. `quantizer` turns views, a choice and statistics
+    into codes (default: `quantize_views`).
     """
 
     def __init__(
@@ -70,27 +71,37 @@ class CalibratedBlocks:
             if folds([plan.choices[view.name] for view in views])
         }
         self._folded: dict[str, torch.Tensor] = {}
-        self._beside = any("drift" in wanted for wanted in self._needs.values()) or any(self._tuners)
-        self._done = 0
-        self._hidden: list[torch.Tensor] = []
-        self._exact: list[torch.Tensor] = []
-        self._ready: dict[str, Quantized] = {}
+        self._runs_float_model = any("drift" in names for names in self._needs.values()) or any(self._tuners)
+        self._done = 0  # quantized blocks
+        self._hidden: list[torch.Tensor] = []  # the next block's input, one tensor per batch
+        self._exact: list[torch.Tensor] = []  # the same of the float model; empty if it does not run
+        self._ready: dict[str, Quantized] = {}  # results that `take` has not returned yet
 
     def covers(self, name: str) -> bool:
+        """Return whether the weight `name` lies in a block and is quantized to integers."""
         return name in self._owner
 
     def replace(self, name: str, weight: Coded) -> None:
-        """What was made of an embedding before the first block: its errors are part of the blocks' inputs."""
+        """Use the quantized embedding `weight`, so that its rounding errors are part of the blocks' inputs.
+
+        Do nothing if `name` is not an embedding, or once the first block has been quantized.
+        """
         if name in self._embeddings and not self._done:
             self._replaced[name] = weight
 
     def take(self, name: str) -> Quantized:
-        """The weight `name` of a block; runs the blocks up to its own. Each is given once."""
+        """Return the quantized weight `name`, and quantize all blocks up to its own first.
+
+        A weight can be taken only once. Raises `KeyError` for a weight that `covers` denies.
+        """
         self._run_to(self._owner[name])
         return self._ready.pop(name)
 
     def folded(self, name: str) -> torch.Tensor | None:
-        """What a parameter that is kept became, float32, where its block is folded; None where it stays as it was."""
+        """Return the new float32 value of the kept parameter `name` if a fold changed the parameter, else None.
+
+        If the parameter lies in a block with a fold, all blocks up to that one are quantized first.
+        """
         index = next((i for path, i in self._folds.items() if name.startswith(f"{path}.")), None)
         if index is None:
             return None
@@ -98,37 +109,39 @@ class CalibratedBlocks:
         return self._folded.pop(name, None)
 
     def states(self) -> States:
-        """How many blocks are done, and what the next one is given."""
+        """Return the number of quantized blocks and the hidden states that are the next block's input."""
         if self._done == len(self._model.blocks):
             return States(self._done)
         return States(self._done, self._hidden, self._exact)
 
     def restore(self, states: States) -> None:
-        """Go on behind the blocks that were done when `states` was asked for."""
-        if not states.hidden:
+        """Continue a run after its first `states.done` blocks."""
+        if not states.hidden:  # no block is quantized yet, or all of them are
             self._done = states.done
             return
         with reduced_precision():
-            self._start()  # for what the model gives its blocks beside the hidden states
+            self._start()  # records the blocks' other arguments (masks, rotary tables), which `states` lacks
         self._done, self._hidden, self._exact = states.done, list(states.hidden), list(states.exact)
 
     def ends(self) -> set[str]:
-        """The weights of the plan behind which its first blocks are complete and no other one is begun."""
+        """Return the names after which every block that was started is complete: safe points for a run checkpoint."""
         owners = {name: owner for name in self._plan.choices if (owner := self._block_of(name)) is not None}
-        left, begun, complete, found = Counter(owners.values()), set[int](), 0, set[str]()
+        remaining, started, complete, safe_names = Counter(owners.values()), set[int](), 0, set[str]()
         for name, owner in owners.items():
-            begun.add(owner)
-            left[owner] -= 1
-            while complete in begun and not left[complete]:
+            started.add(owner)
+            remaining[owner] -= 1
+            while complete in started and not remaining[complete]:
                 complete += 1
-            if len(begun) == complete:
-                found.add(name)
-        return found
+            if len(started) == complete:
+                safe_names.add(name)
+        return safe_names
 
     def _block_of(self, name: str) -> int | None:
+        """Return the index of the block that holds the parameter or view `name`, or None."""
         return next((i for i, path in enumerate(self._model.blocks) if name.startswith(f"{path}.")), None)
 
     def _run_to(self, index: int) -> None:
+        """Quantize all blocks up to and including block `index`."""
         with reduced_precision():
             if not self._hidden:
                 self._start()
@@ -137,9 +150,10 @@ class CalibratedBlocks:
                 self._done += 1
 
     def _start(self) -> None:
+        """Compute the first block's inputs: the float model's if needed, and those from the quantized embedding."""
         outside = self._model.outside()
         self._model.fill(outside)
-        if self._beside:
+        if self._runs_float_model:
             self._exact = self._runner.start()
         for name, weight in self._replaced.items():
             self._model.set(name, torch.from_numpy(weight.dequantize()))
@@ -148,109 +162,118 @@ class CalibratedBlocks:
         self._model.drop(outside)
 
     def _quantize_block(self, index: int) -> None:
+        """Quantize block `index` stage by stage, tune it if asked, and replace `_hidden` by the block's outputs."""
         path = self._model.blocks[index]
-        names = self._model.names(f"{path}.")
-        self._model.fill(names)
+        parameters = self._model.names(f"{path}.")
+        self._model.fill(parameters)
         block = self._model.module.get_submodule(path)
         refusals = self._fold(path, index, block) if path in self._folds else {}
         views = {view.name: view for view in self._views[path]}
-        replay = Replay(
-            block, path, list(views.values()), partial(self._run, index, block), self._hidden[0][:1]
-        )
+        window = self._hidden[0][:1]  # enough to find the stages
+        replay = Replay(block, path, list(views.values()), partial(self._run, index, block), window)
         drifting = [
             s.names[0] for s in replay.stages if s.shared and any("drift" in self._needs[n] for n in s.names)
         ]
         exact = self._run_exact(replay.observe, drifting)
         for stage in replay.stages:
-            wanted = frozenset().union(*(self._needs[name] for name in stage.names))
-            kept: dict[int, torch.Tensor] | None = {} if replay.keeps(stage) else None
+            statistics = frozenset().union(*(self._needs[name] for name in stage.names))
+            stage_inputs: dict[int, torch.Tensor] | None = {} if replay.keeps(stage) else None
             runs = [partial(replay.again, number, hidden) for number, hidden in enumerate(self._hidden)]
-            stats = gather(stage, wanted, runs, exact, kept)
-            for names_alike in _alike(stage, self._plan):
-                first = names_alike[0]
-                done = self._quantize([views[name] for name in names_alike], stats.get(first))
-                for name, made in zip(names_alike, done, strict=True):
-                    self._ready[name] = made
-                    _put(block, views[name], path, made.weight)
-            if kept is not None:
-                replay.keep(stage, kept)
+            stats = gather(stage, statistics, runs, exact, stage_inputs)
+            for names in _same_choice_groups(stage, self._plan):
+                results = self._quantize([views[name] for name in names], stats.get(names[0]))
+                for name, result in zip(names, results, strict=True):
+                    self._ready[name] = result
+                    _write_back(block, views[name], path, result.weight)
+            if stage_inputs is not None:
+                replay.keep(stage, stage_inputs)
         exact.clear()
         for view in views.values():
-            if view.name not in self._ready:  # the model's code never multiplies by it
+            # The artifact needs every weight of the plan, even one that the block's forward never used.
+            if view.name not in self._ready:
                 (self._ready[view.name],) = self._quantize([view], None)
         for name, why in refusals.items():
-            self._ready[name] = self._ready[name].saying(why)
+            self._ready[name] = self._ready[name].with_warning(why)
         if (tuner := self._tuners[index]) is not None:
             self._tune(index, block, tuner)
             replay.forget()
         if index + 1 < len(self._model.blocks):
             for number, batch in enumerate(self._hidden):
                 self._hidden[number] = replay.finish(number, batch)
-        self._model.drop(names)
+        self._model.drop(parameters)
 
     def _run(self, index: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """The block on one batch, as it is observed."""
+        """Return the outputs of block `index` for one batch, with its layers in bfloat16 where the CPU has it."""
         with bfloat16_layers():
             return self._runner.run(index, block, hidden)
 
     def _quantize(self, views: Sequence[LayerView], stats: LayerStats | None) -> list[Quantized]:
-        """Weights of one choice on what was seen of their input; that nothing was seen is said where it is missed."""
-        done = self._quantizer(views, self._plan.choices[views[0].name], stats)
+        """Quantize views that have the same choice on the statistics of their input.
+
+        Without statistics (`stats` None), a result whose choice needs statistics carries a warning.
+        """
+        results = self._quantizer(views, self._plan.choices[views[0].name], stats)
         if stats is not None:
-            return done
+            return results
         return [
-            made.saying(
-                f"{view.name} was rounded as if its inputs were alike: no calibration token reached it"
+            result.with_warning(
+                f"{view.name} was rounded with equal importance for all its inputs: no calibration token reached it"
             )
-            if self._needs[view.name] and not made.warning
-            else made
-            for view, made in zip(views, done, strict=True)
+            if self._needs[view.name] and not result.warning
+            else result
+            for view, result in zip(views, results, strict=True)
         ]
 
     def _fold(self, path: str, index: int, block: torch.nn.Module) -> dict[str, str]:
-        """Fold the block before any of it is quantized; what must be said of its layers."""
+        """Fold scales into the block before its first stage.
+
+        Returns a warning for each group of layers that was not folded, by the name of the group's first view.
+        """
         run = partial(self._runner.run, index, block)
-        done = Folder(
+        folded = Folder(
             block, path, self._views[path], self._plan.choices, self._dtypes, run, self._hidden
         ).fold()
-        self._views[path] = [done.view(view) for view in self._views[path]]
-        self._folded.update(done.kept)
-        return done.refusals
+        self._views[path] = [folded.view(view) for view in self._views[path]]
+        self._folded.update(folded.kept)
+        return folded.refusals
 
     def _tune(self, index: int, block: torch.nn.Module, tuner: Tuner) -> None:
-        """Let `tuner` choose the codes of all of the block's layers again, by what the block gives."""
+        """Let `tuner` change the codes of all of the block's layers so that the block's output error falls."""
         path, views = self._model.blocks[index], self._views[self._model.blocks[index]]
         run = partial(self._runner.run_with, index, block)
         loss = block_loss(block, path, views, run, self._hidden, self._exact)
-        found = tuner.tune(
+        tuned = tuner.tune(
             {view.name: (view, self._ready[view.name]) for view in views}, loss, len(self._hidden), index
         )
         for view in views:
-            self._ready[view.name] = found[view.name]
-            _put(block, view, path, found[view.name].weight)
+            self._ready[view.name] = tuned[view.name]
+            _write_back(block, view, path, tuned[view.name].weight)
 
     def _run_exact(
-        self, run: Callable[[torch.Tensor, Seen], torch.Tensor], names: list[str]
+        self, run: Callable[[torch.Tensor, InputHook], torch.Tensor], names: list[str]
     ) -> list[dict[str, torch.Tensor]]:
-        """Run the block while it still is the float model's; keep the inputs of `names`, batch by batch."""
-        kept: list[dict[str, torch.Tensor]] = []
+        """Run the block while it still has its float weights; return the inputs of the views `names` per batch.
+
+        Replaces `_exact`, the float model's hidden states, by the block's outputs.
+        """
+        inputs: list[dict[str, torch.Tensor]] = []
         for number, batch in enumerate(self._exact):
 
-            def step(seen: Seen, number: int = number, batch: torch.Tensor = batch) -> None:
-                self._exact[number] = run(batch, seen)
+            def step(on_input: InputHook, number: int = number, batch: torch.Tensor = batch) -> None:
+                self._exact[number] = run(batch, on_input)
 
-            kept.append(record(names, step))
-        return kept
+            inputs.append(record(names, step))
+        return inputs
 
 
-def _alike(stage: Stage, plan: Plan) -> list[list[str]]:
-    """The views of a stage that can be quantized as one: given the same tensor, and by the same choice."""
+def _same_choice_groups(stage: Stage, plan: Plan) -> list[list[str]]:
+    """Return the stage's views in groups that one quantizer call can take: one shared input and equal choices."""
     groups: list[list[str]] = []
     for name in stage.names:
         choice = plan.choices[name]
         for group in groups:
             other = plan.choices[group[0]]
-            if stage.shared and _how(other) == _how(choice):
+            if stage.shared and _without_reason(other) == _without_reason(choice):
                 group.append(name)
                 break
         else:
@@ -258,13 +281,13 @@ def _alike(stage: Stage, plan: Plan) -> list[list[str]]:
     return groups
 
 
-def _how(choice: Choice) -> tuple[Any, ...]:
-    """A choice without its reason."""
+def _without_reason(choice: Choice) -> tuple[Any, ...]:
+    """Return the scheme, algorithm and options of a choice."""
     return choice.scheme, choice.algorithm, choice.options
 
 
-def _put(block: torch.nn.Module, view: LayerView, path: str, weight: Coded) -> None:
-    """Replace a view of a running block's weight by what its codes stand for."""
+def _write_back(block: torch.nn.Module, view: LayerView, path: str, weight: Coded) -> None:
+    """Overwrite a view's float weight in the block at `path` with the dequantized `weight`."""
     owner = block.get_submodule(view.module.removeprefix(path).removeprefix("."))
     parameter = getattr(owner, view.parameter.rpartition(".")[2])
     target = parameter if view.expert is None else parameter[view.expert]
@@ -275,9 +298,10 @@ def _put(block: torch.nn.Module, view: LayerView, path: str, weight: Coded) -> N
 
 @contextmanager
 def reduced_precision() -> Iterator[None]:
-    """Matrix products of float32 by the processor's bfloat16 units where it has them, summed in float32.
+    """Let float32 matrix products inside the context use the CPU's bfloat16 units, with float32 sums.
 
-    Four times faster on AMX. A statistic over thousands of tokens does not notice a relative error of 1/500 in each.
+    On AMX, products are four times faster. The relative error of 1/500 per factor averages out in statistics over
+    thousands of tokens.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -289,13 +313,13 @@ def reduced_precision() -> Iterator[None]:
 
 @contextmanager
 def bfloat16_layers() -> Iterator[None]:
-    """Layers and attention in bfloat16 on processors that multiply it natively, as most models were trained.
+    """Run linear layers and attention in bfloat16 inside the context, on CPUs that multiply bfloat16 natively.
 
-    What is between them, and what the blocks hand on, stays float32. A block of SmolLM2-135M takes 18 ms
-    for 1,024 tokens on one core with AMX, and 43 ms with products of reduced precision alone.
+    Norms, activation functions and hidden states between blocks stay float32. A block of SmolLM2-135M takes 18 ms
+    for 1,024 tokens on one core with AMX, and 43 ms with `reduced_precision` alone.
     """
-    known = torch.cpu.get_capabilities()
-    native = any(known.get(flag, False) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
-    # Weights change in place from one run to the next: casts of them must not be kept.
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(flag, False) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    # Weights change in place from one run to the next, so autocast must not cache their bfloat16 copies.
     with torch.autocast("cpu", torch.bfloat16, enabled=native, cache_enabled=False):
         yield

@@ -1,12 +1,13 @@
-"""Fold scales into a block: out of what makes the input of a group of layers, into their weights.
+"""Folding of scales into a transformer block, for AWQ and SmoothQuant, without a table of architectures.
 
-There is no table of architectures. Layers that are given the same tensor object are a group. What makes their input is
-the norm that handed the tensor out, or an earlier layer of the block whose outputs, scaled, scale it (`up_proj` before
-`down_proj`, `v_proj` before `o_proj`): which one, and which of its channels each input channel comes from, is seen by
-scaling it and running the block. Whatever is folded, the block is run before and after on real inputs, and the fold is
-taken back, with a warning, when the outputs differ.
+A group is the set of layers that take the same tensor object. A fold divides the group's input by a scale per channel
+and multiplies the group's weights by the scale. The division happens in the module that produces the input: a norm, or
+an earlier linear layer (`up_proj` for `down_proj`, `v_proj` for `o_proj`). To find such a layer, and the output channel
+behind each input channel, each output of a candidate is scaled by a number of its own and the block is run.
+After each fold the block runs on real inputs; if its outputs differ, the fold is undone with a warning.
 
-A norm's new weight is rounded to the type it is stored in, and the scale taken from what that leaves: nothing is lost.
+A norm's new weight is first rounded to its stored type, and the scale is computed from the rounded weight. So the
+rounding changes the scale, but not the block's function.
 """
 
 from __future__ import annotations
@@ -24,30 +25,34 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms._folds import Group
-from zeropoint.quantization.hooks import Seen, norm_outputs, record, stages, tapped
+from zeropoint.quantization.hooks import InputHook, norm_outputs, record, stages, tapped
 from zeropoint.values.plan import Choice
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)
 
-#: Tokens of a group's input that a fold is chosen on, and the batches they are taken from.
+#: Tokens of a group's input on which a fold is chosen, and the number of batches from which they are taken.
 SAMPLE, BATCHES = 512, 8
 
-#: A fold may change what a block adds to the hidden states by this part of it, in float32.
+#: Largest relative change (in float32) that a fold may make to the difference between a block's output and input.
 TOLERANCE = 1e-4
 
-#: Layers that a refusal lists.
+#: Number of layers that a refusal lists by name.
 NAMED = 4
 
 Run = Callable[[torch.Tensor], torch.Tensor]
-"""The block on one batch of hidden states."""
+"""Runs the block on one batch of hidden states `[windows, length, width]` and returns the block's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """What makes a group's input: module `inner` of the block, a norm that multiplies by its weight (`gain`) or by one
-    more than it (`offset gain`), or a linear layer; `source` is as in `Group`."""
+    """The module that produces a group's input.
+
+    - `inner`: the module's path in the block;
+    - `kind`: a norm that multiplies by its weight (`gain`) or by its weight plus 1 (`offset gain`), or a linear layer;
+    - `source`: as in `Group`.
+    """
 
     inner: str
     kind: Literal["gain", "offset gain", "linear"]
@@ -56,7 +61,13 @@ class Maker:
 
 @dataclass(slots=True)
 class Folded:
-    """What became of a block: scales of its views (`columns`, `rows`), `kept` parameters, and what was refused."""
+    """The folds of one block.
+
+    - `columns`, `rows`: per view, the scale `[in]` that multiplied its columns and the scale `[out]` that divided its
+      rows;
+    - `kept`: new values of kept vectors (norm weights, biases), float32, by parameter name;
+    - `refusals`: per first view of a group, the reason why nothing was folded into the group.
+    """
 
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -64,7 +75,7 @@ class Folded:
     refusals: dict[str, str] = field(default_factory=dict)
 
     def view(self, view: LayerView) -> LayerView:
-        """`view` of the folded weight."""
+        """Return a view that reads the folded weight in place of the checkpoint's."""
         if view.name not in self.columns and view.name not in self.rows:
             return view
 
@@ -80,12 +91,16 @@ class Folded:
 
 
 def folds(choices: Sequence[Choice]) -> bool:
-    """Whether any of these weights is to be folded."""
+    """Return whether any of these choices names a fold algorithm."""
     return any("fold" in parts(choice.algorithm) for choice in choices)
 
 
 class Folder:
-    """Folds one filled block, `block` with the module path `path`; `dtypes` are those that parameters are stored in."""
+    """The folding of one block that holds its float weights.
+
+    `path` is the module path of `block`, `dtypes` are the stored dtypes of parameters, `run` runs the block, and
+    `hidden` are its inputs, batch by batch.
+    """
 
     def __init__(
         self,
@@ -103,66 +118,75 @@ class Folder:
         self._done = Folded()
 
     def fold(self) -> Folded:
-        """Change the block's parameters, and say how."""
+        """Fold scales into the block's parameters in place, and return the changes."""
         with full_precision(), norm_outputs(self._block) as self._emitted:
-            found = stages(list(self._views.values()), self._observe)
-        samples = self._samples([stage.names[0] for stage in found if stage.shared])
+            block_stages = stages(list(self._views.values()), self._observe)
+        samples = self._samples([stage.names[0] for stage in block_stages if stage.shared])
         with full_precision():
-            for stage in found:
+            for stage in block_stages:
                 if stage.shared:
                     self._fold_group(stage.names, samples[stage.names[0]])
                 elif folds([self._choices[name] for name in stage.names]):
-                    self._refuse(stage.names, "routed copies of a tensor that others are given too")
+                    self._refuse(
+                        stage.names, "their inputs are routed copies of a tensor that other layers take too"
+                    )
         return self._done
 
     def _fold_group(self, names: Sequence[str], inputs: torch.Tensor) -> None:
+        """Search a scale for one group and fold it, or note why nothing is folded."""
         choice = self._choices[names[0]]
         name = parts(choice.algorithm).get("fold")
-        if any(_wish(self._choices[other]) != _wish(choice) for other in names):
-            self._refuse(names, "its layers share an input, but not one fold and format")
+        if any(_fold_choice(self._choices[other]) != _fold_choice(choice) for other in names):
+            self._refuse(names, "they share an input, but not the same fold algorithm and format")
             return
         if name is None or choice.scheme is None:
             return
         makers = self._makers(names)
         if not makers:
-            self._refuse(names, "nothing that scales makes their input")
+            self._refuse(names, "no norm or linear layer of the block alone produces their input")
             return
         group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), makers[0].source)
         stats = LayerStats(np.square(group.inputs).sum(axis=0), len(group.inputs))
-        made = load(name).fold(
+        fold = load(name).fold(
             group, stats, choice.scheme, part_options(choice.algorithm, choice.options)[name]
         )
-        logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], made.after, made.before)
-        if made.after >= made.before:
-            self._refuse(names, f"{name} found no scale that lessens the error of their outputs")
-        elif not any(self._apply(names, maker, torch.from_numpy(made.scale)) for maker in makers):
+        logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], fold.after, fold.before)
+        if fold.after >= fold.before:
+            self._refuse(names, f"{name} found no scale that lowers the error of their outputs")
+        elif not any(self._apply(names, maker, torch.from_numpy(fold.scale)) for maker in makers):
             self._refuse(names, f"folding into {makers[0].inner} would change what the block computes")
 
     def _makers(self, names: Sequence[str]) -> list[Maker]:
-        """What may make the input of a group; folding into it will prove it."""
-        given = self._given[names[0]]
-        width = given.shape[-1]
-        emitter = next((inner for inner, out in self._emitted.items() if out is given), None)
+        """Return the modules that may produce a group's input; `_apply` tries each."""
+        group_input = self._given[names[0]]
+        width = group_input.shape[-1]
+        emitter = next((inner for inner, out in self._emitted.items() if out is group_input), None)
         if emitter is not None:
             return [Maker(emitter, "gain", np.arange(width)), Maker(emitter, "offset gain", np.arange(width))]
         earlier = list(self._given)[: list(self._given).index(names[0])] if len(names) == 1 else []
-        for name in reversed(earlier):  # the maker is most often the last of those before
+        for name in reversed(earlier):  # most often the layer just before is the producer
             view = self._views[name]
             if view.expert is None and width % view.shape[0] == 0:
-                maker = self._linear_maker(names[0], view, given)
+                maker = self._linear_maker(names[0], view, group_input)
                 if maker is not None:
                     return [maker]
         return []
 
-    def _linear_maker(self, name: str, view: LayerView, given: torch.Tensor) -> Maker | None:
-        """Scale each output of `view` by its own number, and look for that in the input `given` to `name`."""
+    def _linear_maker(self, name: str, view: LayerView, group_input: torch.Tensor) -> Maker | None:
+        """Return `view` as the producer of view `name`'s input `group_input`, or None if it is not the producer.
+
+        Divides each output of `view` by a number of its own, and finds these numbers in the changed input.
+        """
         scale = torch.exp2(torch.linspace(-1, 1, view.shape[0]))
         saved = self._saved(view)
         self._scale_rows(view, scale)
-        changed = self._look(name)
+        changed_input = self._look(name)
         self._restore(saved)
-        flat, before = changed.reshape(-1, changed.shape[-1]), given.reshape(-1, given.shape[-1])
-        rows = before.abs().argmax(dim=0, keepdim=True)  # where a channel says most
+        flat = changed_input.reshape(-1, changed_input.shape[-1])
+        before = group_input.reshape(-1, group_input.shape[-1])
+        rows = before.abs().argmax(
+            dim=0, keepdim=True
+        )  # each channel's largest value, for the best precision
         ratio = before.gather(0, rows)[0] / flat.gather(0, rows)[0]
         source = (ratio.log2()[:, None] - scale.log2()[None]).abs().argmin(dim=1)
         if not torch.allclose(ratio, scale[source], rtol=1e-4):
@@ -170,7 +194,10 @@ class Folder:
         return Maker(view.module.removeprefix(f"{self._path}."), "linear", source.numpy())
 
     def _apply(self, names: Sequence[str], maker: Maker, scale: torch.Tensor) -> bool:
-        """Fold `scale` if the block then gives what it gave, and if that is not all 1 in the type of the norm."""
+        """Fold `scale` into `maker` and the group; return whether the fold stays.
+
+        The fold is undone if the block's output changes, or if the scale is all 1 after rounding to the norm's type.
+        """
         module = self._block.get_submodule(maker.inner)
         saved = [pair for name in names for pair in self._saved(self._views[name])]
         saved += [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
@@ -196,7 +223,7 @@ class Folder:
         return True
 
     def _scale_norm(self, maker: Maker, module: torch.nn.Module, scale: torch.Tensor) -> torch.Tensor:
-        """Divide a norm by `scale`, as near as its stored type allows; the scale that it then was divided by."""
+        """Divide a norm's weight and bias by `scale`; return the scale after rounding the weight to its stored type."""
         weight = module.get_parameter("weight").detach()
         offset = 1.0 if maker.kind == "offset gain" else 0.0
         gain = weight + offset
@@ -209,79 +236,83 @@ class Folder:
         return scale
 
     def _scale_rows(self, view: LayerView, rows: torch.Tensor) -> None:
-        """Divide the outputs of a layer, its bias included."""
+        """Divide the rows of a layer's weight, and its bias, by `rows` `[out]`."""
         self._weight(view.name).div_(rows[:, None])
         bias = getattr(self._block.get_submodule(view.module.removeprefix(f"{self._path}.")), "bias", None)
         if bias is not None:
             bias.detach().div_(rows)
 
     def _same(self) -> bool:
-        """Whether the block still adds the same to its first batch of hidden states."""
+        """Return whether the block's output for the first batch is the same as before, within `TOLERANCE`."""
         added = self._outputs - self._hidden[0]
         return bool((self._run(self._hidden[0]) - self._outputs).norm() <= TOLERANCE * added.norm())
 
     def _weight(self, name: str) -> torch.Tensor:
-        """A view's weight `[out, in]` in the running block."""
+        """Return a view's weight in the block as `[out, in]` (no copy)."""
         view = self._views[name]
         owner = self._block.get_submodule(view.module.removeprefix(f"{self._path}."))
         weight = owner.get_parameter(view.parameter.rpartition(".")[2]).detach()
         return weight.t() if view.transposed else weight
 
     def _saved(self, view: LayerView) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the parameters of a view's module, each with a copy of its value."""
         module = self._block.get_submodule(view.module.removeprefix(f"{self._path}."))
         return [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
 
     def _restore(self, saved: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Write the saved values back."""
         for parameter, value in saved:
             parameter.detach().copy_(value)
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
+        """Note and log the reason why nothing is folded into a group."""
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
         logger.info("%s", self._done.refusals[names[0]])
 
-    def _observe(self, seen: Seen) -> None:
+    def _observe(self, on_input: InputHook) -> None:
+        """Run the block on the first batch; store each view's input in `_given` and the block's output."""
         self._given: dict[str, torch.Tensor] = {}
 
-        def note(name: str, given: torch.Tensor) -> None:
-            self._given.setdefault(name, given)
-            seen(name, given)
+        def note(name: str, layer_input: torch.Tensor) -> None:
+            self._given.setdefault(name, layer_input)
+            on_input(name, layer_input)
 
         with tapped(self._block, list(self._views.values()), self._path, note):
             self._outputs = self._run(self._hidden[0])
 
     def _look(self, name: str) -> torch.Tensor:
-        """What view `name` is given of the first batch now."""
-        found: list[torch.Tensor] = []
-        with tapped(self._block, [self._views[name]], self._path, lambda _name, given: found.append(given)):
+        """Return the current input of view `name` for the first batch."""
+        inputs: list[torch.Tensor] = []
+        with tapped(self._block, [self._views[name]], self._path, lambda _name, value: inputs.append(value)):
             self._run(self._hidden[0])
-        return found[0]
+        return inputs[0]
 
     def _samples(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Inputs `[tokens, in]` of some views, evenly spaced over the first batches."""
+        """Return about `SAMPLE` inputs `[tokens, in]` of each view, evenly spaced over the first `BATCHES` batches."""
         batches = self._hidden[:BATCHES]
-        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for batch in batches:
 
-            def run(seen: Seen, batch: torch.Tensor = batch) -> Any:
-                with tapped(self._block, list(self._views.values()), self._path, seen):
+            def run(on_input: InputHook, batch: torch.Tensor = batch) -> Any:
+                with tapped(self._block, list(self._views.values()), self._path, on_input):
                     return self._run(batch)
 
-            for name, given in record(names, run).items():
-                flat = given.reshape(-1, given.shape[-1])
-                found[name].append(flat[:: max(1, len(flat) * len(batches) // SAMPLE)].float())
-        return {name: torch.cat(parts) for name, parts in found.items()}
+            for name, inputs in record(names, run).items():
+                flat = inputs.reshape(-1, inputs.shape[-1])
+                samples[name].append(flat[:: max(1, len(flat) * len(batches) // SAMPLE)].float())
+        return {name: torch.cat(parts) for name, parts in samples.items()}
 
 
-def _wish(choice: Choice) -> tuple[Any, ...]:
-    """What the layers of a group must agree on."""
+def _fold_choice(choice: Choice) -> tuple[Any, ...]:
+    """Return the fold algorithm, scheme and fold options, which must be equal for all layers of a group."""
     name = parts(choice.algorithm).get("fold")
     return name, choice.scheme, None if name is None else part_options(choice.algorithm, choice.options)[name]
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Matrix products in float32 throughout: what is compared here differs in the last digits."""
+    """Compute matrix products in full float32 inside the context, for comparisons to `TOLERANCE`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

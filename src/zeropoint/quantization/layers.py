@@ -1,4 +1,4 @@
-"""Quantize one weight by the algorithm its plan names, and say what that did to it."""
+"""Quantization of single weights by the algorithm of their choice, with the error that rounding left in each."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)
 
-#: What a layer falls back to when its own algorithm cannot be applied.
+#: The algorithm for a layer whose own algorithm lacks the statistics it needs.
 FALLBACK = "rtn"
 
-#: Rows of a weight whose error is summed at once.
+#: Rows of a weight over which `measure` sums the error at once.
 ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """`relative` = ||W - W'|| / ||W||; `sqnr_db` = -20 log10 of it (999 when the weight is exact)."""
+    """The rounding error of one weight: `relative` = ||W - W'|| / ||W||, `sqnr_db` = -20 log10(`relative`).
+
+    `sqnr_db` is 999 if the quantized weight is exact.
+    """
 
     name: str
     scheme: str
@@ -39,55 +42,58 @@ class LayerError:
     sqnr_db: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the entry of the card."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """One weight, what rounding left of it, and what must be said of how it was made ("" when all is well)."""
+    """A quantized weight, its rounding error, and a warning for the user ("" for none)."""
 
     weight: Coded
     error: LayerError
     warning: str = ""
 
     def tensor(self) -> QuantizedTensor:
-        """The weight of a scheme of ours, as `quantize_views` makes them."""
+        """Return the weight, which must be a `QuantizedTensor` (as all results of `quantize_views` are)."""
         assert isinstance(self.weight, QuantizedTensor)
         return self.weight
 
-    def saying(self, warning: str) -> Quantized:
-        """The same, with this to be said as well."""
+    def with_warning(self, warning: str) -> Quantized:
+        """Return a copy with `warning` appended to its warning."""
         return replace(self, warning="; ".join(part for part in (self.warning, warning) if part))
 
 
 Quantizer = Callable[[Sequence[LayerView], Choice, LayerStats | None], list[Quantized]]
-"""What makes codes of weights that share an input and a choice: `quantize_views`, or another format's own."""
+"""Quantizes views that share an input and a choice: `quantize_views`, or the quantizer of a GGUF block format."""
 
 
 def needs(choice: Choice) -> frozenset[str]:
-    """The statistics that quantizing a weight in this way takes."""
+    """Return the names of the input statistics that quantizing a weight by this choice uses."""
     if choice.scheme is None or choice.scheme.is_float:
         return frozenset()
     name = parts(choice.algorithm)["quantize"]
     options = part_options(choice.algorithm, choice.options)[name]
-    found: frozenset[str] = load(name).needs(choice.scheme, options)
-    return found
+    statistics: frozenset[str] = load(name).needs(choice.scheme, options)
+    return statistics
 
 
 def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
-    """Carry out an integer choice. An algorithm that is not told enough gives way to `rtn`, with a warning; one that
-    makes of its statistics no more than `rtn` does says so too.
+    """Quantize one view by an integer choice.
 
-    Raises `CheckpointError` naming the weight that holds NaN or inf, `SchemeError` when a scale overflows.
+    An algorithm that lacks statistics is replaced by `rtn`, with a warning. A warning also says so if an algorithm's
+    result equals that of `rtn` although the algorithm needs more statistics. Raises `CheckpointError` with the name of
+    a weight that holds NaN or inf, `SchemeError` if a scale overflows its type.
     """
     return quantize_views([view], choice, stats)[0]
 
 
 def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
-    """`quantize_view` of weights `[out, in]` that share an input and a choice.
+    """Quantize views `[out, in]` that share an input and a choice, with the results of `quantize_view`.
 
-    They are quantized as one tall weight, so that what an algorithm makes of their input's statistics is made once:
-    to algorithms that quantize layers, the rows of a weight do not depend on each other, unless they share a scale.
+    The weights are stacked into one tall weight, so that the algorithm processes the statistics (such as the Hessian)
+    once. Stacking does not change the codes: each row is quantized independently, except with one scale per tensor,
+    where the views are quantized one by one.
     """
     scheme = choice.scheme
     assert scheme is not None
@@ -98,32 +104,34 @@ def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats
         check_finite(value, view.name)
     names = ", ".join(view.name for view in views)
     try:
-        made, warning = _quantize(
+        quantized, warning = _quantize(
             values[0] if len(values) == 1 else np.concatenate(values), choice, stats, names
         )
-    except SchemeError as cause:  # an algorithm does not know whose weight it was given
+    except SchemeError as cause:  # the algorithm does not know the weight's name
         raise SchemeError(f"{names} as {scheme}: {cause}") from cause
     ends = np.cumsum([len(value) for value in values]).tolist()
-    found: list[Quantized] = []
+    results: list[Quantized] = []
     for view, value, end in zip(views, values, ends, strict=True):
-        part = made.rows(end - len(value), end)
-        said = warning if not found else ""
+        part = quantized.rows(end - len(value), end)
+        view_warning = warning if not results else ""
         if not warning and _is_fallback(value, choice, stats, part):
-            said = f"{parts(choice.algorithm)['quantize']} changed nothing against {FALLBACK} in {view.name}"
-            logger.warning("%s", said)
-        found.append(Quantized(part, measure(view.name, value, part, str(scheme)), said))
-    return found
+            view_warning = (
+                f"{parts(choice.algorithm)['quantize']} changed nothing against {FALLBACK} in {view.name}"
+            )
+            logger.warning("%s", view_warning)
+        results.append(Quantized(part, measure(view.name, value, part, str(scheme)), view_warning))
+    return results
 
 
 def _quantize(
     values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, names: str
 ) -> tuple[QuantizedTensor, str]:
-    """The weight, and what must be said of how it was made."""
+    """Quantize one weight `[out, in]`; return the result and a warning ("" for none)."""
     name = parts(choice.algorithm)["quantize"]
     algorithm, options = load(name), part_options(choice.algorithm, choice.options)[name]
     try:
-        made: QuantizedTensor = algorithm.quantize(values, stats, choice.scheme, options)
-        return made, ""
+        quantized: QuantizedTensor = algorithm.quantize(values, stats, choice.scheme, options)
+        return quantized, ""
     except StatisticsError as cause:
         warning = f"{names} was rounded by {FALLBACK} instead: {cause}"
         logger.warning("%s", warning)
@@ -133,13 +141,10 @@ def _quantize(
 def _is_fallback(
     values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, made: QuantizedTensor
 ) -> bool:
-    """Whether an algorithm made of a weight's statistics what the fallback does; the search for a grid comes last.
-
-    One that asks for no more than the fallback does may well find the same.
-    """
+    """Return whether an algorithm that needs more statistics than `rtn` gave the same codes and scales as `rtn`."""
     if needs(choice) <= load(FALLBACK).NEEDS:
         return False
-    for start, stop in ((0, 1), (0, len(values))):
+    for start, stop in ((0, 1), (0, len(values))):  # cheap checks first: the grid search below is slow
         part = made.rows(start, stop)
         nearest = quantize(values[start:stop], part.scheme, scale=part.scale, zero_point=part.zero_point)
         if not np.array_equal(nearest.codes, part.codes):
@@ -149,19 +154,20 @@ def _is_fallback(
 
 
 def measure(name: str, values: NDArray[np.float32], quantized: Coded, scheme: str) -> LayerError:
-    """The error that rounding left in one weight, `scheme` in words."""
-    lost = size = 0.0
+    """Return the rounding error of one weight; `scheme` is the scheme's string."""
+    error_sum = exact_sum = 0.0
     for start in range(0, len(values), ROWS):  # in float64, without a float64 copy of the weight
         exact = values[start : start + ROWS]
         error = quantized.rows(start, start + ROWS).dequantize()
         error -= exact
-        lost += _square_sum(error)
-        size += _square_sum(exact)
-    relative = math.sqrt(lost / size) if size else math.sqrt(lost)
+        error_sum += _square_sum(error)
+        exact_sum += _square_sum(exact)
+    relative = math.sqrt(error_sum / exact_sum) if exact_sum else math.sqrt(error_sum)
     sqnr = -20 * math.log10(relative) if relative > 0 else 999.0
     return LayerError(name, scheme, float(f"{relative:.6g}"), float(f"{sqnr:.6g}"))
 
 
 def _square_sum(values: NDArray[np.float32]) -> float:
+    """Return the sum of squares, accumulated in float64."""
     norm = torch.linalg.vector_norm(torch.from_numpy(values), dtype=torch.float64)
     return float(norm) ** 2

@@ -1,7 +1,7 @@
-"""Tune a whole quantized model beside the float one, by the algorithm that the plan names for it.
+"""Tuning of a whole quantized model beside the float model, by the plan's `tune_model` algorithm.
 
-Unlike everything before it, this holds the model: twice in float32, and what a backward pass over one window keeps.
-`refuse_large` says so before the first weight is read.
+Unlike all other steps of quantization, this one holds the model in memory: twice in float32, plus the activations of a
+backward pass over one window. `refuse_large` refuses a model that is too large before the first weight is read.
 """
 
 from __future__ import annotations
@@ -29,53 +29,59 @@ from zeropoint.values.qtensor import QuantizedTensor, Weight, expand_groups
 
 logger = logging.getLogger(__name__)
 
-#: What is kept of a block for its backward pass, in numbers of its width for each token: a gated MLP and attention.
+#: Estimate of the activations that a block keeps for the backward pass, per token, in multiples of the hidden size.
 KEPT_WIDTHS = 40
 
-#: Tensors of a window's logits that live at once.
+#: Estimate of the number of tensors of a window's logits that are in memory at once.
 LOGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTuner:
-    """An algorithm for whole models, ready to be carried out."""
+    """A `tune_model` algorithm, `name`, with its options."""
 
     name: str
     options: Any
 
     def tune(
-        self, checkpoint: Checkpoint, made: Mapping[str, Weight], tokens: torch.Tensor, seed: int
+        self, checkpoint: Checkpoint, weights: Mapping[str, Weight], tokens: torch.Tensor, seed: int
     ) -> tuple[dict[str, Weight], str]:
-        """What the weights `made` of a model become, and what must be said of it ("" when all is well)."""
+        """Tune the weights of a model on tokens `[windows, length]`; return all weights, and a warning ("" for none).
+
+        If tuning finds nothing better, the weights are returned unchanged, with a warning.
+        """
         with reduced_precision():
-            twin = Twin(checkpoint, made)
+            twin = Twin(checkpoint, weights)
             tuned: Tuned = load(self.name).tune_model(twin, tokens, self.options, seed)
-        logger.info("%s took the divergence from %.5g to %.5g", self.name, tuned.before, tuned.after)
+        logger.info("%s changed the KL divergence from %.5g to %.5g", self.name, tuned.before, tuned.after)
         if tuned.after < tuned.before:
             return twin.weights(tuned.values), ""
         warning = f"{self.name} found nothing better than what it started from: no scale or norm was changed"
         logger.warning("%s", warning)
-        return dict(made), warning
+        return dict(weights), warning
 
 
 def model_tuner(plan: Plan) -> ModelTuner | None:
-    """What tunes the whole model under this plan. Raises `UsageError` when its choices name different ways."""
-    found: list[ModelTuner] = []
+    """Return the plan's tuner for the whole model, or None. Raises `UsageError` if the choices name different ones."""
+    tuners: list[ModelTuner] = []
     for choice in plan.choices.values():
         name = parts(choice.algorithm).get("tune_model") if choice.scheme is not None else None
         if name is not None:
             tuner = ModelTuner(name, part_options(choice.algorithm, choice.options)[name])
-            if tuner not in found:
-                found.append(tuner)
-    if len(found) > 1:
+            if tuner not in tuners:
+                tuners.append(tuner)
+    if len(tuners) > 1:
         raise UsageError("the whole model is tuned at once: give all weights the same tuning in the plan")
-    return found[0] if found else None
+    return tuners[0] if tuners else None
 
 
 def refuse_large(
     checkpoint: Checkpoint, tuner: ModelTuner, length: int, machine: Machine | None = None
 ) -> None:
-    """Raise `UsageError` when a model does not fit this machine twice in float32 with a window's gradients."""
+    """Raise `UsageError` if the memory for tuning exceeds the free memory: two float32 models and a backward pass.
+
+    `length` is the number of tokens in a window.
+    """
     available = (machine or Machine.detect()).ram_available_bytes
     config = checkpoint.config.get_text_config()
     numbers = 2 * sum(info.numel for info in checkpoint.parameters() if info.tied_to is None)
@@ -90,9 +96,10 @@ def refuse_large(
 
 
 class Twin:
-    """A model in float32 and, with other parameters, the quantized one: a `distill.Student`.
+    """The float32 model and the quantized model on one module: a `distill.Student`.
 
-    Free are the vectors that are kept (norms, biases) and the scales of weights whose scales are not nested.
+    The quantized model is the same module run with other parameters. Trainable (`free`) are the kept vectors (norms,
+    biases), and the scales of all quantized weights without two-level scales.
     """
 
     def __init__(self, checkpoint: Checkpoint, made: Mapping[str, Weight]) -> None:
@@ -118,13 +125,14 @@ class Twin:
                 (self.free if value.ndim == 1 else self._fixed)[name] = value
 
     def store(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """`value` as the artifact will hold it."""
+        """Return `value` rounded to the type in which the artifact stores it."""
         weight = self._made[name]
         if isinstance(weight, QuantizedTensor):
             return torch.from_numpy(round_scale(value.numpy(), weight.scheme.scale_dtype, name=name))
         return torch.from_numpy(value.numpy().astype(weight.dtype).astype(np.float32))
 
     def logits(self, values: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Return the quantized model's logits with these trainable values (see `distill.Student`)."""
         weights = {**self._fixed, **{name: self._weight(name, value) for name, value in values.items()}}
         views = [self._views[name] for name in weights if name in self._views]
         parameters = {name: value for name, value in weights.items() if name not in self._views}
@@ -133,14 +141,16 @@ class Twin:
         return self._run(parameters, tokens)
 
     def exact(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the float model's logits."""
         with torch.no_grad():
             return self._run({}, tokens)
 
     def weights(self, values: Mapping[str, torch.Tensor]) -> dict[str, Weight]:
-        """All weights, with these stored values of what is free."""
+        """Return all weights, with the trainable ones replaced by `values` (already rounded by `store`)."""
         return {name: self._replaced(name, values.get(name)) for name in self._made}
 
     def _replaced(self, name: str, value: torch.Tensor | None) -> Weight:
+        """Return one weight with a new trainable value (None: unchanged)."""
         weight = self._made[name]
         if value is None:
             return weight
@@ -150,12 +160,12 @@ class Twin:
         return result
 
     def _weight(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """What the free value of that name makes of its parameter."""
+        """Return the float parameter for a trainable value: codes times scales, or the value itself for a vector."""
         weight = self._made[name]
         if not isinstance(weight, QuantizedTensor):
             return value
         scheme, columns = weight.scheme, weight.shape[1]
-        levels = weight.codes  # what is kept for the way back
+        levels = weight.codes  # int8 or int16, because the backward pass keeps these in memory
         if weight.zero_point is not None:
             levels = levels.astype(np.int16) - expand_groups(weight.zero_point, scheme, columns)
         if scheme.granularity == "group":
@@ -163,6 +173,7 @@ class Twin:
         return torch.from_numpy(levels) * value
 
     def _run(self, parameters: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Return the module's logits with some parameters replaced."""
         out = functional_call(
             self._model.module, parameters, (), {"input_ids": tokens, "use_cache": False}, strict=False
         )
@@ -171,7 +182,7 @@ class Twin:
 
 
 def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's `forward` with its layers in bfloat16. The output head, whose logits are compared, is in no block."""
+    """Return a block's `forward` with its layers in bfloat16. (The output head, outside the blocks, stays float32.)"""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with bfloat16_layers():

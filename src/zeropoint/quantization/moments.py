@@ -1,11 +1,11 @@
-"""How large each input channel of each layer is, measured on random tokens: no text is needed.
+"""Second moments of each layer's input channels, measured on random tokens, so no text is needed.
 
-A few input channels of a language model are hundreds of times larger than the rest (`down_proj` above all), and
-rounding errors in their weights are what quantization loses. Which channels these are is a property of the weights,
-so even random token ids find them: on SmolLM2-135M, 4-bit weights searched with these moments lose about a
-third less (KL) than searched without, and moments from real text win another tenth.
+A few input channels of a language model are hundreds of times larger than the rest (most of all in `down_proj`), and
+rounding errors in their weight columns cause most of the loss. Which channels these are depends on the weights, so
+random token ids find them too. On SmolLM2-135M, a grid search for 4-bit weights with these moments lowers the KL
+divergence by about a third; moments from real text lower it by another tenth.
 
-The model runs once, block by block: a block's float32 weights are read before it runs and dropped after.
+The model runs once, block by block; a block's float32 weights are read before it runs and dropped afterwards.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from zeropoint.values.stats import LayerStats
 
 logger = logging.getLogger(__name__)
 
+#: Number and length of the random token sequences.
 SEQUENCES, LENGTH = 4, 256
 
 
 def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int = 0) -> dict[str, LayerStats]:
-    """`LayerStats` of the views `names` that are linear layers of the blocks (not the embedding, head or experts).
+    """Return view name -> `LayerStats` for those of `names` that are linear layers (no embedding, head or experts).
 
-    An empty dict, with a warning in the log, when the model cannot be run block by block.
+    If the model cannot be run block by block, logs a warning and returns an empty dict. Raises the `ZeropointError`s of
+    reading the checkpoint.
     """
     modules = {
         view.module: view.name
@@ -40,18 +42,20 @@ def input_moments(checkpoint: Checkpoint, names: Collection[str], *, seed: int =
     if not modules:
         return {}
     try:
-        found = _Run(checkpoint, modules).moments(seed)
+        moments = _Run(checkpoint, modules).moments(seed)
     except ZeropointError:
         raise  # the checkpoint itself is damaged
-    except Exception as cause:  # third-party model code: anything can happen, and the search works without
+    except (
+        Exception
+    ) as cause:  # third-party model code can raise anything, and the search works without moments
         logger.warning(
-            "%s cannot be run block by block (%s): scales are searched without input sizes",
+            "%s cannot be run block by block (%s): the search for scales weights all errors equally",
             checkpoint.name,
             cause,
         )
-        found = {}
+        moments = {}
     release()
-    return found
+    return moments
 
 
 class _Run:
@@ -75,17 +79,21 @@ class _Run:
             )
 
     def moments(self, seed: int) -> dict[str, LayerStats]:
+        """Run the model on random tokens and return the statistics by view name."""
         length = min(LENGTH, getattr(self._config, "max_position_embeddings", None) or LENGTH)
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(0, self._config.vocab_size, (SEQUENCES, length), generator=generator)
         self._tokens = ids.numel()
         self._model.fill(self._model.outside())
         self._model.decoder(ids)
-        found = {name: LayerStats(total.numpy(), self._tokens) for name, total in self._sums.items()}
-        # A NaN here comes from a NaN weight, which the stream names when it reaches it.
-        return {name: stats for name, stats in found.items() if np.isfinite(stats.second_moment).all()}
+        stats_by_name = {name: LayerStats(total.numpy(), self._tokens) for name, total in self._sums.items()}
+        # A NaN comes from a weight with NaN; quantizing that weight raises an error with its name.
+        return {
+            name: stats for name, stats in stats_by_name.items() if np.isfinite(stats.second_moment).all()
+        }
 
     def _measure(self, name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Add the squares of one layer's input to its sum."""
         flat = inputs[0].detach().float().reshape(-1, inputs[0].shape[-1])
         total = flat.square().sum(0)
         self._sums[name] = self._sums[name] + total if name in self._sums else total

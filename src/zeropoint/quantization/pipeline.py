@@ -1,4 +1,4 @@
-"""Quantize a checkpoint into an artifact folder: all of it, or nothing."""
+"""Quantization of a checkpoint into an artifact folder, which is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ from zeropoint.values.qtensor import Weight
 
 logger = logging.getLogger(__name__)
 
-#: Packages whose versions decide what an artifact holds.
+#: Packages whose versions affect an artifact's contents.
 PACKAGES = ("zeropoint", "torch", "transformers", "numpy", "safetensors", "ml_dtypes")
 
+#: The card's note for an artifact with transposed weights.
 TRANSPOSED = (
     "Weights that this model's code holds as [in, out] (Conv1D, some experts) are stored as [out, in], so "
     "transformers cannot load this artifact; Zeropoint does."
@@ -49,9 +50,14 @@ TRANSPOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written. `folder_bytes` counts every file of the artifact, tokenizer included; `warnings` names each
-    weight that was not made as the plan says; `calibration` is the digest of the text that was observed; `resumed`
-    counts the blocks that an interrupted run had finished."""
+    """The result of `quantize_checkpoint`.
+
+    - `tensor_bytes`, `source_tensor_bytes`: bytes of the tensors of the artifact and of the source;
+    - `folder_bytes`: bytes of all files of the artifact, tokenizer included;
+    - `warnings`: notes on the checkpoint, and on each weight that was not quantized as the plan says;
+    - `calibration`: the card's entry for the calibration text (`Calibration.to_json`), None without text;
+    - `resumed`: number of blocks taken from an interrupted run.
+    """
 
     path: Path
     plan: Plan
@@ -82,18 +88,18 @@ def quantize_checkpoint(
     resumable: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm` and `options`.
+    """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm`, `options` and `seed`.
 
-    `calibration` (`read_calibration`) is what the model is observed on; None is the built-in sample for algorithms
-    that need text, and no text for `rtn`.
+    `calibration` is the calibration text (`read_calibration`); None means the built-in sample for algorithms that need
+    text, and no text for others.
 
-    Everything that can be refused is refused before the first weight is read: an existing output, a plan of another
-    model, low coverage, a disk without room. Raises the `ZeropointError`s of `open_checkpoint`, `uniform_plan`,
-    `stream` and `artifact.write`; no artifact is left behind then.
+    An existing output, another model's plan, low coverage and a full disk are refused before the first weight is read.
+    Raises the `ZeropointError`s of `open_checkpoint`, `uniform_plan`, `stream` and `artifact.write`, and then leaves no
+    artifact behind.
 
-    A run that observes text and is `resumable` keeps its finished blocks beside the output until it is done
-    (`run_checkpoint.py`). `resume` goes on with what an interrupted run of the same arguments kept, to the same bytes;
-    it starts from the beginning where nothing was kept, and finds an output that such a run has finished.
+    A `resumable` run with calibration text stores its finished blocks beside the output until it is done
+    (`run_checkpoint.py`). `resume` continues an interrupted run with the same arguments, to the same bytes. If nothing
+    was stored, the run starts from the beginning; if the output is already finished, its summary is returned.
     """
     started = time.perf_counter()
     refuse_output(out, resume=resume, overwrite=overwrite)
@@ -132,7 +138,7 @@ def quantize_checkpoint(
 
 
 class _Running:
-    """One run: what it is of, and what was said while it ran."""
+    """The state of one run: its inputs, its errors and warnings so far, and its run checkpoint."""
 
     def __init__(
         self,
@@ -152,8 +158,8 @@ class _Running:
         self._warnings: list[str] = [*checkpoint.notes, *tokenizer_notes(checkpoint)]
 
     def keep(self, out: Path, stack: ExitStack, *, resume: bool) -> None:
-        """Keep a run checkpoint until `stack` ends, and with `resume` go on with the one that is there."""
-        check_space(out, self._plan.nbytes)  # the run checkpoint's weights, beside the artifact's
+        """Open a run checkpoint until `stack` closes; with `resume`, continue the one on disk."""
+        check_space(out, self._plan.nbytes)  # the run checkpoint holds a second copy of the weights
         processor = Machine.detect()
         run_checkpoint = RunCheckpoint(
             out,
@@ -172,6 +178,7 @@ class _Running:
             self._warnings.append(run_checkpoint.warning)
 
     def stream(self) -> Iterator[tuple[str, Weight]]:
+        """Yield the run's weights."""
         tokens = None if self._calibration is None else self._calibration.tokens
         return stream(
             self._checkpoint,
@@ -182,24 +189,27 @@ class _Running:
         )
 
     def found(self, out: Path) -> Summary:
-        """The summary of an output that was finished before. Raises `UsageError` when that is another run's."""
-        made = open_artifact(out)
-        own = self.card().to_json()
-        others = [
-            key for key in ("source", "versions", "plan", "calibration") if made.card.get(key) != own[key]
+        """Return the summary of an output that is already finished. Raises `UsageError` if another command wrote it."""
+        artifact = open_artifact(out)
+        own_card = self.card().to_json()
+        differences = [
+            key
+            for key in ("source", "versions", "plan", "calibration")
+            if artifact.card.get(key) != own_card[key]
         ]
-        if others:
+        if differences:
             raise UsageError(
-                f"{out} is finished, by another command (not the same {', '.join(others)}): choose another name, or "
-                "overwrite it (--overwrite)"
+                f"{out} was written by another command (not the same {', '.join(differences)}): choose another "
+                "output, or overwrite this one (--overwrite)"
             )
-        forget(out)  # the run was killed before it did
+        forget(out)  # the finished run may have been killed before it removed its run checkpoint
         self._resumed = len(self._checkpoint.blocks())
-        self._errors = [LayerError(**error) for error in made.card["layer_errors"]]
-        self._warnings = [note for note in made.card["notes"] if note != TRANSPOSED]
-        return self.summary(out, made.nbytes)
+        self._errors = [LayerError(**error) for error in artifact.card["layer_errors"]]
+        self._warnings = [note for note in artifact.card["notes"] if note != TRANSPOSED]
+        return self.summary(out, artifact.nbytes)
 
     def card(self) -> Card:
+        """Return the artifact's card."""
         return card_of(
             self._checkpoint,
             self._plan,
@@ -211,7 +221,7 @@ class _Running:
         )
 
     def summary(self, out: Path, written: int) -> Summary:
-        """`written`: bytes of tensors."""
+        """Return the summary of the artifact `out` with `written` bytes of tensors."""
         return Summary(
             out,
             self._plan,
@@ -226,6 +236,7 @@ class _Running:
         )
 
     def _watch(self, step: Progress) -> None:
+        """Collect a step's error and warning, and report the step."""
         if step.error is not None:
             self._errors.append(step.error)
         if step.warning:
@@ -234,11 +245,13 @@ class _Running:
             self._progress(step)
 
     def _source(self) -> str:
+        """Return the checkpoint's digest, computed once."""
         if self._digest is None:
             self._digest = self._checkpoint.source_digest()
         return self._digest
 
     def _calibration_json(self) -> dict[str, Any] | None:
+        """Return the card's entry for the calibration text, or None without text."""
         return None if self._calibration is None else self._calibration.to_json()
 
 
@@ -252,7 +265,7 @@ def card_of(
     machine: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
 ) -> Card:
-    """Return the card of what a plan made of a checkpoint; `digest` is the checkpoint's `source_digest`."""
+    """Return the card of an artifact of `plan` and `checkpoint`; `digest` is the checkpoint's `source_digest`."""
     layout = layout_of(checkpoint)
     notes = list(warnings)
     if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
@@ -277,9 +290,9 @@ def card_of(
 def read_calibration(
     checkpoint: Checkpoint, path: str | Path | None = None, *, tokens: int = DEFAULT_TOKENS, seed: int = 0
 ) -> Calibration:
-    """Calibration windows of a text (None: the built-in sample) for a model, no longer than it can read.
+    """Return calibration windows of a text (None: the built-in sample), at most as long as the model's context.
 
-    Raises `UsageError` when the text or the model's tokenizer cannot be read.
+    Raises `UsageError` if the text or the model's tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -295,12 +308,14 @@ def read_calibration(
             f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
             "use --algorithm rtn without --calibration"
         ) from cause
-    most = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-    return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, most), seed=seed)
+    context_length = (
+        getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    )
+    return read_text(tokenizer, path, tokens=tokens, length=min(DEFAULT_LENGTH, context_length), seed=seed)
 
 
 def tokenizer_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return what a user should hear of tokens for which the model has no embedding: a text with one cannot be read."""
+    """Return a note if the tokenizer has tokens without an embedding in the model: such text cannot be read."""
     rows = getattr(checkpoint.config.get_text_config(), "vocab_size", None)
     if not checkpoint.path.is_dir() or not isinstance(rows, int):
         return []
@@ -309,11 +324,12 @@ def tokenizer_notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The packages that decide what an artifact holds, for its card."""
+    """Return the versions of `PACKAGES`, for the card."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:
+    """Return the installed version of a package, or "unknown"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -321,7 +337,7 @@ def _version(package: str) -> str:
 
 
 def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The source's config.json as it stands; for a GGUF source, the one made of its header."""
+    """Return the source's config.json (for GGUF, the config from its header) with `tie_word_embeddings` corrected."""
     if checkpoint.path.is_dir():
         config = load_json(checkpoint.path / "config.json", error=CheckpointError)
         if checkpoint.untied or "tie_word_embeddings" in config:
@@ -331,7 +347,7 @@ def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def tokenizer_files(checkpoint: Checkpoint, stack: ExitStack) -> list[Path]:
-    """Return the tokenizer's files; a GGUF source's are written out first, to a folder that `stack` removes."""
+    """Return the tokenizer's files. For a GGUF source, they are first written to a folder that `stack` removes."""
     if checkpoint.source.tokenizer_files is None:
         return model_files(checkpoint.path)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))

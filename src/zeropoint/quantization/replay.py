@@ -1,12 +1,13 @@
-"""Run one block over its batches again and again, and compute nothing twice that no longer changes.
+"""Repeated runs of one block over its batches, without computing again the submodules that are already quantized.
 
-Each stage of a block's layers takes a run up to its own inputs, and the last run gives the block's outputs; all of
-them would compute the attention again. But where a submodule hands on the very tensor that its last layer made
-(attention that of its output projection, an MLP that of its down projection), and all its layers are quantized, the
-input of that layer says all: the submodule is passed over, and only its last layer runs, on the input that was kept.
-Which submodules these are is seen on the first window. Whatever does not look so is run as before.
+Each stage needs a run of the block up to the stage's inputs, and a last run gives the block's outputs. Without this
+module, every one of these runs would compute the attention again. Some submodules return the output tensor of their
+last layer unchanged: attention that of its output projection, an MLP that of its down projection. Once all layers of
+such a submodule are quantized, the input of its last layer does not change any more. That input is kept, and later runs
+replace the submodule by its last layer, applied to the kept input. The first window shows which submodules qualify; all
+others run as usual.
 
-Kept inputs are bfloat16, which is what a product of reduced precision makes of them.
+Kept inputs are bfloat16: reduced-precision products would round them to bfloat16 anyway.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from typing import Any
 
 import torch
 
-from zeropoint.quantization.hooks import Seen, Stage, stages, tapped
+from zeropoint.quantization.hooks import InputHook, Stage, stages, tapped
 from zeropoint.views import LayerView
 
 Run = Callable[[torch.Tensor], torch.Tensor]
-"""The block on one batch of hidden states."""
+"""Runs the block on one batch of hidden states `[windows, length, width]` and returns the block's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A submodule whose output is that of its `layer`, the module of the view `name`.
+    """A submodule whose output is the output of its `layer`, the module of the view `name`.
 
-    `length`: it gives a tuple of so many, the others None; 0: the tensor alone.
+    `length` 0: the submodule returns that tensor. Else the submodule returns a tuple of `length` items: that tensor,
+    then only None.
     """
 
     module: torch.nn.Module
@@ -41,7 +43,10 @@ class Skip:
 
 
 class Replay:
-    """A block, whose module path is `path`, in the stages of its `views`."""
+    """The runs of one block, and the `stages` in which its views are quantized.
+
+    `path` is the module path of `block`, `run` runs the block, `first` is a small batch that finds the stages.
+    """
 
     def __init__(
         self, block: torch.nn.Module, path: str, views: Sequence[LayerView], run: Run, first: torch.Tensor
@@ -52,51 +57,51 @@ class Replay:
         self._skips = _find_skips(block, path, views, self.stages, ended)
         self._kept: dict[str, dict[int, torch.Tensor]] = {}
 
-    def observe(self, hidden: torch.Tensor, seen: Seen) -> torch.Tensor:
-        """The whole block on a batch; `seen` is told each view's input."""
-        with tapped(self._block, self._views, self._path, seen):
+    def observe(self, hidden: torch.Tensor, on_input: InputHook) -> torch.Tensor:
+        """Run the whole block on a batch; call `on_input` with each view's input; return the block's output."""
+        with tapped(self._block, self._views, self._path, on_input):
             return self._run(hidden)
 
-    def again(self, number: int, hidden: torch.Tensor, seen: Seen) -> torch.Tensor:
-        """Batch `number` once more, without the submodules whose last layer's input was kept."""
+    def again(self, number: int, hidden: torch.Tensor, on_input: InputHook) -> torch.Tensor:
+        """Run the block on batch `number` like `observe`, but skip the submodules whose last layer's input is kept."""
         with _passed_over([(s, k[number]) for s in self._skips if (k := self._kept.get(s.name))]):
-            return self.observe(hidden, seen)
+            return self.observe(hidden, on_input)
 
     def finish(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for batch `number`, whose kept inputs are dropped."""
-        out = self.again(number, hidden, _look_away)
-        for kept in self._kept.values():
-            kept.pop(number, None)
+        """Return the block's output for batch `number`, and drop the inputs kept for the batch."""
+        out = self.again(number, hidden, _ignore_input)
+        for inputs in self._kept.values():
+            inputs.pop(number, None)
         return out
 
     def keep(self, stage: Stage, inputs: dict[int, torch.Tensor]) -> None:
-        """From now on, `stage` is quantized; `inputs` are those of its views, batch by batch."""
+        """Keep the `inputs` of a stage (batch number -> tensor), whose views are quantized by now."""
         self._kept.update({skip.name: inputs for skip in self._skips if skip.name in stage.names})
 
     def forget(self) -> None:
-        """Nothing kept holds any more: layers before the kept inputs have changed."""
+        """Drop all kept inputs, because earlier layers have changed."""
         self._kept.clear()
 
     def keeps(self, stage: Stage) -> bool:
-        """Whether the inputs of this stage are worth keeping."""
+        """Return whether the inputs of this stage let a later run skip a submodule."""
         return any(skip.name in stage.names for skip in self._skips)
 
 
-def _look_away(_name: str, _given: torch.Tensor) -> None:
-    """Nothing is to be seen in this run."""
+def _ignore_input(_name: str, _input: torch.Tensor) -> None:
+    """Do nothing: the hook of a run whose inputs nobody needs."""
 
 
 @contextmanager
 def _watched(block: torch.nn.Module) -> Iterator[list[tuple[str, Any]]]:
-    """Within, the paths in `block` of the modules that ended are noted, with their outputs."""
-    ended: list[tuple[str, Any]] = []
+    """Collect `(path in block, output)` of each module that finishes inside the context, in order."""
+    outputs: list[tuple[str, Any]] = []
     handles = [
-        module.register_forward_hook(lambda _module, _in, out, inner=inner: ended.append((inner, out)))
+        module.register_forward_hook(lambda _module, _in, out, inner=inner: outputs.append((inner, out)))
         for inner, module in block.named_modules()
         if inner
     ]
     try:
-        yield ended
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -106,50 +111,54 @@ def _find_skips(
     block: torch.nn.Module,
     path: str,
     views: Sequence[LayerView],
-    found: Sequence[Stage],
-    ended: Sequence[tuple[str, Any]],
+    stages: Sequence[Stage],
+    outputs: Sequence[tuple[str, Any]],
 ) -> list[Skip]:
-    """The submodules of `block` that ended in one of their own layers, and in none of an earlier stage."""
-    order = {name: number for number, stage in enumerate(found) if stage.shared for name in stage.names}
+    """Return the submodules of `block` that `_passed_over` may replace by their last layer.
+
+    Such a submodule returns the output tensor of one of its own layers, that layer is of the submodule's last stage,
+    and submodule and layer ran exactly once. `outputs` is the list from `_watched`.
+    """
+    order = {name: number for number, stage in enumerate(stages) if stage.shared for name in stage.names}
     layers = {
         view.module.removeprefix(path).removeprefix("."): view.name for view in views if view.expert is None
     }
-    outputs: list[tuple[torch.Tensor, str]] = []
+    layer_outputs: list[tuple[torch.Tensor, str]] = []
     skips: dict[str, Skip] = {}
-    for inner, out in ended:
+    for inner, out in outputs:
         if inner in layers:
-            outputs.append((out, inner))
+            layer_outputs.append((out, inner))
             continue
-        length, tensor = (len(out), out[0]) if isinstance(out, tuple) else (0, out)
-        last = next((name for made, name in outputs if made is tensor), None)
+        length, result = (len(out), out[0]) if isinstance(out, tuple) else (0, out)
+        producer = next((name for output, name in layer_outputs if output is result), None)
         inside = [view.name for view in views if view.module.startswith(f"{path}.{inner}.")]
-        if last is None or not all(name in order for name in inside):
+        if producer is None or not all(name in order for name in inside):
             continue
         if length > 1 and any(other is not None for other in out[1:]):
             continue
-        if order[layers[last]] == max((order[name] for name in inside), default=-1):
-            module, layer = block.get_submodule(inner), block.get_submodule(last)
-            skips[inner] = Skip(module, layer, layers[last], length)
-    calls = Counter(inner for inner, _ in ended)
+        if order[layers[producer]] == max((order[name] for name in inside), default=-1):
+            module, layer = block.get_submodule(inner), block.get_submodule(producer)
+            skips[inner] = Skip(module, layer, layers[producer], length)
+    calls = Counter(inner for inner, _ in outputs)
     names = {name: inner for inner, name in layers.items()}
     return [skip for inner, skip in skips.items() if calls[inner] == calls[names[skip.name]] == 1]
 
 
 @contextmanager
 def _passed_over(skips: Sequence[tuple[Skip, torch.Tensor]]) -> Iterator[None]:
-    """Within, each of the modules answers with its layer's output of the input given here."""
+    """Replace, inside the context, each submodule by its last layer applied to the given kept input."""
 
-    def answer(skip: Skip, kept: torch.Tensor) -> Callable[..., Any]:
+    def answer(skip: Skip, kept_input: torch.Tensor) -> Callable[..., Any]:
         def forward(*_args: Any, **_kwargs: Any) -> Any:
-            out = skip.layer(kept.float())
+            out = skip.layer(kept_input.float())
             return (out, *[None] * (skip.length - 1)) if skip.length else out
 
         return forward
 
-    for skip, kept in skips:
-        skip.module.forward = answer(skip, kept)
+    for skip, kept_input in skips:
+        skip.module.forward = answer(skip, kept_input)
     try:
         yield
     finally:
         for skip, _ in skips:
-            del skip.module.forward  # the class's own again
+            del skip.module.forward  # restores the class's method

@@ -1,13 +1,14 @@
-"""Rotate a checkpoint before anything of it is quantized: the same function from other weights.
+"""Rotation of a checkpoint before quantization: other weights, the same function, without a table of architectures.
 
-There is no table of architectures. The norms of a block that hand a tensor to its layers read the hidden states; what
-is inside the modules that are given that tensor and takes `width` numbers is turned on the way in, what gives `width`
-numbers on the way out. Which pair of layers hands on the values of attention is found by trying. Each block is run
-before and after on random hidden states, and the model is refused by name where that differs: where a norm takes the
-mean off (LayerNorm), or stands behind a layer instead of before it.
+Let `width` be the hidden size. The matrices of a block are found by running the block. A reader is a matrix with
+`width` inputs in a module that takes the output of a norm; it is rotated on its input side. A writer is any other
+matrix with `width` outputs; it is rotated on its output side. The value projection and the output projection of
+attention are found by trying pairs of layers. Each block is run before and after on random tokens; if the outputs
+differ, the model is refused by its type. This happens for norms that subtract the mean (LayerNorm) and for norms that
+stand behind a layer instead of before it.
 
-Matrices are turned in float32 and quantized from there; biases, and matrices that the plan keeps, are then rounded to
-the type they are stored in.
+Matrices are rotated in float32 and quantized from there. Biases, and matrices that the plan keeps, are rounded to
+their stored type after the rotation.
 """
 
 from __future__ import annotations
@@ -30,33 +31,33 @@ from zeropoint.quantization.hooks import norm_outputs
 from zeropoint.values.plan import Plan
 from zeropoint.views import LayerView
 
-#: Random tokens that blocks are run on, before and after.
+#: Number of random tokens on which blocks are run before and after the rotation.
 TOKENS = 24
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-"""A parameter in float32, as the model holds it, to what it becomes."""
+"""Maps the float32 value of a parameter, in the model's own layout, to its new value."""
 
 
 def rotated(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
-    """The checkpoint that a plan's rotation makes of this one; itself where the plan names none.
+    """Return the checkpoint rotated as the plan says, or `checkpoint` itself if the plan names no rotation.
 
-    Raises `UsageError` when the plan's choices name different ones, or one of nothing, `UnsupportedError` when the
-    model cannot be rotated.
+    Raises `UsageError` if the plan's choices name different rotations or a rotation's options turn all of it off, and
+    `UnsupportedError` if the model cannot be rotated.
     """
-    found: list[tuple[str, Any]] = []
+    rotations: list[tuple[str, Any]] = []
     for choice in plan.choices.values():
         name = parts(choice.algorithm).get("rotate") if choice.scheme is not None else None
         if name is not None:
-            wanted = name, part_options(choice.algorithm, choice.options)[name]
-            if wanted not in found:
-                found.append(wanted)
-    if len(found) > 1:
+            rotation = name, part_options(choice.algorithm, choice.options)[name]
+            if rotation not in rotations:
+                rotations.append(rotation)
+    if len(rotations) > 1:
         raise UsageError("the whole model is rotated at once: give all weights the same rotation in the plan")
-    if not found:
+    if not rotations:
         return checkpoint
-    name, options = found[0]
+    name, options = rotations[0]
     if not (options.residual or options.heads):
-        raise UsageError(f"the options of {name} leave it nothing to rotate")
+        raise UsageError(f"the options of {name} leave nothing to rotate: set residual or heads to true")
     with full_precision():
         changes = _Rotation(checkpoint, load(name).rotate, plan.seed).find(options.residual, options.heads)
     return checkpoint.changed(changes)
@@ -64,9 +65,10 @@ def rotated(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A parameter of a block, `[out, in]` or a stack of such; `transposed` where the model holds `[in, out]`.
+    """A weight matrix of a block, `[out, in]` (`[in, out]` if `transposed`), or a stack of such matrices.
 
-    `norm` is the one that reads the hidden states for it, if any; `given` says that it is given that norm's output.
+    - `norm`: the path of the norm whose output the matrix's module, or a module around it, takes; None if none;
+    - `given`: whether the matrix's own module takes that output.
     """
 
     name: str
@@ -77,20 +79,20 @@ class _Matrix:
     given: bool
 
     def on_the_way_in(self, matrix: torch.Tensor) -> Change:
-        """`W Q`: it is given `x Q` in place of `x`."""
+        """Return the change to `W Q`, for an input `x Q` in place of `x`."""
         return lambda value: matrix.T @ value if self.transposed else value @ matrix
 
     def on_the_way_out(self, matrix: torch.Tensor) -> Change:
-        """`Q' W`: it gives `y Q` in place of `y`."""
+        """Return the change to `Q' W`, which gives the output `y Q` in place of `y`."""
         return lambda value: value @ matrix if self.transposed else matrix.T @ value
 
     def times(self, gain: torch.Tensor) -> Change:
-        """`W diag(g)`: it is given `x` in place of `g x`."""
+        """Return the change to `W diag(gain)`, for an input `x` in place of `gain * x`."""
         return lambda value: value * (gain[:, None] if self.transposed else gain)
 
 
 class _Rotation:
-    """Finds what becomes of each parameter of a model: `matrix(width, seed)` gives the rotations."""
+    """The search for the changes of a model's parameters; `matrix(width, seed)` returns the rotations."""
 
     def __init__(self, checkpoint: Checkpoint, matrix: Callable[[int, int], Any], seed: int) -> None:
         config = checkpoint.config.get_text_config()
@@ -106,12 +108,15 @@ class _Rotation:
         self._offset = 0.0
 
     def find(self, residual: bool, heads: bool) -> dict[str, Change]:
-        """Parameter name -> its change. Raises `UnsupportedError` where the function would not be the same."""
+        """Return parameter name -> change, for the hidden states (`residual`) and attention's values (`heads`).
+
+        Raises `UnsupportedError` if the model's function would change.
+        """
         tied = [info.name for info in self._checkpoint.parameters() if info.tied_to is not None]
         if residual and tied:
             raise self._refusal(
-                f"its embedding is tied to {tied[0]}, which alone takes the last norm's gain",
-                "leave it as it is with the option residual=false of rotation",
+                f"its embedding is tied to {tied[0]}, and only the latter can take the last norm's gain",
+                "rotate attention's values alone with the option residual=false of rotation",
             )
         outside = self._model.outside()
         self._model.fill(outside)
@@ -133,6 +138,10 @@ class _Rotation:
         return changes
 
     def _turn_residual(self, block: _Block) -> dict[str, Change]:
+        """Return the changes of one block that rotate the hidden states before and after the block.
+
+        Tries norms that multiply by their weight and norms that multiply by their weight plus 1.
+        """
         matrices = block.matrices(self._views)
         readers = [
             m for m in matrices if m.norm and m.columns == self._width and (m.given or m.out != self._width)
@@ -154,12 +163,15 @@ class _Rotation:
                 return changes
         if block.has_layer_norm():
             raise self._refusal(
-                f"the norms of {block.path} take the mean off, which a rotation does not keep"
+                f"the norms of {block.path} take the mean off, and a rotation does not preserve the mean"
             )
-        raise self._refusal(f"turned hidden states would change what {block.path} computes")
+        raise self._refusal(f"rotated hidden states would change what {block.path} computes")
 
     def _turn_heads(self, block: _Block) -> dict[str, Change]:
-        """The layer that makes the values of attention, and the one that takes them, found by trying."""
+        """Return the changes of one block that rotate the values of each attention head.
+
+        Tries pairs of a layer that may produce the values (`maker`) and a layer that may take them (`taker`).
+        """
         matrices = [
             m for m in block.matrices(self._views) if m.out * m.columns == block.value(m.name).numel()
         ]
@@ -167,25 +179,29 @@ class _Rotation:
             for maker in reversed([m for m in matrices if m.given and m.out % self._head == 0]):
                 if taker.columns % maker.out:
                     continue
-                made, taken = (self._all_heads(n) for n in (maker.out, taker.columns))
+                maker_turn, taker_turn = (self._all_heads(n) for n in (maker.out, taker.columns))
                 changes = {
-                    maker.name: _both(block.changes.get(maker.name), maker.on_the_way_out(made)),
-                    taker.name: _both(block.changes.get(taker.name), taker.on_the_way_in(taken)),
+                    maker.name: _both(block.changes.get(maker.name), maker.on_the_way_out(maker_turn)),
+                    taker.name: _both(block.changes.get(taker.name), taker.on_the_way_in(taker_turn)),
                 }
                 if (bias := maker.name.removesuffix("weight") + "bias") in block.names:
-                    changes[bias] = _times(made)
+                    changes[bias] = _times(maker_turn)
                 if block.is_same(block.changes | changes, block.turn):
                     return changes
         raise self._refusal(
             f"no layer of {block.path} makes the values of attention alone",
-            "leave them as they are with the option heads=false of rotation",
+            "leave the values as they are with the option heads=false of rotation",
         )
 
     def _all_heads(self, width: int) -> torch.Tensor:
+        """Return the block-diagonal matrix `[width, width]` that rotates each head."""
         return torch.kron(torch.eye(width // self._head), self._turn_head)
 
     def _turn_ends(self, outside: list[str], hidden: torch.Tensor) -> dict[str, Change]:
-        """The embedding writes the first hidden states; the last norm and the output head read the last ones."""
+        """Return the changes of the embedding, which writes hidden states, and of the last norm and the output head.
+
+        `outside` are the parameters outside the blocks, `hidden` is the last block's output.
+        """
         kinds = {view.kind: view.name for view in self._views.values()}
         embedding, head = kinds.get("embedding"), kinds.get("lm_head")
         norms = [name for name in outside if name != embedding]
@@ -206,17 +222,20 @@ class _Rotation:
         after = functional_call(norm, plain, (hidden @ self._turn,)) @ changes[head](weight).T
         self._model.drop([head])
         if (after - before).norm() > TOLERANCE * before.norm():
-            raise self._refusal(f"{norms[0]} does not pass a rotation on")
+            raise self._refusal(f"{norms[0]} does not commute with a rotation")
         return changes
 
     def _refusal(self, why: str, advice: str = "") -> UnsupportedError:
-        """The model is named by its type."""
+        """Return the error for a model that cannot be rotated."""
         end = f"; {advice}" if advice else ""
         return UnsupportedError(f"rotation does not fit {self._checkpoint.model_type}: {why}{end}")
 
 
 class _Block:
-    """One filled block, run on hidden states `[1, tokens, width]`; `changes` and `turn` are those of its residual."""
+    """One block with its float weights, run on hidden states `[1, tokens, width]`.
+
+    `out` is the block's output, `changes` and `turn` are the changes and the rotation of the hidden states so far.
+    """
 
     def __init__(
         self, runner: BlockRunner, index: int, path: str, module: torch.nn.Module, hidden: torch.Tensor
@@ -232,10 +251,12 @@ class _Block:
             self.out = self._run({}, hidden)
 
     def value(self, name: str) -> torch.Tensor:
+        """Return the value of the parameter `name`."""
         return self._module.get_parameter(name.removeprefix(f"{self.path}.")).detach()
 
     def matrices(self, views: Mapping[str, LayerView]) -> list[_Matrix]:
-        found = []
+        """Return the block's matrices in the order of the model's views; other matrices come first."""
+        matrices = []
         for name in self.names:
             value = self.value(name)
             if value.ndim < 2:
@@ -243,25 +264,25 @@ class _Block:
             transposed = name in views and views[name].transposed
             columns, out = value.shape[-2:] if transposed else (value.shape[-1], value.shape[-2])
             owner = name.removeprefix(f"{self.path}.").rpartition(".")[0]
-            around = [inner for inner in self._fed if owner == inner or owner.startswith(f"{inner}.")]
-            norm = self._fed[max(around, key=len)] if around else None
-            found.append(_Matrix(name, out, columns, transposed, norm, owner in self._fed))
+            fed_modules = [inner for inner in self._fed if owner == inner or owner.startswith(f"{inner}.")]
+            norm = self._fed[max(fed_modules, key=len)] if fed_modules else None
+            matrices.append(_Matrix(name, out, columns, transposed, norm, owner in self._fed))
         return sorted(
-            found, key=lambda matrix: list(views).index(matrix.name) if matrix.name in views else -1
+            matrices, key=lambda matrix: list(views).index(matrix.name) if matrix.name in views else -1
         )
 
     def is_same(self, changes: Mapping[str, Change], turn: torch.Tensor) -> bool:
-        """Whether the changed block turns `x turn` into `y turn` where it turned x into y."""
+        """Return whether the changed block maps `x turn` to `y turn`, if the block maps x to y."""
         with torch.no_grad():
-            made = {
+            parameters = {
                 name.removeprefix(f"{self.path}."): change(self.value(name))
                 for name, change in changes.items()
             }
-            difference = self._run(made, self._hidden @ turn) - self.out @ turn
+            difference = self._run(parameters, self._hidden @ turn) - self.out @ turn
         return bool(difference.norm() <= TOLERANCE * (self.out - self._hidden).norm())
 
     def has_layer_norm(self) -> bool:
-        """Whether a norm gives the same for all of its input moved by one number."""
+        """Return whether a norm's output stays the same if 1 is added to its whole input."""
         with torch.no_grad():
             return any(
                 torch.allclose(norm(self._hidden), norm(self._hidden + 1), atol=1e-3)
@@ -270,7 +291,7 @@ class _Block:
 
     @contextmanager
     def _noting(self, emitted: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Within, which modules are given the output of which norm of the hidden states, in whatever shape."""
+        """Note, inside the context, which modules take the output of which norm, reshaped or not, in `_fed`."""
         width = self._hidden.shape[-1]
 
         def note(inner: str) -> Callable[..., None]:
@@ -296,16 +317,20 @@ class _Block:
 
 
 def _shares(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors are the same memory, in any shape."""
     return first.data_ptr() == second.data_ptr() and first.numel() == second.numel()
 
 
 def _both(first: Change | None, second: Change) -> Change:
+    """Return the change that applies `first`, if any, and then `second`."""
     return second if first is None else lambda value: second(first(value))
 
 
 def _times(matrix: torch.Tensor) -> Change:
+    """Return the change that multiplies a value by `matrix` from the right."""
     return lambda value: value @ matrix
 
 
 def _constant(number: float) -> Change:
+    """Return the change that sets all elements to `number`."""
     return lambda value: torch.full_like(value, number)

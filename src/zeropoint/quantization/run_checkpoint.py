@@ -1,13 +1,14 @@
-"""What a run that observes text needs in order to go on after it was killed.
+"""Run checkpoints: the state on disk from which an interrupted run with calibration text continues.
 
-A hidden folder beside the output holds every finished block's weights and, now and then, what the next block is
-given: the hidden states of all calibration tokens. `journal.json` says how far it may be trusted; it is replaced in
-one step after all that it names is on the disk, so that a kill at any moment leaves the one before or the one after.
+A hidden folder beside the output holds the weights of every finished block and, from time to time, the hidden states of
+all calibration tokens (the next block's input). `journal.json` lists the valid files. The journal is replaced
+atomically, after all files that it lists are on the disk. So a kill at any moment leaves either the old or the new
+state.
 
-The hidden states are kept, not computed again from the finished blocks: kept ones are the same to the last bit
-whatever made them (a fold's biases are rounded only in the artifact; blocks are passed over in parts), and running
-the finished blocks again takes half of what GPTQ took. They are large, so they are written only when that has taken
-less than `SHARE` of the time since; blocks finished after the last time are quantized again, to the same bytes.
+The hidden states are stored, not recomputed from the finished blocks, for two reasons. A recomputation would not give
+the same bits (a fold's biases are rounded only in the artifact, and runs skip parts of blocks), and would take half as
+long as GPTQ took. Hidden states are large, so they are written only if writing takes less than `SHARE` of the time
+since the last write. Blocks finished after the last write are quantized again on resume, to the same bytes.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ from zeropoint.values.scheme import parse
 
 logger = logging.getLogger(__name__)
 
-#: The run checkpoint's file; 1 is the version of what it holds.
+#: The journal's file name and format version.
 NAME, VERSION = "journal.json", 1
 
-#: The part of a run's time that keeping hidden states may take.
+#: The share of a run's time that writing hidden states may take.
 SHARE = 0.02
 
-#: Nothing of an artifact is tied, looked up or transposed here: weights are stored as the stream gave them.
+#: A layout without ties, embeddings and transposed weights: weights are stored as the stream yields them.
 PLAIN = layouts.Layout()
 
 
 class Made(NamedTuple):
-    """One weight of the stream, and what was said of it."""
+    """One weight of the stream, its rounding error (None if kept) and its warning ("" for none)."""
 
     weight: Weight
     error: LayerError | None = None
@@ -60,8 +61,11 @@ class Made(NamedTuple):
 
 
 class States(NamedTuple):
-    """How many blocks are done, and what the next one is given, batch by batch: of the quantized model, and of the
-    float one where that runs beside it. Both are empty after the last block."""
+    """The number of finished blocks, and the next block's input, float32 `[windows, length, width]` per batch.
+
+    `hidden` is the quantized model's; `exact` is the float model's, empty if it does not run beside. Both are empty
+    before the first and after the last block.
+    """
 
     done: int
     hidden: Sequence[torch.Tensor] = ()
@@ -70,7 +74,7 @@ class States(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What decides the bytes of a run, as digests; `machine` may change them in the last digits only."""
+    """Digests of everything that affects a run's bytes; another `machine` changes the last digits of numbers only."""
 
     plan: str
     source: str
@@ -80,38 +84,42 @@ class Run:
 
     @classmethod
     def of(cls, plan: Plan, source: str, calibration: Any, versions: Mapping[str, str], machine: Any) -> Run:
+        """Return the digests of these values, which must be plain JSON values or a `Plan`."""
         return cls(*map(json_digest, (plan.to_json(), source, calibration, versions, machine)))
 
 
 def folder_of(out: Path) -> Path:
-    """Where the unfinished run of an output is kept: hidden, and by its name no artifact."""
+    """Return the hidden folder of an output's run checkpoint; its name cannot be taken for an artifact."""
     return out.absolute().parent / f".{out.name}.unfinished"
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether finished blocks of an output are kept."""
+    """Return whether an output has a run checkpoint with finished blocks."""
     return (folder_of(out) / NAME).is_file()
 
 
 def forget(out: Path) -> None:
-    """Remove what is kept of an output that is finished."""
+    """Remove the run checkpoint of a finished output."""
     shutil.rmtree(folder_of(out), ignore_errors=True)
 
 
 def refuse_output(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Raise `UsageError` where an output exists, or an unfinished run of it that nobody said what to do with."""
+    """Raise `UsageError` if the output exists, or its run checkpoint does, without `resume` or `overwrite`."""
     out = Path(path).expanduser()
     if not resume:
         refuse_existing(out, overwrite=overwrite)
     if is_unfinished(out) and not resume and not overwrite:
         raise UsageError(
             f"{folder_of(out)} keeps an interrupted run of {out}: "
-            "go on with it (--resume), or start again (--overwrite)"
+            "continue it (--resume), or start again (--overwrite)"
         )
 
 
 class RunCheckpoint:
-    """The unfinished run of one output. `warning` is what must be said of going on with it, "" when nothing."""
+    """The run checkpoint of one output; `blocks` is the number of finished blocks.
+
+    `warning` is a note for the user on a resumed run ("" for none).
+    """
 
     def __init__(self, out: Path, run: Run) -> None:
         self.folder = folder_of(out)
@@ -127,11 +135,11 @@ class RunCheckpoint:
 
     @contextmanager
     def opened(self, *, resume: bool) -> Iterator[RunCheckpoint]:
-        """Within, the run is kept, and with `resume` what was kept is taken up; afterwards it is removed.
+        """Open the run checkpoint inside the context, with `resume` at its stored state; remove it at the end.
 
-        Where the run does not come to its end, finished blocks stay, and the log says so. Raises `UsageError` when
-        what was kept is another command's or is being written by another process, `ArtifactError` when it is damaged
-        or the folder cannot be written.
+        If the run fails, finished blocks stay on disk, and the log says so. Raises `UsageError` if the stored run
+        belongs to another command or another process is writing it, `ArtifactError` if the stored run is damaged or
+        the folder cannot be written.
         """
         with self._locked():
             if resume and (self.folder / NAME).exists():
@@ -143,7 +151,7 @@ class RunCheckpoint:
             finally:
                 if self._made:
                     logger.warning(
-                        "%s keeps %d finished blocks: the same command with --resume goes on from there",
+                        "%s keeps %d finished blocks: the same command with --resume continues from there",
                         self.folder,
                         self.blocks,
                     )
@@ -152,22 +160,23 @@ class RunCheckpoint:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Create the folder and hold its lock inside the context."""
         try:
             self.folder.mkdir(exist_ok=True)
-            held = lock(self.folder)
+            descriptor = lock(self.folder)
         except OSError as cause:
             raise ArtifactError(f"{self.folder} cannot be written ({cause.strerror or cause})") from cause
-        if held is None:
+        if descriptor is None:
             raise UsageError(
                 f"another process is writing {self.folder}: wait for it, or choose another output"
             )
         try:
             yield
         finally:
-            os.close(held)
+            os.close(descriptor)
 
     def get(self, name: str) -> Made | None:
-        """A weight of a finished block, as it was made; None when it is still to be made."""
+        """Return a stored weight, or None if the weight is still to be quantized."""
         entry = self._made.get(name)
         if entry is None:
             return None
@@ -181,14 +190,17 @@ class RunCheckpoint:
         return Made(weight, error, entry["warning"])
 
     def states(self) -> States:
-        """What the first block that is still to be made is given."""
+        """Return the stored number of finished blocks and the next block's input.
+
+        Raises `ArtifactError` if the file is damaged.
+        """
         if not self._states:
             return States(self.blocks)
         path = self.folder / self._states["file"]
         try:
             with path.open("rb") as file:
                 arrays = [
-                    # Into memory of torch's own, aligned as that of the undisturbed run.
+                    # `clone` copies into memory aligned like that of an uninterrupted run, for the same bits.
                     torch.from_numpy(np.load(file, allow_pickle=False)).clone()
                     for _ in range(self._states["hidden"] + self._states["exact"])
                 ]
@@ -198,14 +210,19 @@ class RunCheckpoint:
         return States(self.blocks, arrays[:count], arrays[count:])
 
     def add(self, name: str, made: Made) -> None:
-        """A weight that was made now."""
+        """Add a weight that was just quantized; `finish_blocks` writes it."""
         self._pending[name] = made
 
     def finish_blocks(self, states: States) -> None:
-        """What was added, if anything, completes blocks; from there, a run goes on with `states`."""
+        """Write the added weights, which complete one or more blocks; write `states` if that does not take too long.
+
+        Do nothing if no weight was added.
+        """
         if not self._pending:
             return
-        file = self.folder / f"weights-{len(self._made):07d}.safetensors"  # how many came before
+        file = (
+            self.folder / f"weights-{len(self._made):07d}.safetensors"
+        )  # the number of weights stored before
         safetensors_file.write(file, dict(_stored(self._pending)))
         self._new.append(file)
         for name, made in self._pending.items():
@@ -223,7 +240,7 @@ class RunCheckpoint:
             self._cost = self._written - started
 
     def _write(self, states: States) -> None:
-        """Make it so that a resume goes on from `states`."""
+        """Write `states` and the journal, so that a resumed run continues from `states`."""
         old, self._states = self._states.get("file"), {}
         if states.hidden:
             path = self.folder / f"states-{states.done:05d}.npy"
@@ -249,12 +266,13 @@ class RunCheckpoint:
             (self.folder / old).unlink(missing_ok=True)
 
     def _read(self) -> None:
+        """Read the journal and compare its run with this one."""
         path = self.folder / NAME
         data = load_json(path, MAX_CARD_BYTES)
         try:
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']!r} is not {VERSION}")
-            known = Run(**data["run"])
+            stored_run = Run(**data["run"])
             self.blocks, self._states, self._made = (
                 int(data["blocks"]),
                 dict(data["states"]),
@@ -262,22 +280,22 @@ class RunCheckpoint:
             )
         except (KeyError, TypeError, ValueError) as cause:
             raise self._damaged(path, cause) from cause
-        mine = asdict(self._run)
-        others = [field for field, digest in asdict(known).items() if digest != mine[field]]
-        if "machine" in others:
-            others.remove("machine")
+        own_run = asdict(self._run)
+        differences = [field for field, digest in asdict(stored_run).items() if digest != own_run[field]]
+        if "machine" in differences:
+            differences.remove("machine")
             self.warning = (
-                "the run was begun on another machine or with other threads: its last digits may differ from those "
-                "of an undisturbed one"
+                "the run was started on another machine or with another number of threads: last digits may differ from "
+                "those of an uninterrupted run"
             )
-        if others:
+        if differences:
             raise UsageError(
-                f"{self.folder} keeps a run of another command (not the same {', '.join(others)}): give that command, "
-                "or start again (--overwrite)"
+                f"{self.folder} keeps a run of another command (not the same {', '.join(differences)}): "
+                "give that command, or start again (--overwrite)"
             )
 
     def _remove_unnamed(self) -> None:
-        """What the run checkpoint does not name was being written when the run was killed, or is of no use any more."""
+        """Remove files that the journal does not list: incomplete ones from a killed run, and outdated ones."""
         named = {entry["file"] for entry in self._made.values()} | {NAME, self._states.get("file")}
         for file in self.folder.iterdir():
             if file.name not in named:
@@ -286,17 +304,18 @@ class RunCheckpoint:
             (self.folder / NAME).unlink(missing_ok=True)
 
     def _opened(self, path: Path) -> safetensors_file.TensorFile:
-        """A file of weights, one at a time."""
+        """Return an open file of weights; the last one stays open."""
         if self._file is None or self._file.path != path:
             self._file = safetensors_file.TensorFile(path, ArtifactError)
         return self._file
 
     def _damaged(self, path: Path, cause: Exception) -> ArtifactError:
+        """Return the error for a damaged file."""
         return ArtifactError(f"{path} is damaged ({cause}): start again (--overwrite)")
 
 
 def _stored(made: Mapping[str, Made]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The tensors of a file of weights: those of an artifact, names tied to others left out."""
+    """Yield `(name, tensor)` of a file of weights, encoded as in an artifact with the layout `PLAIN`."""
     for name, (weight, _, _) in made.items():
         if isinstance(weight, QuantizedTensor):
             yield from layouts.encode(name, weight, PLAIN)

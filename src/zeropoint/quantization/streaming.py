@@ -1,4 +1,4 @@
-"""Quantize a checkpoint one weight at a time: the stream that artifacts and runtimes consume."""
+"""The stream of quantized weights of a checkpoint, one weight at a time, which artifacts and runtimes consume."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
+#: The numpy dtype of each float format.
 NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Told after each weight: how many numbers of the model are done, of `total`.
+    """The state of a run after each weight: `done` of `total` numbers of the model are finished.
 
-    `error` is None for a kept weight; `warning` is what must be said of how the weight was made, "" when nothing.
+    `error` is the rounding error of the weight `name`, None if it was kept; `warning` is "" for none.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Progress:
 
 
 def needs_calibration(plan: Plan) -> bool:
-    """Whether the plan asks for more of the layers' inputs than random tokens can tell."""
+    """Return whether the plan needs calibration text: any statistic but second moments, a fold, or tuning."""
     return any(
         needs(choice) - {"second_moment"} or parts(choice.algorithm).keys() - {"rotate", "quantize"}
         for choice in plan.choices.values()
@@ -61,17 +62,18 @@ def stream(
     progress: Callable[[Progress], None] | None = None,
     run_checkpoint: RunCheckpoint | None = None,
 ) -> Iterator[tuple[str, Weight]]:
-    """Each weight of the plan once, in plan order: `(view or parameter name, Weight)`.
+    """Yield each weight of the plan once, in plan order: `(view or parameter name, Weight)`; no tied names.
 
-    `tokens` `[windows, length]` are what the blocks are observed on; without, round-to-nearest looks at random ones.
-    Tied names are not repeated. One weight is held at a time; one block, and the hidden states of all `tokens`, while
-    statistics are gathered. Raises `CheckpointError` naming the weight that holds NaN or inf, `UsageError` when the
-    plan is not this model's or needs tokens and has none, `SchemeError` when a scale overflows.
+    `tokens` int64 `[windows, length]` is the calibration text; without it, second moments come from random tokens.
+    Memory: one weight; with `tokens`, one block and the hidden states of all tokens. A plan that tunes the whole model
+    needs the model twice in float32.
 
-    With tokens, finished blocks are kept in an opened `run_checkpoint`, and those that it has are taken from there.
+    With `tokens` and an opened `run_checkpoint`, finished blocks are stored in the run checkpoint, and blocks that the
+    run checkpoint already holds are read from there.
 
-    Where the plan tunes the whole model, it is held, twice in float32: `UsageError` when the machine's memory is too
-    small for that.
+    Raises `CheckpointError` with the name of a weight that holds NaN or inf, `SchemeError` if a scale overflows its
+    type, `UnsupportedError` if the model cannot be rotated or run block by block as the plan needs it, and `UsageError`
+    if the plan is another model's, needs `tokens` and has none, or needs too much memory.
     """
     check_complete(checkpoint, plan)
     checkpoint = rotated(checkpoint, plan)
@@ -82,15 +84,15 @@ def stream(
         yield from _weights(checkpoint, plan, tokens, progress, run_checkpoint)
         return
     refuse_large(checkpoint, tuner, tokens.shape[1])
-    made = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
-    made, warning = tuner.tune(checkpoint, made, torch.from_numpy(tokens), plan.seed)
+    weights = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
+    weights, warning = tuner.tune(checkpoint, weights, torch.from_numpy(tokens), plan.seed)
     if warning and progress is not None:
         total = sum(
             weight.codes.size if isinstance(weight, QuantizedTensor) else weight.size
-            for weight in made.values()
+            for weight in weights.values()
         )
         progress(Progress(tuner.name, total, total, None, warning))
-    yield from made.items()
+    yield from weights.items()
 
 
 def _weights(
@@ -100,7 +102,7 @@ def _weights(
     progress: Callable[[Progress], None] | None,
     run_checkpoint: RunCheckpoint | None,
 ) -> Iterator[tuple[str, Weight]]:
-    """Each weight of the plan in turn, as its layer's and its block's algorithms make it."""
+    """Yield each weight of the plan, as `stream` does, before the whole model is tuned."""
     sizes = {info.name: info.numel for info in checkpoint.parameters()}
     sizes.update({view.name: view.shape[0] * view.shape[1] for view in checkpoint.views()[0]})
     total, done = sum(sizes[name] for name in plan.choices), 0
@@ -108,29 +110,29 @@ def _weights(
     make = _maker(checkpoint, plan, blocks)
     ends: set[str] = set()
     if blocks is None:
-        run_checkpoint = None  # the weights are read and rounded once: there is nothing worth keeping
+        run_checkpoint = None  # without text, weights are only read and rounded, which is not worth storing
     elif run_checkpoint is not None:
         blocks.restore(run_checkpoint.states())
         ends = blocks.ends()
     for name in plan.choices:
-        kept = None if run_checkpoint is None else run_checkpoint.get(name)
-        made = make(name) if kept is None else kept
+        restored = None if run_checkpoint is None else run_checkpoint.get(name)
+        made = make(name) if restored is None else restored
         if blocks is not None and isinstance(made.weight, QuantizedTensor):
             blocks.replace(name, made.weight)
-        if run_checkpoint is not None and kept is None:
+        if run_checkpoint is not None and restored is None:
             run_checkpoint.add(name, made)
         done += sizes[name]
         if progress is not None:
             progress(Progress(name, done, total, made.error, made.warning))
         weight = made.weight
-        del kept, made
+        del restored, made  # frees this weight as soon as the consumer has dropped it
         yield name, weight
         if run_checkpoint is not None and blocks is not None and name in ends:
             run_checkpoint.finish_blocks(blocks.states())
 
 
 def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) -> Callable[[str], Made]:
-    """What makes each weight of the plan, asked in its order."""
+    """Return a function that quantizes or reads one weight; it must be called in plan order."""
     views = {view.name: view for view in checkpoint.views()[0]}
     dtypes = {info.name: info.dtype for info in checkpoint.parameters()}
     stats = _moments(checkpoint, plan) if blocks is None else {}
@@ -141,34 +143,37 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
             folded = None if blocks is None else blocks.folded(name)
             return Made(_kept(checkpoint, name, dtypes[name], choice.scheme, folded))
         if blocks is not None and blocks.covers(name):
-            made = blocks.take(name)
+            quantized = blocks.take(name)
         else:
-            made = quantize_view(views[name], choice, stats.get(name))
+            quantized = quantize_view(views[name], choice, stats.get(name))
             if blocks is None and name not in stats and _wants_moments(views[name], choice):
-                made = made.saying(
-                    f"{name} was rounded as if its inputs were alike: they could not be measured"
+                quantized = quantized.with_warning(
+                    f"{name} was rounded with equal importance for all its inputs: their sizes could not be measured"
                 )
-        return Made(made.tensor(), made.error, made.warning)
+        return Made(quantized.tensor(), quantized.error, quantized.warning)
 
     return make
 
 
 def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
-    """What round-to-nearest asks to know of its layers' inputs; nothing runs when no weight asks."""
+    """Return the second moments of the layers whose choices use them; the model runs only if there are such layers."""
     views = {view.name: view for view in checkpoint.views()[0]}
     names = {n for n, choice in plan.choices.items() if n in views and _wants_moments(views[n], choice)}
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
 
 
 def _wants_moments(view: LayerView, choice: Choice) -> bool:
-    """Whether random tokens are to tell the sizes of a weight's inputs: not for the embedding, head or experts."""
+    """Return whether a weight's input moments are measured on random tokens: linear layers whose choice uses them."""
     return view.kind in ("linear", "conv1d") and "second_moment" in needs(choice)
 
 
 def _kept(
     checkpoint: Checkpoint, name: str, dtype: torch.dtype, scheme: Scheme | None, folded: torch.Tensor | None
 ) -> NDArray[Any]:
-    """A parameter, or what it was `folded` into, in its own `dtype` or cast to the plan's float format."""
+    """Return a kept parameter (or its `folded` value) as a numpy array of its `dtype`, or cast to a float `scheme`.
+
+    Raises `CheckpointError` if the parameter holds NaN or inf, or overflows the float format.
+    """
     tensor = (checkpoint.read(name) if folded is None else folded).to(dtype).contiguous()
     if tensor.dtype == torch.bfloat16:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -1,4 +1,4 @@
-"""Tune the layers of one block together, by the algorithm that the plan names for it."""
+"""Joint tuning of all layers of one transformer block, by the plan's `quantize_block` algorithm."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from zeropoint.views import LayerView
 logger = logging.getLogger(__name__)
 
 RunWith = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
-"""A block with these parameters in place of its own, on one batch of hidden states."""
+"""Runs a block with some parameters replaced, on one batch of hidden states, and returns the block's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuner:
-    """An algorithm for blocks, ready to be carried out."""
+    """A `quantize_block` algorithm, `name`, with its options."""
 
     name: str
     options: Any
@@ -32,45 +32,53 @@ class Tuner:
     def tune(
         self, layers: Mapping[str, tuple[LayerView, Quantized]], loss: Loss, batches: int, seed: int
     ) -> dict[str, Quantized]:
-        """What `layers` become. When nothing better is found they stay, and the first one's warning says so."""
+        """Tune the layers of one block together and return the results by name.
+
+        `seed` is also the block's number in the log. If tuning finds nothing better, the layers are returned unchanged,
+        with a warning on the first one.
+        """
         tuned: Tuned = load(self.name).quantize_block(
-            {name: Layer(view.read(), made.tensor()) for name, (view, made) in layers.items()},
+            {name: Layer(view.read(), quantized.tensor()) for name, (view, quantized) in layers.items()},
             loss,
             batches,
             self.options,
             seed,
         )
         logger.info(
-            "block %d: %s took the distance from %.5g to %.5g", seed, self.name, tuned.before, tuned.after
+            "block %d: %s changed the output error from %.5g to %.5g",
+            seed,
+            self.name,
+            tuned.before,
+            tuned.after,
         )
         if tuned.after < tuned.before:
             return {
                 name: Quantized(
                     weight := tuned.weights[name],
                     measure(name, view.read().numpy(), weight, str(weight.scheme)),
-                    made.warning,
+                    quantized.warning,
                 )
-                for name, (view, made) in layers.items()
+                for name, (view, quantized) in layers.items()
             }
         first = next(iter(layers))
         warning = f"{self.name} found nothing better for the block of {first} than what it started from"
         logger.warning("%s", warning)
-        kept = {name: made for name, (_, made) in layers.items()}
-        kept[first] = kept[first].saying(warning)
-        return kept
+        unchanged = {name: quantized for name, (_, quantized) in layers.items()}
+        unchanged[first] = unchanged[first].with_warning(warning)
+        return unchanged
 
 
 def tuner_of(choices: Sequence[Choice]) -> Tuner | None:
-    """What tunes a block whose layers have these choices. Raises `UsageError` when they do not agree."""
-    found = []
+    """Return the tuner of a block whose layers have these choices, or None. Raises `UsageError` if they differ."""
+    tuners = []
     for choice in choices:
         name = parts(choice.algorithm).get("quantize_block")
         tuner = None if name is None else Tuner(name, part_options(choice.algorithm, choice.options)[name])
-        if tuner not in found:
-            found.append(tuner)
-    if len(found) > 1:
+        if tuner not in tuners:
+            tuners.append(tuner)
+    if len(tuners) > 1:
         raise UsageError("the layers of one block are tuned together: give them the same tuning in the plan")
-    return found[0] if found else None
+    return tuners[0] if tuners else None
 
 
 def block_loss(
@@ -81,7 +89,7 @@ def block_loss(
     hidden: Sequence[torch.Tensor],
     exact: Sequence[torch.Tensor],
 ) -> Loss:
-    """How far the block at `path`, given `hidden`, is from the float model's outputs `exact`, batch by batch."""
+    """Return a loss function: the distance of the block's output for `hidden[i]` from the float output `exact[i]`."""
     sizes = relative_sizes(exact)
 
     def loss(weights: Mapping[str, torch.Tensor], number: int) -> torch.Tensor:
@@ -94,7 +102,10 @@ def block_loss(
 def stored(
     block: torch.nn.Module, path: str, views: Sequence[LayerView], weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Views' weights `[out, in]` as the parameters of `block`, at `path`, that hold them; experts take their places."""
+    """Return the parameters of `block` (at module path `path`) with the values `weights` `[out, in]` of its views.
+
+    Weights of experts are put into their stacked parameter; transposed views are transposed back.
+    """
     plain: dict[str, torch.Tensor] = {}
     stacks: dict[str, list[torch.Tensor]] = {}
     for view in views:
@@ -104,4 +115,4 @@ def stored(
             plain[name] = weight
         else:
             stacks.setdefault(name, list(block.get_parameter(name)))[view.expert] = weight
-    return plain | {name: torch.stack(held) for name, held in stacks.items()}
+    return plain | {name: torch.stack(experts) for name, experts in stacks.items()}

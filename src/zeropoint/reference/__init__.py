@@ -1,4 +1,1 @@
-"""The numbers' truth in plain numpy: rounding, packing, the integer matrix product.
-
-Written to be read and checked, not to be fast; kernels and writers are tested against it.
-"""
+"""Numpy reference for rounding and quantized matrix products: plain code to read, against which kernels are tested."""

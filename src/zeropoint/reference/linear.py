@@ -1,13 +1,12 @@
-"""The numbers' truth for a quantized linear layer: numpy, slow and plain.
+"""Numpy reference of a quantized linear layer, written to be read, not to be fast.
 
-Activations are quantized dynamically and symmetrically: `scale = absmax / qmax` over one token, or over
-`group_size` channels of it, and `code = rint(x * (qmax / absmax))` in float32, half to even; `qmax` is 127 for
-int8 codes, 16319 for int16. A group whose
-absmax is below `TINY` has scale 0 and codes 0. A group that holds a NaN or an infinity has scale NaN and
-codes 0, so that its token's outputs are NaN.
+Activations are quantized dynamically and symmetrically: `scale = absmax / qmax` per token, or per `group_size` channels
+of a token, and `code = rint(x * (qmax / absmax))` in float32, half to even. `qmax` is 127 for 8-bit codes and 16319 for
+16-bit codes. A group whose absmax is below `TINY` gets scale 0 and codes 0. A group with a NaN or an infinity gets
+scale NaN and codes 0, so the token's outputs are NaN.
 
-Products are summed as integers wherever neither the weight's scale and zero point nor the activation's
-scale changes, and scaled in float64.
+Products are summed as integers over each run of columns with one weight scale, zero point and activation scale; the
+sums are scaled in float64.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from zeropoint.errors import SchemeError
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Activation, ceil_div
 
-TINY = np.float32(2.0**-112)  # below it qmax / absmax could overflow
+TINY = np.float32(2.0**-112)  # with a smaller absmax, qmax / absmax could overflow
 
 
 def quantize_activations(
     x: NDArray[np.float32], activation: Activation
 ) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Codes int16 `[m, k]` and scales float32 `[m, groups]` of a float32 input `[m, k]`."""
+    """Return codes int16 `[m, k]` and scales float32 `[m, groups]` of a float32 input `[m, k]`."""
     rows, columns = x.shape
     qmax = np.float32(activation.qmax)
     size = activation.group_size or max(columns, 1)
@@ -48,9 +47,10 @@ def quantize_activations(
 def linear(
     x: NDArray[np.float32], weight: QuantizedTensor, bias: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """`x @ weight.T + bias`, float32 `[m, out]`, for `x` float32 `[m, in]`.
+    """Return `x @ weight.T + bias`, float32 `[m, out]`, for `x` float32 `[m, in]` and `bias` float32 `[out]`.
 
-    With `weight.scheme.activation` the input is quantized first; without, the product is one of floats.
+    If the weight's scheme has an activation format, the input is quantized first; else the product is one of floats.
+    Raises `SchemeError` if the shapes of `x` and `weight` do not match.
     """
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise SchemeError(f"an input of shape {x.shape} does not fit a weight of shape {weight.shape}")
@@ -67,6 +67,7 @@ def linear(
 def _integer_product(
     x: NDArray[np.float32], weight: QuantizedTensor, activation: Activation
 ) -> NDArray[np.float64]:
+    """Return the product `[m, out]` of a quantized input and a quantized weight."""
     columns = weight.shape[1]
     codes, input_scale = quantize_activations(x, activation)
     weight_size = weight.scheme.group_size or columns

@@ -1,9 +1,9 @@
-"""From floats to codes: ranges, scales, zero points, rounding. The meaning of `q = round(w / scale) + zero_point`.
+"""From float weights to codes: ranges, scales, zero points and rounding, `q = round(w / scale) + zero_point`.
 
-Shapes: a weight is `[out, in]`; ranges, scales and zero points have `Scheme.scale_shape` of it
-(`[1, 1]`, `[out, 1]` or `[out, groups]`, the last group of a row possibly short). Rounding is half to
-even (IEEE 754's default, `np.rint`), as in compressed-tensors. Zero is always exactly representable, so
-ranges are widened to hold it and padding costs nothing.
+Shapes: a weight is `[out, in]`; ranges, scales and zero points have the shape `Scheme.scale_shape` (`[1, 1]`,
+`[out, 1]` or `[out, groups]`; the last group of a row may be shorter). Rounding is half to even (IEEE 754's default,
+`np.rint`), as in compressed-tensors. Every range is widened to include 0, so 0 is represented exactly and padding adds
+no error.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ STORAGE: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16,
     "fp16": np.float16,
     "fp32": np.float32,
-    "nested": ml_dtypes.bfloat16,  # the significant bits of base and multiple are 8 together: exact
+    "nested": ml_dtypes.bfloat16,  # base and multiple together have 8 significant bits, so bfloat16 is exact
 }
 
-#: The smallest scale a type stores. Normal numbers for bf16 and fp32, because kernels may flush
-#: denormals to zero; fp16's denormals become normal when widened to fp32, so they are fine.
+#: The smallest scale of each type. bf16 and fp32 are limited to normal numbers, because kernels may flush denormals to
+#: zero. fp16 may be denormal: widened to fp32, it is a normal number.
 SMALLEST_SCALE: dict[str, float] = {"bf16": 2.0**-126, "fp16": 2.0**-24, "fp32": 2.0**-126}
 
-#: The scale of a group that holds nothing but zeros: any value will do, this one is exact everywhere.
+#: The scale of a group of zeros. Any value would do; 1 is exact in every type.
 EMPTY_SCALE = 1.0
 
-#: Weights worked on at once: small enough that they and their temporaries stay in a core's cache.
+#: Number of weights processed at once, so that they and their temporaries stay in a core's cache.
 PIECE = 1 << 16
 
-#: Keeps the multiples of a nested scale's base normal numbers.
+#: The smallest base of two-level scales, so that all of its multiples are normal numbers.
 NESTED_FLOOR = 2.0**-120
 
 
 def pieces(weight: NDArray[Any]) -> Iterator[slice]:
-    """The rows of a matrix, as many at a time as make a `PIECE`."""
+    """Yield slices of consecutive rows of a matrix, each with at most about `PIECE` values."""
     step = max(1, PIECE // max(1, weight.shape[1]))
     for start in range(0, len(weight), step):
         yield slice(start, start + step)
 
 
 def check_finite(weight: NDArray[Any], name: str) -> None:
-    """Raise `CheckpointError` naming the layer and the place when a weight is NaN or infinite."""
+    """Raise `CheckpointError` with the weight's `name` and the first position if a value is NaN or infinite."""
     if np.isfinite(weight.min(initial=0)) and np.isfinite(weight.max(initial=0)):
-        return  # NaN is the smallest and the largest of all
+        return  # min and max are NaN if any value is NaN
     bad = ~np.isfinite(weight)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -61,7 +61,7 @@ def check_finite(weight: NDArray[Any], name: str) -> None:
 
 
 def grouped(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
-    """`[out, in]` as `[rows, groups, group]` in the scheme's granularity, a short last group padded with zeros."""
+    """Reshape `[out, in]` to `[rows, groups, group_size]` by the scheme's granularity; pad short groups with 0."""
     rows, columns = values.shape
     if scheme.granularity == "tensor":
         return values.reshape(1, 1, rows * columns)
@@ -74,7 +74,7 @@ def grouped(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
 
 
 def group_range(weight: NDArray[Any], scheme: Scheme) -> tuple[Floats, Floats]:
-    """Smallest and largest value of each group, widened to hold zero; float32, `scale_shape` each."""
+    """Return the smallest and largest value of each group, widened to include 0; float32 of `scale_shape` each."""
     groups = grouped(np.asarray(weight, dtype=np.float32), scheme)
     low = np.minimum(groups.min(axis=2, initial=0.0), 0.0)
     high = np.maximum(groups.max(axis=2, initial=0.0), 0.0)
@@ -89,12 +89,13 @@ def round_scale(
     multiples: int = MAX_MULTIPLE,
     name: str = "the tensor",
 ) -> Floats:
-    """The nearest values that `dtype` (bf16, fp16, fp32) represents exactly, as float32; signs are kept.
+    """Round scales to the nearest values that `dtype` (bf16, fp16, fp32, nested) represents; return them as float32.
 
-    With `up`, the nearest not smaller in magnitude. Zero becomes `EMPTY_SCALE`, and a magnitude below
-    `SMALLEST_SCALE` is raised to it. Raises `SchemeError` when a scale overflows the type (fp16 ends at 65504).
+    Signs are kept. With `up`, the magnitude is rounded up. 0 becomes `EMPTY_SCALE`; smaller magnitudes than
+    `SMALLEST_SCALE` are raised to it. Raises `SchemeError` if a scale overflows the type (fp16 ends at 65504).
 
-    The scales of one row, the last axis, become `nested` together: 1 to `multiples` times `nested_base`.
+    `nested` (two-level scales): the scales of a row (last axis) become an integer from 1 to `multiples` times
+    `nested_base` of the row. `name` is the weight's name in errors.
     """
     scale = np.asarray(scale, dtype=np.float64)
     if dtype == "nested":
@@ -118,11 +119,11 @@ def round_scale(
 
 
 def nested_base(scale: NDArray[Any], multiples: int) -> NDArray[np.float64]:
-    """The number per row, `[..., 1]`, whose multiples stand for the row's scales `[..., groups]`.
+    """Return the base `[..., 1]` of each row's two-level scales `[..., groups]`, float64.
 
-    The smallest that reaches the row's largest scale in so many steps and has the significant bits that a bfloat16's
-    8 leave it beside a multiple's: 4 of 15 multiples, 5 of 7. Two-level scales with an integer second level, so that
-    4-bit codes widen exactly to int8, are QServe's (arXiv:2405.04532).
+    The base is the smallest number whose multiple `multiples` reaches the row's largest scale, with few enough
+    significant bits that base times multiple is exact in bfloat16: 4 bits for 15 multiples, 5 bits for 7. Two-level
+    scales with an integer second level, so that 4-bit codes widen exactly to int8, come from QServe (arXiv:2405.04532).
     """
     digits = 1 << (8 - multiples.bit_length())
     most = np.abs(np.asarray(scale, dtype=np.float64)).max(axis=-1, keepdims=True)
@@ -132,6 +133,7 @@ def nested_base(scale: NDArray[Any], multiples: int) -> NDArray[np.float64]:
 
 
 def _round_nested(scale: NDArray[np.float64], multiples: int, *, up: bool) -> Floats:
+    """Round scales `[..., groups]` to integer multiples of their row's base."""
     base = nested_base(scale, multiples)
     steps = np.abs(scale) / base
     multiple = np.clip(np.ceil(steps) if up else np.rint(steps), 1, multiples)
@@ -141,14 +143,16 @@ def _round_nested(scale: NDArray[np.float64], multiples: int, *, up: bool) -> Fl
 def affine_parameters(
     low: NDArray[Any], high: NDArray[Any], scheme: Scheme, *, name: str = "the tensor"
 ) -> tuple[Floats, Codes | None]:
-    """Scale and zero point that cover `[low, high]` (which holds zero), so that no error exceeds scale / 2.
+    """Return the scale and zero point (None if symmetric) that cover `[low, high]`, a range that includes 0.
 
-    Symmetric: `scale = max(-low, high) / qmax`. Asymmetric: `scale = (high - low) / (qmax - qmin)`, rounded
-    up to the scale's type, and `zero_point = round(qmin - low / scale)` (Jacob et al. 2018, arXiv:1712.05877).
+    Symmetric: `scale = max(-low, high) / qmax`. Asymmetric: `scale = (high - low) / (qmax - qmin)`, rounded up to the
+    scale's type, and `zero_point = round(qmin - low / scale)` (Jacob et al. 2018, arXiv:1712.05877). No value of the
+    range is then off by more than scale / 2. Raises `SchemeError` if a scale overflows its type; `name` is the weight's
+    name in the message.
     """
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     if scheme.symmetric:
-        coarse = scheme.scale_dtype == "nested"  # to the nearest, a range could lose a third
+        coarse = scheme.scale_dtype == "nested"  # rounding to nearest could cut off a third of a range
         scale = np.maximum(-low, high) / scheme.qmax
         return round_scale(
             scale, scheme.scale_dtype, up=coarse, multiples=scheme.max_multiple, name=name
@@ -166,10 +170,10 @@ def quantize(
     zero_point: Codes | None = None,
     name: str = "the tensor",
 ) -> QuantizedTensor:
-    """`clamp(round(w / scale) + zero_point, qmin, qmax)` with half-to-even rounding.
+    """Quantize a float weight `[out, in]`: `clamp(round(w / scale) + zero_point, qmin, qmax)`, half to even.
 
-    `weight` is a float `[out, in]`; scale and zero point have `scheme.scale_shape`, the scale already
-    rounded (`round_scale`). Raises `CheckpointError` on NaN or inf, `SchemeError` on a bad shape.
+    `scale` (float32, already rounded by `round_scale`) and `zero_point` (int8, None if symmetric) have the shape
+    `scheme.scale_shape`. Raises `CheckpointError` on NaN or inf, `SchemeError` if the weight is not 2-D.
     """
     weight = np.asarray(weight, dtype=np.float32)
     if weight.ndim != 2:
@@ -184,7 +188,7 @@ def quantize(
 
 
 def _round(weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | None) -> Floats:
-    """Codes as float32."""
+    """Return the codes as float32 `[rows, in]`."""
     columns = weight.shape[1]
     codes: Floats = weight / expand_groups(scale, scheme, columns)
     np.rint(codes, out=codes)
@@ -194,7 +198,10 @@ def _round(weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | No
 
 
 def quantize_min_max(weight: NDArray[Any], scheme: Scheme, *, name: str = "the tensor") -> QuantizedTensor:
-    """Plain round-to-nearest: the full range of each group is covered, every error is at most scale / 2."""
+    """Quantize a float weight `[out, in]` to nearest on the full range of each group (min-max), without a search.
+
+    No error exceeds scale / 2. Raises `CheckpointError` on NaN or inf, `SchemeError` if a scale overflows its type.
+    """
     weight = np.asarray(weight, dtype=np.float32)
     check_finite(weight, name)
     low, high = group_range(weight, scheme)

@@ -1,8 +1,8 @@
-"""Measure what each group of layers costs at each format: `measure` gives the table that planners read.
+"""Sensitivity of each group of layers to each format: `measure` returns the table from which plans are made.
 
-Three scores, from cheap to true, and how far they agree: the relative error of the layer's outputs, the divergence
-predicted from gradients (Fisher information), and the divergence measured with one group swapped. Nothing here
-knows which layers are fragile: that is what it finds out.
+There are three scores, from cheap to exact: the relative error of the group's outputs, the KL divergence predicted from
+gradients (Fisher information), and the KL divergence measured with only that group quantized. The table also says how
+well the scores agree. No layer is assumed to be more sensitive than another.
 """
 
 from zeropoint.quantization.sensitivity.errors import check_formats

@@ -1,4 +1,4 @@
-"""From a checkpoint and a text to the table: all three scores, and how far they agree."""
+"""Measurement of the sensitivity table of a checkpoint on a text: all three scores, and how well they agree."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from zeropoint.quantization.sensitivity.scores import Scores
 from zeropoint.quantization.sensitivity.swaps import Swaps, sample
 from zeropoint.values.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Group, Sensitivity, spearman
 
-#: Tokens of a window: the shorter, the more windows a standard error is made of.
+#: Tokens per window: shorter windows are more in number, for better standard errors.
 WINDOW = 128
-#: Windows that a swapped model is measured on.
+#: Number of windows on which the model with one quantized group is measured.
 SWAP_WINDOWS = 2
 
 Step = Callable[[str, float, float], None]
@@ -34,7 +34,7 @@ Step = Callable[[str, float, float], None]
 def sensitivity_key(
     checkpoint: Checkpoint, tokens: NDArray[np.int64], formats: Sequence[str], *, swaps: int, seed: int
 ) -> str:
-    """A digest of all that the table depends on: the same key, the same table."""
+    """Return a digest of everything that the table depends on, so that equal keys mean equal tables."""
     parts = {
         "version": SENSITIVITY_VERSION,
         "model": checkpoint.source_digest(),
@@ -56,10 +56,12 @@ def measure(
     seed: int = 0,
     progress: Step = lambda what, done, total: None,
 ) -> Sensitivity:
-    """`tokens` `[windows, length]` are cut into windows of `WINDOW`; `swaps` groups a format are really swapped.
+    """Return the sensitivity of each group of layers to each of `formats`.
 
-    Memory: the model in float32, and 16 bits a weight for each format. Raises `UsageError` or `SchemeError` for bad
-    formats, `CheckpointError` for a weight that holds NaN or inf.
+    `tokens` int64 `[windows, length]` are cut into windows of `WINDOW` tokens. For each format, `swaps` groups are
+    measured with only that group quantized; the others get the two cheaper scores. Memory: the model in float32, and 16
+    bits per weight for each format. Raises the errors of `check_formats`, and `CheckpointError` for a weight that holds
+    NaN or inf.
     """
     check_formats(formats)
     windows = _windows(torch.from_numpy(tokens))
@@ -87,10 +89,13 @@ def measure(
 
 
 def agreement(costs: Sequence[Cost], formats: Sequence[str]) -> dict[str, float]:
-    """Spearman's correlation of each pair of scores at each format, over the groups that have both."""
-    found: dict[str, float] = {}
-    for text in formats:
-        rows = [cost for cost in costs if cost.format == text]
+    """Return Spearman's correlation of each pair of scores, per format, over the groups that have both scores.
+
+    The keys are `"SCORE ~ SCORE, FORMAT"`; pairs with fewer than three common groups are left out.
+    """
+    correlations: dict[str, float] = {}
+    for format_name in formats:
+        rows = [cost for cost in costs if cost.format == format_name]
         scores: dict[str, dict[str, float]] = {
             "fisher": {cost.group: cost.fisher.value for cost in rows},
             "output error": {cost.group: cost.output_error for cost in rows},
@@ -100,8 +105,8 @@ def agreement(costs: Sequence[Cost], formats: Sequence[str]) -> dict[str, float]
             both = sorted(scores[first].keys() & scores[second].keys())
             if len(both) > 2:
                 values = [[scores[name][group] for group in both] for name in (first, second)]
-                found[f"{first} ~ {second}, {text}"] = spearman(*values)
-    return found
+                correlations[f"{first} ~ {second}, {format_name}"] = spearman(*values)
+    return correlations
 
 
 def _measured(
@@ -113,21 +118,26 @@ def _measured(
     count: int,
     progress: Step,
 ) -> list[Cost]:
-    """The costs with the divergence of a sample of groups filled in."""
+    """Return the costs, with the measured divergence filled in for `count` groups per format."""
     if not count:
         return costs
     by_name = {group.name: group for group in groups}
     meter = Swaps(model, windows)
-    found: dict[tuple[str, str], Estimate | None] = {}
-    for number, text in enumerate(changed):
-        ranked = sorted((c for c in costs if c.format == text), key=lambda c: (-c.fisher.value, c.group))
+    divergences: dict[tuple[str, str], Estimate | None] = {}
+    for number, format_name in enumerate(changed):
+        ranked = sorted(
+            (c for c in costs if c.format == format_name), key=lambda c: (-c.fisher.value, c.group)
+        )
         chosen = sample(ranked, count)
         for index, name in enumerate(chosen):
-            progress(f"swapping {name} to {text}", number * len(chosen) + index, len(changed) * len(chosen))
-            found[name, text] = meter.divergence(by_name[name], changed[text])
-    return [replace(cost, measured=found.get((cost.group, cost.format))) for cost in costs]
+            progress(
+                f"swapping {name} to {format_name}", number * len(chosen) + index, len(changed) * len(chosen)
+            )
+            divergences[name, format_name] = meter.divergence(by_name[name], changed[format_name])
+    return [replace(cost, measured=divergences.get((cost.group, cost.format))) for cost in costs]
 
 
 def _windows(tokens: torch.Tensor) -> torch.Tensor:
+    """Cut tokens into windows `[windows, WINDOW]`, or shorter ones if the text's windows are shorter."""
     length = min(WINDOW, tokens.shape[1])
     return tokens[:, : tokens.shape[1] // length * length].reshape(-1, length)

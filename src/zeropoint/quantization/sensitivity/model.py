@@ -1,4 +1,4 @@
-"""The whole float model, its products observed: which weight is given what, and what comes out."""
+"""The float model with hooks that observe the input and output of each product with a weight."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from zeropoint.values.sensitivity import Group
 from zeropoint.views import LayerView
 
 Product = Callable[[str, torch.Tensor, torch.Tensor], None]
-"""Told the name of a view, its input (token ids for a lookup) and its output."""
+"""Called with the name of a view, its input (token ids for an embedding) and its output."""
 
 _IN_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 class FloatModel:
-    """All weights in float32 in memory, frozen; gradients flow through activations alone."""
+    """The whole model in memory with frozen float32 weights; gradients flow through the activations only."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._filled = FilledModel(checkpoint)
@@ -39,33 +39,33 @@ class FloatModel:
         self._tied_head = head if head is not None and paths.get(id(head)) not in own else None
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """`[windows, length, vocabulary]`"""
+        """Return the logits `[windows, length, vocabulary]` of token ids `[windows, length]`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             out: torch.Tensor = self.module(input_ids=ids, use_cache=False).logits
         return out
 
     def weight(self, view: LayerView) -> torch.Tensor:
-        """The weight itself (no copy) as `[out, in]`."""
+        """Return a view's weight as `[out, in]` (no copy)."""
         owner = self.module.get_submodule(view.module)
         parameter: torch.Tensor = getattr(owner, view.parameter.rpartition(".")[2]).detach()
         target = parameter if view.expert is None else parameter[view.expert]
         return target.t() if view.transposed else target
 
     def modules_of(self, view: LayerView) -> list[torch.nn.Module]:
-        """The modules that multiply by a view's weight; none of its own has an expert."""
+        """Return the modules that use a view's weight: none for an expert, two for a tied embedding."""
         if view.kind == "expert":
             return []
-        found = [self.module.get_submodule(view.module)]
-        return (
-            [*found, self._tied_head] if view.kind == "embedding" and self._tied_head is not None else found
-        )
+        modules = [self.module.get_submodule(view.module)]
+        if view.kind == "embedding" and self._tied_head is not None:
+            modules.append(self._tied_head)
+        return modules
 
     @contextmanager
-    def observed(self, seen: Product) -> Iterator[None]:
-        """Call `seen` after every product with a view's weight."""
+    def observed(self, on_product: Product) -> Iterator[None]:
+        """Call `on_product` inside the context after every product with a view's weight."""
         handles = [
-            module.register_forward_hook(lambda _m, given, out, name=name: seen(name, given[0], out))
+            module.register_forward_hook(lambda _m, inputs, out, name=name: on_product(name, inputs[0], out))
             for name, view in self.views.items()
             for module in self.modules_of(view)
         ]
@@ -73,27 +73,31 @@ class FloatModel:
             self.weight(view).data_ptr(): name for name, view in self.views.items() if view.kind == "expert"
         }
         try:
-            with _ExpertProducts(experts, seen):
+            with _ExpertProducts(experts, on_product):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def groups(self, ids: torch.Tensor) -> list[Group]:
-        """Views that must share a format: given the very same tensor by one parent, or experts of one stack."""
-        found: dict[tuple[Any, ...], list[str]] = {}
-        inputs: list[torch.Tensor] = []  # kept, so that no identity is given out twice
+        """Return groups of views that must share a format; `ids` `[windows, length]` are token ids to run on.
 
-        def seen(name: str, given: torch.Tensor, _out: torch.Tensor) -> None:
-            if any(name in names for names in found.values()):
+        Views share a format if modules of one parent module take the same tensor object, or if they are experts of one
+        stacked parameter.
+        """
+        names_by_input: dict[tuple[Any, ...], list[str]] = {}
+        inputs: list[torch.Tensor] = []  # keeps the tensors alive, so that no id() is used twice
+
+        def on_product(name: str, layer_input: torch.Tensor, _out: torch.Tensor) -> None:
+            if any(name in names for names in names_by_input.values()):
                 return
-            inputs.append(given)
+            inputs.append(layer_input)
             parent = self.views[name].module.rpartition(".")[0]
-            found.setdefault((id(given), parent), []).append(name)
+            names_by_input.setdefault((id(layer_input), parent), []).append(name)
 
-        with torch.no_grad(), self.observed(seen):
+        with torch.no_grad(), self.observed(on_product):
             self.logits(ids[:1])
-        shared = {name: key for key, names in found.items() for name in names}
+        shared = {name: key for key, names in names_by_input.items() for name in names}
         joined: dict[Any, list[str]] = {}
         for name, view in self.views.items():
             key = view.parameter if view.kind == "expert" else shared.get(name, name)
@@ -101,6 +105,7 @@ class FloatModel:
         return [self._group(names) for names in joined.values()]
 
     def _group(self, names: list[str]) -> Group:
+        """Return the group of these views, with its name, block number and kind."""
         views = [self.views[name] for name in names]
         parameters = sum(view.shape[0] * view.shape[1] for view in views)
         paths = [view.parameter.removesuffix(".weight") for view in views]
@@ -113,17 +118,17 @@ class FloatModel:
 
 
 class _ExpertProducts(TorchFunctionMode):
-    """Experts have no module of their own: seen where a slice of their stack is multiplied."""
+    """Interceptor of products with an expert's slice of a stacked weight: experts have no modules to put hooks on."""
 
-    def __init__(self, names: dict[int, str], seen: Product) -> None:
+    def __init__(self, names: dict[int, str], on_product: Product) -> None:
         super().__init__()
         self._names = names
-        self._seen = seen
+        self._on_product = on_product
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if self._names and func in PRODUCTS:
             name = self._names.get(args[1].data_ptr())
             if name is not None:
-                self._seen(name, args[0], out)
+                self._on_product(name, args[0], out)
         return out
