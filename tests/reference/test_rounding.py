@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.test_scheme import schemes
+from tests.values.test_scheme import schemes
 from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.reference import rounding
 from zeropoint.values.qtensor import expand_groups
