@@ -103,7 +103,7 @@ class Scheme:
             raise SchemeError(f"unknown scale type {self.scale_dtype!r}: use {', '.join(SCALE_BYTES)}")
         nests = self.granularity == "group" and self.symmetric and self.bits <= NESTED_BITS
         if self.scale_dtype == "nested" and not nests:
-            raise SchemeError("nested scales are those of symmetric groups of at most 5 bits")
+            raise SchemeError("nested scales need symmetric groups and at most 5 bits")
 
     def _check_float(self) -> None:
         if self.float_format not in FLOAT_FORMATS:

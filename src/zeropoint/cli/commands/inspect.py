@@ -1,11 +1,11 @@
-"""Look at a model before quantizing: what it holds, what each format would cost here.
+"""Inspect a model before quantizing: its layers, and its size and decode speed in each format.
 
-A dry run: no weights are loaded. With --sensitivity the model runs instead, on text, and each group of layers is
-told how much it would lose alone at each format:
+No weights are loaded. With --sensitivity, the command instead runs the model on a text and measures how much each group
+of layers alone would lose at each format:
 
   zeropoint inspect MODEL --sensitivity --formats int4 int8 a8token --json FILE --html FILE
 
-A FILE that was measured on the same model, formats and text is read instead of measuring again.
+If the JSON FILE exists and has the same model, formats and text, it is read and nothing is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zeropoint.render import numbers
 if TYPE_CHECKING:
     from zeropoint.checkpoint import Checkpoint
 
-HELP = "what a model holds and what each format would cost"
+HELP = "show a model's layers, and its size and speed in each format"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,35 +40,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=None,
         metavar="F",
-        help="a format to survey; repeatable (default: bf16 int8 int4)",
+        help="a format to show; repeatable (default: bf16 int8 int4)",
     )
-    parser.add_argument("--no-measure", action="store_true", help="skip the memory bandwidth measurement")
-    parser.add_argument("--revision", metavar="REV", help="of a hub model")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure the memory bandwidth")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
+        "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )
     add_json_option(parser)
-    group = parser.add_argument_group("what is fragile")
-    group.add_argument("--sensitivity", action="store_true", help="run the model and measure it")
+    group = parser.add_argument_group("sensitivity of the layers")
+    group.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="run the model and measure the loss of each group of layers",
+    )
     group.add_argument(
         "--formats",
         nargs="+",
         default=["int4", "int8", "a8token"],
         metavar="F",
-        help="formats to measure; a8token is 8-bit inputs alone (default: int4 int8 a8token)",
+        help="formats to measure; a8token quantizes only the inputs, to 8 bits (default: int4 int8 a8token)",
     )
     group.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to run on (default: a built-in sample)"
+        "--text", type=Path, metavar="FILE", help="text to run the model on (default: a built-in sample)"
     )
-    group.add_argument("--tokens", type=positive_int, default=2048, metavar="N", help="of it (default: 2048)")
+    group.add_argument(
+        "--tokens", type=positive_int, default=2048, metavar="N", help="tokens of the text (default: 2048)"
+    )
     group.add_argument(
         "--swaps",
         type=int,
         default=16,
         metavar="N",
-        help="groups a format that are really swapped, to check the prediction (default: 16)",
+        help="groups per format whose predicted loss is checked by measuring it (default: 16)",
     )
-    group.add_argument("--html", type=Path, metavar="FILE", help="write the heat maps as one page")
+    group.add_argument("--html", type=Path, metavar="FILE", help="also write the heat maps as one page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,13 +107,11 @@ def run(args: argparse.Namespace) -> int:
     console.print(table)
     if machine.memory_bandwidth_gbps:
         console.print(
-            "\nThe bound is every weight read once a token at the "
+            "\nThe decode bound assumes that each token reads every weight once, at the "
             f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )
-    console.print(
-        f"Quantizing needs about {numbers.size(found.peak_bytes)} of memory for weights at its peak."
-    )
+    console.print(f"Quantizing needs at most about {numbers.size(found.peak_bytes)} of memory for weights.")
     matrices = [row for row in found.kept if len(row.shape) > 1]
     for row in matrices[:20]:
         console.print(f"not quantized: {row.name} {list(row.shape)}: {row.reason}", soft_wrap=True)
@@ -131,12 +135,12 @@ def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:
     check_formats(args.formats)
     tokens = read_calibration(checkpoint, args.text, tokens=args.tokens).tokens
     swaps = max(args.swaps, 0)
-    known = load(args.json) if args.json is not None and args.json.exists() else None
-    if known is not None and known.key == sensitivity_key(
+    earlier = load(args.json) if args.json is not None and args.json.exists() else None
+    if earlier is not None and earlier.key == sensitivity_key(
         checkpoint, tokens, args.formats, swaps=swaps, seed=0
     ):
         print(f"read from {args.json}: measured on the same model, formats and text")
-        table = known
+        table = earlier
     else:
         with progress_bar() as bar:
             table = measure(checkpoint, tokens, args.formats, swaps=swaps, progress=bar)
