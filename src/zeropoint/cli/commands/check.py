@@ -3,8 +3,8 @@
 Both models read the same tokens and answer the same task items. A bound is met only if the whole 95 % interval of the
 measured value is within the bound.
 
-The verdict is written into the artifact's card (zeropoint.json) with a digest of the weights. An artifact whose weights,
-config or card changed since it was written is refused (exit 2).
+The verdict is written into the artifact's card (zeropoint.json) with a digest of the weights. An artifact whose
+weights, config or card changed since it was written is refused (exit 2).
 """
 
 from __future__ import annotations

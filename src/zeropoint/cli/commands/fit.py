@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text of at least three documents for planning, trials and gate (default: prose shipped with Python)",
+        help="UTF-8 text of at least three documents for plans, trials and gate (default: prose shipped with Python)",
     )
     parser.add_argument(
         "--tokens",
