@@ -63,7 +63,7 @@ class Artifact:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(file.nbytes(name) for name, file in self._where.items())
 
     def verify(self) -> None:

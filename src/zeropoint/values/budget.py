@@ -61,12 +61,15 @@ class Budget:
 
     @property
     def bounds_loss(self) -> bool:
-        """Whether KL divergence or perplexity has a bound."""
+        """Return whether KL divergence or perplexity has a bound."""
         return self.max_kl is not None or self.max_perplexity_increase is not None
 
     @property
     def is_empty(self) -> bool:
-        """Whether no bound can guide a plan. Accuracy does not count: it is only known after quantizing."""
+        """Return whether no bound can guide a plan.
+
+        Accuracy does not count: only quantizing shows the accuracy.
+        """
         return all(value is None for name, value in asdict(self).items() if name != "max_accuracy_drop")
 
     def to_json(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that an artifact stores for the weight, see `Scheme.nbytes`."""
+        """Return the bytes that an artifact stores for the weight, see `Scheme.nbytes`."""
         return self.scheme.nbytes(self.shape)
 
     def rows(self, start: int, stop: int) -> QuantizedTensor:

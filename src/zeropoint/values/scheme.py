@@ -61,7 +61,7 @@ class Activation:
 
     @property
     def qmax(self) -> int:
-        """The largest code; for 16 bits 16319 = 128 * 127 + 63 (high limb: int8; low limb: -64..63)."""
+        """Return the largest code; for 16 bits 16319 = 128 * 127 + 63 (high limb: int8; low limb: -64..63)."""
         return QMAX[self.bits]
 
     def __str__(self) -> str:
@@ -122,27 +122,31 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
+        """Return whether the format is unquantized."""
         return self.float_format is not None
 
     @property
     def qmin(self) -> int:
-        """The smallest code. Codes are signed, asymmetric ones too. 8-bit symmetric codes exclude -128: then every code
-        can be negated, and the instruction `maddubs` cannot saturate."""
+        """Return the smallest code. Codes are signed, asymmetric ones too.
+
+        8-bit symmetric codes exclude -128: then every code can be negated, and the instruction `maddubs` cannot
+        saturate.
+        """
         return -127 if self.bits == 8 and self.symmetric else -(1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
-        """The largest code."""
+        """Return the largest code."""
         return (1 << (self.bits - 1)) - 1
 
     @property
     def plain_scale_dtype(self) -> ScaleDtype:
-        """The type in which scales are stored: bf16 for two-level scales, else `scale_dtype`."""
+        """Return the type in which scales are stored: bf16 for two-level scales, else `scale_dtype`."""
         return "bf16" if self.scale_dtype == "nested" else self.scale_dtype
 
     @property
     def max_multiple(self) -> int:
-        """The largest multiple of a two-level scale: at most 15, and `code * multiple` fits an int8 (7 for 5 bits)."""
+        """Return the largest multiple of a two-level scale: 15, or 7 for 5 bits, so `code * multiple` fits an int8."""
         return min(MAX_MULTIPLE, 127 >> (self.bits - 1))
 
     def groups_per_row(self, columns: int) -> int:
@@ -179,7 +183,7 @@ class Scheme:
 
     @property
     def is_packed(self) -> bool:
-        """Whether codes are stored in packed 32-bit words ("pack-quantized") instead of one byte each."""
+        """Return whether codes are stored in packed 32-bit words ("pack-quantized") instead of one byte each."""
         return not self.is_float and self.bits != 8
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:

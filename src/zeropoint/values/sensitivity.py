@@ -107,8 +107,7 @@ class Sensitivity:
 
     @property
     def loss(self) -> dict[str, dict[str, Estimate]]:
-        """`loss[group][format]` in nats per token: the measured KL divergence, or the predicted one without a
-        measurement."""
+        """Return `loss[group][format]` in nats per token: the measured KL divergence, else the predicted one."""
         table: dict[str, dict[str, Estimate]] = {}
         for cost in self.costs:
             table.setdefault(cost.group, {})[cost.format] = cost.measured or cost.fisher

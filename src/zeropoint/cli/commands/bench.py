@@ -22,7 +22,7 @@ from zeropoint.cli.common import (
     write_text,
 )
 
-HELP = "load time, prefill, decode and memory of one model"
+HELP = "measure load time, prefill, decode and memory of one model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
