@@ -72,7 +72,7 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         for index, ((text, _), modules) in enumerate(groups.items())
     }
     formats = {section["format"] for section in sections.values()}
-    kept = [
+    unquantized = [
         n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2
     ]
     problems = loader_problems(plan, layout, shapes)
@@ -85,7 +85,7 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": sections,
-        "ignore": [module_of(name) for name in kept],
+        "ignore": [module_of(name) for name in unquantized],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         **({REFUSAL: problems} if problems else {}),

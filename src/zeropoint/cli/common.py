@@ -23,10 +23,12 @@ Progress = Callable[[str, float, float], None]
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
     parser.add_argument(
         "--threads",
         type=positive_int,
@@ -37,6 +39,7 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add --text and --tokens, the evaluation text."""
     parser.add_argument(
         "--text",
         type=Path,
@@ -53,6 +56,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
     from zeropoint.runtime import ENGINES
 
     parser.add_argument(
@@ -64,6 +68,7 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling, key-value cache, speculation and engine."""
     from zeropoint.runtime import CACHE_TYPES
 
     group = parser.add_argument_group("choosing tokens")

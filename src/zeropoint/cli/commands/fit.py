@@ -239,14 +239,14 @@ def _ask() -> dict[str, str]:
     return {name: answer for name, answer in answers.items() if answer}
 
 
-def _show(found: Fit) -> None:
+def _show(result: Fit) -> None:
     from rich.table import Table
 
     table = Table("plan", "weights", "decode", "prefill", "mean KL", "", box=None, pad_edge=False)
-    for point in [*found.uniform, *([] if found.predicted is None else [found.predicted])]:
-        chosen = point is found.predicted
+    for point in [*result.uniform, *([] if result.predicted is None else [result.predicted])]:
+        chosen = point is result.predicted
         mix = (
-            ", ".join(f"{count} groups {name}" for name, count in found.formats.items() if count)
+            ", ".join(f"{count} groups {name}" for name, count in result.formats.items() if count)
             if chosen
             else ""
         )
@@ -260,23 +260,23 @@ def _show(found: Fit) -> None:
         )
         table.add_row(*row, style="bold" if chosen else None)
     console = rich_console()
-    if found.uniform:
+    if result.uniform:
         console.print(table)
-    for note in found.notes:
+    for note in result.notes:
         console.print(note, soft_wrap=True, highlight=False)
-    if found.refusal is not None:
-        console.print(f"\n{found.refusal}", soft_wrap=True, highlight=False)
+    if result.refusal is not None:
+        console.print(f"\n{result.refusal}", soft_wrap=True, highlight=False)
         return
-    if found.wider:
-        more = f" and {len(found.wider) - 8} more" if len(found.wider) > 8 else ""
+    if result.wider:
+        more = f" and {len(result.wider) - 8} more" if len(result.wider) > 8 else ""
         console.print(
-            f"\nin wider formats, the most fragile first: {', '.join(found.wider[:8])}{more}", soft_wrap=True
+            f"\nin wider formats, the most fragile first: {', '.join(result.wider[:8])}{more}", soft_wrap=True
         )
-    if found.verdict is None:
+    if result.verdict is None:
         return
     console.print()
-    for sentence in [*found.verdict.sentences(), *found.missed()]:
+    for sentence in [*result.verdict.sentences(), *result.missed()]:
         console.print(sentence, soft_wrap=True, highlight=False)
-    if found.decode is not None and found.prefill is not None:
-        rates = f"decodes {numbers.rate(found.decode)}, reads a prompt at {numbers.rate(found.prefill)}"
+    if result.decode is not None and result.prefill is not None:
+        rates = f"decodes {numbers.rate(result.decode)}, reads a prompt at {numbers.rate(result.prefill)}"
         console.print(f"{rates}, in a fresh process", highlight=False)

@@ -88,19 +88,19 @@ def run(args: argparse.Namespace) -> int:
     if args.sensitivity:
         return _sensitivity(checkpoint, args)
     machine = this_machine(measure=not args.no_measure)
-    found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
+    overview = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
     console = rich_console()
     console.print(
-        f"[bold]{found.architecture}[/] ({found.model_type}), {found.layers} blocks, "
-        f"{found.parameters / 1e6:.1f}M parameters, {numbers.size(found.source_bytes)} as stored"
+        f"[bold]{overview.architecture}[/] ({overview.model_type}), {overview.layers} blocks, "
+        f"{overview.parameters / 1e6:.1f}M parameters, {numbers.size(overview.source_bytes)} as stored"
     )
-    for kind, count in found.parameters_by_kind.items():
+    for kind, count in overview.parameters_by_kind.items():
         if count:
-            console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / found.parameters:6.1%}")
+            console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / overview.parameters:6.1%}")
     table = Table("format", "size", "of source", "quantized", "decode bound here", box=None, pad_edge=False)
-    for surveyed in found.formats:
+    for surveyed in overview.formats:
         bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
-        ratio = f"{surveyed.nbytes / found.source_bytes:.3f}x"
+        ratio = f"{surveyed.nbytes / overview.source_bytes:.3f}x"
         size = numbers.size(surveyed.nbytes)
         table.add_row(surveyed.format, size, ratio, f"{surveyed.quantized_fraction:.1%}", bound)
     console.print()
@@ -111,15 +111,17 @@ def run(args: argparse.Namespace) -> int:
             f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )
-    console.print(f"Quantizing needs at most about {numbers.size(found.peak_bytes)} of memory for weights.")
-    matrices = [row for row in found.kept if len(row.shape) > 1]
+    console.print(
+        f"Quantizing needs at most about {numbers.size(overview.peak_bytes)} of memory for weights."
+    )
+    matrices = [row for row in overview.kept if len(row.shape) > 1]
     for row in matrices[:20]:
         console.print(f"not quantized: {row.name} {list(row.shape)}: {row.reason}", soft_wrap=True)
-    if vectors := len(found.kept) - len(matrices):
+    if vectors := len(overview.kept) - len(matrices):
         console.print(
             f"not quantized: {vectors} vectors (norms, biases): too small to matter, too sensitive to round"
         )
-    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(found)})
+    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(overview)})
     return 0
 
 
