@@ -104,7 +104,7 @@ def test_all_that_a_tensor_is_counts() -> None:
         (b"", "has a header of"),
         (b"{{", "Expecting"),
         (b"[]", "no header"),
-        (b'{"a": 1}', "says nothing of where a lies"),
+        (b'{"a": 1}', "has no type, shape and offsets for a"),
         (b'{"a": {"dtype": "I8", "shape": [1], "data_offsets": [0, 99]}}', "cut off within a"),
         (b'{"a": {"dtype": "I8", "shape": [1], "data_offsets": [3, 1]}}', "cut off within a"),
         (b'{"a": {"dtype": 8, "shape": [1], "data_offsets": [0, 1]}}', "damaged entry for a"),

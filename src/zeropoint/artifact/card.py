@@ -113,7 +113,7 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     _check_errors(data["layer_errors"])
     for key, texts in (("notes", data["notes"]), ("engine", (data.get("engine") or {}).values())):
         if not all(isinstance(text, str) for text in texts):
-            raise ArtifactError(f"{key} must hold sentences")
+            raise ArtifactError(f"every value in {key} must be a text")
     _check_digests(data.get(identity.FIELD))
     return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
 
@@ -134,7 +134,7 @@ def _check_digests(digests: Mapping[str, Any] | None) -> None:
     if set(digests) != set(identity.KEYS) or not all(re.fullmatch("[0-9a-f]{64}", text) for text in texts):
         raise ArtifactError(f"{identity.FIELD} must hold the sha256 of {', '.join(identity.KEYS)}")
     if len(texts) != len(digests):
-        raise ArtifactError(f"{identity.FIELD} must be texts")
+        raise ArtifactError(f"every value in {identity.FIELD} must be a text")
 
 
 def update_card(

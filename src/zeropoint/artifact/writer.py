@@ -80,7 +80,7 @@ def write(
         written = shards.close()
         if written != plan.nbytes:
             raise ArtifactError(
-                f"the plan promised {plan.nbytes} bytes of tensors and {written} were written"
+                f"the plan says {plan.nbytes} bytes of tensors, but {written} bytes were written"
             )
         section = quantization_config(plan, layout, shapes)
         write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")

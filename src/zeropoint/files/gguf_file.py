@@ -194,8 +194,9 @@ class _Header:
         """Return the next `count` bytes and move the cursor behind them."""
         stop = self._at + count
         if stop > self._end:
-            where = "it ends inside its header" if stop > len(self._data) else "its header does not end"
-            raise _DamageError(where)
+            if stop > len(self._data):
+                raise _DamageError("it ends inside its header")
+            raise _DamageError(f"its header is larger than {MAX_HEADER_BYTES >> 20} MB")
         taken = self._data[self._at : stop]
         self._at = stop
         return taken

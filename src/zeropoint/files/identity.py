@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 FIELD = "digests"
 KEYS = ("tensors", "config", "card")
 
-#: Digests of files younger than this are not stored: such a file could change again without a new time.
+#: Nanoseconds. If a file changed less than this before it was read, it could change again without a new time: then the
+#: digest is not stored.
 SETTLED_NS = 2_000_000_000
 
 #: Folder in the user's cache for data of artifacts: these digests, and packed weights.
@@ -73,14 +74,14 @@ class Standing:
 
 def card_digest(card: Mapping[str, Any]) -> str:
     """Return the digest of a card, computed without the card's digest of itself."""
-    named = {key: value for key, value in (card.get(FIELD) or {}).items() if key != "card"}
-    return json_digest({**card, FIELD: named})
+    other_digests = {key: value for key, value in (card.get(FIELD) or {}).items() if key != "card"}
+    return json_digest({**card, FIELD: other_digests})
 
 
 def sealed(card: Mapping[str, Any], *, tensors: str, config: str) -> dict[str, Any]:
     """Return the card with its three digests, ready to write."""
-    named = {**card, FIELD: {"tensors": tensors, "config": config}}
-    return {**named, FIELD: {**named[FIELD], "card": card_digest(named)}}
+    digests = {"tensors": tensors, "config": config}
+    return {**card, FIELD: {**digests, "card": card_digest({**card, FIELD: digests})}}
 
 
 def standing(folder: Path, card: Mapping[str, Any] | None = None, *, verify: bool = False) -> Standing:
@@ -97,9 +98,9 @@ def standing(folder: Path, card: Mapping[str, Any] | None = None, *, verify: boo
     if digests.get("card") != card_digest(card):
         mismatches.append(f"{CARD_NAME} was edited after it was written")
     if digests.get("config") != config_digest(folder):
-        mismatches.append("config.json is not the one that it was made with")
+        mismatches.append("config.json is not the one that the artifact was made with")
     if digests.get("tensors") != tensors:
-        mismatches.append("its weights are not those that it was made with: they were replaced or damaged")
+        mismatches.append("its weights are not those that the card describes: they were replaced or damaged")
     return Standing(tensors, True, tuple(mismatches))
 
 

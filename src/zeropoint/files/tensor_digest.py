@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
             first, last = fields["data_offsets"]
             dtype, shape = fields["dtype"], fields["shape"]
         except (TypeError, KeyError, ValueError):
-            raise ValueError(f"{path.name} says nothing of where {name[:60]} lies") from None
+            raise ValueError(f"{path.name} has no type, shape and offsets for {name[:60]}") from None
         numbers = [first, last, *(shape if isinstance(shape, list) else [None])]
         if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"{path.name} has a damaged entry for {name[:60]}")

@@ -71,7 +71,7 @@ class Machine:
         names, values = {field.name for field in fields(cls)}, dict(data)
         missing, unknown = names - {"memory_bandwidth_gbps"} - values.keys(), values.keys() - names
         if missing or unknown:
-            raise ValueError(f"fields differ: {', '.join(sorted(missing | unknown))}")
+            raise ValueError(f"missing or unknown fields: {', '.join(sorted(missing | unknown))}")
         levels, accelerators = (tuple(map(str, values.pop(n))) for n in ("isa_levels", "accelerators"))
         if not {"scalar", *LEVEL_FLAGS} >= set(levels) or "scalar" not in levels:
             raise ValueError(f"its isa_levels are {', '.join(levels)}")
