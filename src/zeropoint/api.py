@@ -212,7 +212,7 @@ def quantize(
 
     checkpoint = open_checkpoint(str(model))
     if time_budget is not None and (algorithm != auto.NAME or plan is not None):
-        raise UsageError('time_budget needs algorithm="auto" and no plan')
+        raise UsageError('a time budget needs algorithm="auto" and no plan')
     if plan is None and algorithm == auto.NAME:
         if options:
             raise UsageError('algorithm="auto" takes no options: name an algorithm to give it options')

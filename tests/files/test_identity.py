@@ -345,7 +345,7 @@ def test_nothing_is_added_to_an_edited_card(copy: Path) -> None:
 
 
 def test_a_verdict_of_other_weights_is_not_written(copy: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not what"):
+    with pytest.raises(ArtifactError, match="are not those of"):
         artifact.update_card(copy, verdict={"passed": True}, judged={"tensors": "0" * 64, "config": "0" * 64})
 
 
