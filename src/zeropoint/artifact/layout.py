@@ -8,9 +8,9 @@ In the format of compressed-tensors, one quantized weight `<module>.weight` beco
 
 Other tools pack 8-bit codes too; with `packed=True` the functions read and write that layout.
 
-Expert 3 of a stacked parameter is stored as `<parameter>.3.weight...`. An embedding tied to the output head is stored
-once; if it has one byte per code, a copy of its scales is stored under the head's name. transformers ties `weight`
-but not its scales, so without the copy the head's scales would stay uninitialized.
+A stacked parameter's expert number 3 (from 0) is stored as `<parameter>.3.weight...`. An embedding tied to the output
+head is stored once; if it has one byte per code, a copy of its scales is stored under the head's name. transformers
+ties `weight` but not its scales, so without the copy the head's scales would stay uninitialized.
 """
 
 from __future__ import annotations

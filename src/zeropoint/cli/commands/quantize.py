@@ -243,7 +243,7 @@ def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[Plan, int |
     from zeropoint.values.plan import Plan
 
     if args.time_budget is not None and (args.algorithm != auto.NAME or args.plan is not None):
-        raise UsageError("--time-budget is for --algorithm auto")
+        raise UsageError("--time-budget needs --algorithm auto and no --plan")
     tokens = args.calibration_tokens
     if args.plan is not None:
         return Plan.read(args.plan), tokens
