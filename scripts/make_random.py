@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make a 1.1B Llama-shape checkpoint of random weights, for measuring speed and memory only.
+"""Make a Llama checkpoint with 1.1B random parameters, to measure speed and memory only.
 
-BF16 safetensors of 2.2 GB: hidden 2048, 22 layers, MLP 5632, 32 heads, 4 key-value heads, vocabulary 32000,
-untied. Weights are normal with deviation 0.02 from a fixed seed; same seed, same bytes. The tokenizer is the
-first 32000 tokens of another folder's byte-level BPE: its merges only ever build later tokens from earlier
-ones, so a prefix of the vocabulary is a tokenizer of its own.
+The checkpoint is 2.2 GB of BF16 safetensors: hidden size 2048, 22 layers, MLP 5632, 32 heads, 4 key-value heads,
+vocabulary 32000, untied. Weights are normal with standard deviation 0.02; the same seed gives the same bytes. The
+tokenizer has the first 32000 tokens of another folder's byte-level BPE: merges only build later tokens from earlier
+ones, so a prefix of the vocabulary is a complete tokenizer.
 
     python scripts/make_random.py --tokenizer build/reference-model --out build/random-1.1b
 """
@@ -44,6 +44,7 @@ CONFIG = {
 
 
 def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name and shape of every parameter."""
     hidden, mlp, vocab = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
     key_value = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
     yield "model.embed_tokens.weight", (vocab, hidden)
@@ -63,13 +64,13 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def shorten_tokenizer(source: Path, out: Path) -> None:
-    """Copy a byte-level BPE tokenizer, keeping its first `vocab_size` tokens."""
+    """Copy a byte-level BPE tokenizer with only its first `vocab_size` tokens."""
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     model = tokenizer["model"]
-    kept = {token: i for token, i in model["vocab"].items() if i < CONFIG["vocab_size"]}
+    vocab = {token: i for token, i in model["vocab"].items() if i < CONFIG["vocab_size"]}
     pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    model["vocab"] = kept
-    model["merges"] = [p for p in pairs if p[0] + p[1] in kept]
+    model["vocab"] = vocab
+    model["merges"] = [p for p in pairs if p[0] + p[1] in vocab]
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     shutil.copy(source / "tokenizer_config.json", out)
 
@@ -78,11 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="model folder whose tokenizer to shorten"
+        "--tokenizer", type=Path, required=True, help="model folder with the tokenizer to shorten"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(options.seed)

@@ -3,7 +3,7 @@
 >>> from zeropoint import AutoModelForCausalLM
 >>> model = AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
 
-Importing the package is cheap: torch and transformers load on first use of what needs them.
+Importing the package is cheap: torch and transformers are imported by the first function that needs them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = [
     "quantize",
 ]
 
+#: Public name -> the module that defines it, imported on first access.
 _HOMES = {
     "AutoModelForCausalLM": "zeropoint.api",
     "Scheme": "zeropoint.values.scheme",

@@ -1,6 +1,6 @@
-"""The Python entry points: what `from zeropoint import ...` gives.
+"""The Python API: everything that `from zeropoint import ...` offers except `Scheme` and `ZeropointError`.
 
-Each is a short composition of the layers below; the command line calls the same pieces.
+The functions combine the layers below, as the command line does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class AutoModelForCausalLM:
-    """Loads any Hugging Face causal LM quantized; the result is a `transformers` model on integer kernels.
+    """Loads and quantizes any Hugging Face causal LM. The result is a `transformers` model that uses integer kernels.
 
     >>> AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
     """
@@ -49,25 +49,25 @@ class AutoModelForCausalLM:
         progress: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> PreTrainedModel:
-        """Return a model in eval mode with a working `generate`, its weights quantized while they load.
+        """Return a model in eval mode with a working `generate`.
 
-        - an artifact folder loads as it is;
-        - a checkpoint (local folder, hub name, GGUF) is quantized one weight at a time by
-          round-to-nearest to `int8` (`load_in_8bit`), `int4` (`load_in_4bit`) or any `format`
-          string, without calibration data or a gradient step, and without the full float model
-          ever being in memory; `keep` holds name patterns (`*.lm_head.*`) to leave unquantized;
-        - with none of the three, the checkpoint loads unquantized, as transformers would.
+        - An artifact folder loads as it is.
+        - A checkpoint (local folder, hub name, GGUF) is quantized to `int8` (`load_in_8bit`), `int4` (`load_in_4bit`)
+          or any `format` string. Weights are rounded to nearest one at a time while they load, so the full float model
+          is never in memory and no calibration data is needed. `keep` lists name patterns (`*.lm_head.*`) of weights
+          that stay unquantized.
+        - Without these three arguments the checkpoint loads unquantized, like in transformers.
 
-        `options` are those of transformers: `dtype` (of an unquantized model), `attn_implementation`,
-        `quantization_config` with a `BitsAndBytesConfig` of a number of bits alone, and those that ask for
-        what is done anyway.
+        `options` are arguments of transformers: `dtype` (for unquantized models), `attn_implementation`,
+        `quantization_config` (a `BitsAndBytesConfig` that only sets 8 or 4 bits), and arguments whose value is the
+        behaviour here anyway.
 
-        Raises `UsageError` for contradictory arguments and, by name, for those that are not done;
-        `CheckpointError` or `ArtifactError` when the source is missing or unsound.
+        Raises `UsageError` for contradictory or unsupported arguments, `CheckpointError` or `ArtifactError` if the
+        source is missing or damaged.
         """
         from zeropoint.runtime.load_options import LoadOptions
 
-        wanted = LoadOptions.of(
+        load_options = LoadOptions.of(
             load_in_8bit=load_in_8bit,
             load_in_4bit=load_in_4bit,
             format=format,
@@ -77,23 +77,23 @@ class AutoModelForCausalLM:
         name = str(pretrained_model_name_or_path)
         model = _load_model(
             name,
-            wanted,
+            load_options,
             keep,
             revision=revision,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
         model.name_or_path = model.config._name_or_path = name
-        if wanted.attention is not None:
-            model.set_attn_implementation(wanted.attention)
-        if wanted.mapped:
+        if load_options.attention is not None:
+            model.set_attn_implementation(load_options.attention)
+        if load_options.mapped:
             model.hf_device_map = {"": "cpu"}
         return model
 
 
 def _load_model(
     name: str,
-    wanted: LoadOptions,
+    options: LoadOptions,
     keep: Sequence[str],
     *,
     revision: str | None,
@@ -108,23 +108,25 @@ def _load_model(
 
     path = locate(name, revision=revision)
     if artifact.is_artifact(path):
-        if wanted.format is not None:
+        if options.format is not None:
             raise UsageError(
                 f"{name} is quantized already: load it without load_in_8bit, load_in_4bit or format"
             )
-        wanted.refuse_dtype()
+        options.refuse_dtype()
         return runner.load_artifact(path, trust_remote_code=trust_remote_code)
-    if wanted.format is None:
+    if options.format is None:
         if keep:
-            raise UsageError("keep is for a model that is quantized: give a format too")
+            raise UsageError(
+                "keep has no effect on an unquantized model: give load_in_8bit, load_in_4bit or format"
+            )
         return runner.load_checkpoint(
-            name, wanted.dtype, revision=revision, trust_remote_code=trust_remote_code
+            name, options.dtype, revision=revision, trust_remote_code=trust_remote_code
         )
-    wanted.refuse_dtype()
+    options.refuse_dtype()
     checkpoint = open_checkpoint(name, revision=revision, allow_remote_code=trust_remote_code)
     tell(checkpoint.notes)
     return _load_quantized(
-        checkpoint, wanted.format, keep, trust_remote_code=trust_remote_code, progress=progress
+        checkpoint, options.format, keep, trust_remote_code=trust_remote_code, progress=progress
     )
 
 
@@ -136,7 +138,7 @@ def _load_quantized(
     trust_remote_code: bool,
     progress: Callable[[Progress], None] | None,
 ) -> PreTrainedModel:
-    """Quantize a checkpoint into memory: the model that the artifact of the same plan would load as."""
+    """Return a checkpoint quantized in memory, equal to the loaded artifact of the same plan."""
     from contextlib import ExitStack
 
     from zeropoint.planning import uniform_plan
@@ -173,15 +175,6 @@ def _load_quantized(
     return adopt(model, saving.Origin.of(model, card, source_config(checkpoint), dtypes, files))
 
 
-def _wanted_format(load_in_8bit: bool, load_in_4bit: bool, format: str | None) -> str | None:
-    named = [name for name, on in (("int8", load_in_8bit), ("int4", load_in_4bit)) if on]
-    if format is not None:
-        named.append(format)
-    if len(named) > 1:
-        raise UsageError("give one of load_in_8bit, load_in_4bit and format, not several")
-    return named[0] if named else None
-
-
 def quantize(
     model: str | Path,
     out: str | Path,
@@ -202,10 +195,14 @@ def quantize(
 ) -> Summary:
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
 
-    `calibration` is a text or chat `.jsonl` file for the algorithms that observe the model; without it they take the
-    built-in sample. `calibration_tokens` is how much of it is read. With `algorithm="auto"`, `time_budget` seconds
-    (300) decide what is done; the log says what was picked and why. `resume` goes on with an interrupted run of the
-    same arguments.
+    - `model`: a checkpoint folder, a .gguf file or a hub name;
+    - `calibration`: a text or chat `.jsonl` file for algorithms that need calibration (default: a built-in sample), of
+      which `calibration_tokens` tokens are read;
+    - `time_budget`: seconds that `algorithm="auto"` may take (default: 300); the log names the algorithm it picks;
+    - `resume`: continue an interrupted run with the same arguments.
+
+    Raises `UsageError` for contradictory arguments or an existing `out`, `CheckpointError` if the model is missing or
+    damaged, `ArtifactError` if `out` cannot be written.
     """
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
@@ -215,10 +212,10 @@ def quantize(
 
     checkpoint = open_checkpoint(str(model))
     if time_budget is not None and (algorithm != auto.NAME or plan is not None):
-        raise UsageError('a time budget is for algorithm="auto"')
+        raise UsageError('a time budget needs algorithm="auto" and no plan')
     if plan is None and algorithm == auto.NAME:
         if options:
-            raise UsageError("auto has options of its own: name the algorithm to give others")
+            raise UsageError('algorithm="auto" takes no options: name an algorithm to give it options')
         auto.refuse_resume(resume)
         picked = auto.pick(checkpoint, format, time_budget or auto.DEFAULT_BUDGET, tokens=calibration_tokens)
         algorithm, options, calibration_tokens = picked.algorithm, picked.options, picked.tokens
@@ -226,9 +223,11 @@ def quantize(
         plan = uniform_plan(checkpoint, format, keep=keep, algorithm=algorithm, options=options, seed=seed)
     if calibration_tokens is None and calibration is not None:
         calibration_tokens = DEFAULT_TOKENS
-    observed = None
+    calibration_data = None
     if calibration_tokens:
-        observed = read_calibration(checkpoint, calibration, tokens=calibration_tokens, seed=plan.seed)
+        calibration_data = read_calibration(
+            checkpoint, calibration, tokens=calibration_tokens, seed=plan.seed
+        )
     return quantize_checkpoint(
         checkpoint,
         out,
@@ -236,7 +235,7 @@ def quantize(
         min_coverage=min_coverage,
         overwrite=overwrite,
         machine=Machine.detect().lasting(),
-        calibration=observed,
+        calibration=calibration_data,
         resume=resume,
         progress=progress,
     )
@@ -256,10 +255,11 @@ def fit(
     progress: Callable[[str, float], None] | None = None,
     **settings: Any,
 ) -> Fit:
-    """Decide by measuring: the per-layer formats that meet a budget on this machine, the artifact, its gate.
+    """Find per-layer formats that meet a budget on this machine, quantize into `out`, and run the quality gate.
 
-    `max_memory` is bytes or text ("80MB"); `out=None` stops at the plan; `settings` are the fields of
-    `zeropoint.fitting.Settings`. The result's `refusal` says why there is no plan, `met` whether all bounds hold.
+    The bounds are those of `zeropoint.values.budget.Budget`; `max_memory` is bytes or text ("80MB"). With `out=None`
+    only the plan is made. `settings` are fields of `zeropoint.fitting.Settings`. In the result, `refusal` is the reason
+    if there is no plan, and `met` says whether all bounds hold. Raises `UsageError` for unknown settings.
     """
     from zeropoint.fitting import Settings
     from zeropoint.fitting import fit as run
@@ -269,10 +269,10 @@ def fit(
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill, max_accuracy_drop)
     try:
-        wanted = Settings(threads=threads or Machine.detect().cores, **settings)
+        fit_settings = Settings(threads=threads or Machine.detect().cores, **settings)
     except TypeError as cause:
         raise UsageError(f"fit has no such setting: {cause}") from None
-    return run(model, out, budget, wanted, progress or (lambda what, share: None))
+    return run(model, out, budget, fit_settings, progress or (lambda what, share: None))
 
 
 def load(
@@ -283,9 +283,10 @@ def load(
     cache_type: str = "float16",
     draft_tokens: int = 0,
 ) -> Model:
-    """An artifact or checkpoint folder, ready to run: `generate`, `stream`, `chat`, `logits`.
+    """Open a model to run it: an artifact, a checkpoint folder, a .gguf file or a hub name.
 
-    `engine="auto"` takes the native engine where it covers the model; see `zeropoint.runtime.open_runner`.
+    The result has `generate`, `stream`, `chat` and `logits`. `engine="auto"` chooses the native engine if it supports
+    the model; see `zeropoint.runtime.open_runner`.
     """
     from zeropoint.machine.detect import Machine
     from zeropoint.runtime import open_runner
@@ -306,7 +307,7 @@ def compare(
     tokens: int = 8192,
     threads: int | None = None,
 ) -> Report:
-    """Measure a checkpoint and artifacts made from it side by side; see `zeropoint.evaluate.compare`."""
+    """Measure size, memory, speed and quality of a checkpoint and its artifacts; see `zeropoint.evaluate.compare`."""
     from zeropoint.evaluate import compare as run
     from zeropoint.machine.detect import Machine
 
@@ -331,11 +332,12 @@ def export(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Export:
-    """Write an artifact for another runtime (`gguf`, `onnx`, `vllm`, `transformers`), read back and compared bit for
-    bit; see `zeropoint.exporters`.
+    """Export an artifact to another runtime's format (`gguf`, `onnx`, `vllm`, `transformers`); see
+    `zeropoint.exporters`.
 
-    With a `type` of the target's own (`Q4_K_M`), `path` is the original model instead, observed on so many
-    `calibration_tokens` of the text `calibration` (None: the usual number, the built-in text).
+    With `verify`, the file is read back and its weights are compared bit for bit. With a `type` that only the target
+    has (`Q4_K_M`), `path` is the original model: its weights are quantized with calibration on `calibration_tokens`
+    tokens of the text `calibration` (default: 65536 tokens of a built-in sample).
     """
     from zeropoint import artifact, exporters
     from zeropoint.files import identity
@@ -343,7 +345,7 @@ def export(
     if type is None:
         if calibration is not None or calibration_tokens is not None:
             raise UsageError(
-                "an artifact's numbers are written as they are: a calibration text is for --type"
+                "a calibration text is for --type: without a type, export writes the artifact's weights unchanged"
             )
         opened = artifact.open(path)
         identity.verify(opened.path)
@@ -359,8 +361,8 @@ def export(
 
 
 def import_model(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Imported:
-    """Make an artifact of a model that another tool quantized (GGUF, GPTQ, AWQ, compressed-tensors), its numbers kept;
-    see `zeropoint.importers`."""
+    """Convert a model that another tool quantized (GGUF, GPTQ, AWQ, compressed-tensors) into an artifact with the same
+    weights; see `zeropoint.importers`."""
     from zeropoint.importers import import_model as run
 
     return run(path, out, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Every error Zeropoint raises on purpose. One clear sentence: what is wrong, where, what to do.
+"""The errors that Zeropoint raises on purpose. Each message is one sentence: what is wrong, where, and what to do.
 
 ::
 
@@ -6,23 +6,23 @@
     ├── UsageError                 the call itself is wrong (unknown format, output exists)  exit 2
     ├── CheckpointError            the source model cannot be read or is not sound           exit 2
     ├── ArtifactError              an artifact is malformed, truncated or cannot be written  exit 2
-    ├── SchemeError                a number format that does not exist or does not fit       exit 2
-    ├── StatisticsError            calibration does not tell an algorithm what it needs      exit 2
+    ├── SchemeError                an unknown number format, or one that does not suit       exit 2
+    ├── StatisticsError            an algorithm lacks statistics of a layer's input          exit 2
     ├── UnsupportedError           sound input that this machine or version cannot handle    exit 2
     └── GateError                  the quality gate or the budget was not met                exit 1
 """
 
 from __future__ import annotations
 
-#: Characters of a sentence at most; what a damaged file calls itself may be of any length.
+#: Longest message in characters: messages quote names from files, which can be of any length.
 MAX_SENTENCE = 1000
 
 
 class ZeropointError(Exception):
-    """Base of all deliberate errors. `exit_code` is what the command line returns.
+    """Base of all deliberate errors. `exit_code` is the exit code of the command line.
 
-    A sentence may quote a file from elsewhere: what cannot be printed, or would steer a terminal, is shown as an
-    escape, and of a sentence too long the middle is left out.
+    A message may quote an untrusted file: unprintable characters are shown as escapes, and the middle of a message
+    longer than `MAX_SENTENCE` is cut out.
     """
 
     exit_code = 2
@@ -35,7 +35,7 @@ class ZeropointError(Exception):
 
 
 class UsageError(ZeropointError):
-    """The call is wrong: an unknown option value, an output that exists, a contradiction."""
+    """A wrong call: an unknown option value, an output that exists, contradictory arguments."""
 
 
 class CheckpointError(ZeropointError):
@@ -47,15 +47,15 @@ class ArtifactError(ZeropointError):
 
 
 class SchemeError(ZeropointError):
-    """A scheme string does not parse, or a scheme does not fit the tensor it was given."""
+    """A scheme string does not parse, or a scheme does not match a tensor."""
 
 
 class StatisticsError(ZeropointError):
-    """An algorithm was not told enough of a layer's input; the layer falls back to `rtn`, and the report says so."""
+    """An algorithm lacks statistics of a layer's input. The layer falls back to `rtn`, with a warning in the report."""
 
 
 class UnsupportedError(ZeropointError):
-    """Sound input that this version, or this machine's CPU, cannot handle."""
+    """Valid input that this version or this machine's CPU cannot handle."""
 
 
 class GateError(ZeropointError):

@@ -40,7 +40,7 @@ def test_a_budget_is_met_checked_and_kept_in_the_card(
     answer = json.loads(found.read_text())
     assert code == 0, told
     assert "Passed" in told
-    assert "kept wider, the most fragile first" in told
+    assert "in wider formats, the most fragile first" in told
     opened = artifact.open(out)
     assert opened.plan.nbytes <= 75_000
     assert opened.card["verdict"]["met"] is True

@@ -1,12 +1,15 @@
-"""Damaged files for tests: seeded mutants of files that are whole, and what a reader may do with one.
+"""Fuzzing of file readers: seeded mutants of intact files, and checks of what a reader does with each.
 
-A reader may refuse a mutant with an error of ours, in one clear sentence. Or it may give a model: the same one, where
-padding or free text was hit; where a number or a name was hit that nothing else in the file repeats, the file is a
-sound one of another model, and only its soundness can be asked for. A `strict` mutant breaks what the rest of the file
-contradicts, and leaves the first two outcomes. Whichever it is, the memory taken is bounded by what the whole file
-takes.
+A reader of a mutant has three possible outcomes:
 
-`python -m tests.support.damage_search 5000` tries more mutants than the suite has time for.
+- "refused": it raises a `ZeropointError` with one clear sentence;
+- "same": it returns the intact file's model, because the damage hit padding or unused text;
+- "another": it returns another sound model, because the damage hit a number or name that nothing else in the file
+  repeats. A `strict` mutant contradicts the rest of the file, so this outcome is an error.
+
+In every case the reader's memory is bounded by the memory that the intact file takes.
+
+`python -m tests.support.damage_search 5000` tries more mutants than the test suite.
 """
 
 from __future__ import annotations
@@ -26,15 +29,15 @@ from zeropoint.errors import MAX_SENTENCE, ZeropointError
 
 Outcome = Literal["refused", "same", "another"]
 
-#: What a damaged file may make its reader take, beside twice what the whole one takes: a header of nonsense is shown.
+#: Bytes that reading a mutant may take beyond twice the intact file's: error messages quote damaged headers.
 SPARE_BYTES = 1 << 20
-#: Room in the address space while mutants are read. A reader that believes in a huge count fails at once.
+#: Bytes by which the address space may grow while mutants are read: a reader that trusts a huge count fails at once.
 HEADROOM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A file's damaged content, and what was done to it."""
+    """A file's damaged content, and a text `what` that describes the damage. `strict`: see the module's docstring."""
 
     what: str
     content: bytes
@@ -43,8 +46,12 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A file, how it is damaged, and `load`: a digest of all that its reader makes of it. Of one that is `mended` the
-    reader finds elsewhere what it lacks."""
+    """A file to damage.
+
+    - `damage` makes a mutant of the file's bytes;
+    - `load` reads the file and returns a digest of everything that the reader returns;
+    - `mended`: whether the reader replaces a damaged file with data from elsewhere.
+    """
 
     name: str
     file: Path
@@ -54,23 +61,23 @@ class Subject:
 
 
 class Trial:
-    """Reads mutants of one subject, one after the other. Use within `limited`."""
+    """Reads mutants of one subject, one after the other. Must run within `limited`."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._whole = subject.file.read_bytes()
-        subject.load()  # imports and caches are no part of what reading takes
+        subject.load()  # fills imports and caches, which are not counted as memory of the reader
         before = _begin()
-        self._meant, self.whole_bytes = subject.load(), _taken(before)
+        self._intact_digest, self.whole_bytes = subject.load(), _taken(before)
 
     def run(self, count: int, seed: int) -> dict[Outcome, int]:
-        """Try so many mutants; raises `AssertionError` naming the first that is neither refused nor sound."""
+        """Try `count` mutants and return how often each outcome came. Raises `AssertionError` at the first failure."""
         outcomes, failures = self.search(count, seed, most=1)
         assert not failures, failures[0]
         return outcomes
 
     def search(self, count: int, seed: int, most: int = 20) -> tuple[dict[Outcome, int], list[str]]:
-        """Outcomes of so many mutants, and what is said of the first `most` that are neither refused nor sound."""
+        """Try `count` mutants, up to `most` failures. Return how often each outcome came, and the failures as texts."""
         outcomes: dict[Outcome, int] = {"refused": 0, "same": 0, "another": 0}
         failures: list[str] = []
         for index in range(count):
@@ -87,35 +94,36 @@ class Trial:
 
     def _try(self, mutant: Mutant, which: str) -> Outcome:
         self.subject.file.write_bytes(mutant.content)
-        where, found = f"{which}: {mutant.what}", ""
+        where, digest = f"{which}: {mutant.what}", ""
         before = _begin()
         try:
-            found = self.subject.load()
+            digest = self.subject.load()
         except ZeropointError as error:
             check_sentence(str(error), where)
         except BaseException as error:
             raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
         taken = _taken(before)
         assert taken <= 2 * self.whole_bytes + SPARE_BYTES, f"{where}: it took {taken} bytes"
-        if not found:
+        if not digest:
             return "refused"
-        assert found == self._meant or not mutant.strict, f"{where}: another model was read"
-        return "same" if found == self._meant else "another"
+        assert digest == self._intact_digest or not mutant.strict, f"{where}: another model was read"
+        return "same" if digest == self._intact_digest else "another"
 
 
 def _begin() -> int:
+    """Reset the peak of traced memory and return the bytes allocated now."""
     tracemalloc.reset_peak()
     return tracemalloc.get_traced_memory()[0]
 
 
 def _taken(before: int) -> int:
-    """The most bytes that were allocated beside those allocated before."""
+    """Return the peak of traced memory since `_begin`, minus the bytes allocated then."""
     return tracemalloc.get_traced_memory()[1] - before
 
 
 def check_sentence(text: str, where: str) -> None:
-    """One line that can be printed anywhere, of bounded length, and no exception's bare remains."""
-    assert text, f"{where}: nothing was said"
+    """Assert that an error message is one printable line of bounded length, without the name of a Python exception."""
+    assert text, f"{where}: the error message is empty"
     assert text.isprintable(), f"{where}: not one printable line: {text!r}"
     assert len(text) <= MAX_SENTENCE, f"{where}: {len(text)} characters: {text}"
     assert not re.search(r"Traceback|\b(Key|Type|Value|Index|Overflow|Recursion|Attribute)Error\b", text), (
@@ -125,7 +133,7 @@ def check_sentence(text: str, where: str) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Memory is traced, and the address space may grow by `HEADROOM_BYTES` only."""
+    """Trace memory, and limit the growth of the address space to `HEADROOM_BYTES`, in the `with` body."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""Try many more mutants than the suite does, of each kind of file:
+"""A longer fuzzing run than the test suite's, over all kinds of files:
 `python -m tests.support.damage_search 1000 --seed 7`."""
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tests.support.damage import Trial, limited
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("count", type=int, help="mutants of each file")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="files whose name holds this")
+    parser.add_argument("count", type=int, help="number of mutants of each file")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the mutants (default: 1)")
+    parser.add_argument("--only", default="", help="try only files with this text in their name")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -1,4 +1,8 @@
-"""The files that are damaged, of each kind that a stranger may hand us, and their readers."""
+"""The files to fuzz, one of each kind that may come from an untrusted source, and their readers.
+
+The functions `imported`, `checkpoint`, `own`, `running`, `vocabulary` and `planned` return a reader: a function that
+reads a file and returns a digest of the result.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """Of plain values, weights and bytes, in their order."""
+    """Return the sha256 of plain values, weights and bytes, in their order."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, QuantizedTensor):
@@ -45,7 +49,7 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def imported(path: Path) -> Callable[[], str]:
-    """What a foreign model becomes: the artifact, its tokenizer, and nothing besides."""
+    """Return a reader that imports a model and asserts that nothing but the artifact is left behind."""
 
     def load() -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,6 +64,8 @@ def imported(path: Path) -> Callable[[], str]:
 
 
 def checkpoint(path: Path) -> Callable[[], str]:
+    """Return a reader of a source checkpoint: config, parameter headers and weights."""
+
     def parts() -> Iterator[Any]:
         opened = open_checkpoint(path)
         yield opened.config.to_json_string()
@@ -71,7 +77,7 @@ def checkpoint(path: Path) -> Callable[[], str]:
 
 
 def own(path: Path) -> Callable[[], str]:
-    """An artifact: what its card and config say of its weights, and the weights."""
+    """Return a reader of an artifact: config, layout and weights."""
 
     def parts() -> Iterator[Any]:
         opened = artifact.open(path)
@@ -86,7 +92,7 @@ def own(path: Path) -> Callable[[], str]:
 
 
 def running(path: Path) -> Callable[[], str]:
-    """An artifact in the native engine: a few logits, its tokens, where it ends, how it chats."""
+    """Return a reader that runs an artifact in the native engine: logits, tokens, stop tokens, chat prompt."""
 
     def parts() -> Iterator[Any]:
         runner = NativeRunner.open(path, threads=1)
@@ -98,16 +104,17 @@ def running(path: Path) -> Callable[[], str]:
 
 
 def vocabulary(folder: Path) -> Callable[[], str]:
-    """A tokenizer, as a GGUF file is given it."""
+    """Return a reader of a tokenizer's vocabulary, as the GGUF exporter reads it."""
     return lambda: digest([read_vocabulary(folder, {}, tiny.VOCABULARY)])
 
 
 def planned(path: Path) -> Callable[[], str]:
+    """Return a reader of a plan file."""
     return lambda: digest([Plan.read(path)])
 
 
 def sound(weight: Weight) -> Weight:
-    """The weight, whose shape and numbers a model can have."""
+    """Return the weight, after asserting that it is not empty and its values are finite."""
     values = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
     assert values.size
     assert values.dtype.kind not in "fV" or np.isfinite(values.astype(np.float32)).all()
@@ -115,13 +122,14 @@ def sound(weight: Weight) -> Weight:
 
 
 def exported(kind: str, scheme: str, folder: Path) -> Path:
+    """Write the GGUF export of a tiny artifact and return the file."""
     folder.mkdir()
     exporters.export(artifact.open(quantized(kind, scheme, folder)), "gguf", folder / "m.gguf")
     return folder / "m.gguf"
 
 
 def fitted(mix: str, folder: Path) -> Path:
-    """A GGUF file of K-quants, whose rows are 256 weights long."""
+    """Write a GGUF file of K-quants, which need rows of 256 weights, and return the file."""
     folder.mkdir()
     model = tiny.make_checkpoint("llama_untied", folder / "model", hidden_size=256, layers=1, outliers=False)
     tiny.write_tokenizer(model, merges=[("t", "h")])

@@ -1,4 +1,4 @@
-"""One seeded change to a file that is whole: GGUF, JSON, safetensors, or the native engine's packed file."""
+"""Mutants of intact files, one seeded change each: GGUF, JSON, safetensors, the native engine's packed file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.damage import Mutant
 
 
 def cut(data: bytes, edges: list[int], rng: random.Random) -> Mutant:
-    """Cut short: at a structural edge, beside one, or anywhere."""
+    """Return a truncated mutant: cut at a structural edge, one byte beside it, or anywhere."""
     end = (
         rng.choice(edges) + rng.choice((-1, 0, 1))
         if edges and rng.random() < 0.6
@@ -28,7 +28,7 @@ def cut(data: bytes, edges: list[int], rng: random.Random) -> Mutant:
 
 
 def flipped(data: bytes, start: int, stop: int, rng: random.Random) -> Mutant:
-    """One to four bits or bytes changed between `start` and `stop`."""
+    """Return a mutant with one, two or four bits or bytes changed between `start` and `stop`."""
     changed, places = bytearray(data), [rng.randrange(start, stop) for _ in range(rng.choice((1, 1, 2, 4)))]
     for place in places:
         changed[place] = changed[place] ^ 1 << rng.randrange(8) if rng.random() < 0.5 else rng.randrange(256)
@@ -36,14 +36,14 @@ def flipped(data: bytes, start: int, stop: int, rng: random.Random) -> Mutant:
 
 
 def set_number(data: bytes, at: int, width: int, value: int, what: str, *, strict: bool) -> Mutant:
-    """A little-endian number of `width` bytes replaced."""
+    """Return a mutant with the little-endian number of `width` bytes at `at` replaced by `value`."""
     changed = bytearray(data)
     changed[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
     return Mutant(f"{what} at {at} = {value}", bytes(changed), strict=strict and bytes(changed) != data)
 
 
 def hostile_number(value: int, width: int, rng: random.Random) -> int:
-    """A number near the true one or near the end of some range."""
+    """Return a number near the true value or near the end of an integer range."""
     ends = [1 << 8 * width, 1 << (8 * width - 1), 1 << rng.randrange(8 * width), value]
     return rng.choice(
         (0, *(end + step for end in ends for step in (-1, 0, 1)), 2 * value, rng.getrandbits(8 * width))
@@ -52,14 +52,14 @@ def hostile_number(value: int, width: int, rng: random.Random) -> int:
 
 # -- GGUF -----------------------------------------------------------------------------------------
 
-#: Fields whose value nothing else in the file repeats: another value is another sound file.
+#: Fields whose value nothing else in the file repeats: with another value the file is still sound.
 FREE = {"key", "value", "text", "elements", "value type", "element type"}
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A part of a GGUF header, `width` bytes at `at`."""
+    """One field of a GGUF header, `width` bytes at offset `at`; `what` names its meaning."""
 
     what: str
     at: int
@@ -67,13 +67,13 @@ class Field:
 
 
 def gguf_fields(data: bytes) -> list[Field]:
-    """Every field of a sound file's header, in order; the last is the padding before the data."""
-    found: list[Field] = []
+    """Return every field of an intact file's header, in order; the last is the padding before the data."""
+    fields: list[Field] = []
     at = 0
 
     def take(what: str, width: int) -> int:
         nonlocal at
-        found.append(Field(what, at, width))
+        fields.append(Field(what, at, width))
         at += width
         return int.from_bytes(data[at - width : at], "little")
 
@@ -102,10 +102,11 @@ def gguf_fields(data: bytes) -> list[Field]:
             take("dimension", 8)
         take("tensor type", 4), take("offset", 8)
     take("padding", -at % 32)
-    return found
+    return fields
 
 
 def damage_gguf(data: bytes, rng: random.Random) -> Mutant:
+    """Return a mutant of a GGUF file: truncated, with changed bytes, or with one header field replaced."""
     fields = gguf_fields(data)
     end = fields[-1].at + fields[-1].width
     way = rng.randrange(8)
@@ -113,19 +114,19 @@ def damage_gguf(data: bytes, rng: random.Random) -> Mutant:
         return cut(data, [field.at for field in fields] + [end], rng)
     if way == 1:
         return flipped(data, 0, end, rng)
-    # Texts of the vocabulary outnumber everything else: choose what is hit before where.
+    # The vocabulary's texts outnumber all other fields: choose the kind of field first.
     what = rng.choice(sorted({field.what for field in fields if field.width}))
     field = rng.choice([field for field in fields if field.what == what and field.width])
     if what in ("key", "text", "tensor name", "magic", "elements", "padding"):
         return _hit_text(data, field, rng)
-    if what == "offset" and rng.random() < 0.5:  # upon another tensor
+    if what == "offset" and rng.random() < 0.5:  # overlaps another tensor
         other = rng.choice([each for each in fields if each.what == "offset" and each != field])
         value = int.from_bytes(data[other.at : other.at + 8], "little")
     else:
         value = hostile_number(
             int.from_bytes(data[field.at : field.at + field.width], "little"), field.width, rng
         )
-    # Of some types blocks have one size and other meanings, which the file cannot contradict.
+    # Some tensor types have blocks of equal size but other values, which nothing in the file contradicts.
     strict = what not in FREE and what != "tensor type"
     return set_number(data, field.at, field.width, value, what, strict=strict)
 
@@ -143,7 +144,7 @@ def _hit_text(data: bytes, field: Field, rng: random.Random) -> Mutant:
 
 
 class Raw(str):
-    """A value written into a JSON file as it stands."""
+    """A text that `dumps` writes into JSON unchanged."""
 
 
 JUNK: tuple[Any, ...] = (
@@ -154,7 +155,7 @@ JUNK: tuple[Any, ...] = (
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every path into a JSON value but the empty one."""
+    """Yield the path of every value inside a JSON value, without the empty path."""
     keys: Any = (
         list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     )
@@ -164,7 +165,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def damage_json(data: bytes, rng: random.Random) -> Mutant:
-    """Cut short, bytes changed, or one value replaced, dropped, renamed or given twice."""
+    """Return a mutant of a JSON file: truncated, with changed bytes, or with one value changed by `damage_value`."""
     way = rng.randrange(10)
     if way == 0:
         return cut(data.rstrip(), [], rng)
@@ -178,11 +179,14 @@ def damage_json(data: bytes, rng: random.Random) -> Mutant:
 
 
 def damage_value(value: Any, rng: random.Random) -> tuple[str, bytes, bool]:
-    """What was done to one place of a JSON value, the text, and whether it must be noticed."""
+    """Replace, drop, rename or duplicate one value of a JSON value.
+
+    Returns a description, the new JSON text, and whether a reader must notice the change (`Mutant.strict`).
+    """
     # Deep places outnumber the others: choose the depth first.
-    found = list(places(value))
-    depth = rng.choice(sorted({len(place) for place in found}))
-    place = rng.choice([each for each in found if len(each) == depth])
+    paths = list(places(value))
+    depth = rng.choice(sorted({len(path) for path in paths}))
+    place = rng.choice([path for path in paths if len(path) == depth])
     owner = value
     for key in place[:-1]:
         owner = owner[key]
@@ -206,7 +210,7 @@ def damage_value(value: Any, rng: random.Random) -> tuple[str, bytes, bool]:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON in which `Raw` values stand as they are."""
+    """Return JSON text, with `Raw` values written unchanged."""
     raw: list[str] = []
 
     def mark(each: Any) -> Any:
@@ -227,6 +231,7 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", 
 
 
 def damage_safetensors(data: bytes, rng: random.Random) -> Mutant:
+    """Return a mutant of a safetensors file: truncated, with changed bytes, or with one header entry changed."""
     length = int.from_bytes(data[:8], "little")
     way = rng.randrange(8)
     if way == 0:
@@ -253,11 +258,11 @@ def damage_safetensors(data: bytes, rng: random.Random) -> Mutant:
         what, strict = f"dimension {value}", entry["shape"][which] != value
         entry["shape"][which] = value
     elif way == 6:
-        dtype = rng.choice(DTYPES)  # two types of one size, as a file of floats may have them, are both sound
+        dtype = rng.choice(DTYPES)  # not strict: another dtype of the same size makes a sound file
         what, strict, entry["dtype"] = f"dtype {dtype}", False, dtype
     else:
-        found, text, strict = damage_value(header, rng)
-        return Mutant(f"header: {found}", struct.pack("<Q", len(text)) + text + data[8 + length :], strict)
+        change, text, strict = damage_value(header, rng)
+        return Mutant(f"header: {change}", struct.pack("<Q", len(text)) + text + data[8 + length :], strict)
     text = json.dumps(header).encode()
     return Mutant(f"{name}: {what}", struct.pack("<Q", len(text)) + text + data[8 + length :], strict)
 
@@ -268,21 +273,24 @@ HEAD = struct.Struct("<16sQQQ")
 
 
 def damage_packed(data: bytes, rng: random.Random) -> Mutant:
-    """Any damage must go unnoticed: the file is made again. Also damage of the index with its checksum made to fit."""
+    """Return a mutant of a packed file, possibly with a damaged index and a matching checksum.
+
+    Every mutant is strict: the engine must make a damaged file again and return the same model.
+    """
     _, at, length, _ = HEAD.unpack_from(data)
     way = rng.randrange(6)
     if way == 0:
         return cut(data, [16, 40, 64, at, at + length], rng)
     if way == 1:
-        found = flipped(data, 0, HEAD.size, rng)
+        mutant = flipped(data, 0, HEAD.size, rng)
     elif way == 2:
-        found = flipped(data, 64, len(data), rng)
+        mutant = flipped(data, 64, len(data), rng)
     elif way == 3:
         place = rng.choice((16, 24, 32))
         value = hostile_number(int.from_bytes(data[place : place + 8], "little"), 8, rng)
-        found = set_number(data, place, 8, value, "head", strict=True)
+        mutant = set_number(data, place, 8, value, "head", strict=True)
     else:
         what, text, _ = damage_value(json.loads(data[at : at + length]), rng)
         head = HEAD.pack(b"zeropoint packed", at, len(text), zlib.crc32(text))
-        found = Mutant(f"index: {what}", head + data[HEAD.size : at] + text)
-    return Mutant(found.what, found.content, strict=True)
+        mutant = Mutant(f"index: {what}", head + data[HEAD.size : at] + text)
+    return Mutant(mutant.what, mutant.content, strict=True)

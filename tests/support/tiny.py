@@ -1,4 +1,4 @@
-"""Tiny Hugging Face checkpoints, built from configs with seeded random weights and a byte-level tokenizer."""
+"""Tiny Hugging Face checkpoints for tests, with seeded random weights and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMMON = {
     "pad_token_id": 258,
 }
 
-#: name -> (config class, fields beyond the common ones)
+#: Name -> (config class of transformers, its fields).
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "llama_untied": ("LlamaConfig", {**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": False}),
@@ -76,13 +76,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-#: Every tiny model, for tests that walk them all.
+#: Models for tests that run every architecture.
 ARCHITECTURES = tuple(CONFIGS)
 
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _GEMMA = {**_GROUPED, "head_dim": 16}
 
-#: Further families of the native engine, which the slow tests of every architecture leave out.
+#: Further models of the native engine, which the slow tests of every architecture omit.
 NATIVE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3_rope": (
         "LlamaConfig",
@@ -133,7 +133,7 @@ NATIVE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", _GROUPED),
 }  # fmt: skip
 
-#: What the native engine runs.
+#: Models that the native engine supports.
 NATIVE = tuple(name for name in (*CONFIGS, *NATIVE_CONFIGS) if name not in ("bloom", "mixtral", "qwen2_moe"))
 
 
@@ -150,13 +150,13 @@ def make_checkpoint(
 ) -> Path:
     """Write the checkpoint of one of `ARCHITECTURES` or `NATIVE` to `folder` and return the folder.
 
-    `outliers` gives weights a trained-like shape (heavier tails, a few channels ten times the rest); the
-    default is to do so for GPT-2, whose trained weights are known for it.
+    With `outliers`, weights are distributed like trained ones: heavier tails, and a few channels ten times larger. The
+    default is True for GPT-2 only, because its trained weights have outliers.
     """
     class_name, fields = {**CONFIGS, **NATIVE_CONFIGS}[name]
     sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers}
-    wanted = {key: value for key, value in sizes.items() if value is not None}
-    config = getattr(transformers, class_name)(**{**fields, **wanted})
+    changes = {key: value for key, value in sizes.items() if value is not None}
+    config = getattr(transformers, class_name)(**{**fields, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
     if outliers if outliers is not None else name == "gpt2":
@@ -167,6 +167,7 @@ def make_checkpoint(
 
 
 def _trained_like(model: torch.nn.Module, seed: int) -> None:
+    """Change the weights in place to a distribution with heavy tails and outlier channels."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -184,17 +185,20 @@ WORDS = ("\u2581the", "\u2581then", "\u2581hat", "\u2581tea")
 
 
 def write_sentencepiece(folder: Path, words: Sequence[str], *, prefix: bool) -> int:
-    """A SentencePiece-like tokenizer of bytes, letters and the beginnings of words, as Llama 2's (with a space before
-    a text, `prefix`) and Gemma's are written; returns how many tokens it has."""
+    """Write a tokenizer of bytes, letters and prefixes of `words`, in the form that SentencePiece models have.
+
+    With `prefix`, the tokenizer puts a space before each text, like Llama 2's; without, it does not, like Gemma's.
+    Returns the number of tokens.
+    """
     letters = ["\u2581", *sorted({letter for word in words for letter in word if letter != "\u2581"})]
     pieces = list(dict.fromkeys(word[:end] for end in range(2, 12) for word in words if len(word) >= end))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *pieces]
-    known = set(tokens)
+    token_set = set(tokens)
     merges = [
         (piece[:i], piece[i:])
         for piece in pieces
         for i in range(1, len(piece))
-        if piece[:i] in known and piece[i:] in known
+        if piece[:i] in token_set and piece[i:] in token_set
     ]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(
@@ -212,7 +216,7 @@ def write_sentencepiece(folder: Path, words: Sequence[str], *, prefix: bool) -> 
 
 
 def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]] = ()) -> None:
-    """A byte-level tokenizer of 259 tokens and one a merge, loadable with `AutoTokenizer`."""
+    """Write a byte-level tokenizer for `AutoTokenizer`: 259 tokens, plus one per merge."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     specials = ["<s>", "</s>", "<pad>"]

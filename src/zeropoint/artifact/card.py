@@ -1,9 +1,8 @@
-"""The quality card, `zeropoint.json`: how an artifact was made and what was measured of it.
+"""The quality card, `zeropoint.json`: how an artifact was made, and its measured quality.
 
-A strict format: an unknown field, a missing one or a wrong type is an `ArtifactError`, so that a card is never
-half understood. It holds no time and no path, so that the same inputs give the same bytes. It names digests of the
-tensors, of config.json and of itself, so that a verdict is not taken for one of other weights
-(`zeropoint.files.identity`).
+The format is strict: an unknown field, a missing field or a wrong type raises `ArtifactError`. A card has no time and
+no path, so the same inputs give the same bytes. It has digests of the tensors, of config.json and of itself, which tie
+a verdict to the weights that it judges (`zeropoint.files.identity`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
-#: field -> the types its value may have.
+#: Field -> allowed types of its value.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format_version": (int,),
     "plan": (dict,),
@@ -44,7 +43,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "engine": (dict, type(None)),
     identity.FIELD: (dict, type(None)),
 }
-#: What artifacts of earlier releases do not say: the text that was observed, the engine that runs them, digests.
+#: Fields that cards of earlier releases lack: calibration text, engine, digests.
 LATER_FIELDS = {"calibration", "engine", identity.FIELD}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
@@ -52,7 +51,7 @@ ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqn
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What the writer knows of an artifact when it is finished."""
+    """The content of a card when the artifact is written: everything but quality, verdict and digests."""
 
     plan: Plan
     layout: Layout
@@ -82,11 +81,12 @@ class Card:
 
 
 def dumps(card: Mapping[str, Any]) -> str:
+    """Return a card as JSON text. Raises `ValueError` for NaN or infinity."""
     return json.dumps(card, indent=1, allow_nan=False) + "\n"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The validated card of an artifact folder. Raises `ArtifactError`."""
+    """Read and validate the card of an artifact folder. Raises `ArtifactError` if it is missing or malformed."""
     path = folder / CARD_NAME
     data = load_json(path, MAX_CARD_BYTES)
     try:
@@ -97,7 +97,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
-    """Validate a card's contents and return its plan and layout. Raises `ZeropointError`."""
+    """Validate a card's content and return its plan and layout. Raises a `ZeropointError` if it is malformed."""
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(f"format version {version!r} is not {FORMAT_VERSION}, the one this release reads")
@@ -113,7 +113,7 @@ def check_card(data: Mapping[str, Any]) -> tuple[Plan, Layout]:
     _check_errors(data["layer_errors"])
     for key, texts in (("notes", data["notes"]), ("engine", (data.get("engine") or {}).values())):
         if not all(isinstance(text, str) for text in texts):
-            raise ArtifactError(f"{key} must hold sentences")
+            raise ArtifactError(f"every value in {key} must be a text")
     _check_digests(data.get(identity.FIELD))
     return Plan.from_json(data["plan"]), Layout.from_json(data["layout"])
 
@@ -122,8 +122,8 @@ def _check_errors(errors: Sequence[Any]) -> None:
     for error in errors:
         if not isinstance(error, dict) or set(error) != set(ERROR_FIELDS):
             raise ArtifactError(f"a layer error must hold {sorted(ERROR_FIELDS)}")
-        for key, wanted in ERROR_FIELDS.items():
-            if not isinstance(error[key], wanted):
+        for key, types in ERROR_FIELDS.items():
+            if not isinstance(error[key], types):
                 raise ArtifactError(f"a layer error's {key} must not be a {type(error[key]).__name__}")
 
 
@@ -134,7 +134,7 @@ def _check_digests(digests: Mapping[str, Any] | None) -> None:
     if set(digests) != set(identity.KEYS) or not all(re.fullmatch("[0-9a-f]{64}", text) for text in texts):
         raise ArtifactError(f"{identity.FIELD} must hold the sha256 of {', '.join(identity.KEYS)}")
     if len(texts) != len(digests):
-        raise ArtifactError(f"{identity.FIELD} must be texts")
+        raise ArtifactError(f"every value in {identity.FIELD} must be a text")
 
 
 def update_card(
@@ -145,41 +145,41 @@ def update_card(
     machine: Mapping[str, Any] | None = None,
     judged: Mapping[str, str] | None = None,
 ) -> None:
-    """Replace the given sections of an artifact's card, atomically; sections left out stay as they are.
+    """Replace the given sections of an artifact's card atomically; sections that are None stay unchanged.
 
-    `judged`: the digests of tensors and config that the sections are about; they are put into a card without any.
-    Raises `ArtifactError` when the card is malformed, was edited, names other digests, cannot be written, or when a
+    `judged` has the digests of tensors and config that the sections describe; a card without digests gets them.
+    Raises `ArtifactError` if the card is malformed or was edited, has other digests, or cannot be written, and if a
     section is not plain JSON.
     """
     folder = Path(path)
     card = read_card(folder)
-    said = card.get(identity.FIELD)
-    if said is not None and said["card"] != identity.card_digest(card):
+    digests = card.get(identity.FIELD)
+    if digests is not None and digests["card"] != identity.card_digest(card):
         raise ArtifactError(
-            f"{folder / CARD_NAME} was edited after it was written, so nothing is added to it: make the artifact again"
+            f"{folder / CARD_NAME} was edited after it was written, so it is not updated: make the artifact again"
         )
     for key, value in (("quality", quality), ("verdict", verdict), ("machine", machine)):
         if value is not None:
             card[key] = dict(value)
-    named = {key: said[key] for key in ("tensors", "config")} if said is not None else judged
-    if judged is not None and dict(judged) != dict(named or {}):
+    subject = {key: digests[key] for key in ("tensors", "config")} if digests is not None else judged
+    if judged is not None and dict(judged) != dict(subject or {}):
         raise ArtifactError(
-            f"what was measured is not what {folder / CARD_NAME} is of: make the artifact again"
+            f"the measured weights or config are not those of {folder / CARD_NAME}: make the artifact again"
         )
     try:
-        text = dumps(card if named is None else identity.sealed(card, **named))
+        text = dumps(card if subject is None else identity.sealed(card, **subject))
     except (TypeError, ValueError) as cause:
         raise ArtifactError(f"the card's new section is not plain JSON: {cause}") from cause
     replace_text(folder / CARD_NAME, text)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_bytes` of a UTF-8 text."""
+    """Write a UTF-8 text file like `replace_bytes`."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it holds the old or the new bytes, whatever happens. Raises `ArtifactError`."""
+    """Write a file atomically: it has the old or the new bytes, even after a crash. Raises `ArtifactError`."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

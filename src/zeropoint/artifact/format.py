@@ -1,4 +1,4 @@
-"""Plan -> the `quantization_config` of compressed-tensors that config.json carries."""
+"""The `quantization_config` section of compressed-tensors in config.json, made from a plan."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ Shape = tuple[int, ...]
 
 INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 
-#: A field that compressed-tensors does not know, and therefore refuses, showing its value: the reason. Without it
-#: transformers would load what it does not understand with a warning, and compute nonsense.
+#: A field unknown to compressed-tensors, which refuses such a section and shows the field's value: the reason. Without
+#: the field, transformers would load such an artifact with a warning and compute wrong numbers.
 REFUSAL = "not_loadable_by_transformers"
 
 
 def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> list[str]:
-    """Why transformers' compressed-tensors loader cannot load such an artifact; empty when it can."""
+    """Return the reasons why transformers cannot load an artifact of this plan; an empty list if it can.
+
+    `shapes` has the shape `[out, in]` of every weight of the plan.
+    """
     quantized = {
         n: c.scheme for n, c in plan.choices.items() if c.scheme is not None and not c.scheme.is_float
     }
@@ -29,7 +32,7 @@ def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> 
         problems.append("stacked expert weights are stored one expert at a time")
     if any(name in quantized for name in layout.transposed if name not in layout.experts):
         problems.append(
-            "Conv1D weights are stored as [out, in], and compressed-tensors covers Linear and Embedding only"
+            "Conv1D weights are stored as [out, in], and compressed-tensors supports Linear and Embedding only"
         )
     if any(s.granularity == "group" and shapes[n][1] % s.group_size for n, s in quantized.items()):
         problems.append("a row's last group is short")
@@ -45,10 +48,10 @@ def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> 
 
 
 def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
-    """The config section, or None for a plan without integer formats.
+    """Return the config section, or None for a plan without integer formats.
 
-    `shapes` are those of the stored weights (`[out, in]`), kept ones too. Where `loader_problems` finds a reason that
-    concerns every loader, each group carries it as `REFUSAL`.
+    `shapes` has the shape `[out, in]` of every weight of the plan, unquantized ones too. If `loader_problems` finds
+    reasons that concern every loader, each group has them as `REFUSAL`.
     """
     groups: dict[tuple[str, bool], list[str]] = {}
     for name, choice in plan.choices.items():
@@ -57,7 +60,7 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         lookup = name in layout.embeddings
         weights_only = str(choice.scheme.without_activation() if lookup else choice.scheme)
         groups.setdefault((weights_only, lookup), []).append(module_of(name))
-        for alias in layout.aliases(name):  # the head: the same codes, multiplied
+        for alias in layout.aliases(name):  # the tied head multiplies, so its inputs are quantized
             groups.setdefault((str(choice.scheme), False), []).append(module_of(alias))
     if not groups:
         return None
@@ -69,7 +72,7 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         for index, ((text, _), modules) in enumerate(groups.items())
     }
     formats = {section["format"] for section in sections.values()}
-    kept = [
+    unquantized = [
         n for n, s in schemes.items() if s is None and n.endswith(".weight") and len(shapes.get(n, ())) == 2
     ]
     problems = loader_problems(plan, layout, shapes)
@@ -82,16 +85,16 @@ def quantization_config(plan: Plan, layout: Layout, shapes: Mapping[str, Shape])
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": sections,
-        "ignore": [module_of(name) for name in kept],
+        "ignore": [module_of(name) for name in unquantized],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         **({REFUSAL: problems} if problems else {}),
     }
 
 
-def _group(scheme: Scheme, found: list[str]) -> dict[str, Any]:
+def _group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
     return {
-        "targets": found,
+        "targets": modules,
         "weights": _weights(scheme),
         "input_activations": _activations(scheme),
         "output_activations": None,
@@ -111,7 +114,11 @@ def _weights(scheme: Scheme) -> dict[str, Any]:
 
 
 def _activations(scheme: Scheme) -> dict[str, Any] | None:
-    """int16 inputs differ from float ones by 1e-5 nats: to other loaders the format is one of weights alone."""
+    """Return the section of quantized inputs, None for float inputs.
+
+    16-bit inputs are written as float inputs: compressed-tensors has no 16-bit inputs, and the loss of 16 bits is only
+    1e-5 nats per token.
+    """
     if scheme.activation is None or scheme.activation.bits == 16:
         return None
     group = scheme.activation.group_size
@@ -126,19 +133,22 @@ def _activations(scheme: Scheme) -> dict[str, Any] | None:
 
 
 def targets(modules: Iterable[str], everything: Iterable[str]) -> list[str]:
-    """Compact targets that match exactly `modules` among `everything`: numbers become `\\d+` where that is safe."""
-    wanted = list(dict.fromkeys(modules))
-    members = set(wanted)
+    """Return names and regular expressions that match exactly `modules` among `everything`.
+
+    Names that differ only in numbers become one expression with `\\d+`, unless it would match other modules too.
+    """
+    names = list(dict.fromkeys(modules))
+    members = set(names)
     by_pattern: dict[str, list[str]] = {}
-    for module in wanted:
+    for module in names:
         parts = [r"\d+" if part.isdigit() else re.escape(part) for part in module.split(".")]
         by_pattern.setdefault(r"\.".join(parts), []).append(module)
-    found: list[str] = []
-    for pattern, matched in by_pattern.items():
+    compact: list[str] = []
+    for pattern, matches in by_pattern.items():
         compiled = re.compile(pattern)
-        strays = len(matched) > 1 and any(m not in members and compiled.fullmatch(m) for m in everything)
-        if len(matched) == 1 or strays:
-            found += matched
+        strays = len(matches) > 1 and any(m not in members and compiled.fullmatch(m) for m in everything)
+        if len(matches) == 1 or strays:
+            compact += matches
         else:
-            found.append(f"re:^{pattern}$")
-    return found
+            compact.append(f"re:^{pattern}$")
+    return compact

@@ -1,16 +1,16 @@
-"""How weights are named and stored in an artifact: tensor names, dtypes, shapes and exact bytes.
+"""The tensors that store a weight in an artifact: names, dtypes, shapes and bytes.
 
-One quantized weight `<module>.weight` becomes, as compressed-tensors has it:
+In the format of compressed-tensors, one quantized weight `<module>.weight` becomes:
 
 - 8 bits ("int-quantized"): `weight` int8 `[out, in]`, `weight_scale`, and `weight_zero_point` int8 if asymmetric;
 - below 8 bits ("pack-quantized"): `weight_packed` int32, `weight_shape` int64 `[2]`, `weight_scale`, and
   `weight_zero_point` int32, packed down the columns, if asymmetric.
 
-Other tools pack 8 bits too: whoever reads or writes their folders says `packed=True`.
+Other tools pack 8-bit codes too; with `packed=True` the functions read and write that layout.
 
-A stacked expert's view `<parameter>.3` is stored as `<parameter>.3.weight...`. An embedding tied to the output
-head is stored once, plus a copy of its scales under the head's name: transformers ties `weight` itself but not
-what belongs to it, and would leave the head's scales uninitialized.
+A stacked parameter's expert number 3 (from 0) is stored as `<parameter>.3.weight...`. An embedding tied to the output
+head is stored once; if it has one byte per code, a copy of its scales is stored under the head's name. transformers
+ties `weight` but not its scales, so without the copy the head's scales would stay uninitialized.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ NAME_LISTS = ("embeddings", "transposed", "experts", "buffered")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What an artifact must know about its model besides the plan.
+    """Properties of a model's weights that an artifact stores besides the plan.
 
-    - `tied`: other names of a stored weight (`lm_head.weight` -> `model.embed_tokens.weight`);
+    - `tied`: another name of a stored weight -> its stored name (`lm_head.weight` -> `model.embed_tokens.weight`);
     - `embeddings`: weights that are looked up, not multiplied;
-    - `transposed`: weights that the model's own code holds as `[in, out]` (Conv1D, some experts), stored
-      here as `[out, in]`;
-    - `experts`: views of stacked 3-D parameters;
-    - `buffered`: weights of modules with a buffer of their own (Gemma's scaled embedding).
+    - `transposed`: weights that the model's code stores as `[in, out]` (Conv1D, some experts) and the artifact stores
+      as `[out, in]`;
+    - `experts`: weights that are slices of stacked 3-D parameters;
+    - `buffered`: weights of modules that also have a buffer (Gemma's scaled embedding).
     """
 
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: Any) -> Layout:
-        """Raises `ArtifactError` when the section is malformed."""
+        """Return the layout that `to_json` wrote. Raises `ArtifactError` if it is malformed."""
         if not isinstance(data, dict) or set(data) != {"tied", *NAME_LISTS}:
             raise ArtifactError(f"the card's layout must hold tied, {', '.join(NAME_LISTS)}")
         tied = data["tied"]
@@ -72,22 +72,22 @@ class Layout:
         return cls(tied, *(tuple(names) for names in lists))
 
     def aliases(self, name: str) -> list[str]:
-        """The other names of a stored weight."""
+        """Return the other names of a stored weight."""
         return [alias for alias, stored in self.tied.items() if stored == name]
 
 
 def module_of(name: str) -> str:
-    """The module path that a weight's tensors are stored under."""
+    """Return the module path of a weight, the prefix of its tensors' names."""
     return name.removesuffix(".weight")
 
 
 def copies_scale(scheme: Scheme) -> bool:
-    """Whether a tied weight's scales are stored again under the other name (see the module's docstring)."""
+    """Return whether a tied weight's scales are stored again under the other name (see the module's docstring)."""
     return not scheme.is_float and not scheme.is_packed
 
 
 def stored_nbytes(name: str, scheme: Scheme, shape: tuple[int, int], layout: Layout) -> int:
-    """Exact bytes of all tensors of one quantized weight."""
+    """Return the exact bytes of all tensors of one quantized weight, copied scales included."""
     rows, groups = scheme.scale_shape(shape)
     copies = len(layout.aliases(name)) if copies_scale(scheme) else 0
     extra = SCALE_BYTES[scheme.scale_dtype] + (0 if scheme.symmetric else 1)
@@ -97,7 +97,7 @@ def stored_nbytes(name: str, scheme: Scheme, shape: tuple[int, int], layout: Lay
 def encode(
     name: str, weight: QuantizedTensor, layout: Layout, *, packed: bool = False
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The tensors that store one quantized weight."""
+    """Yield the names and tensors that store one quantized weight."""
     scheme, module = weight.scheme, module_of(name)
     packed = packed or scheme.is_packed
     scale = weight.scale.astype(STORAGE[scheme.scale_dtype])
@@ -116,17 +116,17 @@ def encode(
 
 
 def _owners(name: str, layout: Layout, *, packed: bool) -> list[str]:
-    """The modules that hold a weight's scales."""
+    """Return the modules under whose names a weight's scales are stored."""
     return [module_of(name)] + ([] if packed else [module_of(alias) for alias in layout.aliases(name)])
 
 
 def stored_scale(values: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
-    """compressed-tensors keeps a per-tensor scale as `[1]`, ours is `[1, 1]`."""
+    """Return scales or zero points in their stored shape: `[1]` for a per-tensor scale, which is `[1, 1]` in memory."""
     return values.reshape(1) if scheme.granularity == "tensor" else values
 
 
 def tensor_names(name: str, scheme: Scheme, layout: Layout, *, packed: bool = False) -> list[str]:
-    """The names `encode` gives, in its order."""
+    """Return the tensor names that `encode` yields, in the same order."""
     module, packed = module_of(name), packed or scheme.is_packed
     leaves = ["weight_packed", "weight_shape"] if packed else ["weight"]
     scales = ["weight_scale"] + ([] if scheme.symmetric else ["weight_zero_point"])
@@ -139,7 +139,10 @@ def tensor_names(name: str, scheme: Scheme, layout: Layout, *, packed: bool = Fa
 def decode(
     name: str, scheme: Scheme, tensors: Mapping[str, NDArray[Any]], *, packed: bool = False
 ) -> QuantizedTensor:
-    """The inverse of `encode` from the tensors of one weight. Raises `ArtifactError`, `SchemeError`."""
+    """Return the weight that `encode` stored in these tensors.
+
+    Raises `ArtifactError` or `SchemeError` if a dtype, a shape or a value does not match the scheme.
+    """
     module, packed = module_of(name), packed or scheme.is_packed
     if packed:
         words, stated = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_shape"]
@@ -165,7 +168,7 @@ def decode(
     if not scheme.symmetric:
         key = f"{module}.weight_zero_point"
         zero = tensors[key]
-        if packed and scheme.granularity != "tensor":  # like codes, down each column
+        if packed and scheme.granularity != "tensor":  # packed like codes, but down each column
             _expect(key, zero, np.int32, (ceil_div(grid[0] * scheme.bits, 32), grid[1]))
             zero = unpack(zero, scheme.bits, grid[0], axis=0)
         else:
@@ -175,6 +178,7 @@ def decode(
 
 
 def _expect(name: str, value: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ArtifactError` unless a tensor has this dtype and shape."""
     if value.dtype != np.dtype(dtype) or tuple(value.shape) != shape:
         raise ArtifactError(
             f"{name} must be {np.dtype(dtype)} {list(shape)}, not {value.dtype} {list(value.shape)}: "

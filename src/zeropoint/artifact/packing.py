@@ -1,8 +1,8 @@
-"""Dense packing of narrow codes into 32-bit words, as compressed-tensors' `pack_to_int32` lays them out.
+"""Packing of codes of 2 to 8 bits into 32-bit words, in the layout of compressed-tensors' `pack_to_int32`.
 
-Codes are shifted to unsigned (`code + 2^(bits-1)`) and written one after the other, least significant bit
-first, with no padding between them: code `i` occupies bits `i*bits` to `(i+1)*bits - 1` of the little-endian
-bit string, straddling words where `bits` does not divide 32. Only the last word of a line is padded (zeros).
+Codes become unsigned (`code + 2^(bits-1)`). Code `i` of a row takes bits `i*bits` to `(i+1)*bits - 1` of the row's
+little-endian bit string, so a code crosses words if `bits` does not divide 32. Only the last word of a row is padded,
+with zeros.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Words = NDArray[np.int32]
 
 
 def pack(codes: NDArray[np.int8], bits: int, *, axis: int = 1) -> Words:
-    """int8 `[rows, columns]` -> int32 with `axis` shrunk to `ceil(n * bits / 32)` words."""
+    """Pack int8 codes `[rows, columns]` along `axis` into int32 words; `n` codes take `ceil(n * bits / 32)` words."""
     if axis == 0:
         return np.ascontiguousarray(pack(codes.T, bits).T)
     rows, columns = codes.shape
     words = ceil_div(columns * bits, 32)
     unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
-    if bits == 4:  # the common width, without going through single bits
+    if bits == 4:  # the most common width has a faster way
         even = np.zeros((rows, words * 8), dtype=np.uint8)
         even[:, :columns] = unsigned
         return (even[:, 0::2] | (even[:, 1::2] << 4)).view("<i4").astype(np.int32, copy=False)
@@ -36,7 +36,10 @@ def pack(codes: NDArray[np.int8], bits: int, *, axis: int = 1) -> Words:
 
 
 def unpack(words: NDArray[Any], bits: int, count: int, *, axis: int = 1) -> NDArray[np.int8]:
-    """The inverse of `pack`: `count` codes along `axis`. Raises `SchemeError` when the words do not hold them."""
+    """Return the int8 codes, `count` along `axis`, that `pack` put into these words.
+
+    Raises `SchemeError` if the number of words is wrong or the padding is not zero.
+    """
     if axis == 0:
         return np.ascontiguousarray(unpack(words.T, bits, count).T)
     rows, width = words.shape

@@ -1,4 +1,4 @@
-"""Read and validate an artifact folder. Lazy: a tensor is read when its weight is asked for."""
+"""Reading and validating an artifact folder. Opening reads card, config and headers; `read` reads one weight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from zeropoint.values.qtensor import Weight
 class Artifact:
     """An opened artifact.
 
-    `config` is config.json, `card` zeropoint.json, both validated plain dicts; `plan` and `layout` are the card's.
+    `config` is the content of config.json, `card` that of zeropoint.json; `plan` and `layout` are parsed from the card.
+    Raises `ArtifactError` if the folder is malformed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,11 +39,11 @@ class Artifact:
         self._check_names()
 
     def names(self) -> list[str]:
-        """Weight names, as in the stream that was written; a tied weight appears once."""
+        """Return the weight names in the order in which they were written; a tied weight appears once."""
         return list(self.plan.choices)
 
     def read(self, name: str) -> Weight:
-        """One weight: a `QuantizedTensor`, or a kept tensor as a numpy array. Raises `ArtifactError`."""
+        """Return one weight: a `QuantizedTensor`, or an unquantized tensor as a numpy array. Raises `ArtifactError`."""
         choice = self.plan.choices.get(name)
         if choice is None:
             raise ArtifactError(f"{self.path} holds no weight {name}")
@@ -56,13 +57,13 @@ class Artifact:
             raise ArtifactError(f"{self.path}: {name}: {cause}") from cause
 
     def stream(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight in the order of `names()`."""
+        """Yield the name and value of every weight, in the order of `names()`."""
         for name in self.names():
             yield name, self.read(name)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(file.nbytes(name) for name, file in self._where.items())
 
     def verify(self) -> None:
@@ -74,7 +75,7 @@ class Artifact:
                 )
 
     def _check_names(self) -> None:
-        """The files hold exactly the tensors that the plan implies."""
+        """Raise `ArtifactError` unless the files have exactly the tensors, and the bytes, that the plan implies."""
         expected: set[str] = set()
         for name, choice in self.plan.choices.items():
             integer = choice.scheme is not None and not choice.scheme.is_float
@@ -86,7 +87,7 @@ class Artifact:
         missing, unknown = expected - set(self._where), set(self._where) - expected
         if missing:
             raise ArtifactError(
-                f"{self.path} lacks the tensor {min(missing)}, which its card names: make it again"
+                f"{self.path} lacks the tensor {min(missing)}, which its card names: make the artifact again"
             )
         if unknown:
             raise ArtifactError(f"{self.path} holds the tensor {min(unknown)}, which its card does not name")
@@ -97,14 +98,14 @@ class Artifact:
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether the folder is one of ours: it has a quality card."""
+    """Return whether the folder has a quality card, which makes it an artifact."""
     return (Path(path) / CARD_NAME).is_file()
 
 
 def open(path: str | Path) -> Artifact:
-    """Open an artifact folder: card, config and tensor headers are checked, data is not read yet.
+    """Open an artifact folder: check card, config and tensor headers, but read no tensor data.
 
-    Raises `ArtifactError`: one sentence that says what is wrong with it.
+    Raises `ArtifactError` if the folder is missing or malformed.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -113,7 +114,7 @@ def open(path: str | Path) -> Artifact:
 
 
 def _open_files(folder: Path) -> dict[str, TensorFile]:
-    """Tensor name -> the file that holds it."""
+    """Open the files of weights; return each tensor's file by the tensor's name."""
     where: dict[str, TensorFile] = {}
     files = shard_files(folder, ArtifactError)
     if not files:

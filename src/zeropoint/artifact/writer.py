@@ -1,7 +1,8 @@
-"""Write an artifact from a stream of weights: shards as they fill, everything or nothing.
+"""Writing an artifact from a stream of weights, completely or not at all.
 
-All files go to a hidden sibling folder first and reach their name by one rename after everything is on disk, so
-an interrupted or failed run leaves no half artifact behind. What a killed process could not remove, the next one does.
+All files are written to a hidden folder beside the output. Once everything is on disk, the folder is renamed to the
+output, so an interrupted or failed run leaves no incomplete artifact. If a process was killed, the next run removes its
+hidden folder.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 logger = logging.getLogger(__name__)
 
-#: A shard is held in memory until it is full, so this bounds memory, not only file size.
+#: Largest shard in bytes. A shard stays in memory until it is full, so this limits memory too.
 SHARD_BYTES = 512 << 20
 
-#: What the config, card and tokenizer may take beyond the tensors when free space is checked up front.
+#: Free bytes required beyond tensors and copied files, for config, card and index.
 SLACK_BYTES = 16 << 20
 
-#: Between the output's name and something random, in the names of folders that are not the artifact.
+#: Hidden folders beside the output are named `.` + output + one of these + random digits: an unfinished artifact, or an
+#: old artifact that a new one replaced.
 PARTIAL, RETIRED = ".partial-", ".retired-"
 
 
@@ -60,9 +62,13 @@ def write(
 ) -> int:
     """Write an artifact folder and return the bytes of its tensors (equal to `plan.nbytes`).
 
-    `weights` must give exactly the plan's names. `config` is the source's config.json; `finish` is called after the
-    last weight and gives the card; `files` are copied as they are (tokenizer and the like). Raises `UsageError`
-    when the output exists, `ArtifactError` when it cannot be written (permission, full disk, plan not met).
+    - `weights`: a stream of exactly the plan's names, with their weights;
+    - `config`: the content of the source's config.json;
+    - `finish`: a function that returns the card; it is called after the last weight;
+    - `files`: files to copy unchanged (tokenizer and others).
+
+    Raises `UsageError` if the output exists and may not be replaced, `ArtifactError` if it cannot be written
+    (permission, full disk) or the weights do not match the plan.
     """
     out = Path(path).expanduser()
     refuse_existing(out, overwrite=overwrite)
@@ -74,7 +80,7 @@ def write(
         written = shards.close()
         if written != plan.nbytes:
             raise ArtifactError(
-                f"the plan promised {plan.nbytes} bytes of tensors and {written} were written"
+                f"the plan says {plan.nbytes} bytes of tensors, but {written} bytes were written"
             )
         section = quantization_config(plan, layout, shapes)
         write_text(folder / "config.json", json.dumps(_merged(config, section, plan), indent=2) + "\n")
@@ -89,9 +95,9 @@ def write(
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise `UsageError` when the output exists and may not be replaced, before any work is done.
+    """Raise `UsageError` if the output exists and may not be replaced. Callers check this before the work.
 
-    With `overwrite`, only an artifact or an empty folder is replaced: never somebody's other files.
+    With `overwrite`, an artifact or an empty folder may be replaced, but no other file or folder.
     """
     out = Path(path).expanduser()
     if not os.path.lexists(out):
@@ -103,7 +109,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
 
 
 def check_space(out: Path, nbytes: int) -> None:
-    """Raise `ArtifactError` unless the output's folder can be written and has room for `nbytes`."""
+    """Raise `ArtifactError` unless the folder that will contain `out` can be written and has room for `nbytes`."""
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +130,10 @@ def check_space(out: Path, nbytes: int) -> None:
 def _write_weights(
     weights: Iterable[tuple[str, Weight]], plan: Plan, layout: Layout, shards: Shards, digest: TensorDigest
 ) -> dict[str, tuple[int, ...]]:
-    """Encode the stream into shards, and their digest; return the shapes of all weights by name."""
+    """Write the stream's weights into shards and add them to the digest; return the shapes of all weights by name.
+
+    Raises `ArtifactError` if the stream does not match the plan.
+    """
 
     def add(name: str, tensor: NDArray[Any]) -> None:
         shards.add(name, tensor)
@@ -135,7 +144,7 @@ def _write_weights(
     for name, weight in weights:
         choice = plan.choices.get(name)
         if choice is None or name in shapes:
-            raise ArtifactError(f"the stream gave {name}, which the plan does not name or which came before")
+            raise ArtifactError(f"the stream has {name}, which the plan does not name or which came before")
         shapes[name] = weight.shape
         if isinstance(weight, QuantizedTensor):
             if weight.scheme != choice.scheme:
@@ -150,7 +159,7 @@ def _write_weights(
 
 
 class Shards:
-    """Collects tensors and writes a safetensors file whenever enough have gathered."""
+    """Writes tensors into safetensors files of at most `limit` bytes each (more if a single tensor is larger)."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
@@ -161,6 +170,7 @@ class Shards:
         self._total = 0
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
+        """Add a tensor; write the tensors before it if they fill a shard."""
         if self._pending and self._pending_bytes + tensor.nbytes > self._limit:
             self._flush()
         self._pending[name] = tensor
@@ -175,7 +185,7 @@ class Shards:
         self._pending_bytes = 0
 
     def close(self) -> int:
-        """Write the rest, give the files their final names, and return the bytes of all tensors."""
+        """Write the remaining tensors, rename the files to their final names, and return the bytes of all tensors."""
         if self._pending or not self._files:
             self._flush()
         count = len(self._files)
@@ -194,38 +204,44 @@ class Shards:
 
 @contextmanager
 def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A hidden sibling of `out`, renamed to it when the block succeeds and removed when it does not."""
+    """Yield a hidden folder beside `out`; rename it to `out` if the `with` body succeeds, remove it otherwise."""
     partial = out.absolute().parent / f".{out.name}{PARTIAL}{uuid.uuid4().hex[:12]}"
-    held: int | None = None
+    descriptor: int | None = None
     try:
         try:
             _remove_abandoned(out.absolute())
             partial.mkdir()
-            held = lock(partial)
+            descriptor = lock(partial)
             yield partial
             sync(partial)
             _install(partial, out.absolute(), overwrite=overwrite)
         except OSError as cause:
             raise as_artifact_error(out, cause) from cause
-    finally:  # runs for KeyboardInterrupt and SystemExit too; after success there is nothing left to remove
+    finally:  # also after KeyboardInterrupt and SystemExit; after success the folder is renamed and not found
         shutil.rmtree(partial, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Remove what killed processes left of unfinished artifacts of this name, and of old ones they had replaced."""
+    """Remove hidden folders of this output that killed processes left behind.
+
+    A replaced artifact is only removed if `out` exists; otherwise it is the only copy.
+    """
     for folder in out.parent.iterdir():
         replaced = folder.name.startswith(f".{out.name}{RETIRED}") and os.path.lexists(out)
         if replaced or folder.name.startswith(f".{out.name}{PARTIAL}"):
-            held = lock(folder)
-            if held is not None:
+            descriptor = lock(folder)
+            if descriptor is not None:  # no living process writes into the folder
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(held)
+                os.close(descriptor)
 
 
 def lock(folder: Path) -> int | None:
-    """Hold a folder until the descriptor given is closed or the process ends; None when another process holds it."""
+    """Lock a folder and return a descriptor, or None if another process has the lock.
+
+    The lock ends when the descriptor is closed or the process ends.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,9 +252,10 @@ def lock(folder: Path) -> int | None:
 
 
 def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
+    """Rename the finished folder to `out`, replacing an artifact there if `overwrite` allows it."""
     retired: Path | None = None
     if os.path.lexists(out):
-        refuse_existing(out, overwrite=overwrite)  # it may have appeared while we worked
+        refuse_existing(out, overwrite=overwrite)  # the output may have appeared in the meantime
         retired = partial.with_name(partial.name.replace(PARTIAL, RETIRED))
         out.rename(retired)
     try:
@@ -253,7 +270,7 @@ def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
-    """What an error of the operating system means for the output `out`."""
+    """Return the `ArtifactError` for an OS error while writing the output `out`."""
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(
             f"the disk is full while writing {out}: no half artifact was left behind; free some space"
@@ -266,7 +283,7 @@ def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
 
 
 def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:
-    """The source's config.json with the quantization section, or with the dtype that everything was cast to."""
+    """Return the source's config.json with the quantization section, or with the dtype that all weights are cast to."""
     merged = {
         key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")
     }
@@ -282,13 +299,13 @@ def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Pla
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file and wait until it is on disk."""
+    """Write a UTF-8 text file and wait until it is on disk."""
     path.write_text(text, encoding="utf-8")
     sync(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

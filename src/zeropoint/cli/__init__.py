@@ -1,1 +1,1 @@
-"""The command line: one module of `cli.commands` a command, its file name the command's name."""
+"""The command line. Each command is one module of `cli.commands` with the command's name."""

@@ -1,4 +1,4 @@
-"""What several commands share: the console, progress bars, JSON files, common options."""
+"""Helpers that several commands share: common options, result files, progress bars."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ Progress = Callable[[str, float, float], None]
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
     parser.add_argument(
         "--threads",
         type=positive_int,
@@ -37,6 +39,7 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add --text and --tokens, the evaluation text."""
     parser.add_argument(
         "--text",
         type=Path,
@@ -44,60 +47,96 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         help="UTF-8 evaluation text, documents separated by two blank lines (default: prose shipped with Python)",
     )
     parser.add_argument(
-        "--tokens", type=positive_int, default=8192, metavar="N", help="tokens to evaluate (default: 8192)"
+        "--tokens",
+        type=positive_int,
+        default=8192,
+        metavar="N",
+        help="tokens of the evaluation text (default: 8192)",
     )
 
 
 def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
     from zeropoint.runtime import ENGINES
 
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="native (no torch), universal (torch), or auto (default): native where it covers the model",
+        help="native (C++, no torch), universal (torch), or auto (default): native if it supports the model",
     )
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling, key-value cache, speculation and engine."""
     from zeropoint.runtime import CACHE_TYPES
 
     group = parser.add_argument_group("choosing tokens")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens")
     group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="only the likely tokens that reach P together"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sampling temperature; 0 (default) is greedy",
     )
     group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="only tokens P times as likely as the likeliest"
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K most likely tokens (default: from all)",
     )
     group.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: avoid repeating"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most likely tokens whose probabilities add up to P (default: 1)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the draws, above temperature 0")
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample from tokens at least P times as likely as the most likely token (default: 0)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1, tokens of the text so far become less likely (default: 1)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the sampling; no effect at temperature 0"
+    )
     group.add_argument(
         "--stop",
         type=readable,
         action="append",
         default=[],
         metavar="TEXT",
-        help="end before this text; repeatable",
+        help="stop before the model writes this text; repeatable",
     )
     parser.add_argument(
-        "--kv-cache", choices=CACHE_TYPES, default="float16", help="type of the native key-value cache"
+        "--kv-cache",
+        choices=CACHE_TYPES,
+        default="float16",
+        help="data type of the native engine's key-value cache (default: float16)",
     )
     parser.add_argument(
         "--speculate",
         type=positive_int,
         default=0,
         metavar="N",
-        help="guess up to N tokens a step from the text so far: the same greedy text, faster where it repeats",
+        help="guess up to N tokens per step from the text so far, and let the model verify them: the same greedy text, "
+        "faster if the text repeats itself",
     )
     add_engine_option(parser)
 
 
 def open_for_generation(args: argparse.Namespace) -> Runner:
-    """The runner that `add_generation_options` asked for."""
+    """Open the model with the options of `add_generation_options`."""
     from zeropoint.runtime import open_runner
 
     return open_runner(
@@ -110,13 +149,14 @@ def open_for_generation(args: argparse.Namespace) -> Runner:
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """The sampling that `add_generation_options` asked for. Raises `UsageError` for a value out of range."""
+    """Return the sampling options of `add_generation_options`. Raises `UsageError` for a value out of range."""
     from zeropoint.runtime.sampling import Sampling
 
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
 def positive_int(text: str) -> int:
+    """Parse an option's value: a whole number above zero."""
     value = int(text) if text.lstrip("-").isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
@@ -124,13 +164,14 @@ def positive_int(text: str) -> int:
 
 
 def default_threads(threads: int | None) -> int:
+    """Return `threads`, or the number of usable cores if it is None."""
     from zeropoint.machine.detect import Machine
 
     return threads if threads is not None else Machine.detect().cores
 
 
 def this_machine(*, measure: bool) -> Machine:
-    """The machine, with its memory bandwidth measured (a second) if asked and if the native kernels are there."""
+    """Return this machine. With `measure`, include the memory bandwidth (takes a second) if native kernels exist."""
     from zeropoint.kernels import library
     from zeropoint.machine.detect import Machine
 
@@ -141,24 +182,25 @@ def this_machine(*, measure: bool) -> Machine:
 
 
 def text_file(path: Path | None) -> str | None:
-    """The evaluation text's path, or None for the built-in one. Raises `UsageError` if there is no such file."""
+    """Return a text file's path as text, None for None. Raises `UsageError` if there is no such file."""
     if path is not None and not path.is_file():
         raise UsageError(f"there is no text file {path}")
     return None if path is None else str(path)
 
 
 def write_json(path: Path | None, data: Mapping[str, Any]) -> None:
+    """Write a result as JSON, unless `path` is None. Raises `UsageError` if it cannot be written."""
     write_text(path, atomic.dump_json(data))
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """Write a result file, if one is asked for."""
+    """Write a result file, unless `path` is None. Raises `UsageError` if it cannot be written."""
     if path is not None:
         atomic.write_text(path, text)
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Refuse before the work what would fail after it."""
+    """Raise `UsageError` if a result file cannot be written. Commands call this before their long work."""
     for path in paths:
         if path is not None:
             atomic.refuse_unwritable(path)
@@ -166,7 +208,7 @@ def check_writable(*paths: Path | None) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A callback `(what, done, total)` drawn as a bar on standard error; silent when that is not a terminal."""
+    """Yield a callback `(what, done, total)` that draws a bar on standard error, nothing outside a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -183,13 +225,13 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextmanager
 def progress_fraction() -> Iterator[Callable[[str, float], None]]:
-    """The same for work that reports `(what, fraction done)`."""
+    """Yield a callback `(what, fraction done)` that draws the bar of `progress_bar`."""
     with progress_bar() as bar:
         yield lambda what, fraction: bar(what, fraction, 1.0)
 
 
 def show_report(report: Report) -> None:
-    """The report's table on standard output: coloured and fitted in a terminal, plain and wide in a pipe."""
+    """Print a report's table: coloured and fitted to the width in a terminal, plain text otherwise."""
     from zeropoint.render import terminal
     from zeropoint.render.terminal import plain_text
 

@@ -1,11 +1,10 @@
-"""The program's standard streams, whatever they are: one place for the console's encodings, closed streams and pipes
-that nobody reads.
+"""The program's standard streams: encodings, closed streams, and pipes without a reader.
 
-- Standard input, output or error that is closed behaves like /dev/null.
-- A character that the console's encoding lacks is shown as a question mark.
-- Text from the console that is not valid in its encoding is read as UTF-8, with U+FFFD where it is not that either.
-- When the reader of standard output has left (`| head`), what would be written is dropped and the command goes on, so
-  that its exit code still says how the work ended. A command that streams asks `reader_left` and ends early.
+- A closed standard input, output or error behaves like /dev/null.
+- A character that the console's encoding lacks is written as a question mark.
+- Input that is not valid in the console's encoding is read as UTF-8; bytes that are not UTF-8 become U+FFFD.
+- If the reader of standard output has left (`| head`), further output is dropped. The command still runs to its end, so
+  its exit code tells the result. Only commands that stream text ask `reader_left` and end early.
 """
 
 from __future__ import annotations
@@ -27,8 +26,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _Output:
-    """A text stream to the console that drops what is written after its reader has left. `name` is what an error
-    calls it; without a name what cannot be written is dropped whatever the reason."""
+    """A text stream that drops text after its reader has left.
+
+    Other write errors raise `UsageError` with the stream's `name`; without a `name` they drop the text too.
+    """
 
     def __init__(self, stream: IO[str], name: str | None = None) -> None:
         self._stream = stream
@@ -53,8 +54,11 @@ class _Output:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Let a stream whose writing fails write to /dev/null from now on; what is buffered would fail again when the
-        interpreter ends. Raises `UsageError` unless it failed because the reader has left."""
+        """Redirect the stream to /dev/null after a write error.
+
+        Buffered text would otherwise fail again when the interpreter ends. Raises `UsageError` if the stream has a name
+        and the error is not a broken pipe.
+        """
         try:
             yield
         except BrokenPipeError:
@@ -67,21 +71,21 @@ class _Output:
 
     def _drop(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
             self._stream.flush()
 
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Make the standard streams behave as this module says, and put them back afterwards."""
+    """Replace the standard streams as the module's docstring says, and restore them afterwards."""
     _open_closed_descriptors()
     before = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 -- as long as the process
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 -- open as long as the process
     output = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     errors = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    handled = _set_errors(sys.stdin, "surrogateescape"), _set_errors(output, "replace")
+    handlers_before = _set_errors(sys.stdin, "surrogateescape"), _set_errors(output, "replace")
     sys.stdout = cast(TextIO, _Output(output, "standard output"))
     sys.stderr = cast(TextIO, _Output(errors))
     try:
@@ -91,12 +95,12 @@ def streams() -> Iterator[None]:
             sys.stdout.flush()
         sys.stderr.flush()
         sys.stdin, sys.stdout, sys.stderr = before
-        for stream, errors_before in zip((sys.stdin, sys.stdout), handled, strict=True):
-            _set_errors(stream, errors_before)
+        for stream, handler in zip((sys.stdin, sys.stdout), handlers_before, strict=True):
+            _set_errors(stream, handler)
 
 
 def reader_left() -> bool:
-    """Return whether standard output goes to nobody any more; a command that only streams text may end then."""
+    """Return whether the reader of standard output has left. A command that only streams text may end then."""
     return bool(getattr(sys.stdout, "reader_left", False))
 
 
@@ -108,10 +112,12 @@ def rich_console(*, stderr: bool = False) -> Console:
 
 
 def ask(prompt: str) -> str | None:
-    """Read one line from standard input, as text that any file can hold; None at its end. `prompt` is shown in a
-    terminal. Raises `UsageError` when it cannot be read."""
+    """Read one line from standard input, as valid Unicode; return None at the end of the input.
+
+    `prompt` is shown in a terminal only. Raises `UsageError` if standard input cannot be read.
+    """
     try:
-        line = input(prompt) if sys.stdin.isatty() else _line()
+        line = input(prompt) if sys.stdin.isatty() else _read_line()
     except EOFError:
         return None
     except (OSError, ValueError) as cause:
@@ -122,42 +128,46 @@ def ask(prompt: str) -> str | None:
 
 
 def readable(text: str, encoding: str | None = None) -> str:
-    """Return text of a command line or a console as valid Unicode.
+    """Return text of the command line or the console as valid Unicode.
 
-    Python keeps bytes that `encoding` (default: that of the command line) cannot read as surrogates: they are read as
-    UTF-8, and what is not UTF-8 either becomes U+FFFD.
+    Python stores bytes that are not valid in `encoding` (default: the command line's) as surrogates. They are decoded
+    as UTF-8; bytes that are not UTF-8 become U+FFFD.
     """
     if text.isascii() or not _SURROGATES.search(text):
         return text
     try:
-        kept = text.encode(encoding or sys.getfilesystemencoding(), "surrogateescape")
-        return kept.decode("utf-8", "replace")
-    except UnicodeError:  # a surrogate that stands for no byte
+        data = text.encode(encoding or sys.getfilesystemencoding(), "surrogateescape")
+        return data.decode("utf-8", "replace")
+    except UnicodeError:  # a surrogate that does not represent a byte
         return _SURROGATES.sub("\ufffd", text)
 
 
-def _line() -> str | None:
+def _read_line() -> str | None:
     line = sys.stdin.readline()
     return line.removesuffix("\n") if line else None
 
 
 def _set_errors(stream: object, errors: str | None) -> str | None:
-    """Set how a stream treats what its encoding lacks, and return what it was before. What a test or a notebook puts in
-    a stream's place is left alone."""
+    """Set the handler of encoding errors of a stream, and return the handler before.
+
+    Does nothing and returns None if `errors` is None or the stream is a replacement by a test or a notebook.
+    """
     if errors is None or not isinstance(stream, io.TextIOWrapper):
         return None
     before = stream.errors
-    with contextlib.suppress(io.UnsupportedOperation):  # of an input that has been read from
+    with contextlib.suppress(io.UnsupportedOperation):  # raised if input was read already
         stream.reconfigure(errors=errors)
     return before
 
 
 def _open_closed_descriptors() -> None:
-    """Open /dev/null for each of the descriptors 0 to 2 that is closed: the next file to be opened would get its
-    number, and be written into by whatever prints."""
+    """Open /dev/null on each closed descriptor from 0 to 2.
+
+    Otherwise the next opened file would get such a descriptor, and printed text would end up in that file.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            os.set_inheritable(opened, True)
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+            os.set_inheritable(null, True)

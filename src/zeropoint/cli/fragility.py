@@ -1,4 +1,4 @@
-"""The sensitivity table in a terminal: the most fragile groups, and a heat map of blocks by kinds of layer."""
+"""The sensitivity table in a terminal: the groups with the largest loss, heat maps, and inputs with outliers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
     from zeropoint.values.sensitivity import Sensitivity
 
-#: From harmless to fragile: colours of a 256-colour terminal, readable on dark and on light.
+#: Colours of a 256-colour terminal, from the smallest loss to the largest, readable on dark and light backgrounds.
 _RAMP = (17, 24, 31, 38, 71, 142, 178, 208, 202, 196)
+#: Rows of a table at most.
 _ROWS = 12
 
 
 def show(table: Sensitivity) -> None:
-    """Everything, on standard output."""
+    """Print all tables on standard output."""
     from zeropoint.render.fragility import agreement, headline
 
     console = rich_console()
@@ -34,13 +35,11 @@ def show(table: Sensitivity) -> None:
     console.print()
     console.print(_inputs(table))
     for name in table.unreached:
-        console.print(
-            f"warning: no token of the text reached {name}: what it costs is not known", soft_wrap=True
-        )
+        console.print(f"warning: no token of the text reached {name}, so its loss is unknown", soft_wrap=True)
 
 
 def _short(table: Sensitivity, name: str) -> str:
-    """`block 3 q+k+v`: whole names would push the numbers out of a narrow terminal."""
+    """Return a group's short name, `block 3 q+k+v`: whole names would not fit into a narrow terminal."""
     group = next(group for group in table.groups if group.name == name)
     return name if group.block is None else f"block {group.block} {group.kind.replace('_proj', '')}"
 
@@ -73,7 +72,10 @@ def _most_fragile(table: Sensitivity, format: str) -> Table:
 
 
 def _heat_map(table: Sensitivity, format: str) -> Table:
-    """Rows are blocks, columns kinds; colours are logarithmic, digits (0 to 9) the same scale without colour."""
+    """Return the heat map of one format: one row per transformer block, one column per kind of layer.
+
+    Colours show the logarithm of the predicted loss; the digits 0 to 9 repeat the colours for terminals without.
+    """
     groups = {group.name: group for group in table.groups}
     values = {
         (groups[cost.group].block, groups[cost.group].kind): cost.fisher.value
@@ -100,7 +102,7 @@ def _cell(value: float | None, low: float, high: float) -> Text:
 
 
 def _inputs(table: Sensitivity) -> Table:
-    """Which inputs have outlier channels."""
+    """Return the table of inputs with the largest outlier channels."""
     grid = _grid("inputs with outliers", "max / median channel", "kurtosis", "channel")
     for shape in sorted(table.inputs, key=lambda shape: -shape.max_ratio)[:_ROWS]:
         grid.add_row(

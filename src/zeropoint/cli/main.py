@@ -1,6 +1,7 @@
-"""The `zeropoint` program: finds the commands, parses, and turns errors into one sentence each.
+"""The `zeropoint` program: parses the command line, runs the command, and prints each error as one sentence.
 
-Exit codes: 0 done, 1 the gate, the budget or --strict failed, 2 bad use or bad input, 130 interrupted.
+Exit codes: 0 done; 1 the quality gate, the budget or --strict failed, or `plan diff` found differences; 2 wrong usage
+or bad input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zeropoint.cli import commands
 from zeropoint.cli.console import streams
 from zeropoint.errors import ZeropointError
 
-#: The order of the help text: from looking, to making, to measuring, to using.
+#: The order of the commands in the help text; commands that are not listed come last.
 ORDER = (
     "doctor",
     "inspect",
@@ -36,7 +37,7 @@ ORDER = (
     "import",
 )
 
-#: What the small install leaves out, and the extra that brings it.
+#: Optional dependency -> the extra of this package that installs the dependency.
 EXTRAS = {
     "torch": "quantize",
     "transformers": "quantize",
@@ -47,16 +48,18 @@ EXTRAS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; it imports every command module."""
     parser = argparse.ArgumentParser(
         prog="zeropoint",
         description="Fit any LLM to the machine you have, and prove that it still works.",
-        epilog="exit codes: 0 done, 1 the quality gate or --strict failed, 2 bad use or bad input, 130 interrupted",
+        epilog="exit codes: 0 done; 1 the quality gate, the budget or --strict failed, or plans differ; 2 wrong usage "
+        "or bad input; 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"zeropoint {zeropoint.__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    found = {info.name for info in pkgutil.iter_modules(commands.__path__)}
-    for name in sorted(found, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER)):
+    names = {info.name for info in pkgutil.iter_modules(commands.__path__)}
+    for name in sorted(names, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER)):
         module = import_module(f"zeropoint.cli.commands.{name}")
         sub = subparsers.add_parser(
             name,
@@ -70,17 +73,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program with these arguments (default: those of the process) and return its exit code."""
+    """Run the program and return its exit code. `argv` defaults to the process's arguments."""
     with streams():
         return _main(argv)
 
 
 def _main(argv: Sequence[str] | None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # A library's own bars and advice would mix with ours; errors reach the user through ours.
+    # Progress bars and advice of libraries would mix with the program's own output; library errors are still shown.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # A terminated process must clean up its half-written artifact as an interrupted one does.
+    # SIGTERM must remove a half-written artifact like Ctrl-C does.
     signal.signal(signal.SIGTERM, _terminate)
     args = build_parser().parse_args(argv)
     try:

@@ -1,1 +1,1 @@
-"""Files that are not models of one family: safetensors and GGUF containers, JSON, shards, digests, output files."""
+"""Reading and writing files: safetensors and GGUF containers, JSON, shards, digests, texts, result files, the cache."""

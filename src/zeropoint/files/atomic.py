@@ -1,8 +1,8 @@
-"""Result files that a user names (`--json`, `--html`, ...): the one place that writes them.
+"""Writing result files that the user names (`--json`, `--html`, ...).
 
-A regular file is replaced in one step, so that a reader sees the old text or the new one and never half of it, and
-keeps its permissions. Everything else is written through and stays what it is, as with a shell's `>`: a link's target,
-a pipe, a device, a file with several names, a file whose folder takes no new one.
+A regular file is replaced in one step and keeps its permissions: a reader sees the old or the new text, never a part.
+Anything else is written in place, like with a shell's `>`: pipes, devices, files with several hard links, and files in
+a folder that allows no new file. A symbolic link stays a link; its target is written.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from zeropoint.errors import UsageError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-#: What a folder says that does not take another file, or does not let go of one (a mount).
+#: Errors of a folder that allows no new file, or whose file cannot be replaced (a mount point).
 _FOLDER_REFUSES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENOTSUP}
 
 
 def dump_json(data: Any) -> str:
-    """Return JSON text of plain data. Half a surrogate pair, as in a file name that is not UTF-8, becomes U+FFFD."""
+    """Return plain data as JSON text. Lone surrogates, as in file names that are not UTF-8, become U+FFFD."""
     return json.dumps(_valid(data), indent=2) + "\n"
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise `UsageError` for what `write_text` would fail on, before the work whose result it is to hold. Nothing is
-    opened: opening a pipe would wait for its reader."""
+    """Raise `UsageError` if `write_text` would fail on this path; called before the work that makes the result.
+
+    The file is not opened: opening a pipe would wait for its reader.
+    """
     try:
         if path.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder")
@@ -44,16 +46,16 @@ def refuse_unwritable(path: Path) -> None:
             writable = os.access(folder, os.W_OK)
         else:
             raise UsageError(f"cannot write {path}: the folder {folder} does not exist")
-    except (OSError, ValueError) as cause:  # a name too long, or with a zero byte
+    except (OSError, ValueError) as cause:  # the name is too long, or has a zero byte
         raise UsageError(_sentence(path, cause)) from cause
     if not writable:
         raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a result file in UTF-8. Raises `UsageError` when it cannot be written; a regular file is then as before.
+    """Write a result file in UTF-8. Raises `UsageError` if it cannot be written.
 
-    A pipe whose reader has left is no error: nobody wants the text.
+    A pipe whose reader has left is not an error.
     """
     data = _SURROGATES.sub("\ufffd", text).encode()
     try:
@@ -74,13 +76,12 @@ def _sentence(path: Path, cause: Exception) -> str:
 
 
 def _replace(path: Path, data: bytes) -> bool:
-    """Replace a regular file, or make one, in one step. Return False, with nothing changed, for what is to be written
-    through."""
+    """Replace or create a regular file in one step. Return False, without a change, if it must be written in place."""
     before = os.stat(path) if path.exists() else None
     if before is not None and (not stat.S_ISREG(before.st_mode) or before.st_nlink > 1):
         return False
     if before is not None and not os.access(path, os.W_OK):
-        return False  # the folder would let a file be replaced that may not be written
+        return False  # a read-only file must not be replaced, even if its folder allows that
     target, partial = os.path.realpath(path), None
     try:
         handle, partial = tempfile.mkstemp(
@@ -89,9 +90,9 @@ def _replace(path: Path, data: bytes) -> bool:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             os.fchmod(file.fileno(), _new_mode() if before is None else stat.S_IMODE(before.st_mode))
-            made = os.fstat(file.fileno())
-        if before is not None and (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
-            return False  # it would change hands
+            after = os.fstat(file.fileno())
+        if before is not None and (after.st_uid, after.st_gid) != (before.st_uid, before.st_gid):
+            return False  # replacing would change the owner or group
         os.replace(partial, target)
         partial = None
     except OSError as cause:
@@ -106,16 +107,18 @@ def _replace(path: Path, data: bytes) -> bool:
 
 
 def _new_mode() -> int:
-    """The permissions of a new file."""
+    """Return the permissions of a new file."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open descriptor of this process that a path like /dev/stdout names. Its file is not to be opened again: that
-    would empty it and write at its beginning."""
-    for _ in range(40):  # links to links, as deep as the system follows them
+    """Return the open descriptor of this process that a path like /dev/stdout names, None for any other path.
+
+    Opening such a path again would truncate the descriptor's file and write at its start.
+    """
+    for _ in range(40):  # the number of symbolic links that Linux follows
         folder = os.path.realpath(path.parent)
         if re.fullmatch(rf"/proc/{os.getpid()}/(task/\d+/)?fd|/dev/fd", folder) and path.name.isdigit():
             return int(path.name)
@@ -126,7 +129,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _write_descriptor(descriptor: int, data: bytes) -> None:
-    """Write to an open descriptor, after what was printed before."""
+    """Write to an open descriptor, after flushing text that was printed before."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -135,6 +138,7 @@ def _write_descriptor(descriptor: int, data: bytes) -> None:
 
 
 def _valid(value: Any) -> Any:
+    """Return plain data with lone surrogates replaced by U+FFFD."""
     if isinstance(value, str):
         return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Plain text as documents: two blank lines part them, wherever a text is read, to calibrate or to evaluate."""
+"""Plain text files of documents, for calibration and evaluation. Two blank lines separate documents."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OTHER_MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32")
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Return a UTF-8 file's text, without a byte order mark, lines ended by line feeds alone.
+    """Return the text of a UTF-8 file, without a byte order mark, with CRLF replaced by LF.
 
-    Raises `UsageError`, which calls the file `what`, for one that cannot be read or is in another encoding.
+    Raises `UsageError` if the file cannot be read or is not UTF-8; `what` names the file in the message.
     """
     try:
         data = Path(path).read_bytes()
@@ -26,11 +26,11 @@ def read_text(path: str | Path, what: str) -> str:
     for mark, name in _OTHER_MARKS:
         if data.startswith(mark):
             raise UsageError(f"{what} {path} cannot be read: it is {name}, save it as UTF-8")
-    marked = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    mark_length = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
-        text = data[marked:].decode("utf-8")
+        text = data[mark_length:].decode("utf-8")
     except UnicodeDecodeError as error:
-        at = marked + error.start
+        at = mark_length + error.start
         raise UsageError(
             f"{what} {path} cannot be read: byte {at} (0x{data[at]:02x}) is not UTF-8, save it as UTF-8"
         ) from error
@@ -38,19 +38,19 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def split(content: str) -> list[str]:
-    """Return the documents of a text, without the line ends around them; none of them is blank."""
+    """Return the documents of a text, without blank ones and without the newlines around each."""
     return [piece.strip("\n") for piece in _BREAK.split(content.replace("\r\n", "\n")) if piece.strip()]
 
 
 def join(documents: Iterable[str]) -> str:
-    """Return a text that `split` takes apart again."""
+    """Return one text of all documents, the inverse of `split`."""
     return "\n\n\n".join(documents) + "\n"
 
 
 def in_stream(index: int, document: str) -> str:
-    """Return document number `index` as it stands in running text.
+    """Return document number `index` with the newlines around it, to be tokenized alone.
 
-    Two line ends before the cut and one after it are what a byte-level tokenizer makes of three in running text, so
-    the stream of tokens is that of the unsplit file.
+    A byte-level tokenizer splits the three newlines between documents into two and one. So the tokens of all documents
+    together equal the tokens of the unsplit text.
     """
     return ("\n" if index else "") + document + "\n\n"

@@ -1,11 +1,11 @@
-"""GGUF files, one tensor at a time; every failure is one sentence. The counterpart of `files/safetensors_file.py`.
+"""Reading GGUF files, one tensor at a time: the counterpart of `files/safetensors_file.py`.
 
-A large model is published in several files, `name-00001-of-00003.gguf` and so on: the first has the header, each has
-its own tensors. Any of them opens all.
+A large model has several part files, `name-00001-of-00003.gguf` and so on. The first part has the model's metadata;
+each part has its own tensors. Opening any part opens all.
 
-The `gguf` package's own reader trusts what a header says. A file from elsewhere may not be trusted: here every count,
-length and offset is checked against the bytes that are there before anything is allocated, and the header is bounded,
-so that a damaged file costs an error and no memory. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader of the `gguf` package trusts the header. This reader does not: before it allocates memory, it checks every
+count, length and offset against the file's size, and it limits the header's size. So a damaged file raises an error
+and takes no memory. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from numpy.typing import NDArray
 from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # version 1 counted in 32 bits and is no longer written
-MAX_HEADER_BYTES = 128 << 20  # a vocabulary of 256,000 tokens with its merges takes 12 MB
+VERSIONS = (2, 3)  # version 1 has 32-bit counts; no tool writes it any more
+MAX_HEADER_BYTES = 128 << 20  # a vocabulary of 256,000 tokens with merges takes 12 MB
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
 
-#: Value types of fixed size: number in the file -> struct and numpy code.
+#: Metadata value types of fixed size: type number in the file -> code of the type in `struct` and numpy.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
 
-#: How the parts of a model are named, counted from 1.
+#: File name of a part; numbers start at 1.
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_PARTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor lies. `shape` is in numpy's order, `[out, in]` for a matrix; `part` is the number of its file."""
+    """Type and place of a tensor: `nbytes` bytes from byte `start` of file number `part` (from 0).
+
+    `shape` is in numpy's order, `[out, in]` for a matrix.
+    """
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -53,9 +56,9 @@ class Entry:
 
 
 class GgufFile:
-    """One open GGUF model: `metadata` as plain values, `tensors` by name, `files` it lies in. Data is mapped, not read.
+    """One open GGUF model: `metadata` as plain values, `tensors` by name, and its `files`. Data is memory-mapped.
 
-    Raises `error` (a `ZeropointError` class) when a file is missing, truncated, or its header is not sound.
+    Raises `error` (a `ZeropointError` class) if a file is missing or truncated, or has a damaged header.
     """
 
     def __init__(self, path: Path, error: type[ZeropointError] = CheckpointError) -> None:
@@ -69,14 +72,14 @@ class GgufFile:
         if header.count("split.count") > 1:
             self._open_parts(header, data)
 
-    def _open_parts(self, given: _Header, data: mmap.mmap) -> None:
-        """Open every part, of which `path` is one."""
-        count, number = given.count("split.count"), given.count("split.no") + 1
+    def _open_parts(self, own_header: _Header, own_data: mmap.mmap) -> None:
+        """Open all parts of the model. `path` is one of them, with the header and data given."""
+        count, number = own_header.count("split.count"), own_header.count("split.no") + 1
         name = PART.fullmatch(self.path.name)
         if name is None or int(name["count"]) != count or int(name["number"]) != number:
             raise self._error(
-                f"{self.path} is part {number} of {count} of a model: give each part its name again, which ends in "
-                f"-{number:05d}-of-{count:05d}.gguf"
+                f"{self.path} is part {number} of {count} of a model: rename each part to its original name, which "
+                f"ends in -{number:05d}-of-{count:05d}.gguf"
             )
         self.files = tuple(
             self.path.with_name(f"{name['stem']}-{each:05d}-of-{count:05d}.gguf")
@@ -87,23 +90,25 @@ class GgufFile:
                 f"{self.path} is part {number} of {count} of a model, and {missing[0]} is missing beside it: download "
                 "all parts into one folder"
             )
-        opened = [(given, data) if file == self.path else _open(file, self._error) for file in self.files]
-        self.metadata, self._data = opened[0][0].metadata, [data for _, data in opened]
+        parts = [
+            (own_header, own_data) if file == self.path else _open(file, self._error) for file in self.files
+        ]
+        self.metadata, self._data = parts[0][0].metadata, [data for _, data in parts]
         tensors: dict[str, Entry] = {}
-        for part, (header, _) in enumerate(opened):
+        for part, (header, _) in enumerate(parts):
             if (header.count("split.no"), header.count("split.count")) != (part, count):
                 raise self._error(f"{self.files[part]} is not part {part + 1} of {count}, as its name says")
             for tensor, entry in header.tensors.items():
                 if tensor in tensors:
                     raise self._error(f"{self.files[part]} holds {tensor[:60]!r}, as an earlier part does")
                 tensors[tensor] = replace(entry, part=part)
-        stated = opened[0][0].count("split.tensors.count")
+        stated = parts[0][0].count("split.tensors.count")
         if stated and stated != len(tensors):
             raise self._error(f"{self.path}: all parts hold {len(tensors)} tensors, the first says {stated}")
         self.tensors = tensors
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, `[..., bytes of a row]`; a view of the mapped file."""
+        """Return the stored bytes of a tensor, uint8 `[..., bytes of a row]`: a view of the mapped file."""
         entry = self._entry(name)
         block, size = GGML_QUANT_SIZES[entry.kind]
         row = entry.shape[-1] // block * size
@@ -111,7 +116,10 @@ class GgufFile:
         return data.reshape(*entry.shape[:-1], row)
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32, as ggml's reference does it. Raises `UnsupportedError` for a type it cannot read."""
+        """Return a tensor in float32, dequantized by the `gguf` package.
+
+        Raises `UnsupportedError` for a type that the package cannot dequantize.
+        """
         entry = self._entry(name)
         try:
             values = np.asarray(dequantize(self.raw(name), entry.kind), np.float32)
@@ -129,16 +137,16 @@ class GgufFile:
 
 
 def first_parts(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths, of each model in parts only the first."""
-    found: dict[str, Path] = {}
+    """Return the paths in order, but only the first part of each model in parts."""
+    models: dict[str, Path] = {}
     for path in sorted(paths):
         name = PART.fullmatch(path.name)
-        found.setdefault(f"{name['stem']} of {name['count']}" if name else path.name, path)
-    return list(found.values())
+        models.setdefault(f"{name['stem']} of {name['count']}" if name else path.name, path)
+    return list(models.values())
 
 
 def _open(path: Path, error: type[ZeropointError]) -> tuple[_Header, mmap.mmap]:
-    """The header of one file, and its bytes."""
+    """Return the header of one file, and the file's mapped bytes. Raises `error`."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -153,11 +161,14 @@ def _open(path: Path, error: type[ZeropointError]) -> tuple[_Header, mmap.mmap]:
 
 
 class _DamageError(Exception):
-    """What is wrong with a header."""
+    """A damaged header; the message says what is wrong."""
 
 
 class _Header:
-    """The header's parser: a cursor that cannot leave the file."""
+    """A parsed header: `metadata` and `tensors`. The parser's cursor `_at` never passes the end of the file.
+
+    Raises `_DamageError` for a damaged header.
+    """
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -172,27 +183,29 @@ class _Header:
         self._check_count(keys, 13, "keys")
         self._check_count(tensors, 24, "tensors")
         self.metadata = dict(self._pair() for _ in range(keys))
-        found = [self._tensor() for _ in range(tensors)]
-        self.tensors = self._place(found)
+        self.tensors = self._place([self._tensor() for _ in range(tensors)])
 
     def count(self, key: str) -> int:
-        """A whole number of the metadata from 0 up; 0 where it is not there."""
+        """Return a whole number of the metadata; 0 if it is missing, negative, too large, or no number."""
         value = self.metadata.get(key, 0)
         return value if type(value) is int and 0 <= value <= MAX_PARTS * MAX_PARTS else 0
 
     def _take(self, count: int) -> bytes:
+        """Return the next `count` bytes and move the cursor behind them."""
         stop = self._at + count
         if stop > self._end:
-            where = "it ends inside its header" if stop > len(self._data) else "its header does not end"
-            raise _DamageError(where)
-        found = self._data[self._at : stop]
+            if stop > len(self._data):
+                raise _DamageError("it ends inside its header")
+            raise _DamageError(f"its header is larger than {MAX_HEADER_BYTES >> 20} MB")
+        taken = self._data[self._at : stop]
         self._at = stop
-        return found
+        return taken
 
     def _number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
 
     def _check_count(self, count: int, least_bytes: int, what: str) -> None:
+        """Raise `_DamageError` if `count` items of at least `least_bytes` bytes cannot be left in the header."""
         if count * least_bytes > self._end - self._at:
             raise _DamageError(f"it claims {count} {what}, more than it has room for")
 
@@ -203,9 +216,9 @@ class _Header:
             raise _DamageError("a text in its header is not UTF-8") from None
 
     def _texts(self, count: int) -> list[str]:
-        """As many texts; a vocabulary has a quarter of a million, so no call is made for each."""
+        """Return the next `count` texts. One loop without calls: a vocabulary has a quarter of a million texts."""
         data, at, end, length = self._data, self._at, self._end, struct.Struct("<Q").unpack_from
-        found = []
+        texts = []
         try:
             for _ in range(count):
                 start = at + 8
@@ -214,11 +227,11 @@ class _Header:
                 at = start + length(data, start - 8)[0]
                 if at > end:
                     self._take(end + 1)
-                found.append(data[start:at].decode("utf-8"))
+                texts.append(data[start:at].decode("utf-8"))
         except UnicodeDecodeError:
             raise _DamageError("a text in its header is not UTF-8") from None
         self._at = at
-        return found
+        return texts
 
     def _pair(self) -> tuple[str, Any]:
         key = self._text()
@@ -242,7 +255,7 @@ class _Header:
         return np.frombuffer(self._take(count * dtype.itemsize), dtype)
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """`(name, shape in numpy's order, type, offset)` as stated."""
+        """Return the next tensor's `(name, shape in numpy's order, type, offset)`, not yet checked."""
         name = self._text()
         dimensions = self._number("I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -250,30 +263,31 @@ class _Header:
         shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
         return name, shape, self._number("I"), self._number("Q")
 
-    def _place(self, found: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, Entry]:
-        """Entries that lie inside the file and do not overlap."""
+    def _place(self, tensors: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, Entry]:
+        """Return the entries by name, after checking that they lie inside the file and do not overlap."""
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             raise _DamageError(f"its alignment is {alignment!r}, not a power of two")
         base = -(-self._at // alignment) * alignment
-        placed: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         end = base
-        for name, shape, kind, offset in sorted(found, key=lambda each: each[3]):
+        for name, shape, kind, offset in sorted(tensors, key=lambda each: each[3]):
             nbytes = _nbytes(name, shape, kind)
             start = base + offset
             if offset % alignment or start < end or start + nbytes > len(self._data):
                 raise _DamageError(
-                    f"tensor {name[:60]!r} lies outside the file or upon another; it is cut short or was changed"
+                    f"tensor {name[:60]!r} lies outside the file or overlaps another one; the file is truncated or was "
+                    "changed"
                 )
-            if name in placed:
+            if name in entries:
                 raise _DamageError(f"it holds the tensor {name[:60]!r} twice")
-            placed[name] = Entry(GGMLQuantizationType(kind), shape, start, nbytes)
+            entries[name] = Entry(GGMLQuantizationType(kind), shape, start, nbytes)
             end = start + nbytes
-        return {name: placed[name] for name, _, _, _ in found}
+        return {name: entries[name] for name, _, _, _ in tensors}
 
 
 def _nbytes(name: str, shape: tuple[int, ...], kind: int) -> int:
-    """Bytes of a tensor. Raises `_DamageError` for a type or a shape that cannot be."""
+    """Return the bytes of a tensor. Raises `_DamageError` for an unknown type or a shape that does not suit it."""
     if kind not in GGML_QUANT_SIZES:
         raise _DamageError(f"tensor {name[:60]!r} has the type {kind}, which is not known")
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]

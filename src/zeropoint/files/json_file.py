@@ -1,6 +1,7 @@
-"""The JSON files of a model folder, read within bounds. Light: what runs a model natively starts with this.
+"""Reading the JSON files of a model folder, with limits on size and depth.
 
-Shared by source checkpoints and artifacts, which fail with different errors: a reader says which class to raise.
+Source checkpoints and artifacts share these functions; the caller names the error class to raise. The module imports
+little, because the native engine starts with it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any
 
 from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
 
-#: The quality card, which makes a folder an artifact.
+#: File name of the quality card. A folder with this file is an artifact.
 CARD_NAME = "zeropoint.json"
 MAX_CARD_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 16 << 20
 
-#: Levels of objects and lists within each other; a model's own files have six.
+#: Deepest nesting of objects and lists; real model files have six levels.
 MAX_DEPTH = 64
 
-#: What to do about a folder that is damaged.
+#: Error class -> the advice for a damaged folder, added to messages.
 ADVICE: dict[type[ZeropointError], str] = {
     ArtifactError: "make the artifact again",
     CheckpointError: "download or copy it again",
@@ -33,7 +34,10 @@ ADVICE: dict[type[ZeropointError], str] = {
 def load_json(
     path: Path, limit: int = MAX_CONFIG_BYTES, error: type[ZeropointError] = ArtifactError
 ) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes. Raises `error`, `ArtifactError` or `CheckpointError`."""
+    """Return the JSON object in a file of at most `limit` bytes.
+
+    Raises `error` (`ArtifactError` or `CheckpointError`) if the file is missing, too large, or no valid JSON object.
+    """
     advice = ADVICE[error]
     try:
         if path.stat().st_size > limit:
@@ -49,14 +53,14 @@ def load_json(
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value that says one thing: every key once, every number finite, every text Unicode, nothing nested deeper
-    than `MAX_DEPTH`. Python's own parser takes more, of which later code would fail far from the file's name. An open
-    range `[0.0, Infinity]`, as transformers writes it for Mamba, is one thing too.
+    """Return a JSON value, parsed more strictly than by `json.loads`.
 
-    Raises `ValueError` with what is wrong.
+    Raises `ValueError`, with the reason, for a key given twice, a number that is not finite, a text that is not
+    Unicode, and nesting deeper than `MAX_DEPTH`. An open range `[0.0, Infinity]`, which transformers writes for Mamba,
+    is allowed. Python's parser accepts all of these, and later code would fail without naming the file.
     """
     try:
-        data = json.loads(text, parse_constant=_infinity, parse_float=_finite, object_pairs_hook=_once_each)
+        data = json.loads(text, parse_constant=_infinity, parse_float=_finite, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     _check_values(data)
@@ -64,22 +68,23 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def json_digest(value: Any) -> str:
-    """sha256 of a plain JSON value, the same in whatever order its keys stand, as hex."""
+    """Return the sha256 of a plain JSON value as hex; the order of keys does not matter."""
     return short_sha256(json.dumps(value, sort_keys=True).encode())
 
 
 def short_sha256(data: bytes) -> str:
-    """Return the sha256 of some kilobytes as hex, by CPython's own code where there is such.
+    """Return the sha256 of some kilobytes as hex, computed by CPython's built-in module if there is one.
 
-    `hashlib` loads OpenSSL, 3.6 MB of memory that running a small model does without.
+    `hashlib` would load OpenSSL, which takes 3.6 MB of memory.
     """
-    for module in ("_sha256", "_sha2", "hashlib"):  # CPython 3.11; 3.12 and later; anywhere
+    for module in ("_sha256", "_sha2", "hashlib"):  # CPython 3.11; CPython 3.12 and later; any Python
         with suppress(ImportError):
             return str(import_module(module).sha256(data).hexdigest())
     raise AssertionError("hashlib is part of Python")
 
 
 def _infinity(text: str) -> float:
+    """Return infinity, which `_check_values` may refuse; raise `ValueError` for NaN."""
     if text == "NaN":
         raise ValueError("NaN is not a JSON number")
     return float(text)
@@ -92,17 +97,16 @@ def _finite(text: str) -> float:
     return value
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0][:60]!r} is given twice")
-    return found
+    return data
 
 
 def _check_values(data: Any) -> None:
-    """Raise `ValueError` for half of a surrogate pair, which no file can hold, for infinity unless it is the end of a
-    range, and for what lies too deep."""
+    """Raise `ValueError` for a lone surrogate, for infinity other than the end of a range, and for nesting too deep."""
     level, depth = [data], 0
     while level:
         depth += 1

@@ -1,11 +1,11 @@
-"""The files that go with a model folder's weights, whatever their format."""
+"""The files of a model folder besides config and weights: generation defaults, tokenizer, chat templates."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-#: Files beside the weights that belong to a model: generation defaults, tokenizer, chat template.
+#: Names of generation defaults, tokenizer files and chat templates.
 MODEL_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -21,19 +21,19 @@ MODEL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-#: The folder of further chat templates, one file each, named by their purpose: `tool_use.jinja`.
+#: Folder of additional chat templates; a file's name is the template's purpose: `tool_use.jinja`.
 TEMPLATES = "additional_chat_templates"
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files of a model folder that go with any weights, in the folder itself and in `TEMPLATES`."""
+    """Return the existing files of `MODEL_FILES` in a folder, and the chat templates in its folder `TEMPLATES`."""
     names = [name for name in MODEL_FILES if (folder / name).is_file()]
     templates = sorted(file for file in (folder / TEMPLATES).glob("*.jinja") if file.is_file())
     return [*(folder / name for name in names), *templates]
 
 
 def model_file_name(file: Path) -> Path:
-    """Return where such a file lies in its model folder: `tokenizer.json`, or a path of two parts."""
+    """Return a model file's path relative to its model folder: `tokenizer.json`, or `TEMPLATES/name.jinja`."""
     return (
         Path(TEMPLATES, file.name)
         if file.parent.name == TEMPLATES and file.suffix == ".jinja"
@@ -42,7 +42,7 @@ def model_file_name(file: Path) -> Path:
 
 
 def copy_model_file(file: Path, folder: Path) -> Path:
-    """Copy such a file to its place in another model folder; return the copy. Raises `OSError`."""
+    """Copy a model file to its place in another model folder and return the copy. Raises `OSError`."""
     copy = folder / model_file_name(file)
     copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(file, copy)

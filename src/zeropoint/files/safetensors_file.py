@@ -1,7 +1,7 @@
-"""safetensors files in numpy, bfloat16 included, one tensor at a time; every failure is one sentence.
+"""Reading and writing safetensors files as numpy arrays, bfloat16 included, one tensor at a time.
 
-Shared by source checkpoints and artifacts, which fail with different errors: a `TensorFile` is told which
-class to raise. The library's own parser bounds the header (100 MB) and checks that the offsets tile the file.
+Source checkpoints and artifacts share `TensorFile`; the caller names the error class to raise. The safetensors library
+limits headers to 100 MB and checks that the tensors' offsets cover the file without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zeropoint.errors import CheckpointError, ZeropointError
 
 logger = logging.getLogger(__name__)
 
-#: safetensors' dtype names and numpy's, for the types a weight can have.
+#: safetensors' dtype names -> numpy dtypes, for the types that a weight can have.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -37,14 +37,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-#: Bytes read before a file is opened anew: what was read of a mapped file stays in the process's memory till then.
+#: Bytes to read before a file is opened anew: read pages of a mapped file count as process memory until it is closed.
 MOST_MAPPED = 64 << 20
 
 
 class TensorFile:
-    """One open safetensors file. Data is read only when asked for.
+    """One open safetensors file. A tensor's data is read by `read`, not when the file is opened.
 
-    Raises `error` (a `ZeropointError` class) when the file is missing, truncated or not safetensors.
+    Raises `error` (a `ZeropointError` class) if the file is missing, truncated or not safetensors.
     """
 
     def __init__(self, path: Path, error: type[ZeropointError] = CheckpointError) -> None:
@@ -62,23 +62,23 @@ class TensorFile:
             ) from cause
 
     def names(self) -> list[str]:
-        """Tensor names, in file order."""
+        """Return the tensor names, in file order."""
         return list(self._names)
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """`(safetensors dtype name, shape)` from the header."""
+        """Return `(safetensors dtype name, shape)` of a tensor, from the header."""
         view = self._slice(name)
         return str(view.get_dtype()), tuple(int(n) for n in view.get_shape())
 
     def nbytes(self, name: str) -> int:
-        """Bytes of one tensor's data. Raises the file's error for a type this release does not know."""
+        """Return the bytes of a tensor's data. Raises the file's error class for an unsupported dtype."""
         dtype, shape = self.info(name)
         if dtype not in DTYPES:
             raise self._error(f"{self.path.name}: tensor {name} has the type {dtype}, which is not supported")
         return int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
 
     def read(self, name: str) -> NDArray[Any]:
-        """The tensor as a numpy array it owns."""
+        """Return a tensor as a numpy array that owns its data."""
         nbytes = self.nbytes(name)
         try:
             if self._read_since_open + nbytes > MOST_MAPPED:
@@ -98,27 +98,27 @@ class TensorFile:
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """safetensors' name of a type; numpy's own for one that it has none for."""
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+    """Return safetensors' name of a dtype, or numpy's name if safetensors has none."""
+    return next((name for name, candidate in DTYPES.items() if candidate == dtype), str(dtype))
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> int:
-    """Write one safetensors file and return the bytes of its tensors. Same tensors, same bytes.
+    """Write one safetensors file and return the bytes of its tensors. The file's bytes depend on the tensors only.
 
-    The metadata names the layout "pt", which transformers insists on. `OSError` passes through.
+    The metadata names the format "pt", which transformers requires. Raises `OSError` if the file cannot be written.
     """
     contiguous = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}
     try:
         save_file(contiguous, path, metadata={"format": "pt"})
     except SafetensorError as cause:
-        # The library wraps the operating system's errors in its own; "disk full" must stay recognizable.
+        # The library wraps OS errors; callers recognize a full disk by its errno.
         raise OSError(_errno_of(cause), _one_line(cause)) from cause
-    path.chmod(0o644)  # the library's temporary file was private
+    path.chmod(0o644)  # the library makes files private
     return sum(value.nbytes for value in contiguous.values())
 
 
 def digest(paths: list[Path]) -> str:
-    """sha256 over the files' names and bytes, in name order, read in pieces."""
+    """Return the sha256 over the files' names and bytes, in name order. Files are read in pieces."""
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
         total.update(path.name.encode() + b"\0")
@@ -129,6 +129,7 @@ def digest(paths: list[Path]) -> str:
 
 
 def _errno_of(cause: Exception) -> int:
+    """Return the number in the text "os error N" of an error, or 5 (EIO) without one."""
     text = str(cause)
     marker = "os error "
     number = text[text.find(marker) + len(marker) :].split(")")[0] if marker in text else ""

@@ -1,8 +1,8 @@
-"""One digest of the tensors in any number of safetensors files: sha256 over names, types, shapes and bytes.
+"""One digest of all tensors in safetensors files: sha256 over names, dtypes, shapes and bytes.
 
-Each tensor has a digest of its own; the digest of all is over these in the order of names. So it does not depend on
-how tensors are spread over files, can be made while they are written, and is read with as many threads as there are
-cores. Headers are read here, within bounds and without the safetensors library, which keeps what it reads in memory.
+Each tensor is hashed alone; the digest is the sha256 of the sorted list of these hashes. So the digest does not depend
+on how tensors are spread over files, can be computed while tensors are written, and is computed by several threads.
+Headers are parsed here with limits, because the safetensors library keeps all bytes that it reads in memory.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from typing import NamedTuple
 from zeropoint.errors import ArtifactError, ZeropointError
 from zeropoint.files.json_file import ADVICE, parse_json
 
-#: What safetensors allows a header.
+#: Largest header that the safetensors format allows.
 MAX_HEADER_BYTES = 100_000_000
-#: Bytes read at once by each thread.
+#: Bytes that a thread reads at once.
 PIECE = 1 << 20
 
 
 @dataclass(slots=True)
 class TensorDigest:
-    """The digest of tensors that are told one by one, in any order."""
+    """The digest of tensors that are added one by one, in any order."""
 
     _lines: list[str] = field(default_factory=list)
 
     def add(self, name: str, dtype: str, shape: Sequence[int], data: memoryview | bytes) -> None:
-        """`dtype` by its safetensors name, `data` the bytes as they are stored."""
+        """Add a tensor: its dtype by the safetensors name, its bytes as stored."""
         self.add_hashed(name, dtype, shape, hashlib.sha256(data).hexdigest())
 
     def add_hashed(self, name: str, dtype: str, shape: Sequence[int], sha256: str) -> None:
-        """The same for a tensor whose bytes' sha256 is known."""
+        """Add a tensor by the sha256 of its bytes."""
         self._lines.append(json.dumps([name, dtype, list(shape), sha256]))
 
     def hexdigest(self) -> str:
+        """Return the digest of all tensors added so far, as hex."""
         return hashlib.sha256("\n".join(sorted(self._lines)).encode()).hexdigest()
 
 
 class _Entry(NamedTuple):
-    """A tensor in a file: `start` and `size` in bytes, from the file's first."""
+    """A tensor in a file: its offset `start` from the beginning of the file, and its `size`, in bytes."""
 
     path: Path
     name: str
@@ -54,9 +55,9 @@ class _Entry(NamedTuple):
 
 
 def digest_files(files: Sequence[Path], error: type[ZeropointError] = ArtifactError) -> str:
-    """Read all tensors of some safetensors files and return their digest.
+    """Return the digest of all tensors in these safetensors files.
 
-    Raises `error` for a file that cannot be read or whose header is damaged.
+    Raises `error` if a file cannot be read or its header is damaged.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -76,7 +77,7 @@ def digest_files(files: Sequence[Path], error: type[ZeropointError] = ArtifactEr
 
 
 def _sha256(entry: _Entry) -> str:
-    found, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, max(entry.size, 1))))
+    total, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, max(entry.size, 1))))
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start)
         left = entry.size
@@ -84,13 +85,13 @@ def _sha256(entry: _Entry) -> str:
             count = file.readinto(buffer[: min(left, len(buffer))])
             if not count:
                 raise ValueError(f"{entry.path.name} ends within {entry.name[:60]}")
-            found.update(buffer[:count])
+            total.update(buffer[:count])
             left -= count
-    return found.hexdigest()
+    return total.hexdigest()
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
-    """The tensors that a file's header names. Raises `OSError` and `ValueError`."""
+    """Yield the tensors that a file's header names. Raises `OSError`, and `ValueError` for a damaged header."""
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -99,16 +100,16 @@ def _entries(path: Path) -> Iterator[_Entry]:
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} has no header")
-    for name, said in header.items():
+    for name, fields in header.items():
         if name == "__metadata__":
             continue
         try:
-            first, last = said["data_offsets"]
-            dtype, shape = said["dtype"], said["shape"]
+            first, last = fields["data_offsets"]
+            dtype, shape = fields["dtype"], fields["shape"]
         except (TypeError, KeyError, ValueError):
-            raise ValueError(f"{path.name} says nothing of where {name[:60]} lies") from None
-        whole = [first, last, *(shape if isinstance(shape, list) else [None])]
-        if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in whole):
+            raise ValueError(f"{path.name} has no type, shape and offsets for {name[:60]}") from None
+        numbers = [first, last, *(shape if isinstance(shape, list) else [None])]
+        if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"{path.name} has a damaged entry for {name[:60]}")
         if not first <= last <= end - 8 - length:
             raise ValueError(f"{path.name} is cut off within {name[:60]}")

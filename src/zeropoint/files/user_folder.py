@@ -1,7 +1,7 @@
-"""The user's cache folder: where it is, and which files in it may be believed.
+"""The user's cache folder: its path, and checks that its files can be trusted.
 
-A file in the cache decides what is run or what a gate says. It is believed only if the user who runs this process made
-it and nobody else can change it; a file that came with a model lies elsewhere, and is never looked for.
+Files in the cache decide which weights run and what a gate reports. So a file is read only if it belongs to the user
+who runs this process and no other user can write it. Files that come with a model are never used as a cache.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ SHARED = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UntrustedError(PermissionError):
-    """A file or folder that somebody else made or may change. `strerror` says which of it."""
+    """A file or folder that another user made or may change. `strerror` has the reason."""
 
     def __init__(self, why: str, path: Path) -> None:
         super().__init__(errno.EPERM, why, str(path))
 
 
 def default_folder() -> Path | None:
-    """`$ZEROPOINT_CACHE`, or `zeropoint` in the platform's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`).
-
-    None where the user has no home.
-    """
+    """Return `$ZEROPOINT_CACHE`, or `zeropoint` in `$XDG_CACHE_HOME` or `~/.cache`; None without a home folder."""
     if named := os.environ.get("ZEROPOINT_CACHE"):
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the convention says to ignore a relative one
+    if os.path.isabs(base):  # the XDG specification says to ignore relative paths
         return Path(base) / "zeropoint"
     try:
         return Path.home() / ".cache" / "zeropoint"
@@ -41,9 +38,9 @@ def default_folder() -> Path | None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make the folder, readable by its user alone, unless it is there.
+    """Return the folder; create it, accessible to its user only, if it does not exist.
 
-    Raises `OSError` where it cannot be made, `UntrustedError` for one that another user owns or may write to.
+    Raises `OSError` if it cannot be created, `UntrustedError` if another user owns it or may write to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -52,10 +49,10 @@ def private_folder(path: Path) -> Path:
 
 
 def open_own(path: Path) -> BinaryIO:
-    """Open a file to read.
+    """Open a file for reading.
 
-    Raises `OSError`, and `UntrustedError` for a link, for what is no plain file, and for a file that another user owns
-    or may write to.
+    Raises `OSError` if it cannot be opened, `UntrustedError` if it is a link or no plain file, or if another user owns
+    it or may write to it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,7 +69,10 @@ def open_own(path: Path) -> BinaryIO:
 
 
 def read_own(path: Path, most: int = 64 << 20) -> bytes:
-    """The content of a file of at most `most` bytes. Raises as `open_own` does, and `ValueError` for a larger file."""
+    """Return the content of a file of at most `most` bytes.
+
+    Raises the errors of `open_own`, and `ValueError` for a larger file.
+    """
     with open_own(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -81,6 +81,7 @@ def read_own(path: Path, most: int = 64 << 20) -> bytes:
 
 
 def _check(status: os.stat_result, path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+    """Raise `UntrustedError` unless the path is of this kind, belongs to this user, and nobody else may write it."""
     if not is_kind(status.st_mode):
         raise UntrustedError(f"is no {kind}", path)
     if status.st_uid != os.geteuid():

@@ -1,1 +1,1 @@
-"""The machine: what its processor and memory are (`detect`), and giving freed memory back to it (`heap`)."""
+"""The machine: properties of its processor and memory (`detect`), and returning freed memory to it (`heap`)."""

@@ -1,4 +1,4 @@
-"""This computer, as far as quantized inference cares: cores, instruction sets, memory, accelerators."""
+"""`Machine`: the properties of a computer that matter for quantized inference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-#: Instruction set levels the kernels are built for, each with the CPU flags it needs (as Linux names them).
+#: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names).
 LEVEL_FLAGS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
@@ -21,7 +21,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`memory_bandwidth_gbps` is the read bandwidth in 10^9 bytes per second, `None` until measured."""
+    """A computer: processor, usable cores, instruction set levels, memory in bytes, accelerators.
+
+    `memory_bandwidth_gbps` is the read bandwidth in 10^9 bytes per second, None if it was not measured.
+    """
 
     processor: str
     system: str
@@ -34,7 +37,10 @@ class Machine:
 
     @classmethod
     def detect(cls) -> Machine:
-        """Look, without measuring. `cores` and memory respect the process's affinity and cgroup limits."""
+        """Return this machine, without a bandwidth measurement.
+
+        `cores` and memory respect the process's CPU affinity and cgroup limits.
+        """
         info = _cpu_info()
         flags = frozenset(info.get("flags", "").split())
         total, available = _memory()
@@ -49,33 +55,34 @@ class Machine:
         )
 
     def with_bandwidth(self, bytes_per_second: float) -> Machine:
+        """Return a copy with this memory bandwidth."""
         return replace(self, memory_bandwidth_gbps=bytes_per_second / 1e9)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def lasting(self) -> dict[str, Any]:
-        """What is the same from one run to the next, as an artifact's card has it: free memory is left out."""
+        """Return the properties for an artifact's card: all but free memory, which changes from run to run."""
         return {key: value for key, value in asdict(self).items() if key != "ram_available_bytes"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Machine:
-        """What `to_json` gave. Raises `ValueError` for fields that are missing, unknown or of no sense."""
-        known, given = {field.name for field in fields(cls)}, dict(data)
-        missing = known - {"memory_bandwidth_gbps"} - given.keys()
-        if missing or given.keys() - known:
-            raise ValueError(f"fields differ: {', '.join(sorted(missing | (given.keys() - known)))}")
-        levels, accelerators = (tuple(map(str, given.pop(n))) for n in ("isa_levels", "accelerators"))
+        """Return the machine that `to_json` wrote. Raises `ValueError` for missing, unknown or invalid fields."""
+        names, values = {field.name for field in fields(cls)}, dict(data)
+        missing, unknown = names - {"memory_bandwidth_gbps"} - values.keys(), values.keys() - names
+        if missing or unknown:
+            raise ValueError(f"missing or unknown fields: {', '.join(sorted(missing | unknown))}")
+        levels, accelerators = (tuple(map(str, values.pop(n))) for n in ("isa_levels", "accelerators"))
         if not {"scalar", *LEVEL_FLAGS} >= set(levels) or "scalar" not in levels:
             raise ValueError(f"its isa_levels are {', '.join(levels)}")
         for name in ("cores", "ram_total_bytes"):
-            if not isinstance(given[name], int) or given[name] < 1:
-                raise ValueError(f"its {name} is {given[name]!r}")
-        return cls(isa_levels=levels, accelerators=accelerators, **given)
+            if not isinstance(values[name], int) or values[name] < 1:
+                raise ValueError(f"its {name} is {values[name]!r}")
+        return cls(isa_levels=levels, accelerators=accelerators, **values)
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
+    """Return the first processor's entries of /proc/cpuinfo; empty if the file does not exist."""
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
@@ -85,9 +92,10 @@ def _cpu_info() -> dict[str, str]:
 
 
 def _cores() -> int:
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    try:  # a container's share of the processor, in microseconds of each period
+    try:  # a container's CPU limit: `quota` microseconds of CPU time per `period` microseconds
         quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
             usable = min(usable, max(1, int(quota) // int(period)))
@@ -97,7 +105,7 @@ def _cores() -> int:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of memory, and bytes free for a new process, both within the container's limit."""
+    """Return the bytes of memory and the bytes free for a new process, both within the container's limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -117,12 +125,12 @@ def _memory() -> tuple[int, int]:
 
 
 def _accelerators() -> tuple[str, ...]:
-    """Names of NVIDIA GPUs with a loaded driver; nothing is imported or initialized for it."""
-    found = []
+    """Return the names of NVIDIA GPUs with a loaded driver, read from /proc: no GPU library is initialized."""
+    names = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except OSError:
             continue
-        found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
-    return tuple(found)
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return tuple(names)

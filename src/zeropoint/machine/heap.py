@@ -1,5 +1,8 @@
-"""Giving freed memory back. glibc keeps freed heap pages for itself, hundreds of megabytes of them after a
-model's weights have passed through, and they count as the process's memory until it is told to let go."""
+"""Returning freed memory to the system.
+
+glibc keeps freed heap pages: after streaming a model's weights, hundreds of megabytes. They count as the process's
+memory until `malloc_trim` returns them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import gc
 
 
 def trim() -> None:
-    """Return freed heap pages to the system; milliseconds. Nothing happens without glibc."""
+    """Return freed heap pages to the system, which takes milliseconds. Does nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def release() -> None:
-    """Drop unreachable cycles (hooks tie models to their owners), then `trim`."""
+    """Free unreachable reference cycles (hooks make cycles with models), then `trim`."""
     gc.collect()
     trim()

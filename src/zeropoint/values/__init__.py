@@ -1,2 +1,2 @@
-"""Plain values that every layer shares: schemes, quantized tensors, plans, budgets, reports. Each is checked when it is
-built."""
+"""Plain values that every layer shares: schemes, quantized tensors, plans, budgets, statistics, sensitivity tables and
+reports."""

@@ -1,4 +1,4 @@
-"""What a user asks of a quantized model, in the units people write: `80MB`, `1%`, `100tok/s`."""
+"""`Budget`: a user's bounds on memory, loss and speed, and parsers of their units: `80MB`, `1%`, `100tok/s`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bounds; None is no bound, and what is not bounded is made as good as the others allow.
+    """Bounds on a quantized model; None means no bound. `fit` optimizes quantities without a bound within the others.
 
-    - `max_memory`: bytes of all weights, in the artifact and so in memory;
-    - `max_kl`: mean KL divergence from the 16-bit model, nats a token;
-    - `max_perplexity_increase`: relative, 0.01 is 1 %;
-    - `max_accuracy_drop`: the fall of accuracy on each task, 0.02 is two more wrong answers in 100;
-    - `min_decode`, `min_prefill`: tokens a second of one sequence on this machine, generated and read.
+    - `max_memory`: bytes of all weights in the artifact;
+    - `max_kl`: mean KL divergence from the 16-bit model, nats per token;
+    - `max_perplexity_increase`: relative to the 16-bit model, 0.01 is 1 %;
+    - `max_accuracy_drop`: absolute fall of the accuracy on each task, 0.02 is two more wrong answers in 100;
+    - `min_decode`, `min_prefill`: tokens per second of one sequence, generated and read.
+
+    Raises `UsageError` for a bound that is not above zero.
     """
 
     max_memory: int | None = None
@@ -47,7 +49,7 @@ class Budget:
         min_prefill: str | None = None,
         max_accuracy_drop: float | None = None,
     ) -> Budget:
-        """From human units. Raises `UsageError` for what cannot be read."""
+        """Return the budget of texts with units (`80MB`, `1%`, `100tok/s`). Raises `UsageError` for other texts."""
         return cls(
             None if max_memory is None else parse_bytes(max_memory),
             None if max_kl is None else parse_share(max_kl),
@@ -59,11 +61,15 @@ class Budget:
 
     @property
     def bounds_loss(self) -> bool:
+        """Return whether KL divergence or perplexity has a bound."""
         return self.max_kl is not None or self.max_perplexity_increase is not None
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to plan by: accuracy alone is only known when a plan has been carried out."""
+        """Return whether no bound can guide a plan.
+
+        Accuracy does not count: only quantizing shows the accuracy.
+        """
         return all(value is None for name, value in asdict(self).items() if name != "max_accuracy_drop")
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +77,7 @@ class Budget:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Budget:
-        """Raises `UsageError` for fields it does not know."""
+        """Return the budget that `to_json` wrote. Raises `UsageError` for unknown fields."""
         try:
             return cls(**data)
         except TypeError as cause:
@@ -79,24 +85,24 @@ class Budget:
 
 
 def parse_bytes(text: str) -> int:
-    """`80MB`, `1.5 GiB`, `90000000`."""
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*([kmg]?i?b?)\s*", text.lower())
-    if found is None or found[2] not in _BYTES:
+    """Return the bytes that `80MB`, `1.5 GiB` or `90000000` names. Raises `UsageError` for other texts."""
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*([kmg]?i?b?)\s*", text.lower())
+    if match is None or match[2] not in _BYTES:
         raise UsageError(f"{text!r} is not an amount of memory: write 80MB or 1.5GB")
-    return round(float(found[1]) * _BYTES[found[2]])
+    return round(float(match[1]) * _BYTES[match[2]])
 
 
 def parse_share(text: str) -> float:
-    """`1%`, `0.01`; nats are written plainly."""
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*(%?)\s*", text.lower())
-    if found is None:
+    """Return the number that `1%` or `0.01` names (nats have no unit). Raises `UsageError` for other texts."""
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*(%?)\s*", text.lower())
+    if match is None:
         raise UsageError(f"{text!r} is neither a number nor a percentage")
-    return float(found[1]) / (100 if found[2] else 1)
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 def parse_rate(text: str) -> float:
-    """`100tok/s`, `100 tokens/s`, `100`."""
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*(tok(en)?s?/s)?\s*", text.lower())
-    if found is None:
+    """Return the tokens per second of `100tok/s`, `100 tokens/s` or `100`. Raises `UsageError` for other texts."""
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*(tok(en)?s?/s)?\s*", text.lower())
+    if match is None:
         raise UsageError(f"{text!r} is not a speed: write 100tok/s")
-    return float(found[1])
+    return float(match[1])

@@ -1,6 +1,6 @@
-"""A plan: which number format each weight gets, and why. Pure data, JSON round trip.
+"""A plan: the number format and algorithm of each weight, with a reason. `to_json` and `from_json` are inverse.
 
-Every weight of the model appears exactly once, kept ones too, so that nothing is passed over in silence.
+A plan names every weight of the model exactly once, unquantized ones too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ MAX_PLAN_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What happens to one weight: quantized to `scheme`, or kept (`scheme is None`) in the
-    checkpoint's own dtype. `reason` is shown to people as it stands."""
+    """The decision for one weight: quantize to `scheme`, or keep the checkpoint's own dtype (`scheme is None`).
+
+    `algorithm` and its `options` choose the codes; `reason` is a text shown to users.
+    """
 
     scheme: Scheme | None
     algorithm: str = "rtn"
@@ -38,6 +40,7 @@ class Choice:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        """Return the choice that `to_json` wrote. Raises `UsageError` or `SchemeError` if it is malformed."""
         if not isinstance(data, Mapping):
             raise UsageError(f"a plan's choice is an object, not a {type(data).__name__}")
         unknown = set(data) - {"scheme", "algorithm", "options", "reason"}
@@ -57,9 +60,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`choices` maps a weight's parameter name (`model.layers.0.mlp.up_proj.weight`) to its `Choice`.
+    """A `Choice` for each weight, by parameter name (`model.layers.0.mlp.up_proj.weight`).
 
-    `nbytes` is the exact size of all tensors in the artifact when the plan is carried out.
+    `nbytes` is the exact size in bytes of all tensors of the artifact that the plan makes.
     """
 
     choices: Mapping[str, Choice]
@@ -78,7 +81,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """A plan file. Raises `UsageError` when it cannot be read or is none."""
+        """Read a plan file. Raises `UsageError` if it cannot be read or is not a plan."""
         try:
             if path.stat().st_size > MAX_PLAN_BYTES:
                 raise ValueError(f"it is larger than {MAX_PLAN_BYTES >> 20} MB")
@@ -88,6 +91,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan that `to_json` wrote. Raises `UsageError` or `SchemeError` if it is malformed."""
         if not isinstance(data, Mapping) or "choices" not in data:
             raise UsageError("this is not a plan: it has no 'choices'")
         if data.get("plan_version") != PLAN_VERSION:
@@ -107,17 +111,21 @@ class Plan:
 
 
 def differences(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
-    """The weights that two plans treat differently: name and what each makes of it ("" where it does not know it)."""
+    """Return `(weight name, choice of the first plan, choice of the second)` for each weight that the plans treat
+    differently. Choices are texts; "" for a weight that a plan does not name."""
     names = [*first.choices, *(name for name in second.choices if name not in first.choices)]
-    pairs = [(name, _words(first.choices.get(name)), _words(second.choices.get(name))) for name in names]
+    pairs = [
+        (name, _choice_text(first.choices.get(name)), _choice_text(second.choices.get(name)))
+        for name in names
+    ]
     return [(name, one, other) for name, one, other in pairs if one != other]
 
 
-def _words(choice: Choice | None) -> str:
+def _choice_text(choice: Choice | None) -> str:
     if choice is None:
         return ""
     if choice.scheme is None:
         return "kept"
     options = ", ".join(f"{key}={value}" for key, value in sorted(choice.options.items()))
-    how = "" if choice.scheme.is_float else f" by {choice.algorithm}"
-    return f"{choice.scheme}{how}" + (f" ({options})" if options else "")
+    algorithm = "" if choice.scheme.is_float else f" by {choice.algorithm}"
+    return f"{choice.scheme}{algorithm}" + (f" ({options})" if options else "")

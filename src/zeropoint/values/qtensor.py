@@ -1,6 +1,6 @@
-"""The at-rest record of a quantized weight. `dequantize` IS the meaning of every format here.
+"""`QuantizedTensor`: a quantized weight as codes, scales and zero points, before any packing.
 
-Kernels, exporters and artifacts are tested against it; none of them changes it.
+Its `dequantize` defines the values of every integer format. Kernels, exporters and artifacts are tested against it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 class Coded(Protocol):
-    """A weight `[out, in]` as codes: a `QuantizedTensor`, or a format of another runtime that no scheme describes."""
+    """A quantized weight `[out, in]`: a `QuantizedTensor`, or another runtime's format that no scheme describes."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -31,15 +31,16 @@ class Coded(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedTensor:
-    """One quantized weight in the neutral layout.
+    """One quantized weight, one byte per code.
 
-    - `codes`: int8 `[out, in]`, each within `[scheme.qmin, scheme.qmax]`, one byte a code whatever
-      the width (packing happens when an artifact is written or a kernel loads it);
+    - `codes`: int8 `[out, in]`, each within `[scheme.qmin, scheme.qmax]`; not packed, whatever the bits (artifacts and
+      kernels pack codes themselves);
     - `scale`: float32 `scheme.scale_shape(shape)`, each value exactly representable in
       `scheme.scale_dtype`;
-    - `zero_point`: int8 of the same shape, within the code range; `None` when symmetric.
+    - `zero_point`: int8 of the same shape as `scale`, within the code range; `None` if the scheme is symmetric.
 
     `w[i, j] = (codes[i, j] - zero_point[i, g]) * scale[i, g]` with `g` the group of column `j`.
+    Raises `SchemeError` if an array's dtype, shape or range does not match the scheme.
     """
 
     scheme: Scheme
@@ -81,17 +82,17 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in an artifact, by `Scheme.nbytes`."""
+        """Return the bytes that an artifact stores for the weight, see `Scheme.nbytes`."""
         return self.scheme.nbytes(self.shape)
 
     def rows(self, start: int, stop: int) -> QuantizedTensor:
-        """Rows `start` to `stop` as a tensor of their own (views, nothing is copied)."""
+        """Return rows `start` to `stop` (exclusive) as a tensor of views; nothing is copied."""
         part = slice(None) if self.scheme.granularity == "tensor" else slice(start, stop)
         zero_point = None if self.zero_point is None else self.zero_point[part]
         return QuantizedTensor(self.scheme, self.codes[start:stop], self.scale[part], zero_point)
 
     def dequantize(self) -> Floats:
-        """float32 `[out, in]`: `(codes - zero_point) * scale`, each product rounded once."""
+        """Return float32 `[out, in]`: `(codes - zero_point) * scale`, each product rounded once."""
         columns = self.shape[1]
         scale = expand_groups(self.scale, self.scheme, columns)
         codes = self.codes.astype(np.float32)
@@ -105,12 +106,15 @@ Number = TypeVar("Number", bound=np.generic)
 
 
 def expand_groups(per_group: NDArray[Number], scheme: Scheme, columns: int) -> NDArray[Number]:
-    """Per-group values `[rows, groups]` spread over the columns; other granularities broadcast as they are."""
+    """Repeat per-group values `[rows, groups]` to `[rows, columns]`.
+
+    Values of other granularities are returned unchanged: numpy broadcasts them.
+    """
     if scheme.granularity != "group":
         return per_group
     return np.repeat(per_group, scheme.group_size, axis=1)[:, :columns]
 
 
-#: What a stream carries: a quantized weight, or a kept tensor in the checkpoint's own dtype
-#: (float32, float16, `ml_dtypes.bfloat16`, or integers).
+#: A weight in a stream: quantized, or a kept tensor in the checkpoint's own dtype (float32, float16,
+#: `ml_dtypes.bfloat16`, or integers).
 Weight: TypeAlias = QuantizedTensor | NDArray[Any]

@@ -1,16 +1,17 @@
-"""What the numbers are: bits, grouping, symmetry, scale type, activation format. Never how they were found.
+"""Number formats of weights and activations: bits, granularity, symmetry, scale type, activation format.
 
-A `Scheme` is a value. Its string form is canonical and parses back to the same value::
+A `Scheme` describes the numbers, not the algorithm that chose them. Its string form is canonical and parses back to
+an equal `Scheme`::
 
     fp16                              plain half-precision floats
     bf16
-    int8:channel:sym:bf16:a16token    8-bit codes, a scale per output channel, int16 activations
-    int4:g32:sym:nested:a16token      4-bit codes, a scale per 32 weights of a row, nested in the row's
-    int4:g32:asym:bf16:a8g32          4-bit codes, scale and zero point per group, int8 activations
+    int8:channel:sym:bf16:a16token    8-bit codes, one scale per output channel, 16-bit activations
+    int4:g32:sym:nested:a16token      4-bit codes, a two-level scale per group of 32 weights of a row
+    int4:g32:asym:bf16:a8g32          4-bit codes, scale and zero point per group, 8-bit activations
 
-Segments after the first may be left out or permuted when parsed; the missing ones take the
-defaults below (`channel`, `sym`, `bf16`, no activation quantization). `int8` and `int4` alone are
-the named presets in `PRESETS`.
+`parse` accepts the segments after the first in any order, and fills missing ones with defaults: `channel`, `sym`,
+`bf16`, no activation quantization. Names without segments (`int8`, `int5`, `int4`, `half`, `float16`, `bfloat16`) are
+the presets in `PRESETS`; `int3` alone, for example, is no preset and takes the defaults.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "nested": 2}
 FLOAT_FORMATS: dict[str, int] = {"fp16": 16, "bf16": 16, "fp32": 32}
 MIN_BITS, MAX_BITS = 2, 8
 QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}
-#: A nested scale is one number per row times a whole number, at most `Scheme.max_multiple`, of either sign.
+#: A two-level scale ("nested") is one number per row times a signed integer per group, the multiple. Its absolute value
+#: is at most `Scheme.max_multiple`. `NESTED_BITS` is the largest code width with two-level scales.
 MAX_MULTIPLE, NESTED_BITS = 15, 5
 
 
 def ceil_div(a: int, b: int) -> int:
+    """Return `a / b` rounded up."""
     return -(-a // b)
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Dynamic symmetric quantization of a layer's input, computed as the layer runs.
+    """Dynamic symmetric quantization of a layer's input: scales are computed while the layer runs.
 
-    `group_size` channels of one token share a scale; 0 means one scale per token. 16-bit codes are two int8
-    digits, `code = 128 * second + first`: each is multiplied as int8, so that they cost two int8 products, and
-    one scale per token is fine enough for any outlier.
+    `group_size` channels of one token share a scale; 0 means one scale per token. A 16-bit code is two int8 limbs,
+    `code = 128 * high + low`. Kernels multiply each limb as int8, so 16-bit activations cost two int8 products. With
+    16 bits, one scale per token suffices even for inputs with outlier channels.
     """
 
     bits: int = 8
@@ -58,7 +61,7 @@ class Activation:
 
     @property
     def qmax(self) -> int:
-        """The largest code; 16319 is the largest whose two digits, the first in -64..63, are int8."""
+        """Return the largest code; for 16 bits 16319 = 128 * 127 + 63 (high limb: int8; low limb: -64..63)."""
         return QMAX[self.bits]
 
     def __str__(self) -> str:
@@ -69,9 +72,11 @@ class Activation:
 class Scheme:
     """A number format for a 2-D weight `[out, in]`.
 
-    `group_size` is the number of consecutive input channels of one output row that share a scale;
-    it is 0 unless `granularity == "group"`. `float_format` is set for the unquantized formats, and
-    then every other field keeps its default.
+    - `granularity`: one scale per tensor, per output channel, or per group of a row;
+    - `group_size`: consecutive input channels of one row that share a scale; 0 unless `granularity == "group"`;
+    - `float_format`: set for unquantized formats only; then every other field but `bits` keeps its default.
+
+    Raises `SchemeError` if the fields contradict each other.
     """
 
     bits: int = 8
@@ -98,7 +103,7 @@ class Scheme:
             raise SchemeError(f"unknown scale type {self.scale_dtype!r}: use {', '.join(SCALE_BYTES)}")
         nests = self.granularity == "group" and self.symmetric and self.bits <= NESTED_BITS
         if self.scale_dtype == "nested" and not nests:
-            raise SchemeError("nested scales are those of symmetric groups of at most 5 bits")
+            raise SchemeError("nested scales need symmetric groups and at most 5 bits")
 
     def _check_float(self) -> None:
         if self.float_format not in FLOAT_FORMATS:
@@ -113,46 +118,52 @@ class Scheme:
                 f"{self.float_format} has {FLOAT_FORMATS[self.float_format]} bits, not {self.bits}"
             )
 
-    # -- ranges, derived and never stored -------------------------------------------------------
+    # -- properties derived from the fields -----------------------------------------------------
 
     @property
     def is_float(self) -> bool:
+        """Return whether the format is unquantized."""
         return self.float_format is not None
 
     @property
     def qmin(self) -> int:
-        """Smallest code. Codes are signed whatever the symmetry; an 8-bit symmetric grid leaves out
-        -128 so that a code can always be negated (and `maddubs` cannot saturate)."""
+        """Return the smallest code. Codes are signed, asymmetric ones too.
+
+        8-bit symmetric codes exclude -128: then every code can be negated, and the instruction `maddubs` cannot
+        saturate.
+        """
         return -127 if self.bits == 8 and self.symmetric else -(1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
+        """Return the largest code."""
         return (1 << (self.bits - 1)) - 1
 
     @property
     def plain_scale_dtype(self) -> ScaleDtype:
-        """What scales are on their own: nested ones are stored as bf16."""
+        """Return the type in which scales are stored: bf16 for two-level scales, else `scale_dtype`."""
         return "bf16" if self.scale_dtype == "nested" else self.scale_dtype
 
     @property
     def max_multiple(self) -> int:
-        """Of a nested scale: 15, or what keeps code times multiple an int8, 7 for 5 bits."""
+        """Return the largest multiple of a two-level scale: 15, or 7 for 5 bits, so `code * multiple` fits an int8."""
         return min(MAX_MULTIPLE, 127 >> (self.bits - 1))
 
     def groups_per_row(self, columns: int) -> int:
-        """Scales along one row of `columns` weights; the last group may be short."""
+        """Return the number of scales along one row of `columns` weights; the last group may be short."""
         return ceil_div(columns, self.group_size) if self.granularity == "group" else 1
 
     def scale_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the scales of a weight `[out, in]`."""
         rows, columns = shape
         return (1, 1) if self.granularity == "tensor" else (rows, self.groups_per_row(columns))
 
     def nbytes(self, shape: tuple[int, int]) -> int:
-        """Bytes the artifact stores for a weight of this shape: codes, scales and zero points.
+        """Return the bytes that an artifact stores for a weight of this shape: codes, scales and zero points.
 
-        4-bit codes (and other widths that are not 8) are packed densely into 32-bit words along
-        a row; zero points are packed the same way down a column (compressed-tensors' layout), or
-        stored as one byte each at 8 bits. Packed weights also carry their shape, two int64.
+        Codes of less than 8 bits are packed into 32-bit words along a row; their zero points are packed the same way
+        down a column, unless the granularity is tensor. 8-bit codes and their zero points take one byte each. A packed
+        weight also stores its shape, two int64. The layout is that of compressed-tensors.
         """
         rows, columns = shape
         if self.is_float:
@@ -172,10 +183,11 @@ class Scheme:
 
     @property
     def is_packed(self) -> bool:
-        """Stored as packed 32-bit words ("pack-quantized"); otherwise one byte a code."""
+        """Return whether codes are stored in packed 32-bit words ("pack-quantized") instead of one byte each."""
         return not self.is_float and self.bits != 8
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return the mean number of stored bits per weight, scales and zero points included."""
         return 8 * self.nbytes(shape) / (shape[0] * shape[1])
 
     # -- the string form ------------------------------------------------------------------------
@@ -190,16 +202,16 @@ class Scheme:
         return ":".join(parts)
 
     def without_activation(self) -> Scheme:
-        """The same weights, read by a float computation (an embedding lookup, say)."""
+        """Return the scheme of the same weights without quantized activations, as for an embedding lookup."""
         if self.activation is None:
             return self
         return Scheme(self.bits, self.granularity, self.group_size, self.symmetric, self.scale_dtype)
 
 
 def parse(text: str) -> Scheme:
-    """The `Scheme` a string names: a preset (`int8`, `int4`), a float format, or segments.
+    """Return the `Scheme` of a preset's name (`int8`, see `PRESETS`), a float format (`fp16`) or a scheme string.
 
-    Raises `SchemeError` with the accepted forms when the text names no format.
+    Raises `SchemeError`, which lists the accepted forms, if the text names no format.
     """
     text = text.strip().lower()
     text = PRESETS.get(text, text)
@@ -221,6 +233,7 @@ def parse(text: str) -> Scheme:
 
 
 def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
+    """Return the property that one segment of a scheme string sets, and the `Scheme` fields with their values."""
     if segment in ("tensor", "channel"):
         return "granularity", {"granularity": segment}
     if match := re.fullmatch(r"g([1-9]\d{0,6})", segment):
@@ -237,8 +250,8 @@ def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
     )
 
 
+#: Short name -> scheme string or float format. docs/formats.md has the measurements behind the choices.
 #: int4 is symmetric because transformers 5.23 with compressed-tensors 0.20 cannot load packed zero points.
-#: What the short names on the command line mean; see docs/formats.md for the measurements behind them.
 PRESETS: dict[str, str] = {
     "int8": "int8:channel:sym:bf16:a16token",
     "int5": "int5:g32:sym:nested:a16token",

@@ -1,7 +1,7 @@
-"""What each group of layers costs at each format, as a table: measured by `quantization.sensitivity`, read by planners.
+"""The sensitivity table: the loss of each group of weights at each format, if that group alone is quantized.
 
-The unit of every loss is nats per token, so that losses of different groups add up (to first order) and a planner
-can compare them with bytes: `Sensitivity.loss[group][format]` is an `Estimate` with its standard error.
+`quantization.sensitivity` measures the table; planners read `Sensitivity.loss[group][format]`, an `Estimate` with its
+standard error. Every loss is in nats per token, so losses of different groups add up to first order.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ SENSITIVITY_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over windows of text and its standard error (NaN-free: 0 when there was a single window)."""
+    """A mean over windows of text and its standard error, which is 0 for a single window."""
 
     value: float
     standard_error: float
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Estimate:
+        """Return the mean and standard error of one number per window, rounded to six digits."""
         values = np.asarray(samples, np.float64)
         spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return cls(float(f"{values.mean():.6g}"), float(f"{spread:.6g}"))
@@ -37,8 +38,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Weights that must share a format: those given the same input by one module (q/k/v, gate/up), the experts of a
-    stack, a tied embedding and head. `block` is None outside the blocks; `kind` names the column of the heat map."""
+    """Weights that must share a format: weights of one module with the same input (q/k/v, gate/up), the experts of one
+    stack, or a tied embedding and head.
+
+    `block` is the index of the transformer block, None outside the blocks; `kind` (`q+k+v`) is the column of the heat
+    map; `parameters` counts the weights' elements.
+    """
 
     name: str
     weights: tuple[str, ...]
@@ -49,12 +54,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One group at one format.
+    """The loss of one group at one format, with all other weights in float.
 
-    - `fisher`: KL divergence predicted to second order, nats per token: half the squared product of the output's
-      gradient and its error, over labels drawn from the model itself;
-    - `output_error`: ||y' - y|| / ||y|| of the group's outputs;
-    - `measured`: KL divergence of the float model with this group alone swapped; None where it was not measured.
+    - `fisher`: KL divergence predicted to second order, nats per token: half the squared product of the loss's gradient
+      by the group's output and the output's error, for labels drawn from the model itself;
+    - `output_error`: ||y' - y|| / ||y|| with y' the quantized and y the float outputs of the group;
+    - `measured`: measured KL divergence, nats per token; None if the group was not measured.
     """
 
     group: str
@@ -66,9 +71,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class InputShape:
-    """What a group's input looks like: `max_ratio` is the largest channel's maximum over the median channel's,
-    `kurtosis` the median over channels of the fourth moment by the squared second one (3 for a normal distribution),
-    `token_kurtosis` the same of the pooled input, where outlier channels show; `worst_channel` is the largest's index.
+    """Outlier statistics of a group's input.
+
+    - `max_ratio`: the largest channel maximum divided by the median channel maximum;
+    - `kurtosis`: median over channels of the fourth moment divided by the squared second moment (normal: 3);
+    - `token_kurtosis`: the same ratio over all channels together, large if there are outlier channels;
+    - `worst_channel`: index of the channel with the largest maximum.
     """
 
     group: str
@@ -80,9 +88,12 @@ class InputShape:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """The whole table. `key` is a digest of the model, formats, text and versions it was measured with; `unreached`
-    names groups that no token of the text reached, whose costs are not known; `agreement` maps a pair of scores and
-    a format ("fisher ~ measured, int4") to Spearman's rank correlation."""
+    """The whole table.
+
+    - `key`: digest of the model, formats, text and versions of the measurement;
+    - `agreement`: Spearman's rank correlation for a pair of scores at a format ("fisher ~ measured, int4");
+    - `unreached`: groups that no token of the text reached (experts), so their costs are unknown.
+    """
 
     model: str
     key: str
@@ -96,23 +107,23 @@ class Sensitivity:
 
     @property
     def loss(self) -> dict[str, dict[str, Estimate]]:
-        """`loss[group][format]`: the measured divergence where there is one, else the predicted one."""
+        """Return `loss[group][format]` in nats per token: the measured KL divergence, else the predicted one."""
         table: dict[str, dict[str, Estimate]] = {}
         for cost in self.costs:
             table.setdefault(cost.group, {})[cost.format] = cost.measured or cost.fisher
         return table
 
     def fragile(self, format: str) -> list[Cost]:
-        """The costs at one format, the most fragile group first, all by the same (predicted) score."""
-        found = [cost for cost in self.costs if cost.format == format]
-        return sorted(found, key=lambda cost: (-cost.fisher.value, cost.group))
+        """Return the costs at one format, sorted by predicted KL divergence, largest first."""
+        costs = [cost for cost in self.costs if cost.format == format]
+        return sorted(costs, key=lambda cost: (-cost.fisher.value, cost.group))
 
     def to_json(self) -> dict[str, Any]:
         return {"sensitivity_version": SENSITIVITY_VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sensitivity:
-        """Raises `UsageError` for anything that `to_json` of this release did not make."""
+        """Return the table that `to_json` of this release wrote. Raises `UsageError` for anything else."""
         if not isinstance(data, Mapping) or data.get("sensitivity_version") != SENSITIVITY_VERSION:
             raise UsageError(
                 f"this is not a sensitivity file of version {SENSITIVITY_VERSION}: measure it again"
@@ -134,7 +145,7 @@ class Sensitivity:
 
 
 def load(path: str | Path) -> Sensitivity:
-    """Read a sensitivity file. Raises `UsageError`."""
+    """Read a sensitivity file. Raises `UsageError` if it cannot be read or is malformed."""
     try:
         data = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
@@ -143,7 +154,10 @@ def load(path: str | Path) -> Sensitivity:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation of two scores of the same things, ties at their mean rank; 0 where either is constant."""
+    """Return Spearman's rank correlation of two scores of the same items, ties at their mean rank.
+
+    Returns 0 if either score is constant.
+    """
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
     centred = [rank - rank.mean() for rank in ranks]
     size = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))

@@ -1,4 +1,4 @@
-"""What is known of a layer's input when its weights are quantized. Algorithms say in `NEEDS` what they ask for."""
+"""`LayerStats`: calibration statistics of a layer's input. Each algorithm names the ones it reads in its `NEEDS`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStats:
-    """Sums over `count` tokens of products of the layer's input x; float32, additive.
+    """Sums over `count` tokens of products of the layer's input x, a column vector; float32.
 
-    - `second_moment` `[in]`: each channel's square;
-    - `hessian` `[in, in]`: x x', that of the layer's squared output error up to a factor;
-    - `drift` `[in, in]`: (y - x) x', with y the input that the float model has where the quantized one has x.
+    - `second_moment` `[in]`: sum of x * x, the diagonal of `hessian`;
+    - `hessian` `[in, in]`: sum of x x'; up to a factor, the Hessian of the layer's squared output error;
+    - `drift` `[in, in]`: sum of (y - x) x', where x is the layer's input in the quantized model and y the input of the
+      same layer in the float model.
     """
 
     second_moment: Floats
@@ -27,7 +28,10 @@ class LayerStats:
     drift: Floats | None = None
 
     def merge(self, other: LayerStats) -> LayerStats:
-        """The statistics of both sets of tokens. Raises `UsageError` when they are of different layers or kinds."""
+        """Return the statistics of both sets of tokens together.
+
+        Raises `UsageError` if the inputs have different widths, or if only one side has a Hessian or drift.
+        """
         if self.second_moment.shape != other.second_moment.shape:
             raise UsageError("statistics of layers with different inputs cannot be merged")
         return LayerStats(
@@ -40,5 +44,5 @@ class LayerStats:
 
 def _sum(first: Floats | None, second: Floats | None) -> Floats | None:
     if (first is None) != (second is None):
-        raise UsageError("statistics of which one lacks a Hessian cannot be merged")
+        raise UsageError("statistics with a Hessian or drift cannot be merged with statistics without it")
     return None if first is None or second is None else first + second

@@ -1,5 +1,7 @@
-"""Time one model in a fresh process: load, prefill, decode, resident memory. Works on artifacts, checkpoints, and
-other runtimes' files (GGUF, ONNX, folders that other tools quantized), which those runtimes run.
+"""Measure one model in a fresh process: load time, prefill and decode speed, resident memory.
+
+MODEL may be an artifact, a checkpoint, or a file of another runtime: GGUF, ONNX, or a folder that another tool
+quantized. Files of other runtimes are run by those runtimes.
 """
 
 from __future__ import annotations
@@ -20,15 +22,37 @@ from zeropoint.cli.common import (
     write_text,
 )
 
-HELP = "load time, prefill, decode and memory of one model"
+HELP = "measure load time, prefill, decode and memory of one model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact, a checkpoint, or a foreign file")
-    parser.add_argument("--prompt-tokens", type=positive_int, default=512, metavar="N")
-    parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N")
-    parser.add_argument("--batch", type=positive_int, default=1, metavar="N")
-    parser.add_argument("--repeats", type=positive_int, default=5, metavar="N")
+    parser.add_argument(
+        "artifact", metavar="MODEL", help="an artifact, a checkpoint, or another runtime's file or folder"
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="tokens of the prompt for the prefill speed (default: 512)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=positive_int,
+        default=128,
+        metavar="N",
+        help="generated tokens for the decode speed (default: 128)",
+    )
+    parser.add_argument(
+        "--batch", type=positive_int, default=1, metavar="N", help="sequences at once (default: 1)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="timings of each kind; median and spread are shown (default: 5)",
+    )
     add_engine_option(parser)
     add_threads_option(parser)
     add_json_option(parser)

@@ -1,7 +1,8 @@
-"""Talk with a model in the terminal. What was said before stays in the key-value cache between turns.
+"""Chat with a model in the terminal. The key-value cache keeps the conversation between turns.
 
-/reset  begin a new conversation
-/exit   leave (so does Ctrl-D); Ctrl-C ends an answer
+/reset  start a new conversation
+/exit   quit; Ctrl-D does the same
+Ctrl-C  stop the answer
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from zeropoint.cli.common import (
 )
 from zeropoint.cli.console import ask, readable, reader_left
 
-HELP = "talk with a model in the terminal"
+HELP = "chat with a model in the terminal"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
     )
     parser.add_argument(
-        "--system", type=readable, metavar="TEXT", help="the system message, where the model has one"
+        "--system", type=readable, metavar="TEXT", help="the system message, if the chat template has one"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=512, metavar="N", help="of each answer"
+        "--max-new-tokens",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="most tokens of an answer (default: 512)",
     )
     add_generation_options(parser)
     add_threads_option(parser)
@@ -53,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             conversation.ask(
                 line, _show, max_new_tokens=args.max_new_tokens, stop=args.stop, sampling=sampling
             )
-        except UsageError as error:  # the conversation has outgrown the model's context, say
-            sys.stderr.write(f"{error} (/reset begins a new conversation)\n")
+        except UsageError as error:  # for example, the conversation is longer than the model's context
+            sys.stderr.write(f"{error} (/reset starts a new conversation)\n")
             continue
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -64,14 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(text: str) -> bool:
-    """Stream a piece of the answer; whether nobody reads it."""
+    """Write a piece of the answer; return True to end the answer because nobody reads standard output."""
     sys.stdout.write(text)
     sys.stdout.flush()
     return reader_left()
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, until the end of the input; empty lines are passed over."""
+    """Yield the lines that the user types, without empty ones, until the end of the input."""
     while (line := ask("> ")) is not None:
         if line := line.strip():
             yield line

@@ -1,9 +1,11 @@
-"""The quality gate: does an artifact still say what its model says? Exit 0 when it does, 1 when not.
+"""The quality gate: compare an artifact with its original model. Exit 0 if every bound is met, 1 if not.
 
-The same tokens go through both, and the same items of tasks; a bound counts as met only when the whole 95 % interval
-is inside it.
-The verdict is written into the artifact's card (zeropoint.json), with the digest of the weights that it is about. An
-artifact whose weights or card are not what was written is refused (exit 2).
+Both models read the same tokens and answer the same task items. A bound is met only if the whole 95 % interval of the
+measured value is within the bound. Without --max-kl, --max-perplexity-increase, --min-top1 and --max-accuracy-drop,
+default bounds for the artifact's format apply.
+
+The verdict is written into the artifact's card (zeropoint.json) with a digest of the weights. An artifact whose
+weights, config or card changed since it was written is refused (exit 2).
 """
 
 from __future__ import annotations
@@ -27,27 +29,36 @@ from zeropoint.cli.common import (
 if TYPE_CHECKING:
     from zeropoint.evaluate import TaskRequest
 
-HELP = "the quality gate: exit 0 or 1"
+HELP = "quality gate: compare an artifact with its original model, exit 0 or 1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", metavar="ARTIFACT")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="the artifact folder to judge")
     parser.add_argument(
         "--against",
         required=True,
         metavar="MODEL",
-        help="the checkpoint folder, .gguf file or hub name it was made from",
+        help="the original model that the artifact was made from: checkpoint folder, .gguf file or hub name",
     )
-    parser.add_argument("--max-kl", type=float, metavar="X", help="mean KL divergence, nats per token")
+    parser.add_argument(
+        "--max-kl", type=float, metavar="X", help="bound on the mean KL divergence, nats per token"
+    )
     parser.add_argument(
         "--max-perplexity-increase",
         type=_percentage,
         metavar="X",
-        help="1%% or 0.01: relative rise of perplexity",
+        help="bound on the relative increase of perplexity: 1%% or 0.01",
     )
-    parser.add_argument("--min-top1", type=_percentage, metavar="X", help="top-1 agreement, 0.95 or 95%%")
+    parser.add_argument(
+        "--min-top1",
+        type=_percentage,
+        metavar="X",
+        help="bound on the share of tokens with the same most likely next token: 95%% or 0.95",
+    )
     add_task_options(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap intervals (default: 0)"
+    )
     add_text_options(parser)
     add_engine_option(parser)
     add_threads_option(parser)
@@ -55,23 +66,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("tasks", "answered through lm-evaluation-harness (pip install lm-eval)")
+    """Add the options of task accuracy."""
+    group = parser.add_argument_group("tasks", "measured by lm-evaluation-harness (pip install lm-eval)")
     group.add_argument(
-        "--tasks", metavar="FILE_OR_DIR,...", help="lm-eval task files, or folders of them, beside their data"
+        "--tasks",
+        metavar="FILE_OR_DIR,...",
+        help="lm-eval task files, or folders of task files, with their data beside them",
     )
     group.add_argument(
         "--max-accuracy-drop",
         type=_percentage,
         metavar="X",
-        help="2%% or 0.02: how far the accuracy on each task may fall",
+        help="bound on the absolute fall of accuracy on each task: 2%% or 0.02",
     )
-    group.add_argument("--limit", type=positive_int, metavar="N", help="only the first N items of each task")
     group.add_argument(
-        "--allow-code", action="store_true", help="let task files run Python (`!function`); off by default"
+        "--limit", type=positive_int, metavar="N", help="use only the first N items of each task"
+    )
+    group.add_argument(
+        "--allow-code", action="store_true", help="allow task files to run Python code (`!function`)"
     )
 
 
 def _percentage(text: str) -> float:
+    """Parse an option's value: `1%` or `0.01`."""
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -93,7 +110,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def task_request(args: argparse.Namespace) -> TaskRequest | None:
-    """The tasks that `add_task_options` asked for. Raises `UsageError` when there are none such."""
+    """Return the request that the options of `add_task_options` make, None without --tasks.
+
+    Raises `UsageError` if another of these options is given without --tasks.
+    """
     from zeropoint.errors import UsageError
     from zeropoint.evaluate import TaskRequest
 
@@ -116,7 +136,7 @@ def run_gate(
     tasks: TaskRequest | None = None,
     max_accuracy_drop: float | None = None,
 ) -> int:
-    """Measure, print the verdict, write it into the card; the exit code."""
+    """Run the gate, print the verdict, write the verdict into the artifact's card, and return the exit code."""
     from zeropoint.evaluate import check
 
     check_writable(args.json)

@@ -1,13 +1,13 @@
-"""Measure a model and artifacts made from it side by side: size, memory, speed, quality, sample answers.
+"""Compare a model with artifacts made from it: size, memory, speed, quality, sample answers.
 
-Every model is loaded in a fresh process for speed and memory; quality is paired, token by token, with
-the model computed in float32.
+Speed and memory of each model are measured in a fresh process. Quality is measured token by token against MODEL in
+float32.
 
   zeropoint compare MODEL INT8 INT4 --html report.html
   zeropoint compare MODEL INT4 INT4.gguf ONNX-FOLDER GPTQ-FOLDER
 
-Other runtimes' files are run by those runtimes, if installed: .gguf by llama.cpp (llama-cpp-python), .onnx and its
-folders by onnxruntime, GPTQ, AWQ and compressed-tensors folders by transformers.
+Files of other runtimes are run by those runtimes, if they are installed: .gguf files by llama.cpp (llama-cpp-python),
+.onnx files and ONNX folders by onnxruntime, GPTQ, AWQ and compressed-tensors folders by transformers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from zeropoint.cli.common import (
 )
 from zeropoint.cli.console import readable
 
-HELP = "models side by side: table, JSON, one HTML page"
+HELP = "compare a model with artifacts made from it: table, JSON, HTML page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="the checkpoint folder, .gguf file or hub name the artifacts were made from",
+        help="the original model that the artifacts were made from: checkpoint folder, .gguf file or hub name",
     )
     parser.add_argument(
         "artifacts",
@@ -48,29 +48,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="an artifact, a .gguf or .onnx file, or the folder of an ONNX, GPTQ, AWQ or compressed-tensors model",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the report as one self-contained page"
+    )
     parser.add_argument(
         "--sensitivity",
         type=Path,
         metavar="FILE",
-        help="show what is fragile in the page: the file of `zeropoint inspect --sensitivity --json`",
+        help="add the sensitivity table to the page: a file written by `zeropoint inspect --sensitivity --json`",
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as markdown")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
     parser.add_argument(
         "--prompt",
         type=readable,
         action="append",
         metavar="TEXT",
-        help="answered by each model; repeatable (default: four questions)",
+        help="a question for each model's sample answers; repeatable (default: four questions)",
     )
     parser.add_argument(
-        "--prompt-tokens", type=positive_int, default=512, metavar="N", help="of the prefill timing"
+        "--prompt-tokens",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="tokens of the prompt for the prefill speed (default: 512)",
     )
     parser.add_argument(
-        "--new-tokens", type=positive_int, default=128, metavar="N", help="of the decode timing"
+        "--new-tokens",
+        type=positive_int,
+        default=128,
+        metavar="N",
+        help="generated tokens for the decode speed (default: 128)",
     )
     parser.add_argument(
-        "--repeats", type=positive_int, default=3, metavar="N", help="timings (median, spread)"
+        "--repeats",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="timings of each kind; median and spread are shown (default: 3)",
     )
     add_text_options(parser)
     add_engine_option(parser)

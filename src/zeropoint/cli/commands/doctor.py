@@ -1,4 +1,6 @@
-"""Show this machine as Zeropoint sees it: cores, instruction sets, memory, which kernels run and why not."""
+"""Show what Zeropoint finds on this machine: cores, instruction sets, memory, the kernel that each format uses (and why
+a faster kernel is not used), and the model sizes and speeds to expect.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,17 @@ from zeropoint.render import numbers
 if TYPE_CHECKING:
     from zeropoint.machine.detect import Machine
 
-HELP = "the machine, its kernels, and what follows"
+HELP = "show this machine, the kernels it uses, and the speed to expect"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser)
     parser.add_argument(
-        "--no-measure", action="store_true", help="skip the one-second memory bandwidth measurement"
+        "--no-measure", action="store_true", help="do not measure the memory bandwidth (saves a second)"
     )
 
 
-#: One scheme for each kernel path: the presets, per-token activations, an asymmetric grid, weights alone.
+#: One scheme for each kernel path: presets, 8-bit activations per token, asymmetric groups, float activations.
 SHOWN = (
     "int8",
     "int5",
@@ -102,8 +104,8 @@ def _advice(machine: Machine) -> list[str]:
     if machine.memory_bandwidth_gbps:
         fp16, int8, int4 = (machine.memory_bandwidth_gbps / per_weight for per_weight in BYTES_PER_WEIGHT)
         lines.append(
-            "Decoding reads every weight once a token, so memory bandwidth bounds it: a model of 1B parameters "
-            f"decodes at no more than {fp16:.0f} tokens/s in FP16, {int8:.0f} in INT8, {int4:.0f} in INT4 here."
+            "Decoding reads every weight once per token, so memory bandwidth limits its speed: here a model with 1B "
+            f"parameters decodes at most {fp16:.0f} tokens/s in FP16, {int8:.0f} in INT8, {int4:.0f} in INT4."
         )
     free = machine.ram_available_bytes * 0.8 / 1e9
     fp16, int8, int4 = (free / per_weight for per_weight in BYTES_PER_WEIGHT)
@@ -115,10 +117,10 @@ def _advice(machine: Machine) -> list[str]:
         lines.append("Accelerators are not used yet: the kernels here run on the CPU.")
     if set(machine.isa_levels) == {"scalar"}:
         lines.append(
-            "This CPU has no instruction set that the kernels are fast on: expect a tenth of the speed."
+            "This CPU has none of the instruction sets that the kernels use: expect a tenth of the usual speed."
         )
     return lines
 
 
-#: Of FP16, INT8 and INT4 in groups of 32, scales included.
+#: Bytes per weight in FP16, in INT8, and in INT4 with groups of 32; scales included.
 BYTES_PER_WEIGHT = (2.0, 1.01, 0.5625)

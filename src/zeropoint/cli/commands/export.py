@@ -1,15 +1,15 @@
-"""Write an artifact for another runtime, read it back and compare every weight, and run both where that runtime is
-installed.
+"""Export an artifact to another runtime's format, and verify the exported file.
 
   zeropoint export ARTIFACT --to gguf --out model.gguf
   zeropoint export MODEL --to gguf --type Q4_K_M --out model.gguf
 
-The numbers stay what they are: integer grids are re-encoded, never quantized again, and an artifact that the target
-cannot hold exactly is refused with the reason. Nothing is left behind unless all of it was written and verified. What
-differs when both run is the two runtimes' arithmetic.
+Export keeps the weights' values: it re-encodes the integer codes and never quantizes again. An artifact that the target
+cannot represent exactly is refused with the reason. Verifying reads every weight back and compares the values; if the
+other runtime is installed, both models also run on the same tokens, so any difference comes from the arithmetic of the
+runtimes. If writing or verifying fails, no file is left behind.
 
-A type of the target's own, such as GGUF's K-quants, is no format of an artifact: with --type it is made of the original
-model's weights, observed on a text, and never of weights that were quantized before.
+With --type, SOURCE is the original model, not an artifact: its float weights are quantized to a type that only the
+target has, such as GGUF's K-quants, with calibration on a text.
 """
 
 from __future__ import annotations
@@ -35,48 +35,57 @@ from zeropoint.render import numbers
 if TYPE_CHECKING:
     from zeropoint.evaluate.agreement import Agreement
 
-HELP = "write an artifact for another runtime, and verify it"
+HELP = "export an artifact to another runtime's format, and verify it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        metavar="ARTIFACT",
-        help="an artifact's folder; with --type an original model's, or a hub name",
+        metavar="SOURCE",
+        help="an artifact folder; with --type the original model: checkpoint folder or hub name",
     )
     parser.add_argument("--to", required=True, choices=exporters.names(), metavar="T", help=_targets())
-    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="what to write; must not exist")
+    parser.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the file or folder to write; must not exist unless --overwrite is given",
+    )
     parser.add_argument(
         "--type",
         metavar="TYPE",
-        help="quantize to a type of the target's own; for gguf llama.cpp's names, such as Q4_K_M",
+        help="quantize the original model to this type of the target; for gguf a name of llama.cpp such as Q4_K_M",
     )
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="TEXT",
-        help="with --type: text or chat .jsonl to observe the model on (default: a built-in sample)",
+        help="with --type: calibration text or chat .jsonl (default: a built-in sample)",
     )
     parser.add_argument(
         "--calibration-tokens",
         type=positive_int,
         metavar="N",
-        help="with --type: tokens of it to read (default: 65536)",
+        help="with --type: tokens of the calibration text to read (default: 65536)",
     )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="read the file back, compare every weight, and run it in its own runtime if that is installed",
+        help="read the file back, compare every weight, and run the file in the target runtime if that is installed "
+        "(default: verify)",
     )
-    parser.add_argument("--no-run", action="store_true", help="of that, compare the weights alone")
+    parser.add_argument(
+        "--no-run", action="store_true", help="compare the weights, but run nothing in the target runtime"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_threads_option(parser)
     add_json_option(parser)
 
 
 def _targets() -> str:
-    return f"the target: {', '.join(exporters.names())}"
+    return f"the target runtime or format: {', '.join(exporters.names())}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     start = time.perf_counter()
     with progress_bar() as bar:
-        made = export(
+        result = export(
             args.source,
             args.to,
             args.out,
@@ -97,30 +106,33 @@ def run(args: argparse.Namespace) -> int:
             progress=bar,
         )
     seconds = time.perf_counter() - start
-    formats = ", ".join(f"{count} {name}" for name, count in made.written.formats.items())
-    print(f"{args.out}: {numbers.size(made.nbytes)} for {args.to} ({formats} tensors), {seconds:.1f} s")
-    if made.verified is None:
+    formats = ", ".join(f"{count} {name}" for name, count in result.written.formats.items())
+    print(f"{args.out}: {numbers.size(result.nbytes)} for {args.to} ({formats} tensors), {seconds:.1f} s")
+    if result.verified is None:
         print("not verified: leave out --no-verify to read the file back and compare it")
     else:
-        print(f"verified: {made.verified:,} weights read back, each the number that was meant, in float32")
-    ran = None
-    if made.verified is not None and not args.no_run:
-        ran = _run_both(args, made.verified)
-    for note in made.written.notes:
+        print(f"verified: {result.verified:,} weights read back, each equal in float32")
+    agreement = None
+    if result.verified is not None and not args.no_run:
+        agreement = _run_both(args, result.verified)
+    for note in result.written.notes:
         print(f"note: {note}")
-    agreement = {} if ran is None else {"agreement": ran.to_json()}
-    write_json(args.json, {**made.to_json(), "seconds": seconds, **agreement})
+    section = {} if agreement is None else {"agreement": agreement.to_json()}
+    write_json(args.json, {**result.to_json(), "seconds": seconds, **section})
     return 0
 
 
 def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
-    """Run source and file on the same tokens and say how they agree; None when there is nothing to run the file."""
+    """Run the source and the exported file on the same tokens, print how well they agree, and return the agreement.
+
+    Returns None, with the reason printed, if the target runtime cannot run the file here.
+    """
     from zeropoint.errors import UnsupportedError
     from zeropoint.evaluate.agreement import agreement
 
     try:
         with progress_fraction() as progress:
-            ran = agreement(
+            result = agreement(
                 args.source,
                 args.out,
                 weights=weights,
@@ -131,5 +143,5 @@ def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
     except UnsupportedError as cause:
         print(f"not run: {cause}")
         return None
-    print("\n".join(ran.sentences()))
-    return ran
+    print("\n".join(result.sentences()))
+    return result

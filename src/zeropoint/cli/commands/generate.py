@@ -1,4 +1,4 @@
-"""Continue a prompt with a quantized model (or an unquantized checkpoint), streaming the text."""
+"""Continue a prompt with a quantized or unquantized model. The text is written while it is generated."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from zeropoint.cli.common import (
 )
 from zeropoint.cli.console import readable, reader_left
 
-HELP = "text from an artifact"
+HELP = "continue a prompt with a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
     )
-    parser.add_argument("--prompt", type=readable, required=True, help="the text to continue")
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
-    parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N")
+    parser.add_argument("--prompt", type=readable, required=True, metavar="TEXT", help="the text to continue")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="most tokens to generate (default: 64)",
+    )
     add_generation_options(parser)
     add_threads_option(parser)
     add_json_option(parser)
@@ -43,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     tokens = runner.chat_prompt(args.prompt) if args.chat else runner.encode_prompt(args.prompt)
     if not tokens:
         raise UsageError("the prompt is empty")
-    shown: list[str] = []
+    pieces: list[str] = []
 
     def show(text: str) -> bool:
         sys.stdout.write(text)
         sys.stdout.flush()
-        shown.append(text)
-        return reader_left() and args.json is None  # then nobody wants the rest
+        pieces.append(text)
+        return reader_left() and args.json is None  # True ends the generation: nobody reads the rest
 
     start = time.perf_counter()
     generated = generate_text(
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             "engine_reason": runner.engine_reason,
             "prompt": args.prompt,
             "prompt_tokens": tokens,
-            "text": "".join(shown),
+            "text": "".join(pieces),
             "tokens": generated,
             "seconds": seconds,
         },

@@ -1,11 +1,11 @@
-"""Look at a model before quantizing: what it holds, what each format would cost here.
+"""Inspect a model before quantizing: its layers, and its size and decode speed in each format.
 
-A dry run: no weights are loaded. With --sensitivity the model runs instead, on text, and each group of layers is
-told how much it would lose alone at each format:
+No weights are loaded. With --sensitivity, the command instead runs the model on a text and measures how much each group
+of layers alone would lose at each format:
 
   zeropoint inspect MODEL --sensitivity --formats int4 int8 a8token --json FILE --html FILE
 
-A FILE that was measured on the same model, formats and text is read instead of measuring again.
+If the JSON FILE exists and has the same model, formats and text, it is read and nothing is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zeropoint.render import numbers
 if TYPE_CHECKING:
     from zeropoint.checkpoint import Checkpoint
 
-HELP = "what a model holds and what each format would cost"
+HELP = "show a model's layers, and its size and speed in each format"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,35 +40,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=None,
         metavar="F",
-        help="a format to survey; repeatable (default: bf16 int8 int4)",
+        help="a format to show; repeatable (default: bf16 int8 int4)",
     )
-    parser.add_argument("--no-measure", action="store_true", help="skip the memory bandwidth measurement")
-    parser.add_argument("--revision", metavar="REV", help="of a hub model")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure the memory bandwidth")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
+        "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )
     add_json_option(parser)
-    group = parser.add_argument_group("what is fragile")
-    group.add_argument("--sensitivity", action="store_true", help="run the model and measure it")
+    group = parser.add_argument_group("sensitivity of the layers")
+    group.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="run the model and measure the loss of each group of layers",
+    )
     group.add_argument(
         "--formats",
         nargs="+",
         default=["int4", "int8", "a8token"],
         metavar="F",
-        help="formats to measure; a8token is 8-bit inputs alone (default: int4 int8 a8token)",
+        help="formats to measure; a8token quantizes only the inputs, to 8 bits (default: int4 int8 a8token)",
     )
     group.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to run on (default: a built-in sample)"
+        "--text", type=Path, metavar="FILE", help="text to run the model on (default: a built-in sample)"
     )
-    group.add_argument("--tokens", type=positive_int, default=2048, metavar="N", help="of it (default: 2048)")
+    group.add_argument(
+        "--tokens", type=positive_int, default=2048, metavar="N", help="tokens of the text (default: 2048)"
+    )
     group.add_argument(
         "--swaps",
         type=int,
         default=16,
         metavar="N",
-        help="groups a format that are really swapped, to check the prediction (default: 16)",
+        help="groups per format whose predicted loss is checked by measuring it (default: 16)",
     )
-    group.add_argument("--html", type=Path, metavar="FILE", help="write the heat maps as one page")
+    group.add_argument("--html", type=Path, metavar="FILE", help="also write the heat maps as one page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,40 +88,40 @@ def run(args: argparse.Namespace) -> int:
     if args.sensitivity:
         return _sensitivity(checkpoint, args)
     machine = this_machine(measure=not args.no_measure)
-    found = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
+    overview = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
     console = rich_console()
     console.print(
-        f"[bold]{found.architecture}[/] ({found.model_type}), {found.layers} blocks, "
-        f"{found.parameters / 1e6:.1f}M parameters, {numbers.size(found.source_bytes)} as stored"
+        f"[bold]{overview.architecture}[/] ({overview.model_type}), {overview.layers} blocks, "
+        f"{overview.parameters / 1e6:.1f}M parameters, {numbers.size(overview.source_bytes)} as stored"
     )
-    for kind, count in found.parameters_by_kind.items():
+    for kind, count in overview.parameters_by_kind.items():
         if count:
-            console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / found.parameters:6.1%}")
+            console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / overview.parameters:6.1%}")
     table = Table("format", "size", "of source", "quantized", "decode bound here", box=None, pad_edge=False)
-    for surveyed in found.formats:
+    for surveyed in overview.formats:
         bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
-        ratio = f"{surveyed.nbytes / found.source_bytes:.3f}x"
+        ratio = f"{surveyed.nbytes / overview.source_bytes:.3f}x"
         size = numbers.size(surveyed.nbytes)
         table.add_row(surveyed.format, size, ratio, f"{surveyed.quantized_fraction:.1%}", bound)
     console.print()
     console.print(table)
     if machine.memory_bandwidth_gbps:
         console.print(
-            "\nThe bound is every weight read once a token at the "
+            "\nThe decode bound assumes that each token reads every weight once, at the "
             f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )
     console.print(
-        f"Quantizing needs about {numbers.size(found.peak_bytes)} of memory for weights at its peak."
+        f"Quantizing needs at most about {numbers.size(overview.peak_bytes)} of memory for weights."
     )
-    matrices = [row for row in found.kept if len(row.shape) > 1]
+    matrices = [row for row in overview.kept if len(row.shape) > 1]
     for row in matrices[:20]:
         console.print(f"not quantized: {row.name} {list(row.shape)}: {row.reason}", soft_wrap=True)
-    if vectors := len(found.kept) - len(matrices):
+    if vectors := len(overview.kept) - len(matrices):
         console.print(
             f"not quantized: {vectors} vectors (norms, biases): too small to matter, too sensitive to round"
         )
-    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(found)})
+    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(overview)})
     return 0
 
 
@@ -131,12 +137,12 @@ def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:
     check_formats(args.formats)
     tokens = read_calibration(checkpoint, args.text, tokens=args.tokens).tokens
     swaps = max(args.swaps, 0)
-    known = load(args.json) if args.json is not None and args.json.exists() else None
-    if known is not None and known.key == sensitivity_key(
+    earlier = load(args.json) if args.json is not None and args.json.exists() else None
+    if earlier is not None and earlier.key == sensitivity_key(
         checkpoint, tokens, args.formats, swaps=swaps, seed=0
     ):
         print(f"read from {args.json}: measured on the same model, formats and text")
-        table = known
+        table = earlier
     else:
         with progress_bar() as bar:
             table = measure(checkpoint, tokens, args.formats, swaps=swaps, progress=bar)

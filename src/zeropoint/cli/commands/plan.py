@@ -1,9 +1,9 @@
-"""Look at plans: which weights two of them treat differently.
+"""Compare two plans: list the weights for which they choose different formats or algorithms.
 
   zeropoint plan diff A.json B.json
 
-A plan is the JSON that `quantize --save-plan` and `fit --save-plan` write: edit it, and `quantize --plan` carries it
-out. An artifact's folder stands for the plan in its card.
+A plan is the JSON file that `quantize --save-plan` and `fit --save-plan` write. You can edit it and run it with
+`quantize --plan`. Instead of a plan file you can give an artifact folder; its card has the plan.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ HELP = "compare two plans"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     diff = actions.add_parser(
-        "diff", help="the weights that two plans treat differently; exit 1 when there are any"
+        "diff", help="list the weights that two plans treat differently; exit 1 if there are any"
     )
-    diff.add_argument("first", metavar="A", type=Path, help="plan file, or artifact folder")
-    diff.add_argument("second", metavar="B", type=Path)
+    diff.add_argument("first", metavar="A", type=Path, help="plan file or artifact folder")
+    diff.add_argument("second", metavar="B", type=Path, help="plan file or artifact folder")
     add_json_option(diff)
 
 
@@ -39,21 +39,21 @@ def run(args: argparse.Namespace) -> int:
 
     check_writable(args.json)
     first, second = _read(args.first), _read(args.second)
-    found = differences(first, second)
+    rows = differences(first, second)
     console = rich_console()
     table = Table("weight", str(args.first), str(args.second), box=None, pad_edge=False)
-    for row in found:
+    for row in rows:
         table.add_row(*row)
-    if found:
+    if rows:
         console.print(table)
     console.print(
-        f"{len(found)} of {len(first.choices)} weights differ; {numbers.size(first.nbytes)} against "
+        f"{len(rows)} of {len(first.choices)} weights differ; {numbers.size(first.nbytes)} against "
         f"{numbers.size(second.nbytes)}",
         highlight=False,
     )
-    rows = [{"name": name, "first": one, "second": other} for name, one, other in found]
-    write_json(args.json, {"differences": rows, "nbytes": [first.nbytes, second.nbytes]})
-    return 1 if found else 0
+    result = [{"name": name, "first": one, "second": other} for name, one, other in rows]
+    write_json(args.json, {"differences": result, "nbytes": [first.nbytes, second.nbytes]})
+    return 1 if rows else 0
 
 
 def _read(path: Path) -> Plan:

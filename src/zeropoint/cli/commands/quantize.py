@@ -1,16 +1,16 @@
 """Quantize a checkpoint into an artifact: a Hugging Face folder in the compressed-tensors format.
 
-  zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 8-bit activations
-  zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, embeddings at 8 bits
+  zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 16-bit activations
+  zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, 8-bit embedding, 16-bit activations
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
   zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
-  zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     after it was interrupted
+  zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     continue after an interruption
 
-MODEL is a local Hugging Face folder, a .gguf file, or a hub name. No data is needed by rtn, the default
-algorithm; gptq observes the model on a text, which halves what 4 bits lose. Algorithms that do different work
-are joined by "+" in any order; they are carried out as a rotation, folds, layers, blocks, then the model.
+MODEL is a local Hugging Face folder, a .gguf file, or a hub name. The default algorithm, rtn, needs no data. gptq runs
+the model on a calibration text and loses about half as much as rtn at 4 bits. "+" combines algorithms of different
+kinds, in any order; they run as rotation, folds, layers, transformer blocks, then the whole model.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ if TYPE_CHECKING:
     from zeropoint.planning import CoverageRow
     from zeropoint.values.plan import Plan
 
-HELP = "make an artifact in INT8, INT4, FP16 or a mix"
+HELP = "quantize a model into an artifact in INT8, INT4, FP16 or a mix"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
     parser.add_argument(
-        "-o", "--out", required=True, metavar="OUT", help="the folder to write; must not exist"
+        "-o",
+        "--out",
+        required=True,
+        metavar="OUT",
+        help="the artifact folder to write; must not exist unless --overwrite is given",
     )
     parser.add_argument(
         "--format",
         default="int8",
         metavar="F",
-        help="fp16, bf16, int8 (default), int5, int4 or a scheme string",
+        help="fp16, bf16, int8 (default), int5, int4 or a scheme string such as int4:g64:asym:bf16:a8g32",
     )
     listed = "; ".join(
         f"{name}: {algorithms.summary(name).rstrip('.').replace('%', '%%')}" for name in algorithms.names()
@@ -60,14 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         default="rtn",
         metavar="A[+A...]",
-        help="how codes are chosen (default: rtn); best: what lost least when measured; good: what did in a "
-        f"fifth of its time; auto: the best of those that fit --time-budget; {listed}",
+        help="the quantization algorithm (default: rtn). best: the combination with the least measured loss; good: the "
+        "best combination in a fifth of that time; auto: the best combination within --time-budget. Or by name: "
+        f"{listed}",
     )
     parser.add_argument(
         "--time-budget",
         type=_seconds,
         metavar="SECONDS",
-        help="with --algorithm auto: how long quantizing may take, as estimated on this machine (default: 300)",
+        help="with --algorithm auto: bound on the estimated time of quantizing on this machine (default: 300)",
     )
     parser.add_argument(
         "--option",
@@ -80,58 +85,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="text or chat .jsonl to observe the model on (default: a built-in sample where the algorithm needs one)",
+        help="calibration text or chat .jsonl (default: a built-in sample if the algorithm needs calibration)",
     )
     parser.add_argument(
-        "--calibration-tokens", type=positive_int, metavar="N", help="tokens of it to read (default: 65536)"
+        "--calibration-tokens",
+        type=positive_int,
+        metavar="N",
+        help="tokens of the calibration text to read (default: 65536)",
     )
     parser.add_argument(
-        "--plan", type=Path, metavar="FILE", help="carry out this plan (JSON) instead of --format"
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="quantize by this plan (JSON) instead of --format and --algorithm",
     )
     parser.add_argument(
-        "--save-plan", type=Path, metavar="FILE", help="write the plan as JSON, to edit and replay"
+        "--save-plan", type=Path, metavar="FILE", help="write the plan as JSON, to edit and use with --plan"
     )
     parser.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave matching weights unquantized; repeatable",
+        help="do not quantize weights whose names match, such as '*.lm_head.*'; repeatable",
     )
     parser.add_argument(
-        "--embedding", metavar="F", help="another format for the embedding (and a tied lm_head)"
+        "--embedding",
+        metavar="F",
+        help="format of the embedding and of an lm_head tied to it (default: 8 bits)",
     )
-    parser.add_argument("--lm-head", metavar="F", help="another format for an untied lm_head")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--lm-head", metavar="F", help="format of the lm_head (default: 8 bits)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)"
+    )
     parser.add_argument(
         "--min-coverage",
         type=_fraction,
         default=0.0,
         metavar="X",
-        help="fail unless this share of the parameters is quantized, 0.95 say",
+        help="fail unless at least this share of the parameters is quantized, for example 0.95",
     )
     parser.add_argument(
-        "--coverage", action="store_true", help="list every parameter and what happened to it"
+        "--coverage", action="store_true", help="list every parameter with its format and the reason"
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace OUT if it is an artifact, or an interrupted run of it",
+        help="replace OUT if it is an artifact, and discard an interrupted run",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an interrupted run of this command, to the same bytes; where none was kept, begin",
+        help="continue an interrupted run of the same command, with the same result; start anew if there is none",
     )
-    parser.add_argument("--revision", metavar="REV", help="of a hub model")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run model code that the checkpoint ships"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 if a weight was not made as the plan says"
+        "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )
     parser.add_argument(
-        "--check", action="store_true", help="then run the quality gate, as `zeropoint check` does"
+        "--strict", action="store_true", help="exit with 1 if a weight was not quantized as planned"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="run the quality gate afterwards, like `zeropoint check`"
     )
     add_text_options(parser)
     add_threads_option(parser)
@@ -139,6 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _fraction(text: str) -> float:
+    """Parse an option's value from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -146,6 +162,7 @@ def _fraction(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
+    """Parse an option's value above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
@@ -165,9 +182,9 @@ def run(args: argparse.Namespace) -> int:
     plan, tokens = _plan(checkpoint, args)
     if tokens is None and args.calibration is not None:
         tokens = DEFAULT_TOKENS
-    observed = None
+    calibration = None
     if tokens:
-        observed = read_calibration(checkpoint, args.calibration, tokens=tokens, seed=plan.seed)
+        calibration = read_calibration(checkpoint, args.calibration, tokens=tokens, seed=plan.seed)
     with progress_bar() as bar:
         summary = quantize_checkpoint(
             checkpoint,
@@ -176,17 +193,17 @@ def run(args: argparse.Namespace) -> int:
             min_coverage=args.min_coverage,
             overwrite=args.overwrite,
             machine=Machine.detect().lasting(),
-            calibration=observed,
+            calibration=calibration,
             resume=args.resume,
             progress=lambda p: bar(_shorten(p.name), p.done, p.total),
         )
     if args.resume:
-        found = (
+        blocks = (
             f"{summary.resumed} finished blocks were found"
             if summary.resumed
             else "no finished block was found"
         )
-        print(f"resumed: {found}")
+        print(f"resumed: {blocks}")
     if args.save_plan is not None:
         write_json(args.save_plan, plan.to_json())
     rows = coverage(checkpoint, plan)
@@ -212,18 +229,21 @@ def run(args: argparse.Namespace) -> int:
         from zeropoint.cli.commands.check import run_gate
 
         return run_gate(args.out, args.model, args)
-    print(f"next: zeropoint compare {args.model} {args.out}   (zero impact is never assumed)")
+    print(f"next: zeropoint compare {args.model} {args.out}   (measures what quantizing changed)")
     return 0
 
 
 def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[Plan, int | None]:
-    """What to do, and how many calibration tokens to read (0: none; None: the usual number, where any are needed)."""
+    """Return the plan and the number of calibration tokens to read.
+
+    0 tokens means no calibration; None means the default number if an algorithm needs calibration.
+    """
     from zeropoint.planning import uniform_plan
     from zeropoint.quantization import auto
     from zeropoint.values.plan import Plan
 
     if args.time_budget is not None and (args.algorithm != auto.NAME or args.plan is not None):
-        raise UsageError("--time-budget is for --algorithm auto")
+        raise UsageError("--time-budget needs --algorithm auto and no --plan")
     tokens = args.calibration_tokens
     if args.plan is not None:
         return Plan.read(args.plan), tokens
@@ -262,14 +282,14 @@ def _print_coverage(rows: list[CoverageRow]) -> None:
 
 
 def _warnings(texts: Sequence[str]) -> list[str]:
-    """What was not made as the plan says."""
+    """Return one line for each weight that was not quantized as planned, six lines at most."""
     return _shortened(
         [f"warning: {text}" for text in texts], "warning: {} more (the artifact's card lists them)"
     )
 
 
 def _surprises(rows: list[CoverageRow]) -> list[str]:
-    """Kept matrices and their reasons: vectors are always kept and need no line."""
+    """Return one line for each unquantized matrix, six at most. Vectors are never quantized and get no line."""
     lines = [
         f"kept: {row.name} ({row.reason})" for row in rows if row.decision == "kept" and len(row.shape) > 1
     ]
