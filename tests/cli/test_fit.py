@@ -148,5 +148,5 @@ def test_accuracy_is_the_gates(
     task.write_text("task: t\n")
     assert run(model, cache, "-o", out, "--tasks", task, "--max-accuracy-drop", "2%") == 2
     assert "give a budget" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="nothing to plan by"):
+    with pytest.raises(UsageError, match="the budget is empty"):
         fit(model, None, Budget(max_accuracy_drop=0.1), Settings(), lambda *_: None)
