@@ -92,7 +92,7 @@ class Resampler:
         return self._means_and_errors(values, np.vstack([np.ones((1, self.units)), self.counts]))
 
     def _means_and_errors(self, values: Floats, counts: Floats) -> tuple[Floats, Floats]:
-        """Return means and linearized standard errors of ratios: sum of values / number of tokens (Cochran, 1977, 6.4)."""
+        """Return means over tokens, as ratios of sums over units, and their linearized errors (Cochran, 1977, 6.4)."""
         totals, sizes = self.sums(values), self.sums(np.ones_like(values))
         tokens = counts @ sizes
         means = (counts @ totals) / tokens
@@ -151,7 +151,7 @@ def estimate_exponential_of_mean(values: Floats, draws: Resampler) -> Estimate:
 
 
 def _exponential(centers: Floats, errors: Floats, n: int) -> Estimate:
-    """Return the estimate of exp(center), by bootstrap-t on center; arrays `[1 + resamples]`, the observed one first."""
+    """Return the estimate of exp(center) by bootstrap-t on center; `[1 + resamples]`, the observed one first."""
     center, error = float(centers[0]), float(errors[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(centers[1:] - center) / errors[1:]

@@ -2,7 +2,7 @@
 
 Loss and size are the same on every machine. Speed for another machine is an estimate: the kernels run here with that
 machine's instruction set and at most its number of cores, and the decode time (mostly memory reads) is multiplied by
-the ratio of the two memory bandwidths. `fit` says that the speed is an estimate, and does not measure the artifact's speed.
+the ratio of the two memory bandwidths. `fit` calls such a speed an estimate and does not measure the artifact's.
 """
 
 from __future__ import annotations
