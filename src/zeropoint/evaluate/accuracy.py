@@ -84,7 +84,7 @@ def measure_accuracy(
         }
         step = part(progress, index / 2, 0.5, model.name)
         answers.append(client.call(request, threads=threads, subject=model.name, progress=step))
-    return tuple(pair(name, *(found[name] for found in answers)) for name in answers[0])
+    return tuple(pair(name, *(entries[name] for entries in answers)) for name in answers[0])
 
 
 def pair(task: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> TaskResult:
@@ -96,7 +96,7 @@ def pair(task: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) 
         raise ZeropointError(
             f"the two models were asked different items of {task}: its data changed between the two runs"
         )
-    before, after = (np.asarray(found["correct"], np.bool_) for found in (reference, candidate))
+    before, after = (np.asarray(entry["correct"], np.bool_) for entry in (reference, candidate))
     lost, gained = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
     return TaskResult(
         task,

@@ -28,7 +28,9 @@ class Speaker(Protocol):
         """Return the greedy continuation, the new tokens only."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Answer:
 
     @property
     def text(self) -> str:
+        """The whole answer."""
         return self.same + self.first + self.rest
 
     def to_json(self) -> dict[str, Any]:

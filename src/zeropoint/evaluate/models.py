@@ -93,9 +93,9 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
     """
     names: list[str] = []
     models = []
-    for index, given in enumerate((reference, *artifacts)):
-        path = str(locate(given, revision=None if index else revision))
-        stem = Path(path).resolve().name if Path(given).is_dir() else given.rstrip("/").split("/")[-1]
+    for index, argument in enumerate((reference, *artifacts)):
+        path = str(locate(argument, revision=None if index else revision))
+        stem = Path(path).resolve().name if Path(argument).is_dir() else argument.rstrip("/").split("/")[-1]
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
         gguf = find_gguf(Path(path)) if index == 0 else None
@@ -104,7 +104,7 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
         other = None if source is not None else external.identify(path)
         card = _read_json(path, CARD_NAME)
         if other is None:
-            tell(notes(path, given))
+            tell(notes(path, argument))
         models.append(
             Model(
                 names[-1],
@@ -114,7 +114,7 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
                 card,
                 other.runtime if other else "",
                 other.format if other else "",
-                given,
+                argument,
                 identity.doubts(Path(path), card),
             )
         )

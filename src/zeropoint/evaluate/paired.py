@@ -120,6 +120,7 @@ def drop_interval(losses: int, gains: int, n: int) -> tuple[float, float]:
     z, observed = _normal(0.5 + CONFIDENCE / 2), (losses - gains) / n
 
     def end(outside: float) -> float:
+        """Return the end of the interval between the observed drop and `outside`, by bisection."""
         inside = observed
         for _ in range(_BISECTIONS):
             middle = (inside + outside) / 2

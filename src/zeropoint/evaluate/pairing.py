@@ -68,6 +68,7 @@ def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pair
 
 
 def _cut(request: Mapping[str, Any], text: EvaluationText, runner: Runner) -> Windows:
+    """Return the windows that a quality request asks for."""
     return make_windows(text, runner, tokens=request["tokens"], context=request["context"])
 
 
@@ -86,6 +87,7 @@ def _recorded(
         return Pairing(runner, candidates, windows, runner)
 
     def keep(entries: Entries) -> None:
+        """Write the recording and the entries of the reference model's own runs into the cache."""
         if (recording := recorder.remembered()) is not None:
             mine = {request["candidates"][name]["dtype"]: entries[name] for name in own}
             key = references.key(request, windows)
@@ -103,10 +105,12 @@ class _Kept:
 
     @classmethod
     def of(cls, kept: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _Kept:
+        """Return the logits of cached results, with the output head of the request's reference model."""
         from zeropoint.runtime.torch_engine.head import Head
 
         head = Head.open(request["reference"]["path"], kept.head, kept.inputs, threads=request["threads"])
         return cls(windows, head.window)
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits of one of the windows. Raises `KeyError` for other tokens."""
         return self._logits(self._index[tokens.tobytes()])

@@ -77,6 +77,7 @@ class Resampler:
 
     @property
     def units(self) -> int:
+        """The number of units."""
         return int(self.counts.shape[1])
 
     def sums(self, values: Floats) -> Floats:

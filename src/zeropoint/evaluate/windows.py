@@ -111,8 +111,13 @@ def _as_prose(paragraph: str) -> str:
 class Reader(Protocol):
     """An encoder of text: the part of a tokenizer or a runner that windows need."""
 
-    def encode(self, text: str) -> list[int]: ...
-    def encode_prompt(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text alone."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the token ids of a text, with the tokens that the tokenizer puts before a text."""
+        ...
 
 
 def make_windows(

@@ -58,6 +58,7 @@ class LossMeter:
         self._logits = np.empty((windows.shape[1], vocab), np.float32)
 
         def run() -> Iterator[Packed]:
+            """Yield the logits of each window."""
             for index in range(count):
                 yield Packed(_name(index), None, self._run(reference, index).flatten())
 

@@ -80,9 +80,11 @@ class _Frame:
     exponents: Sequence[int]
 
     def x(self, size: float) -> float:
+        """Return the pixel column of a size."""
         return self.left + (self.right - self.left) * size / self.size_ticks[-1]
 
     def y(self, kl: float) -> float:
+        """Return the pixel row of a divergence."""
         return log_height(kl, self.exponents, self.top, self.bottom)
 
 

@@ -80,12 +80,15 @@ class _Plane:
     bottom: float = _HEIGHT - 44
 
     def x(self, value: float) -> float:
+        """Return the pixel column of a value on the axis."""
         return self.left + (self.right - self.left) * value / self.axis.divide / self.ticks[-1]
 
     def y(self, kl: float) -> float:
+        """Return the pixel row of a divergence."""
         return log_height(kl, self.exponents, self.top, self.bottom)
 
     def at(self, point: _Point) -> tuple[float, float]:
+        """Return the pixels of a plan's prediction."""
         return self.x(point[self.axis.key]), self.y(point["kl"])
 
 

@@ -33,11 +33,12 @@ class LayerError:
 
 
 def percent(error: float) -> str:
+    """Return a relative error as percent."""
     return f"{numbers.plain(100 * error)} %"
 
 
 def logarithmic(error: float) -> float:
-    """Ink for errors that differ by orders of magnitude."""
+    """Return the logarithm of an error, as a colour scale for errors of several orders of magnitude."""
     return math.log(max(error, 1e-12))
 
 
