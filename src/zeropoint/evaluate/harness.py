@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 MISSING = "lm-eval is not installed: pip install lm-eval"
 DEFAULT_LENGTH = 2048
-# Most tokens of a batch. All their logits are held at once: 128 x 150,000 float32 are 77 MB.
+# Maximum number of tokens of a batch. All their logits are held at once: 128 x 150,000 float32 are 77 MB.
 _BATCH_TOKENS = 128
 DEFAULT_NEW_TOKENS = 256
 
@@ -154,9 +154,8 @@ def _batches(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
             groups[-1].append(index)
         else:
             groups.append([index])
-    groups.sort(
-        key=lambda served: len(windows[served[0]])
-    )  # similar lengths in a batch, so that there is little padding
+    # Similar lengths in a batch need little padding.
+    groups.sort(key=lambda served: len(windows[served[0]]))
     batch: list[list[int]] = []
     for served in groups:
         if batch and (len(batch) + 1) * len(windows[served[0]]) > _BATCH_TOKENS:

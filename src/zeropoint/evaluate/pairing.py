@@ -54,7 +54,7 @@ def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pair
         cached = references.read(Path(request["keep"]), references.key(request, windows))
         if cached is not None and all(models[name]["dtype"] in cached.entries for name in own):
             known = {name: cached.entries[models[name]["dtype"]] for name in own}
-            return Pairing(_Kept.of(cached, windows, request), candidates, windows, None, known)
+            return Pairing(_CachedLogits.of(cached, windows, request), candidates, windows, None, known)
     runner = opener(reference)
     candidates |= {name: opener(models[name]) for name in own}
     sample = text.documents[0][:2000]
@@ -96,7 +96,7 @@ def _recorded(
     return Pairing(recorder, candidates, windows, runner, keep=keep)
 
 
-class _Kept:
+class _CachedLogits:
     """The reference model's logits, computed from the cached inputs of its output head."""
 
     def __init__(self, windows: Windows, logits: Callable[[int], NDArray[np.float32]]) -> None:
@@ -104,11 +104,13 @@ class _Kept:
         self._logits = logits
 
     @classmethod
-    def of(cls, kept: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _Kept:
+    def of(cls, results: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _CachedLogits:
         """Return the logits of cached results, with the output head of the request's reference model."""
         from zeropoint.runtime.torch_engine.head import Head
 
-        head = Head.open(request["reference"]["path"], kept.head, kept.inputs, threads=request["threads"])
+        head = Head.open(
+            request["reference"]["path"], results.head, results.inputs, threads=request["threads"]
+        )
         return cls(windows, head.window)
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ from zeropoint.sources import open_source
 logger = logging.getLogger(__name__)
 
 PREFIX = "reference-"
-#: Most files in a folder (the least recently used is deleted first), and most bytes of one file.
+#: Maximum number of files in a folder (the least recently used is deleted first), and maximum bytes of one file.
 MOST_FILES, MOST_BYTES = 16, 256 << 20
 
 

@@ -22,7 +22,7 @@ from zeropoint.files import documents
 from zeropoint.tokenizer import prefix_of
 
 DEFAULT_CONTEXT = 512
-# Most characters of one topic, a few hundred tokens: the bootstrap needs many documents, so they must be short.
+# Maximum number of characters of one topic: the bootstrap needs many documents, so each must be short.
 _TOPIC_CHARACTERS = 2400
 
 

@@ -29,7 +29,7 @@ from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, colle
 
 logger = logging.getLogger(__name__)
 
-#: Most bytes of packed files in the cache. Larger candidates are not cached.
+#: Maximum number of bytes of packed files in the cache. Larger candidates are not cached.
 MOST_BYTES = 4 << 30
 
 

@@ -31,7 +31,7 @@ from zeropoint.quantization import quantize_checkpoint, refuse_output
 from zeropoint.sources.notes import tell
 from zeropoint.values.budget import Budget
 
-#: Most new plans, each with a tighter loss target, after a failed trial.
+#: Maximum number of new plans, each with a tighter loss target, after a failed trial.
 RETRIES = 2
 #: How many upper half-widths of the trial's interval must fit between the trial's value and the bound: one for the
 #: gate's own interval, and one because the gate reads other text.
@@ -79,9 +79,8 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
         return replace(planner.answer(None), refusal=no, unneeded=True)
     margin = planner.known.margin
     point = planner.best(margin)
-    if (
-        point is None and margin < 1
-    ):  # the margin comes from another plan's trial, which is no reason to refuse
+    if point is None and margin < 1:
+        # The margin comes from another plan's trial, which is no reason to refuse.
         margin = 1.0
         point = planner.best(margin)
     if point is None:

@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
 """Cache callback: gets a size in bytes and a function that makes the values; returns cached or new values."""
 
-#: Most bytes of the 16-bit model's logits; fewer windows are used if they do not fit.
+#: Maximum number of bytes of the 16-bit model's logits; fewer windows are used if they do not fit.
 MOST_BYTES = 512 << 20
 
 

@@ -35,7 +35,7 @@ from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import load_tokenizer
 from zeropoint.values.budget import Budget
 
-#: Most tokens of a window for measuring losses. Short windows keep the cost of attention low.
+#: Maximum number of tokens of a window for measuring losses. Short windows keep the cost of attention low.
 WINDOW = 257
 #: Number of windows for measuring the loss of one group.
 SENSITIVITY_WINDOWS = 4

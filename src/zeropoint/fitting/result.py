@@ -32,7 +32,7 @@ class Settings:
 
     `tokens`: scored tokens for each measured plan; `gate_tokens`: for the gate. `cache`: folder for measurements, None
     for no cache. `machine`: the target machine, None for this one. `tasks`: tasks of the gate. `anyway`: plan even if
-    16 bits meet the budget. `evaluations`: most exchanges to measure.
+    16 bits meet the budget. `evaluations`: maximum number of exchanges to measure.
     """
 
     formats: tuple[str, ...] = FORMATS

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 LOSS_MARGIN = 0.85
 #: Share of the time bound to plan for: timings are noisy.
 SPEED_MARGIN = 0.97
-#: Most runs of the integer program before exchanges of single groups are tried.
+#: Maximum number of runs of the integer program before exchanges of single groups are tried.
 ROUNDS = 5
 #: Factor on the loss target after each measured plan that misses the target. The corrections alone approach the
 #: target from above, so they would miss again and again.
@@ -151,7 +151,7 @@ class Search:
         """Return the best measured plan within the budget; None when the search finds none.
 
         `minimize` weighs the quantities of the objective, `target` bounds the mean KL (None: no bound),
-        `evaluations` is the most exchanges to measure.
+        `evaluations` is the maximum number of exchanges to measure.
         """
         limits = self.limits(budget)
         misses = 0
