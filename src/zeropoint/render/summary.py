@@ -125,9 +125,9 @@ def change(ratio: float, better: str, worse: str, same: str) -> str:
 
 def headline(report: Report) -> str:
     """Return the sentence on the smallest artifact; for a single model its size and speed."""
-    rivals = candidates(report)
-    if rivals:
-        return sentence(max(rivals, key=lambda c: c.smaller or 0))
+    artifacts = candidates(report)
+    if artifacts:
+        return sentence(max(artifacts, key=lambda c: c.smaller or 0))
     name = reference_name(report)
     if name is None:
         return "Nothing was measured."
@@ -148,10 +148,10 @@ def other_sentences(report: Report) -> list[str]:
 def warnings(report: Report) -> list[str]:
     """Return warnings for a reader who chooses between artifacts."""
     reference = reference_name(report)
-    rivals = candidates(report)
+    artifacts = candidates(report)
     lines = _disturbed_lines(report) + _engine_reasons(report)
-    lines += [line for each in rivals for line in _warnings_of(report, reference or "", each)]
-    lines += _between(report, rivals)
+    lines += [line for each in artifacts for line in _warnings_of(report, reference or "", each)]
+    lines += _between(report, artifacts)
     quality = report.extra.get("quality", {})
     if quality and quality.get("unit_kind") != "documents":
         lines.append("The text has few documents: intervals come from runs of tokens and are too narrow.")
@@ -192,13 +192,13 @@ def _disturbed_lines(report: Report) -> list[str]:
     return [f"Other programs were running while speed was measured: {names}. Do not trust these speeds."]
 
 
-def _between(report: Report, rivals: list[Candidate]) -> list[str]:
+def _between(report: Report, artifacts: list[Candidate]) -> list[str]:
     """Return a warning for each artifact that decodes no faster than the next larger one.
 
     Of several artifacts of about the same size, only the fastest counts.
     """
     by_size = {
-        round(c.smaller, 1): c for c in sorted(rivals, key=lambda c: c.decode or 0) if c.smaller and c.decode
+        round(c.smaller, 1): c for c in sorted(artifacts, key=lambda c: c.decode or 0) if c.smaller and c.decode
     }
     lines = []
     for (_, larger), (_, smaller) in pairwise(sorted(by_size.items())):
