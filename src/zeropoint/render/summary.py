@@ -198,7 +198,9 @@ def _between(report: Report, artifacts: list[Candidate]) -> list[str]:
     Of several artifacts of about the same size, only the fastest counts.
     """
     by_size = {
-        round(c.smaller, 1): c for c in sorted(artifacts, key=lambda c: c.decode or 0) if c.smaller and c.decode
+        round(c.smaller, 1): c
+        for c in sorted(artifacts, key=lambda c: c.decode or 0)
+        if c.smaller and c.decode
     }
     lines = []
     for (_, larger), (_, smaller) in pairwise(sorted(by_size.items())):
