@@ -230,6 +230,7 @@ def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Meas
 def _extra(
     models: Sequence[Model], result: Mapping[str, Any], settings: SpeedSettings, command: str
 ) -> dict[str, Any]:
+    """Return the report's values besides the measurements."""
     sound = [model for model in models if not model.doubts]
     return {
         "kind": "compare",

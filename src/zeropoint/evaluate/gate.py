@@ -261,6 +261,7 @@ def judge(
         direction: Literal["below", "above"],
         shift: float,
     ) -> None:
+        """Append the result of one bound; `shift` is subtracted from the estimate."""
         if bound is None:
             return
         value, low, high = (estimate[key] - shift for key in ("value", "low", "high"))
@@ -303,6 +304,7 @@ def judge_accuracy(tasks: Sequence[TaskResult], bound: float | None) -> tuple[Bo
 
 
 def _check_accuracy_bound(max_accuracy_drop: float | None, tasks: TaskRequest | None) -> None:
+    """Raise `UsageError` if the bound is out of range or there are no tasks to measure accuracy on."""
     if max_accuracy_drop is None:
         return
     if tasks is None:
@@ -316,6 +318,7 @@ def _check_accuracy_bound(max_accuracy_drop: float | None, tasks: TaskRequest | 
 def _check_bounds(
     max_kl: float | None, max_perplexity_increase: float | None, min_top1: float | None
 ) -> None:
+    """Raise `UsageError` if a bound is out of range."""
     if max_kl is not None and not max_kl > 0:
         raise UsageError(f"the bound on mean KL must be above 0 nats, not {max_kl}")
     if max_perplexity_increase is not None and not max_perplexity_increase > 0:

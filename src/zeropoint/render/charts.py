@@ -132,6 +132,7 @@ def log_grid(exponents: Sequence[int], left: float, right: float, y: Callable[[f
 
 
 def _axes(frame: _Frame) -> list[str]:
+    """Return the SVG of both axes with ticks and titles."""
     parts = log_grid(frame.exponents, frame.left, frame.right, frame.y)
     unit, factor = ("GB", 1e9) if frame.size_ticks[-1] >= 2e9 else ("MB", 1e6)
     for tick in frame.size_ticks:
@@ -148,6 +149,7 @@ def _axes(frame: _Frame) -> list[str]:
 
 
 def _floor(frame: _Frame, floor: float) -> list[str]:
+    """Return the shaded area below the noise floor, with its label."""
     y = frame.y(floor)
     return [
         svg.rect(frame.left, y, frame.right - frame.left, frame.bottom - y, css="floor"),
@@ -182,6 +184,7 @@ def _has_tail(point: Point) -> bool:
 
 
 def _mark(frame: _Frame, point: Point) -> list[str]:
+    """Return the SVG of a model: dot, interval and line to the 99th percentile."""
     x, y = frame.x(point.size_bytes), frame.y(point.kl)
     parts = []
     if _has_tail(point) and point.p99:

@@ -150,6 +150,7 @@ def _allowed(plane: _Plane, budget: Mapping[str, Any]) -> list[str]:
 
 
 def _grid(plane: _Plane) -> list[str]:
+    """Return the SVG of grid lines, ticks and axis titles."""
     parts = log_grid(plane.exponents, plane.left, plane.right, plane.y)
     for tick in plane.ticks:
         x = plane.x(tick * plane.axis.divide)

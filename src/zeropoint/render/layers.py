@@ -125,6 +125,7 @@ def heat_map(
 
 
 def _legend(y: float, left: float, low: str, high: str, css: str) -> list[str]:
+    """Return the SVG of the colour scale with its smallest and largest error."""
     cells, cell = 8, 15.0
     parts = [svg.text(left - 8, y, "error", css="tick", anchor="end")]
     parts.append(svg.text(left, y, low, css="tick"))

@@ -80,6 +80,7 @@ def cards(report: Report, classes: Classes) -> list[dict[str, Any]]:
 
 
 def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
+    """Return the card of one artifact for the template."""
     figures = []
 
     def add(
@@ -213,6 +214,7 @@ def answers(report: Report, classes: Classes) -> list[dict[str, Any]]:
 
 
 def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+    """Return one answer for the template, with visible marks if the differing token is empty or whitespace."""
     name = str(entry.get("model", "?"))
     index, count = entry.get("first_difference"), entry.get("token_count", 0)
     css = classes.get(name, "c-ref")
@@ -279,6 +281,7 @@ def full_table(report: Report) -> dict[str, Any]:
 
 
 def _table_cell(measurement: Measurement | None) -> tuple[str, str]:
+    """Return value and interval as text, in the format of the measurement's unit."""
     if measurement is None:
         return numbers.MISSING, ""
     show: Callable[[float], str] = {

@@ -75,7 +75,11 @@ def candidates(report: Report) -> list[Candidate]:
 
 
 def _candidate(report: Report, reference: str, name: str) -> Candidate:
+    """Return the comparison of one artifact with the reference model."""
+
     def gain(metric: str, more_is_better: bool) -> float | None:
+        """Return the ratio of the two models' values, above 1 for a gain; None if a value is missing."""
+
         mine, its = report.find(name, metric), report.find(reference, metric)
         if mine is None or its is None or mine.value <= 0 or its.value <= 0:
             return None
@@ -159,6 +163,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
+    """Return the warnings on one artifact: no gain of speed or memory, worse text, a failed gate."""
     lines = []
     for kind, ratio in (("decode", each.decode), ("prefill", each.prefill)):
         if ratio is not None and ratio < TIE:
