@@ -48,7 +48,7 @@ def test_each_document_is_in_one_part_and_each_part_has_its_share() -> None:
     ],
 )
 def test_a_document_that_stands_twice_is_one(documents: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match="three at least"):
+    with pytest.raises(UsageError, match="at least three"):
         split(text_of(*documents))
 
 
