@@ -107,7 +107,13 @@ def test_a_page_shows_what_could_be_had(model: Path, cache: Path, tmp_path: Path
     page = tmp_path / "fit.html"
     assert run(model, cache, "--plan-only", "--max-memory", "75kB", "--html", page) == 0
     text = page.read_text()
-    for words in ("What could be had", "Loss and size", "Loss and speed", "the plan taken", "Kept wider"):
+    for words in (
+        "Loss against size and speed",
+        "Loss and size",
+        "Loss and speed",
+        "the chosen plan",
+        "Kept wider",
+    ):
         assert words in text
     assert run(model, cache, "--plan-only", "--max-memory", "60kB", "--max-kl", "1e-6", "--html", page) == 1
     assert "<h1>No plan within the size and speed asked for" in page.read_text()
@@ -148,5 +154,5 @@ def test_accuracy_is_the_gates(
     task.write_text("task: t\n")
     assert run(model, cache, "-o", out, "--tasks", task, "--max-accuracy-drop", "2%") == 2
     assert "give a budget" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="nothing to plan by"):
+    with pytest.raises(UsageError, match="the budget is empty"):
         fit(model, None, Budget(max_accuracy_drop=0.1), Settings(), lambda *_: None)

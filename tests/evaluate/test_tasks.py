@@ -79,7 +79,7 @@ def test_examples_are_answered_in_order(stub_worker: tuple[str, ...]) -> None:
         ),
         ("dataset_path: json", "dataset_path: someone/dataset", "reads its data from 'someone/dataset'"),
         ("metric: acc,", "metric: ./evil,", "has a metric that is not plainly one of acc"),
-        ("{test: colours.jsonl}}", "{test: colours.jsonl}, revision: x}", "names its data otherwise"),
+        ("{test: colours.jsonl}}", "{test: colours.jsonl}, revision: x}", "names its data in another way"),
     ],
 )
 def test_what_could_run_code_is_refused(

@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(
         cache.write(KEY, known())
         assert cache.read(KEY) is None
         assert (cache.packed_weights(KEY, 16, packed).vectors["norm"] == np.arange(4)).all()
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def test_the_oldest_candidates_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,10 +88,10 @@ def test_every_section_is_there(report: Report) -> None:
         "int4 is 3.0× smaller and decodes 2.5× faster; it changes 1 in 3 top tokens."
     ]
     assert parsed.text("h2") == [
-        "What each one costs",
-        "What it does to the predictions",
+        "Cost of each model",
+        "Change of the predictions",
         "Where the error sits",
-        "What each one says",
+        "Answers of each model",
         "What was quantized",
         "All numbers",
         "How it was measured",

@@ -1,7 +1,7 @@
-"""Measuring honestly: quality paired with the reference, cost in fresh processes, intervals on everything.
+"""Measurements: quality paired with the float32 reference model, cost in fresh processes, confidence intervals.
 
-`compare` puts a model beside its artifacts, `bench` measures one model's cost, `check` is the gate.
-Nothing here imports torch; models are reached through `zeropoint.runtime.open_runner`, in the worker.
+`compare` measures a model beside its artifacts, `bench` measures one model's cost, `check` is the gate. No module here
+imports torch directly; the measuring process opens models with `zeropoint.runtime.open_runner`.
 """
 
 from zeropoint.evaluate.accuracy import TaskRequest

@@ -1,4 +1,4 @@
-"""Tasks, paired: the reference and a candidate answer the same items, each in a fresh process."""
+"""Accuracy on tasks: the reference model and a candidate answer the same items, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from zeropoint.evaluate.tasks import task_files
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """Which tasks to answer: YAML files or folders of them, `limit` items of each (None: all). `allow_code` lets task
-    files run Python. Raises UsageError for paths that are no tasks and a limit below 1."""
+    """The tasks to answer: YAML files or folders of YAML files, and `limit` items of each (None: all).
+
+    `allow_code` lets task files run Python. Raises `UsageError` if a path is no task or the limit is below 1.
+    """
 
     paths: Sequence[str | Path]
     limit: int | None = None
@@ -35,7 +37,7 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One task: `metric` says what counted as right, `lost` and `gained` which items flipped, by their place."""
+    """The result of one task: the `metric` of correctness, and the indices of the items `lost` and `gained`."""
 
     task: str
     metric: str
@@ -44,6 +46,7 @@ class TaskResult:
     gained: tuple[int, ...]
 
     def sentence(self) -> str:
+        """Return the result as a sentence."""
         p = self.paired
         return (
             f"{self.task} ({self.metric}, {p.n} items): {p.reference_accuracy:.1%} -> {p.accuracy:.1%}, "
@@ -61,7 +64,10 @@ def measure_accuracy(
     threads: int,
     progress: Progress | None = None,
 ) -> tuple[TaskResult, ...]:
-    """Both models answer; the reference in float32, as for quality. Raises UsageError for what is wrong with a task."""
+    """Let both models answer the tasks, and return the paired results; the reference model runs in float32.
+
+    Raises `UsageError` if a task cannot be loaded or scored.
+    """
     answers = []
     for index, model in enumerate((reference, candidate)):
         request = {
@@ -78,17 +84,19 @@ def measure_accuracy(
         }
         step = part(progress, index / 2, 0.5, model.name)
         answers.append(client.call(request, threads=threads, subject=model.name, progress=step))
-    return tuple(pair(name, *(found[name] for found in answers)) for name in answers[0])
+    return tuple(pair(name, *(entries[name] for entries in answers)) for name in answers[0])
 
 
 def pair(task: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> TaskResult:
-    """One task's answers of both models, as `tasks.answer` gives them. Raises ZeropointError when they were not asked
-    the same."""
+    """Return the paired result of one task, from each model's entry of `tasks.answer`.
+
+    Raises `ZeropointError` if the models answered different items.
+    """
     if reference["items"] != candidate["items"] or reference["metric"] != candidate["metric"]:
         raise ZeropointError(
-            f"the two models were asked different items of {task}: its data are not the same twice"
+            f"the two models were asked different items of {task}: its data changed between the two runs"
         )
-    before, after = (np.asarray(found["correct"], np.bool_) for found in (reference, candidate))
+    before, after = (np.asarray(entry["correct"], np.bool_) for entry in (reference, candidate))
     lost, gained = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
     return TaskResult(
         task,

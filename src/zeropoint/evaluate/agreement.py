@@ -1,4 +1,4 @@
-"""Whether an exported file computes what its artifact computes: each is run by its own runtime, on the same tokens."""
+"""Agreement of an exported file with its artifact: each runs in its own runtime, on the same tokens."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ OWN, EXACT = "the export", "the export in exact arithmetic"
 
 @dataclass(frozen=True, slots=True)
 class Closeness:
-    """`kl` is the mean divergence of the file's predictions from the artifact's, nats per token, `top1` the share of
-    tokens predicted alike; the first `same` greedy tokens are the same."""
+    """The distance of an exported file from its artifact.
+
+    `kl`: mean KL divergence, in nats per token. `top1`: share of tokens with the same argmax. `same`: number of equal
+    greedy tokens before the first difference.
+    """
 
     kl: float
     top1: float
@@ -37,10 +40,11 @@ class Closeness:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near the file comes to the artifact on `tokens` tokens and in `answered` greedy ones: in its runtime's `own`
-    arithmetic, as users will run it, and where that rounds more than the file says, in `exact` arithmetic too, which
-    shows whether the file means what the artifact means. `skipped` says why that was not run. Of a `lossy` file, which
-    was made of the float model, `own` is what it loses against that model.
+    """The agreement of an exported file with its artifact on `tokens` scored and `answered` greedy tokens.
+
+    `own`: in its runtime's own arithmetic, as users run the file. `exact`: in float32, for a runtime that rounds more
+    than the file's format requires; it shows whether the file holds the same weights. `skipped`: why there is no exact
+    run. `lossy`: the file was made from the float model, and `own` is its loss against the float model.
     """
 
     runtime: str
@@ -52,18 +56,19 @@ class Agreement:
     skipped: str = ""
 
     def sentences(self) -> list[str]:
-        said = [f"{self.runtime} runs it: {self._describe(self.own)}"]
+        """Return the agreement as sentences."""
+        lines = [f"{self.runtime} runs it: {self._describe(self.own)}"]
         if self.exact is not None:
-            said.append(f"in float32, which rounds nothing further: {self._describe(self.exact)}")
+            lines.append(f"in float32, which rounds nothing further: {self._describe(self.exact)}")
         elif self.skipped:
-            said.append(f"not run in float32: {self.skipped}")
-        return said
+            lines.append(f"not run in float32: {self.skipped}")
+        return lines
 
-    def _describe(self, found: Closeness) -> str:
-        alike = "all" if found.same == self.answered else f"the first {found.same} of"
+    def _describe(self, closeness: Closeness) -> str:
+        alike = "all" if closeness.same == self.answered else f"the first {closeness.same} of"
         source = "the float model, which is what it loses" if self.lossy else "the artifact"
         return (
-            f"KL {found.kl:.2g} nats/token from {source}; top-1 {found.top1:.1%} of {self.tokens} tokens, "
+            f"KL {closeness.kl:.2g} nats/token from {source}; top-1 {closeness.top1:.1%} of {self.tokens} tokens, "
             f"{alike} {self.answered} greedy tokens the same"
         )
 
@@ -87,16 +92,16 @@ def agreement(
     threads: int,
     progress: Progress | None = None,
 ) -> Agreement:
-    """Run an artifact by our engine, or with `lossy` a float model in float32, and the file of so many weights that was
-    made of it by the runtime that it is for, in one fresh process.
+    """Measure the agreement of the file `exported` with its artifact `source`, in one fresh process.
 
-    Raises `UnsupportedError` when that runtime is not installed or there is no text to run, and `GateError` when it
-    refuses the file.
+    The artifact runs in Zeropoint's engine, the file in its external runtime. With `lossy`, `source` is a float model
+    and runs in float32. `weights` is the file's number of weights. Raises `UnsupportedError` if the external runtime is
+    not installed or there is no text to run, `GateError` if the runtime refuses the file.
     """
     other = external.identify(exported)
     if other is None:
-        raise UnsupportedError(f"no runtime here is known for {exported}")
-    other.prepare()  # without it the file would run on our own engine, and agree with itself
+        raise UnsupportedError(f"no external runtime is known for {exported}")
+    other.prepare()  # raises if it is missing; else the file would run in our own engine and agree trivially
     (model,) = describe(str(source))
     dtypes = {OWN: "auto"}
     skipped = ""
@@ -118,24 +123,26 @@ def agreement(
         "speakers": ["", *dtypes],
     }
     try:
-        found = client.call(request, threads=threads, subject=other.runtime, progress=progress)
+        result = client.call(request, threads=threads, subject=other.runtime, progress=progress)
     except UnsupportedError:
         raise
     except ZeropointError as cause:
         raise GateError(f"{exported} is written, but {other.runtime} does not run it: {cause}") from cause
-    ours, *theirs = found["answers"][0]["answers"]
+    ours, *theirs = result["answers"][0]["answers"]
     answered = ours["token_count"]
     runs = {
-        name: _closeness(found["candidates"][name], answer["first_difference"], answered)
+        name: _closeness(result["candidates"][name], answer["first_difference"], answered)
         for name, answer in zip(dtypes, theirs, strict=True)
     }
-    scored = found["scored_tokens"]
+    scored = result["scored_tokens"]
     return Agreement(other.runtime, lossy, scored, answered, runs[OWN], runs.get(EXACT), skipped)
 
 
 def _too_large(weights: int) -> str:
-    """Why weights are not held as floats: empty where both memory and the temporary folder, through which some runtimes
-    take them, have room for them twice."""
+    """Return why there is no exact run: "" if memory and temporary folder have room for the float32 weights twice.
+
+    Some runtimes pass the float32 weights through the temporary folder.
+    """
     needed = 4 * weights
     room = min(Machine.detect().ram_available_bytes, shutil.disk_usage(tempfile.gettempdir()).free)
     if 2 * needed <= room:

@@ -1,8 +1,7 @@
-"""The same few prompts, answered greedily by every model; where each leaves the reference's path.
+"""Greedy answers of every model to the same few prompts, cut at the first token that differs from the reference model.
 
-Greedy text is chaotic: one changed token changes all that follow, so the first differing token is
-the only comparable one, and a late one is not a measure of quality. It is here because people want
-to read what a model says.
+One changed token changes all later tokens, so only the first difference is comparable, and its position does not
+measure quality. Answers are in the report because people want to read a model's text.
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ DEFAULT_ANSWER_TOKENS = 48
 
 
 class Speaker(Protocol):
-    """The part of a runner that answers need."""
+    """A generator of text: the part of a runner that answers need."""
 
     def generate(self, tokens: Sequence[int], *, max_new_tokens: int, stop: Container[int] = ()) -> list[int]:
-        """Greedy continuation, the new tokens only."""
+        """Return the greedy continuation, the new tokens only."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One model's answer, cut where it first differs: `same` + `first` + `rest` is the whole text.
+    """One model's answer, cut at its first difference: the text is `same` + `first` + `rest`.
 
-    `first_difference` counts tokens from 0, and is None when all of them agree with the reference's
-    (or this is the reference).
+    `first_difference` is the index of the first differing token, None if all tokens equal the reference model's.
     """
 
     model: str
@@ -49,6 +49,7 @@ class Answer:
 
     @property
     def text(self) -> str:
+        """The whole answer."""
         return self.same + self.first + self.rest
 
     def to_json(self) -> dict[str, Any]:
@@ -70,8 +71,10 @@ def answer(
     max_new_tokens: int,
     stop: Container[int] = (),
 ) -> list[list[int]]:
-    """Greedy answers as token ids, a final stop token left out; `prompts` are ids too. Raises UsageError for an empty
-    one."""
+    """Return greedy answers to `prompts` (both as token ids), without the final stop token.
+
+    Raises `UsageError` if a prompt is empty.
+    """
     answers = []
     for prompt in prompts:
         if not prompt:
@@ -82,27 +85,30 @@ def answer(
 
 
 def first_difference(reference: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs, or None for equal sequences. An answer that ends
-    earlier differs at its end."""
+    """Return the index of the first differing token, None for equal sequences.
+
+    If one sequence is a prefix of the other, the index is the length of the shorter one.
+    """
     pairs = zip(reference, other, strict=False)
-    found = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-    if found is None and len(reference) != len(other):
+    index = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if index is None and len(reference) != len(other):
         return min(len(reference), len(other))
-    return found
+    return index
 
 
 def mark(model: str, runner: Speaker, ids: Sequence[int], reference: Sequence[int]) -> Answer:
-    """Decode an answer and cut its text at the first token that differs from `reference`."""
+    """Decode the answer `ids` and cut its text at the first token that differs from `reference`."""
     text = runner.decode(ids)
     index = first_difference(reference, ids)
     if index is None:
         return Answer(model, text, "", "", None, len(ids))
-    # Decoding a prefix may end in half a character; the common prefix of the texts does not.
+    # A decoded prefix may end in half a character; the common prefix of both texts cannot.
     start = _shared_length(runner.decode(ids[:index]), text)
     end = max(_shared_length(runner.decode(ids[: index + 1]), text), start)
     return Answer(model, text[:start], text[start:end], text[end:], index, len(ids))
 
 
 def _shared_length(a: str, b: str) -> int:
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""`bench`: what one model costs to load, to keep and to run, measured in a fresh process."""
+"""`bench`: the cost of one model (load time, memory, speed), measured in a fresh process."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def bench(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Load time, memory, prefill and decode speed of an artifact or a checkpoint.
+    """Measure load time, memory, prefill and decode speed of an artifact or a checkpoint, and return the report.
 
-    `text` is a file whose beginning is the prompt. `command` is shown in the report. Raises
-    UsageError for settings out of range, and the model's own errors.
+    The prompt is the beginning of the file `text` (None: a built-in text). The report shows `command`. Raises
+    `UsageError` if a setting is out of range, and the model's own errors.
     """
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     (model,) = describe(path)
@@ -62,10 +62,12 @@ def measure(
     text: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Measurement], dict[str, str]]:
-    """Measure one model's cost in a fresh process, see `bench`; and the engine that ran it, with the reason where the
-    native one was wanted and did not."""
+    """Measure one model's cost in a fresh process, as `bench` does.
+
+    Return the measurements, and the engine with the reason why the native engine did not run the model ("" if none).
+    """
     settings = settings.within(model.context)
-    found = client.call(
+    result = client.call(
         {
             "task": "performance",
             "model": {"path": model.path, "dtype": dtype, "engine": engine},
@@ -76,21 +78,21 @@ def measure(
         subject=model.name,
         progress=progress,
     )
-    ran = {"engine": found["engine"], "reason": found["engine_reason"]}
-    return measurements(model.name, found, settings), ran
+    ran = {"engine": result["engine"], "reason": result["engine_reason"]}
+    return measurements(model.name, result, settings), ran
 
 
-def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -> list[Measurement]:
-    """The worker's performance result as `Measurement`s, named as the contract names them."""
-    loaded, baseline = found["loaded"], found["baseline"]
+def measurements(name: str, result: Mapping[str, Any], settings: SpeedSettings) -> list[Measurement]:
+    """Return the worker's performance result as measurements."""
+    loaded, baseline = result["loaded"], result["baseline"]
     fresh = "fresh process, libraries included"
     step = "after load and one step of 8 tokens"
     exact = {
-        "weights_bytes": (found["weights_bytes"], "tensors on disk"),
-        "packed_bytes": (found["packed_bytes"], "weights in memory, as the engine holds them"),
+        "weights_bytes": (result["weights_bytes"], "tensors on disk"),
+        "packed_bytes": (result["packed_bytes"], "weights in memory, as the engine holds them"),
         "resident_bytes": (loaded["resident_bytes"], f"{step}, {fresh}"),
         "resident_at_load_bytes": (
-            found["mapped"]["resident_bytes"],
+            result["mapped"]["resident_bytes"],
             f"after load, before the first step has touched mapped weights, {fresh}",
         ),
         "resident_increase_bytes": (
@@ -104,25 +106,25 @@ def measurements(name: str, found: Mapping[str, Any], settings: SpeedSettings) -
             "resident before load, libraries and tokenizer loaded",
         ),
         "load_peak_bytes": (loaded["peak_bytes"], f"peak until the first step, {fresh}"),
-        "peak_bytes": (found["after"]["peak_bytes"], f"peak while running, {fresh}"),
+        "peak_bytes": (result["after"]["peak_bytes"], f"peak while running, {fresh}"),
     }
     rows = [
         Measurement.exact(name, metric, float(value), "bytes", where)
         for metric, (value, where) in exact.items()
         if (loaded["resident_bytes"] or metric in ("weights_bytes", "packed_bytes"))
-        and (value or metric != "packed_bytes")  # not every runtime says it
+        and (value or metric != "packed_bytes")  # not every runtime reports packed bytes
     ]
-    engine = found["engine"]
+    engine = result["engine"]
     one = f"{engine} engine, one load, file cache as found"
     for metric, where in (("load_seconds", one), ("ready_seconds", f"{one}, and one step of 8 tokens")):
-        rows.append(Measurement.exact(name, metric, found[metric], "seconds", where))
+        rows.append(Measurement.exact(name, metric, result[metric], "seconds", where))
     during = "kept busy by other programs while speed was measured"
-    rows.append(Measurement.exact(name, "other_load_cores", found["other_load_cores"], "cores", during))
+    rows.append(Measurement.exact(name, "other_load_cores", result["other_load_cores"], "cores", during))
     for kind, where in (
         ("prefill", settings.prefill_where(engine)),
         ("decode", settings.decode_where(engine)),
     ):
-        rate = found["speed"][kind]
+        rate = result["speed"][kind]
         rows.append(
             Measurement(
                 name,

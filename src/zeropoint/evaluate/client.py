@@ -1,4 +1,4 @@
-"""The parent's side of the measuring process: send a request, follow its progress, get its result."""
+"""The parent's side of the measuring process: send a request, report progress, return the result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def call(
 ) -> dict[str, Any]:
     """Run `request` in a fresh process and return its result.
 
-    `subject` names what is measured in error messages. The process is killed when this call is left
-    in any way, Ctrl-C included. Raises the worker's own ZeropointError, or a ZeropointError that
-    says how the process ended.
+    `subject` names the measured model in error messages. The process is killed when this call ends in any way, Ctrl-C
+    included. Raises the worker's own `ZeropointError`, or a `ZeropointError` with the reason why the process ended.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
@@ -64,18 +63,18 @@ def _converse(
     request: Mapping[str, Any],
     progress: Callable[[str, float], None] | None,
 ) -> dict[str, Any] | None:
-    """Send the request; read lines until the last. None when the process ends without an answer."""
+    """Send the request and return the last message; None if the process ends without one."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         json.dump(request, process.stdin)
         process.stdin.close()
-    except BrokenPipeError:  # it died before reading; its ending tells why
+    except BrokenPipeError:  # the process ended before reading; its exit code and stderr tell why
         return None
     for line in process.stdout:
         try:
             message = json.loads(line)
-        except ValueError:  # cut off in the middle of a line
+        except ValueError:  # the process ended in the middle of a line
             return None
         if "progress" not in message:
             return message if isinstance(message, dict) else None
@@ -85,6 +84,7 @@ def _converse(
 
 
 def _rebuild(error: Mapping[str, str], subject: str) -> ZeropointError:
+    """Return the worker's error as an exception of the same class."""
     kind = getattr(errors, error["type"], None) if error["type"] else None
     if isinstance(kind, type) and issubclass(kind, ZeropointError):
         return kind(error["message"])
@@ -92,6 +92,7 @@ def _rebuild(error: Mapping[str, str], subject: str) -> ZeropointError:
 
 
 def _ending(code: int, stderr: IO[str]) -> str:
+    """Return in words how the process ended, with the last lines of its standard error."""
     if code == -signal.SIGKILL:
         return "the process was killed, most likely because memory ran out"
     stderr.seek(0)

@@ -1,8 +1,9 @@
-"""`compare`: a model and its artifacts side by side, each cost in its own process, quality in one.
+"""`compare`: measure a model and its artifacts side by side.
 
-The table's first row is the model as people run it, in its own dtype. What quality is measured
-*against* is the same weights computed in float32, so the first row's own divergence is the noise
-floor: a candidate cannot be told from the model below it.
+Cost (size, memory, speed) is measured in a fresh process per model, quality in one process for all models. The first
+row of the table is the model in its own dtype, as people run it. The quality of every row is measured against the same
+weights computed in float32. So the first row's own divergence is the noise floor: below it, an artifact cannot be told
+from the model.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ def compare(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure `model` (a checkpoint folder), any number of artifacts of it, and of other runtimes' files: GGUF, ONNX,
-    folders that other tools quantized. Each is run by what it was made for.
+    """Measure a checkpoint `model` and artifacts of the same model, and return the report.
 
-    `text` is a UTF-8 file, documents separated by two blank lines, of which at least `tokens` tokens
-    are scored; None is a built-in text. `prompts` may be empty. Raises UsageError for settings out
-    of range or a model that is not the artifacts' own, and each model's own errors.
+    `artifacts` may include files of external runtimes (GGUF, ONNX, folders that other tools quantized); each runs in
+    its own runtime. `text` is a UTF-8 file with two blank lines between documents, None for a built-in text; at least
+    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Raises `UsageError` if a
+    setting is out of range or an artifact is of another model, and each model's own errors.
     """
     if not artifacts:
         raise UsageError("compare needs at least one artifact beside the model")
@@ -71,13 +72,13 @@ def compare(
     for each in models:
         if each.doubts:
             logger.warning(
-                "%s: %s. What its card says of quality is left out; all that is measured here is of what is there",
+                "%s: %s. The quality in its card is left out, because the card describes other weights",
                 each.name,
                 "; ".join(each.doubts),
             )
     rows: list[Measurement] = []
     engines: dict[str, dict[str, str]] = {}
-    # One step per model, and quality counted as two per model.
+    # For the progress bar, quality counts as two steps per model.
     steps = 3 * len(models)
     for index, each in enumerate(models):
         measured, engines[each.name] = measure(
@@ -98,27 +99,32 @@ def compare(
         "speakers": [m.name for m in models],
     }
     share = len(models) / steps
-    found = client.call(
+    result = client.call(
         request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
     )
-    rows += quality_measurements(models[0].name, found)
+    rows += quality_measurements(models[0].name, result)
     names = [model, *artifacts]
     shown = command or shlex.join(
         ["zeropoint", "compare", *names, "--tokens", str(tokens), "--threads", str(threads)]
     )
-    extra = {**_extra(models, found, settings, shown), "engines": engines}
+    extra = {**_extra(models, result, settings, shown), "engines": engines}
     return Report(tuple(rows), Machine.detect().to_json(), extra)
 
 
 def running_dtype(model: Model) -> str:
-    """The dtype a checkpoint is run in: its own, but float32 for float16, whose arithmetic
-    CPUs emulate a hundred times slower; nobody would run it so. Other runtimes choose for themselves."""
+    """Return the dtype to run a model in: float32 for a float16 checkpoint, else "auto" (the model's own).
+
+    CPUs emulate float16 arithmetic a hundred times slower, so nobody runs it. External runtimes choose their own dtype.
+    """
     return "float32" if not (model.card or model.runtime) and model.dtype == "float16" else "auto"
 
 
 def running_engine(model: Model, engine: str) -> str:
-    """The engine a model is run by. A checkpoint is what its artifacts are compared with, as people run it today:
-    by transformers, whatever engine the artifacts run on; another runtime's file by that runtime."""
+    """Return the engine to run a model with.
+
+    A checkpoint runs in transformers, as people run it today, whatever engine the artifacts run on. An external
+    runtime's file runs in that runtime.
+    """
     if model.runtime:
         return "auto"
     return "universal" if engine in ENGINES and not model.card else engine
@@ -134,9 +140,10 @@ def quality_request(
     context: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The worker's request: `models[0]` in float32 is the reference, all models are candidates, nobody answers.
+    """Return the worker's quality request, without prompts to answer.
 
-    A checkpoint that runs in float32 anyway gets one more candidate, a bfloat16 run for the noise floor.
+    `models[0]` in float32 is the reference model; all models are candidates. If `models[0]` is not in bfloat16, a
+    bfloat16 run of it is one more candidate, for the noise floor.
     """
     first = models[0]
     reference_engine = running_engine(first, engine)
@@ -167,7 +174,7 @@ def paired_request(
     context: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The worker's request for any reference and candidates, `path`, `dtype` and `engine` each; nobody answers."""
+    """Return the worker's quality request, without prompts; each model is a `path`, a `dtype` and an `engine`."""
     return {
         "task": "quality",
         "reference": reference,
@@ -185,19 +192,19 @@ def paired_request(
     }
 
 
-def noise_floor(reference: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The quality entry of the reference's own 16-bit run."""
-    candidates = found["candidates"]
+def noise_floor(reference: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the quality entry of the reference model's own 16-bit run, from the worker's quality result."""
+    candidates = result["candidates"]
     entry: dict[str, Any] = candidates.get(f"{reference} {_FLOOR}", candidates[reference])
     return entry
 
 
-def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measurement]:
-    """The worker's quality result as `Measurement`s; the noise floor belongs to the reference."""
+def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Measurement]:
+    """Return the worker's quality result as measurements; the noise floor is a measurement of the reference model."""
     where = (
-        f"{found['text']} ({found['text_digest']}), {found['scored_tokens']} tokens, "
-        f"context {found['context']}, against the float32 reference, "
-        f"95 % bootstrap over {found['units']} {found['unit_kind']}"
+        f"{result['text']} ({result['text_digest']}), {result['scored_tokens']} tokens, "
+        f"context {result['context']}, against the float32 reference, "
+        f"95 % bootstrap over {result['units']} {result['unit_kind']}"
     )
     rows = []
 
@@ -206,7 +213,7 @@ def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measu
             Measurement(model, metric, entry["value"], entry["low"], entry["high"], entry["n"], unit, where)
         )
 
-    for name, entry in found["candidates"].items():
+    for name, entry in result["candidates"].items():
         if name.endswith(_FLOOR):
             continue
         for metric, unit in _QUALITY_UNITS.items():
@@ -214,39 +221,40 @@ def quality_measurements(reference: str, found: Mapping[str, Any]) -> list[Measu
         rows.append(
             Measurement.exact(name, "minimal_detectable_kl", entry["detectable_kl"], "nats/token", where)
         )
-    floor = noise_floor(reference, found)
+    floor = noise_floor(reference, result)
     add(reference, "noise_floor_kl", floor["kl_divergence"], "nats/token")
     add(reference, "noise_floor_top1", floor["top1_agreement"], "fraction")
     return rows
 
 
 def _extra(
-    models: Sequence[Model], found: Mapping[str, Any], settings: SpeedSettings, command: str
+    models: Sequence[Model], result: Mapping[str, Any], settings: SpeedSettings, command: str
 ) -> dict[str, Any]:
+    """Return the report's values besides the measurements."""
     sound = [model for model in models if not model.doubts]
     return {
         "kind": "compare",
         "models": {m.name: m.to_json() for m in models},
         "settings": settings.within(models[0].context).to_json(),
-        "quality": {k: v for k, v in found.items() if k != "answers"},
+        "quality": {k: v for k, v in result.items() if k != "answers"},
         "layer_errors": {m.name: m.card["layer_errors"] for m in sound if m.card.get("layer_errors")},
         "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},
         "verdicts": {m.name: m.card["verdict"] for m in sound if m.card.get("verdict")},
-        "answers": found["answers"],
+        "answers": result["answers"],
         "command": command,
         "versions": environment.versions(),
     }
 
 
 def coverage(model: Model) -> dict[str, Any]:
-    """Of the card's plan: how many weights got each scheme, and which were kept and why."""
+    """Return from the card's plan the number of weights per scheme, and the unquantized weights with their reasons."""
     choices: Mapping[str, Mapping[str, Any]] = model.card["plan"].get("choices", {})
     schemes: dict[str, int] = {}
-    kept = []
+    kept_weights = []
     for name, choice in choices.items():
         scheme = choice.get("scheme")
         if scheme is None:
-            kept.append({"name": name, "reason": choice.get("reason", "")})
+            kept_weights.append({"name": name, "reason": choice.get("reason", "")})
         else:
             schemes[scheme] = schemes.get(scheme, 0) + 1
-    return {"schemes": schemes, "kept": kept, "weights": len(choices)}
+    return {"schemes": schemes, "kept": kept_weights, "weights": len(choices)}

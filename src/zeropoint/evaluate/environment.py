@@ -1,4 +1,4 @@
-"""What stands beside every number: the versions it depends on, and what else the machine was doing."""
+"""The environment of a measurement: package versions, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _PACKAGES = ("zeropoint", "torch", "transformers", "numpy")
 
 
 class OtherLoad:
-    """Cores that other programs kept busy since this was made; 0.0 where the system does not say.
+    """The load of other programs since construction: the machine's busy time minus this process's own.
 
-    The machine's busy time less this process's own: a speed measured beside another load is not one.
+    A speed measured beside another load is not reliable.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,13 @@ class OtherLoad:
         self._others = _others_seconds()
 
     def cores(self) -> float:
+        """Return the mean number of cores that other programs kept busy; 0.0 if the system does not report it."""
         elapsed = time.monotonic() - self._start
         return max(_others_seconds() - self._others, 0.0) / elapsed if elapsed > 0 else 0.0
 
 
 def _others_seconds() -> float:
+    """Return the CPU seconds of all other processes since boot, from /proc/stat; 0.0 without it."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
@@ -37,11 +39,11 @@ def _others_seconds() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on; packages that are absent are left out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that results depend on."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,11 +1,11 @@
-"""`check`: does an artifact still say what its model says? A verdict with intervals, not a feeling.
+"""The gate (`check`): a verdict on whether an artifact still predicts what its model predicts.
 
-A bound is met only when the *whole* 95 % interval is inside it: a text too short to decide fails the
-gate, and the verdict says so. What decides is paired with the float32 reference on the same tokens.
+The artifact and the float32 reference model read the same tokens, so every difference is paired. A bound is met only
+when the *whole* 95 % interval lies inside the bound. A text too short to decide fails the gate; the verdict says so.
 
-Default bounds, used when the caller gives none, by the narrowest weight format of the artifact. They
-are bounds for "still the same model", from what round-to-nearest and better methods reach on small
-models; large models stay well inside them:
+Without bounds from the caller, the narrowest weight format of the artifact chooses the default bounds below. They mean
+"still the same model": round-to-nearest and better methods meet them on small models, and large models stay well
+inside them.
 
     ======  =============  ===================
     bits    max mean KL    max perplexity rise
@@ -42,16 +42,16 @@ logger = logging.getLogger(__name__)
 # (widest bits of the row, max mean KL in nats, max relative rise of perplexity)
 DEFAULT_BOUNDS = ((3, 0.50, 0.60), (4, 0.25, 0.25), (7, 0.10, 0.10), (8, 0.03, 0.03), (32, 0.005, 0.005))
 NO_DIGESTS = (
-    "an older release made this artifact, and its card named no digests: what was measured before may be of other "
-    "weights; this verdict names those that it is of"
+    "an older release made this artifact, and its card named no digests: earlier measurements in the card may be of "
+    "other weights; this verdict records the digests of the weights it judged"
 )
-# Of the progress of a check with tasks, about.
+# Approximate share of a check's running time that its tasks take, for the progress bar.
 _TASKS_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class BoundResult:
-    """One bound and what was measured. `direction` says on which side of `bound` it must stay."""
+    """One bound and the measured value. The interval must lie on the `direction` side of `bound`."""
 
     metric: str
     direction: Literal["below", "above"]
@@ -61,17 +61,17 @@ class BoundResult:
     high: float
     passed: bool
     detectable: float
-    """The smallest change of this metric that this text would show 80 % of the time."""
+    """The smallest true change of this metric that a text like this one detects in 80 % of cases."""
     remedy: str = "the text is too short to decide"
-    """What to say when the bound lies inside the interval."""
+    """The advice to print when the bound lies inside the interval."""
 
     @property
     def undecided(self) -> bool:
-        """The bound lies inside the interval: more text could decide either way."""
+        """Return whether the bound lies inside the interval, so that more text could decide either way."""
         return not self.passed and self.low < self.bound < self.high
 
     def sentence(self) -> str:
-        """The result in words, numbers in the metric's own unit."""
+        """Return the result as a sentence, with numbers in the metric's own unit."""
         end = "upper" if self.direction == "below" else "lower"
         limit = self.high if self.direction == "below" else self.low
         state = "meets" if self.passed else "misses"
@@ -84,7 +84,7 @@ class BoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer for one artifact, complete enough to be kept in its card."""
+    """The gate's answer for one artifact, with everything that the artifact's card stores of the check."""
 
     artifact: str
     against: str
@@ -103,12 +103,12 @@ class Verdict:
     seed: int
     tasks: tuple[TaskResult, ...] = ()
     judged: Mapping[str, str] = field(default_factory=dict)
-    """The digests of the tensors and of the config.json that this verdict is about."""
+    """Digests of the judged artifact: `tensors` (all tensors) and `config` (config.json)."""
     had_digests: bool = True
-    """Whether the card named digests, which artifacts of older releases do not."""
+    """Whether the artifact's card named digests. Cards of older releases name none."""
 
     def sentences(self) -> list[str]:
-        """What a person needs to read, the decision first."""
+        """Return the verdict as sentences for a person, the decision first."""
         first = "Passed" if self.passed else "Failed"
         source = "default bounds for this format" if self.bounds_are_defaults else "the bounds given"
         return [
@@ -122,23 +122,24 @@ class Verdict:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        said = asdict(self) | {"bounds": [asdict(bound) for bound in self.bounds]}
-        del said["had_digests"]
-        return said
+        """Return the verdict as JSON values, without `had_digests`."""
+        fields = asdict(self) | {"bounds": [asdict(bound) for bound in self.bounds]}
+        del fields["had_digests"]
+        return fields
 
     def write(self, folder: str | Path, **more: Any) -> None:
-        """Write the verdict, and `more` beside it, into the card of the artifact that it is about.
+        """Write the verdict and the entries `more` into the card of the artifact in `folder`.
 
-        Raises `ArtifactError` where that is not what was judged any more.
+        Raises `ArtifactError` if the artifact's tensors or config changed since they were judged.
         """
         where = Path(folder)
         if _identity(where).judged != self.judged:
             raise ArtifactError(
                 f"{where} changed while it was judged, so no verdict is written: judge it again"
             )
-        found = self.to_json()
-        quality = found.pop("quality")
-        update_card(where, quality=quality, verdict=found | more, judged=self.judged)
+        fields = self.to_json()
+        quality = fields.pop("quality")
+        update_card(where, quality=quality, verdict=fields | more, judged=self.judged)
 
 
 def check(
@@ -159,21 +160,26 @@ def check(
     keep: Path | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Measure an artifact against the model it came from and judge it.
+    """Measure an artifact against its source model `against` and return the verdict.
 
-    `max_kl` bounds the mean KL in nats per token, `max_perplexity_increase` the relative rise
-    (0.01 = 1 %), `min_top1` the share of tokens whose most likely word stays, `max_accuracy_drop` the fall of
-    accuracy on each of `tasks` (0.02 = two more wrong answers in 100). With none of them the
-    module's default bounds apply. What `against` alone decides is kept in the folder `keep` for other artifacts of it,
-    and gives the same numbers (`references.py`). Raises UsageError for bounds out of range, `ArtifactError` for an
-    artifact whose weights, config or card are not what its card says, and the models' own errors.
+    - `max_kl`: bound on the mean KL divergence, in nats per token.
+    - `max_perplexity_increase`: bound on the relative rise of perplexity (0.01 = 1 %).
+    - `min_top1`: bound on the share of tokens with an unchanged most likely next token.
+    - `max_accuracy_drop`: bound on the fall of accuracy on each of `tasks` (0.02 = two more wrong answers in 100).
+
+    Without any of the four, the module's default bounds apply. `keep` is a cache folder for the float32 reference
+    model's results (`references.py`); later checks of other artifacts of the same model read them and give the same
+    numbers. `tokens` is the least number of scored tokens, `context` the window length in tokens.
+
+    Raises `UsageError` if a bound is out of range, `ArtifactError` if the artifact's weights or config differ from its
+    card, and the models' own errors.
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact])
-    standing = _identity(Path(candidate.path))
-    given = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
-    if not given:
+    identity_before = _identity(Path(candidate.path))
+    has_bounds = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
+    if not has_bounds:
         max_kl, max_perplexity_increase = default_bounds(candidate.smallest_bits)
     request = quality_request(
         [reference, candidate],
@@ -187,12 +193,12 @@ def check(
     request["keep"] = None if keep is None else str(keep)
     share = 0.0 if tasks is None else _TASKS_SHARE
     answers: tuple[TaskResult, ...] = ()
-    if tasks is not None:  # first: a task that cannot be read should not cost the time of all the rest
+    if tasks is not None:  # first, so that an unreadable task fails before the long quality run
         step = part(progress, 0.0, share)
         answers = measure_accuracy(reference, candidate, tasks, engine=engine, threads=threads, progress=step)
     step = part(progress, share, 1 - share)
-    found = client.call(request, threads=threads, subject=candidate.name, progress=step)
-    entry = found["candidates"][candidate.name]
+    run = client.call(request, threads=threads, subject=candidate.name, progress=step)
+    entry = run["candidates"][candidate.name]
     bounds = judge(entry, max_kl=max_kl, max_perplexity_increase=max_perplexity_increase, min_top1=min_top1)
     bounds += judge_accuracy(answers, max_accuracy_drop)
     verdict = Verdict(
@@ -200,15 +206,15 @@ def check(
         against=reference.name,
         passed=all(bound.passed for bound in bounds),
         bounds=bounds,
-        bounds_are_defaults=not given,
-        noise_floor_kl=noise_floor(reference.name, found)["kl_divergence"]["value"],
+        bounds_are_defaults=not has_bounds,
+        noise_floor_kl=noise_floor(reference.name, run)["kl_divergence"]["value"],
         minimal_detectable_kl=entry["detectable_kl"],
         quality=entry,
         tasks=answers,
-        judged=standing.judged,
-        had_digests=standing.known,
+        judged=identity_before.judged,
+        had_digests=identity_before.known,
         **{
-            key: found[key]
+            key: run[key]
             for key in ("scored_tokens", "units", "unit_kind", "text", "text_digest", "context", "seed")
         },
     )
@@ -217,20 +223,24 @@ def check(
 
 
 def _identity(folder: Path) -> _Judged:
-    """What is in an artifact's folder, every byte read; nothing for another runtime's file, which has no card."""
+    """Return the digests of an artifact's folder, from every byte; no digests for an external runtime's file."""
     if not (folder / CARD_NAME).is_file():
         return _Judged({}, known=True)
-    found = identity.verify(folder)
-    return _Judged({"tensors": found.tensors, "config": identity.config_digest(folder)}, known=found.known)
+    digests = identity.verify(folder)
+    return _Judged(
+        {"tensors": digests.tensors, "config": identity.config_digest(folder)}, known=digests.known
+    )
 
 
 class _Judged(NamedTuple):
+    """Digests by name, and whether the artifact's card already named digests."""
+
     judged: Mapping[str, str]
     known: bool
 
 
 def default_bounds(bits: int) -> tuple[float, float]:
-    """Maximal mean KL and relative rise of perplexity for the narrowest weight format `bits`."""
+    """Return the default bounds on mean KL (nats) and relative perplexity rise for weights of `bits` or more bits."""
     return next((kl, rise) for widest, kl, rise in DEFAULT_BOUNDS if bits <= widest)
 
 
@@ -241,21 +251,22 @@ def judge(
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
 ) -> tuple[BoundResult, ...]:
-    """Hold a worker's quality entry against the bounds that are not None."""
+    """Return one result for each bound that is not None, from a worker's quality entry `entry`."""
     rows: list[BoundResult] = []
 
     def add(
         metric: str,
-        found: Mapping[str, float],
+        estimate: Mapping[str, float],
         bound: float | None,
         direction: Literal["below", "above"],
         shift: float,
     ) -> None:
+        """Append the result of one bound; `shift` is subtracted from the estimate."""
         if bound is None:
             return
-        value, low, high = (found[key] - shift for key in ("value", "low", "high"))
+        value, low, high = (estimate[key] - shift for key in ("value", "low", "high"))
         passed = high <= bound if direction == "below" else low >= bound
-        rows.append(BoundResult(metric, direction, bound, value, low, high, passed, found["detectable"]))
+        rows.append(BoundResult(metric, direction, bound, value, low, high, passed, estimate["detectable"]))
 
     add("kl_divergence", entry["kl_divergence"], max_kl, "below", 0.0)
     add("perplexity_increase", entry["perplexity_ratio"], max_perplexity_increase, "below", 1.0)
@@ -264,26 +275,28 @@ def judge(
 
 
 def judge_accuracy(tasks: Sequence[TaskResult], bound: float | None) -> tuple[BoundResult, ...]:
-    """Hold each task's fall of accuracy against the bound: non-inferiority. All must meet it, so more tasks make a
-    wrong pass no likelier."""
+    """Return one non-inferiority result per task: the upper end of its accuracy drop's interval against `bound`.
+
+    The gate passes only if every task meets the bound, so more tasks do not make a wrong pass more likely.
+    """
     if bound is None:
         return ()
     rows = []
     for task in tasks:
-        found = task.paired
-        needed = found.items_for(bound)
-        remedy = f"{found.n} items are too few to decide" + (f", about {needed} would" if needed else "")
-        passed = found.high <= bound
+        paired = task.paired
+        needed = paired.items_for(bound)
+        remedy = f"{paired.n} items are too few to decide" + (f", about {needed} would" if needed else "")
+        passed = paired.high <= bound
         rows.append(
             BoundResult(
                 f"accuracy_drop {task.task}",
                 "below",
                 bound,
-                found.drop,
-                found.low,
-                found.high,
+                paired.drop,
+                paired.low,
+                paired.high,
                 passed,
-                found.detectable,
+                paired.detectable,
                 remedy,
             )
         )
@@ -291,6 +304,7 @@ def judge_accuracy(tasks: Sequence[TaskResult], bound: float | None) -> tuple[Bo
 
 
 def _check_accuracy_bound(max_accuracy_drop: float | None, tasks: TaskRequest | None) -> None:
+    """Raise `UsageError` if the bound is out of range or there are no tasks to measure accuracy on."""
     if max_accuracy_drop is None:
         return
     if tasks is None:
@@ -304,6 +318,7 @@ def _check_accuracy_bound(max_accuracy_drop: float | None, tasks: TaskRequest | 
 def _check_bounds(
     max_kl: float | None, max_perplexity_increase: float | None, min_top1: float | None
 ) -> None:
+    """Raise `UsageError` if a bound is out of range."""
     if max_kl is not None and not max_kl > 0:
         raise UsageError(f"the bound on mean KL must be above 0 nats, not {max_kl}")
     if max_perplexity_increase is not None and not max_perplexity_increase > 0:

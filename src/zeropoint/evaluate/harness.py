@@ -1,10 +1,13 @@
 """lm-evaluation-harness on any runner: `lm_eval.simple_evaluate(model=harness.adapter(runner), tasks=[...])`.
 
-lm-eval is imported when the adapter is made, and not needed otherwise. Scoring follows its own Hugging Face runner
-(HFLM), so that numbers compare with published ones: a text begins with BOS where the model's tokenizer puts one and
-the text does not begin with it already; contexts are cut on the left; trailing spaces of a context belong to the
-continuation; an empty context is BOS, or EOS for a model without. A whole text is scored from that same token on, so a
-BOS that the tokenizer puts before it is predicted too, as HFLM does.
+Only `adapter` imports lm-eval. Scores compare with published ones, because scoring follows lm-eval's own Hugging Face
+model class (HFLM):
+
+- A text begins with BOS if the tokenizer adds BOS and the text does not begin with BOS already.
+- Long contexts are cut on the left.
+- Trailing spaces of a context move to the continuation.
+- An empty context becomes BOS, or EOS for a model without BOS.
+- The score of a whole text starts from the same BOS or EOS. So a BOS that the tokenizer adds is predicted too.
 """
 
 from __future__ import annotations
@@ -25,58 +28,61 @@ T = TypeVar("T")
 
 MISSING = "lm-eval is not installed: pip install lm-eval"
 DEFAULT_LENGTH = 2048
-# Their logits are held at once: 128 x 150,000 words are 77 MB.
+# Maximum number of tokens of a batch. All their logits are held at once: 128 x 150,000 float32 are 77 MB.
 _BATCH_TOKENS = 128
 DEFAULT_NEW_TOKENS = 256
 
 
 class Request(Protocol):
-    """An lm-eval `Instance`: `args` holds the texts."""
+    """An lm-eval `Instance`; `args` holds its texts."""
 
     args: tuple[Any, ...]
 
 
 class Scorer:
-    """What a harness asks of a model, on a runner, without the harness."""
+    """The scoring that lm-eval asks of a model, on a runner, without an import of lm-eval."""
 
     def __init__(self, runner: Runner, *, max_length: int | None = None) -> None:
         self.runner = runner
         self.max_length = max_length or int(getattr(runner, "max_positions", DEFAULT_LENGTH))
-        found = runner.start_token
-        self._start = min(runner.stop_tokens, default=0) if found is None else found
+        bos = runner.start_token
+        self._start = min(runner.stop_tokens, default=0) if bos is None else bos
 
     def loglikelihood(self, context: str, continuation: str) -> tuple[float, bool]:
-        """Log probability of the continuation, and whether greedy decoding gives it."""
+        """Return the log probability of the continuation (nats), and whether greedy decoding gives the continuation."""
         return self.score(*self.tokens(context, continuation))
 
     def loglikelihoods(
         self, pairs: Sequence[tuple[str, str]], progress: Callable[[float], None] | None = None
     ) -> list[tuple[float, bool]]:
-        """The same for many. The choices of a question share its context, and a choice of one token feeds the model
-        nothing more: one sequence serves every pair whose tokens begin it, and sequences go through the model some
-        at a time. `progress` gets the finished fraction."""
+        """Return `loglikelihood` of each (context, continuation) pair.
+
+        Choices of a question share the question's context. A pair needs no forward pass of its own if its input tokens
+        are a prefix of another pair's sequence. The remaining sequences run in batches. `progress` gets the finished
+        fraction.
+        """
         encoded = [self.tokens(*pair) for pair in pairs]
         windows = [self._window(before, after) for before, after in encoded]
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        done = 0
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        finished = 0
         for batch in _batches(windows):
-            # Padded on the right, where a causal model does not look.
+            # Padding on the right does not change the logits before it in a causal model.
             longest = max(len(windows[served[0]]) for served in batch) - 1
-            fed = np.zeros((len(batch), longest), np.int64)
+            inputs = np.zeros((len(batch), longest), np.int64)
             for row, served in enumerate(batch):
                 tokens = windows[served[0]][:-1]
-                fed[row, : len(tokens)] = tokens
-            for logits, served in zip(self.runner.logits(fed), batch, strict=True):
+                inputs[row, : len(tokens)] = tokens
+            for logits, served in zip(self.runner.logits(inputs), batch, strict=True):
                 for index in served:
                     rows = logits[: len(windows[index]) - 1][-len(encoded[index][1]) :]
-                    found[index] = _chances(rows, windows[index])
-                done += len(served)
+                    scores[index] = _chances(rows, windows[index])
+                finished += len(served)
             if progress is not None:
-                progress(done / len(pairs))
-        return found
+                progress(finished / len(pairs))
+        return scores
 
     def tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Both texts as token ids. Raises `UsageError` for a continuation without a token of its own."""
+        """Return context and continuation as token ids. Raises `UsageError` if the continuation adds no token."""
         if not context:
             after = self.runner.encode(continuation)
             before, after = (after[:1], after[1:]) if after[:1] == [self._start] else ([self._start], after)
@@ -91,18 +97,20 @@ class Scorer:
         return before, after
 
     def score(self, before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
-        """Log probability of `after`, and whether it is the greedy continuation, for token ids."""
+        """Return the log probability of the tokens `after`, and whether `after` is the greedy continuation."""
         tokens = self._window(before, after)
         rows = self.runner.logits(np.asarray(tokens[:-1], np.int64))
         return _chances(rows[-len(after) :], tokens)
 
     def _window(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
-        """What the model takes of both: the end, and one token more, which is only predicted."""
+        """Return the last `max_length + 1` tokens of both; the last token is only predicted, not read."""
         return [*before, *after][-(self.max_length + 1) :]
 
     def rolling(self, text: str) -> float:
-        """Log probability of a whole text, each token scored once, in windows of the model's length. The last window
-        sees as many tokens before its own as fit."""
+        """Return the log probability of a whole text, in windows of `max_length` tokens; each token is scored once.
+
+        Every window after the first reads as many earlier tokens as fit beside its own.
+        """
         tokens, total = self.runner.encode_prompt(text), 0.0
         for start in range(0, len(tokens), self.max_length):
             scored = tokens[start : start + self.max_length]
@@ -112,7 +120,7 @@ class Scorer:
         return total
 
     def generate_until(self, context: str, options: Mapping[str, Any]) -> str:
-        """The continuation up to the first of `options["until"]`."""
+        """Return the generated continuation up to the first of the stop strings `options["until"]`."""
         until = options.get("until") or []
         new_tokens = int(options.get("max_gen_toks", DEFAULT_NEW_TOKENS))
         temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
@@ -130,16 +138,24 @@ class Scorer:
 
 
 def _batches(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Groups of indices of sequences, the first of each beginning with what the others feed; some groups at a time."""
-    # In falling order a sequence comes right after those that it begins.
+    """Yield batches of groups of window indices.
+
+    One forward pass serves a group: the input of the group's first window begins with the inputs of the others.
+    """
+    # In descending order, a prefix comes right after the sequences that begin with the prefix.
     groups: list[list[int]] = []
     for index in sorted(range(len(windows)), key=lambda i: windows[i][:-1], reverse=True):
-        fed = windows[index][:-1]
-        if groups and windows[groups[-1][0]][: len(fed)] == fed and len(windows[groups[-1][0]]) > len(fed):
+        inputs = windows[index][:-1]
+        if (
+            groups
+            and windows[groups[-1][0]][: len(inputs)] == inputs
+            and len(windows[groups[-1][0]]) > len(inputs)
+        ):
             groups[-1].append(index)
         else:
             groups.append([index])
-    groups.sort(key=lambda served: len(windows[served[0]]))  # alike in length, so that little is padding
+    # Similar lengths in a batch need little padding.
+    groups.sort(key=lambda served: len(windows[served[0]]))
     batch: list[list[int]] = []
     for served in groups:
         if batch and (len(batch) + 1) * len(windows[served[0]]) > _BATCH_TOKENS:
@@ -151,7 +167,10 @@ def _batches(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _chances(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, bool]:
-    """Log probability of the last tokens by the logits `[count, vocabulary]` before each; whether all are likeliest."""
+    """Return the log probability of the last `count` tokens, and whether each is the argmax.
+
+    `rows`, float32 `[count, vocabulary]`: the logits that predict each of them.
+    """
     targets = np.asarray(tokens[-len(rows) :])
     logits = rows.astype(np.float64)
     logits -= logits.max(1, keepdims=True)
@@ -162,8 +181,10 @@ def _chances(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, b
 def adapter(
     runner: Runner, *, max_length: int | None = None, progress: Callable[[float], None] | None = None
 ) -> Any:
-    """An `lm_eval.api.model.LM` on a runner; `progress` gets the finished fraction of each kind of request.
-    Raises `UsageError` when lm-eval is not installed."""
+    """Return an `lm_eval.api.model.LM` on a runner; `progress` gets the finished fraction of each kind of request.
+
+    Raises `UsageError` if lm-eval is not installed.
+    """
     try:
         from lm_eval.api.model import LM
     except ModuleNotFoundError as cause:
@@ -189,10 +210,10 @@ def adapter(
         def apply_chat_template(
             self, chat_history: Sequence[Message], add_generation_prompt: bool = True
         ) -> str:
-            written = runner.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
-            if written is None:
+            prompt = runner.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+            if prompt is None:
                 raise UsageError(f"{runner.name} has no chat template: run the tasks without one")
-            return written
+            return prompt
 
     return Adapter()
 
@@ -202,9 +223,10 @@ def _each(
     answer: Callable[[tuple[Any, ...]], T],
     progress: Callable[[float], None] | None,
 ) -> list[T]:
-    found = []
+    """Return the answer to each request, and report progress after each."""
+    answers = []
     for index, request in enumerate(requests):
-        found.append(answer(request.args))
+        answers.append(answer(request.args))
         if progress is not None:
             progress((index + 1) / len(requests))
-    return found
+    return answers

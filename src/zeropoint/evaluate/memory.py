@@ -1,7 +1,7 @@
-"""This process's memory as Linux accounts it. Elsewhere every figure is 0 and reports leave it out.
+"""The memory of this process, from Linux's /proc. On other systems every value is 0, and reports omit it.
 
-Resident bytes are split into *anonymous* (allocated) and *file* (mapped, shared with the page cache
-and given back under pressure): a model that maps its weights looks small by one and large by the other.
+Resident bytes are *anonymous* (allocated) or *file* (memory-mapped files, shared with the page cache and released
+under memory pressure). Mapped weights count as file bytes, loaded weights as anonymous bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes resident now, and `peak_bytes` since `reset_peak` or since the process began."""
+    """Resident bytes now, and their peak since `reset_peak` or the start of the process."""
 
     resident_bytes: int
     anonymous_bytes: int
@@ -31,8 +31,8 @@ class Memory:
 
 
 def measure() -> Memory:
-    """Read the kernel's own accounts, after giving freed memory back."""
-    release()  # what an allocator keeps is not the model's memory
+    """Return freed heap memory to the system, then read this process's memory from /proc."""
+    release()  # memory that the allocator holds in reserve is not the model's
     rollup = _kilobyte_fields(_ROLLUP)
     resident = rollup.get("Rss", 0)
     anonymous = rollup.get("Anonymous", 0)
@@ -41,13 +41,13 @@ def measure() -> Memory:
 
 
 def reset_peak() -> None:
-    """Start a new peak. Where the kernel does not offer it the old one stays, which is larger."""
+    """Reset the peak to the present resident bytes. If the kernel does not support it, the old peak stays."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 
 
 def _kilobyte_fields(path: Path) -> dict[str, int]:
-    """`Name:   123 kB` lines -> bytes by name; empty where there is no such file."""
+    """Return bytes by name from lines `Name:   123 kB`; {} if there is no such file."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

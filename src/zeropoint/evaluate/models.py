@@ -1,4 +1,4 @@
-"""What can be known of a model from its folder, without loading it: names, dtype, card, limits."""
+"""Descriptions of models from their folders, without loading weights: name, dtype, card, limits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model to measure. `name` is unique in its report, `path` is where it is on this machine, `given` what the user
-    called it. `card` is empty for a checkpoint. `runtime` names the other runtime that runs it, and is empty for what
-    ours run. `doubts` says how an artifact differs from what its card names (`zeropoint.files.identity`): then nothing
-    that the card says of quality is about these weights."""
+    """A model to measure.
+
+    `name`: unique in its report. `path`: path on this machine. `given`: path or hub name from the user. `card`: the
+    artifact's card, empty for a checkpoint. `runtime`: the external runtime of the file, "" for Zeropoint's own
+    engines. `doubts`: differences between the artifact and the digests in its card (`zeropoint.files.identity`); if
+    there are any, the quality in the card is about other weights.
+    """
 
     name: str
     path: str
@@ -40,12 +43,12 @@ class Model:
     @property
     def dtype(self) -> str:
         """The checkpoint's own dtype: bfloat16, float16 or float32."""
-        found = self.config.get("dtype", self.config.get("torch_dtype", "float32"))
-        return found if found in _DTYPE_NAMES else "float32"
+        dtype = self.config.get("dtype", self.config.get("torch_dtype", "float32"))
+        return dtype if dtype in _DTYPE_NAMES else "float32"
 
     @property
     def format(self) -> str:
-        """The number format in words: the plan's label, the checkpoint's dtype, or another runtime's name for it."""
+        """The number format in words: the plan's label, the checkpoint's dtype, or an external runtime's name."""
         if self.external_format:
             return self.external_format
         if not self.card:
@@ -56,14 +59,14 @@ class Model:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence the model takes, where its config says."""
+        """The longest sequence of the model, in tokens; None if the config does not say."""
         text = self.config.get("text_config", self.config)
-        found = [text[k] for k in _CONTEXT_KEYS if isinstance(text.get(k), int) and text[k] > 0]
-        return min(found, default=None)
+        limits = [text[k] for k in _CONTEXT_KEYS if isinstance(text.get(k), int) and text[k] > 0]
+        return min(limits, default=None)
 
     @property
     def smallest_bits(self) -> int:
-        """Width of the narrowest weight format in the card's plan; 16 for a checkpoint."""
+        """The width in bits of the narrowest weight format in the card's plan; 16 for a checkpoint."""
         plan = self.card.get("plan")
         choices = plan.get("choices", {}) if isinstance(plan, Mapping) else {}
         schemes = [c.get("scheme") for c in choices.values() if isinstance(c, Mapping)]
@@ -71,36 +74,37 @@ class Model:
         return min(widths, default=16)
 
     def to_json(self) -> dict[str, Any]:
-        said: dict[str, Any] = {
+        """Return the model's entry in a report."""
+        entry: dict[str, Any] = {
             "path": self.given or self.path,
             "format": self.format,
             "is_reference": self.is_reference,
         }
-        said |= {"runtime": self.runtime} if self.runtime else {}
-        return said | ({"doubts": list(self.doubts)} if self.doubts else {})
+        entry |= {"runtime": self.runtime} if self.runtime else {}
+        return entry | ({"doubts": list(self.doubts)} if self.doubts else {})
 
 
 def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | None = None) -> list[Model]:
-    """Return the reference and the artifacts in order, named after folder or hub name; equal names are numbered.
+    """Return the reference model and the artifacts in order, named after folder or hub name; equal names are numbered.
 
-    A hub name is fetched, the reference in `revision`. Raise `CheckpointError` for what is neither on this machine nor
-    on the hub. What a user should hear of a checkpoint's files (`Source.notes`, tensors that are left out) is logged
-    here, once: the measuring processes' own log is read only where one of them fails.
+    Models on the hub are downloaded, the reference model in `revision`. Notes on a checkpoint's files (for example
+    tensors that are left out) are logged here, because the log of a measuring process is shown only if it fails. Raises
+    `CheckpointError` if a model is neither on this machine nor on the hub.
     """
     names: list[str] = []
     models = []
-    for index, given in enumerate((reference, *artifacts)):
-        path = str(locate(given, revision=None if index else revision))
-        stem = Path(path).resolve().name if Path(given).is_dir() else given.rstrip("/").split("/")[-1]
+    for index, argument in enumerate((reference, *artifacts)):
+        path = str(locate(argument, revision=None if index else revision))
+        stem = Path(path).resolve().name if Path(argument).is_dir() else argument.rstrip("/").split("/")[-1]
         count = sum(n == stem or n.startswith(f"{stem} (") for n in names)
         names.append(stem if count == 0 else f"{stem} ({count + 1})")
         gguf = find_gguf(Path(path)) if index == 0 else None
-        # a GGUF file that others are compared with is a source like any other; what it means is read exactly
+        # a GGUF file as the reference model is read as a checkpoint, with its exact values
         source = None if gguf is None or not artifacts else open_source(gguf)
         other = None if source is not None else external.identify(path)
         card = _read_json(path, CARD_NAME)
         if other is None:
-            tell(notes(path, given))
+            tell(notes(path, argument))
         models.append(
             Model(
                 names[-1],
@@ -110,7 +114,7 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
                 card,
                 other.runtime if other else "",
                 other.format if other else "",
-                given,
+                argument,
                 identity.doubts(Path(path), card),
             )
         )
@@ -118,17 +122,17 @@ def describe(reference: str, artifacts: Sequence[str] = (), *, revision: str | N
 
 
 def notes(path: str, given: str) -> tuple[str, ...]:
-    """Return what a user should hear of a checkpoint's files, from their headers; `given` names it in the sentences.
+    """Return notes for the user on a checkpoint's files, from their headers; the notes name the model `given`.
 
-    torch is imported only for a family that the native engine does not cover. An artifact has no notes, and neither
-    has what cannot be opened: the process that measures it says why.
+    torch is imported only for a model family outside the native engine. Artifacts have no notes. A model that cannot
+    be opened has none either, because the measuring process reports the reason.
     """
     if (Path(path) / CARD_NAME).is_file():
         return ()
     try:
-        found = open_source(path)
-        named = tuple(note.replace(path, given, 1) for note in found.notes)
-        source = replace(found, name=given, notes=named)
+        source = open_source(path)
+        named = tuple(note.replace(path, given, 1) for note in source.notes)
+        source = replace(source, name=given, notes=named)
         try:
             return records.describe(source).notes
         except UnsupportedError:
@@ -140,6 +144,6 @@ def notes(path: str, given: str) -> tuple[str, ...]:
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    """A JSON object from the model's folder; empty when there is no such file."""
+    """Return a JSON object from the model's folder, {} if there is no such file."""
     file = Path(path) / name
     return load_json(file, MAX_CARD_BYTES) if file.is_file() else {}

@@ -1,17 +1,17 @@
-"""Right or wrong on the same items: does a quantized model answer worse, and could these items have shown it?
+"""Paired accuracy: the difference between two models' right and wrong answers to the same items.
 
-An item that both models get right, or both wrong, says nothing about their difference. What counts are the flips:
-`losses`, which the reference alone gets right, and `gains`, which the candidate alone gets right.
+Only flips tell the models apart. A *loss* is an item that only the reference model gets right; a *gain* is an item that
+only the candidate gets right.
 
-- **Test**: McNemar's, with the mid-p value (Lancaster, 1961). Given the flips, losses are Binomial(flips, 1/2) when
-  nothing changed. The exact test rejects far less often than it says when flips are few (2.2 % at 10 expected flips,
-  2.9 % at 20, where 5 % was meant), so it overlooks real losses; mid-p counts the observed outcome half and keeps to
-  4.1 % and 4.6 % (Fagerland, Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013, recommend it too). Below 8
-  flips nothing keeps to 5 %; mid-p then errs towards silence (0.9 % at 3).
-- **Interval** of the drop of accuracy: Tango's score interval (Stat. Med. 17, 1998), which holds its 95 % from small
-  samples on, and does not shrink to nothing when no item flips.
-- **Gate**, "accuracy falls by no more than X": non-inferiority. The upper end of the interval must not pass X, so a
-  true drop of X passes 2.5 % of the time; having found no significant drop proves nothing.
+- **Test**: McNemar's test with the mid-p value (Lancaster, 1961). If the accuracies are equal, the number of losses is
+  Binomial(flips, 1/2). With few flips, the exact test at level 5 % rejects far too rarely (2.2 % at 10 expected flips,
+  2.9 % at 20), so it misses real losses. The mid-p value counts the observed outcome half and reaches 4.1 % and 4.6 %
+  (recommended by Fagerland, Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013). Below 8 flips no test reaches
+  5 %; mid-p is then conservative (0.9 % at 3).
+- **Interval** of the drop of accuracy: Tango's score interval (Stat. Med. 17, 1998). Its coverage is 95 % even for
+  small samples, and its width is not zero when no item flips.
+- **Gate**, "accuracy falls by no more than X": a non-inferiority test. The upper end of the interval must be at most X,
+  so a true drop of X passes 2.5 % of the time. (The lack of a significant drop would prove nothing.)
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PairedAccuracy:
-    """A candidate against its reference on `n` items. `drop` is the reference's accuracy less the candidate's, in
-    `[low, high]` with 95 % confidence; `p_value` is McNemar's, two-sided, mid-p; a true drop of `detectable` would
-    be found by that test 80 % of the time."""
+    """A candidate's accuracy against its reference model's, on the same `n` items.
+
+    `losses` and `gains` count the flips. `drop` is the reference model's accuracy minus the candidate's, with the 95 %
+    interval `[low, high]`. `p_value` is McNemar's, two-sided, mid-p. `detectable` is the smallest true drop that the
+    test finds in 80 % of cases.
+    """
 
     n: int
     reference_accuracy: float
@@ -53,7 +56,10 @@ class PairedAccuracy:
 
     @classmethod
     def of(cls, reference: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> PairedAccuracy:
-        """From correctness on the same items, `[n]` each. Raises UsageError when they cannot be paired."""
+        """Return the comparison of correctness on the same items, bool `[n]` each.
+
+        Raises `UsageError` if the arrays are empty or differ in shape.
+        """
         if reference.shape != candidate.shape or reference.ndim != 1 or reference.size == 0:
             raise UsageError(
                 f"correctness of {reference.size} and {candidate.size} items cannot be paired one by one"
@@ -76,8 +82,10 @@ class PairedAccuracy:
         )
 
     def items_for(self, bound: float) -> int | None:
-        """About how many items would show the drop to be below `bound` 80 % of the time, if drop and flips stay as
-        measured; None when the measured drop is not below it."""
+        """Return about how many items show with 80 % power that the drop is below `bound`.
+
+        The drop and the share of flips are taken as measured. Return None if the measured drop is not below `bound`.
+        """
         room = bound - self.drop
         if room <= 0:
             return None
@@ -90,26 +98,29 @@ class PairedAccuracy:
 
 
 def mcnemar(losses: int, gains: int) -> float:
-    """The two-sided mid-p value of McNemar's test: the chance of a split at least this uneven, the observed one
-    counted half."""
+    """Return the two-sided mid-p value of McNemar's test.
+
+    The value is the probability of a split of the flips at least as uneven, with the observed split counted half.
+    """
     return float(_mid_p(losses + gains)[losses])
 
 
 @cache
 def _mid_p(flips: int) -> Floats:
-    """The mid-p value for each number of losses, `[flips + 1]`."""
+    """Return the mid-p value for each number of losses, float64 `[flips + 1]`, read-only."""
     chances = binomial(flips, 0.5)
     below = np.cumsum(chances) - chances / 2
-    found: Floats = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
-    found.flags.writeable = False
-    return found
+    values: Floats = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
+    values.flags.writeable = False
+    return values
 
 
 def drop_interval(losses: int, gains: int, n: int) -> tuple[float, float]:
-    """Tango's 95 % score interval of `(losses - gains) / n`: all drops that the score test does not reject."""
+    """Return Tango's 95 % score interval of `(losses - gains) / n`: the drops that the score test does not reject."""
     z, observed = _normal(0.5 + CONFIDENCE / 2), (losses - gains) / n
 
     def end(outside: float) -> float:
+        """Return the end of the interval between the observed drop and `outside`, by bisection."""
         inside = observed
         for _ in range(_BISECTIONS):
             middle = (inside + outside) / 2
@@ -123,8 +134,11 @@ def drop_interval(losses: int, gains: int, n: int) -> tuple[float, float]:
 
 
 def _score(losses: int, gains: int, n: int, drop: float) -> float:
-    """How many standard errors the observed drop is from `drop`, the chance of a gain being the likeliest one under it
-    (the root of a quadratic; Tango's equation 2.4)."""
+    """Return the score of a true `drop`: its distance from the observed drop in standard errors.
+
+    The probability of a gain is its maximum likelihood estimate under `drop`, the root of a quadratic (Tango's equation
+    2.4).
+    """
     linear = (2 * n - losses + gains) * drop - losses - gains
     root = math.sqrt(max(linear**2 + 8 * n * gains * drop * (1 - drop), 0.0))
     gain = (root - linear) / (4 * n)
@@ -134,10 +148,10 @@ def _score(losses: int, gains: int, n: int, drop: float) -> float:
 
 
 def detectable_drop(flips: int, n: int) -> float:
-    """The smallest true drop of accuracy that McNemar's test finds 80 % of the time on `n` items, when other flips, as
-    often either way, stay as frequent as observed; 1 when nothing would be found.
+    """Return the smallest true drop of accuracy that McNemar's test finds in 80 % of cases on `n` items; 1 if none is.
 
-    One flip is added to the observed ones: their number is uncertain too, and with none seen some must be allowed for.
+    Besides the drop, flips in both directions are assumed as often as observed. One flip is added to the observed
+    number, because zero observed flips do not mean that flips never happen.
     """
     other = min((flips + 1) / n, 1.0)
     lower, upper = 0.0, 1.0
@@ -153,20 +167,22 @@ def detectable_drop(flips: int, n: int) -> float:
 
 
 def power(drop: float, flips: float, n: int) -> float:
-    """The chance that McNemar's test calls a true `drop` significant on `n` items, of which a share `flips` flips:
-    summed over all outcomes, not approximated."""
+    """Return the probability that McNemar's test finds a true `drop` significant on `n` items.
+
+    `flips` is the share of items that flip. The probability is a sum over outcomes, not a normal approximation.
+    """
     counts = binomial(n, flips)
     lost = (1 + drop / flips) / 2
     likely = np.flatnonzero(counts > 1e-6)
-    # Few hundred numbers of flips are likely even of thousands; every 50th of a wide range gives the sum to 1e-3.
+    # About 50 evenly spaced numbers of flips of the likely range give the sum to 1e-3.
     step = max(likely.size // 50, 1)
     chosen = likely[::step]
-    found = sum(counts[k] * binomial(int(k), lost)[_mid_p(int(k)) <= 1 - CONFIDENCE].sum() for k in chosen)
-    return float(found / counts[chosen].sum())
+    weighted = sum(counts[k] * binomial(int(k), lost)[_mid_p(int(k)) <= 1 - CONFIDENCE].sum() for k in chosen)
+    return float(weighted / counts[chosen].sum())
 
 
 def binomial(n: int, p: float) -> Floats:
-    """The chances of 0 to `n` successes, `[n + 1]`."""
+    """Return the binomial probabilities of 0 to `n` successes, float64 `[n + 1]`."""
     successes = np.arange(n + 1)
     if p <= 0 or p >= 1:
         return np.asarray(successes == (n if p >= 1 else 0), np.float64)

@@ -1,4 +1,4 @@
-"""The models of a quality run, opened, and the text that all of them read."""
+"""The opened models of a quality run, and the token windows that all of them read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from zeropoint.runtime.protocol import Runner
 
 Open = Callable[[Mapping[str, Any]], Runner]
 Entries = Mapping[str, Mapping[str, Any]]
-"""Quality entries by the candidate's name."""
+"""Quality entries by candidate name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairing:
-    """`candidates` are to be measured against `reference` on `windows`; `known` are the entries of those that need not
-    be, and `keep` is told what was measured. `runner` is the reference's, None where it did not have to be opened."""
+    """The models of a quality run.
+
+    `candidates` are measured against the reference model `reference` on `windows`. `known`: cached quality entries of
+    further candidates. `keep`: callback that gets the measured entries. `runner`: the reference model's runner, None if
+    its logits come from the cache.
+    """
 
     reference: LogitsSource
     candidates: Mapping[str, Runner]
@@ -35,10 +39,11 @@ class Pairing:
 
 
 def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pairing:
-    """Open what has to be opened. With a folder `keep` in the request, the reference and the candidates that are the
-    same checkpoint in other types are taken from there, if an earlier run left them.
+    """Open the models of a quality request.
 
-    Raises `ZeropointError` for models that read text differently, and each model's own errors.
+    With a cache folder `keep` in the request, results of the reference model, and of candidates that are the same
+    checkpoint in another dtype, come from the cache if they are there. Raises `ZeropointError` if a candidate tokenizes
+    text differently, and each model's own errors.
     """
     models, reference = request["candidates"], request["reference"]
     keeping = request["keep"] is not None and reference["engine"] == "universal"
@@ -46,10 +51,10 @@ def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pair
     candidates = {name: opener(model) for name, model in models.items() if name not in own}
     if own and candidates:
         windows = _cut(request, text, next(iter(candidates.values())))
-        kept = references.read(Path(request["keep"]), references.key(request, windows))
-        if kept is not None and all(models[name]["dtype"] in kept.entries for name in own):
-            known = {name: kept.entries[models[name]["dtype"]] for name in own}
-            return Pairing(_Kept.of(kept, windows, request), candidates, windows, None, known)
+        cached = references.read(Path(request["keep"]), references.key(request, windows))
+        if cached is not None and all(models[name]["dtype"] in cached.entries for name in own):
+            known = {name: cached.entries[models[name]["dtype"]] for name in own}
+            return Pairing(_CachedLogits.of(cached, windows, request), candidates, windows, None, known)
     runner = opener(reference)
     candidates |= {name: opener(models[name]) for name in own}
     sample = text.documents[0][:2000]
@@ -63,6 +68,7 @@ def pair(request: Mapping[str, Any], text: EvaluationText, opener: Open) -> Pair
 
 
 def _cut(request: Mapping[str, Any], text: EvaluationText, runner: Runner) -> Windows:
+    """Return the windows that a quality request asks for."""
     return make_windows(text, runner, tokens=request["tokens"], context=request["context"])
 
 
@@ -73,7 +79,7 @@ def _recorded(
     windows: Windows,
     own: list[str],
 ) -> Pairing:
-    """As `Pairing`, and remembered for the next time if the reference can be."""
+    """Return a pairing that writes the reference model's results into the cache, if they can be recorded."""
     from zeropoint.runtime.torch_engine.recorder import Recorder
 
     recorder = Recorder.of(runner, request["reference"]["path"])
@@ -81,27 +87,32 @@ def _recorded(
         return Pairing(runner, candidates, windows, runner)
 
     def keep(entries: Entries) -> None:
-        if (found := recorder.remembered()) is not None:
+        """Write the recording and the entries of the reference model's own runs into the cache."""
+        if (recording := recorder.remembered()) is not None:
             mine = {request["candidates"][name]["dtype"]: entries[name] for name in own}
             key = references.key(request, windows)
-            references.write(Path(request["keep"]), key, references.Kept(*found, mine))
+            references.write(Path(request["keep"]), key, references.Kept(*recording, mine))
 
     return Pairing(recorder, candidates, windows, runner, keep=keep)
 
 
-class _Kept:
-    """The reference's logits, of windows in the order in which they were kept."""
+class _CachedLogits:
+    """The reference model's logits, computed from the cached inputs of its output head."""
 
     def __init__(self, windows: Windows, logits: Callable[[int], NDArray[np.float32]]) -> None:
         self._index = {window.tobytes(): i for i, window in enumerate(windows.tokens)}
         self._logits = logits
 
     @classmethod
-    def of(cls, kept: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _Kept:
+    def of(cls, results: references.Kept, windows: Windows, request: Mapping[str, Any]) -> _CachedLogits:
+        """Return the logits of cached results, with the output head of the request's reference model."""
         from zeropoint.runtime.torch_engine.head import Head
 
-        head = Head.open(request["reference"]["path"], kept.head, kept.inputs, threads=request["threads"])
+        head = Head.open(
+            request["reference"]["path"], results.head, results.inputs, threads=request["threads"]
+        )
         return cls(windows, head.window)
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits of one of the windows. Raises `KeyError` for other tokens."""
         return self._logits(self._index[tokens.tobytes()])

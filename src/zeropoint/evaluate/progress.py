@@ -1,15 +1,15 @@
-"""Progress of work in parts."""
+"""Progress callbacks for work in several steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the finished fraction of the whole, 0 to 1."""
+"""Progress callback: gets the name of the running step and the finished fraction of the whole, 0 to 1."""
 
 
 def part(progress: Progress | None, start: float, share: float, name: str = "") -> Progress | None:
-    """`progress` of one step as progress of the whole, of which it is `share` from `start` on."""
+    """Return a callback for one step that covers the fractions `start` to `start + share` of the whole."""
     if progress is None:
         return None
     outer = progress

@@ -1,7 +1,7 @@
-"""How far a model's predictions moved from the reference's: paired, token by token, window by window.
+"""Quality: the divergence of candidates' predictions from a reference model's, paired token by token.
 
-Reference and candidates read the same windows in lock-step, so only one window's logits per model
-are ever held. For a token with reference distribution p and candidate distribution q:
+All models read the same windows in turn, so memory holds one window's logits per model. For a token with reference
+distribution p and candidate distribution q:
 
     KL(p || q) = sum_v p_v (ln p_v - ln q_v)      nats
     top-1      = argmax p == argmax q
@@ -39,16 +39,16 @@ Floats = NDArray[np.float64]
 
 
 class LogitsSource(Protocol):
-    """The part of a runner that quality needs."""
+    """A source of logits: the part of a runner that quality needs."""
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """`[T]` token ids -> `[T, vocabulary]`."""
+        """Return the logits of token ids `[T]`, float32 `[T, vocabulary]`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Per scored token `[n]`: divergence from the reference, own negative log likelihood, agreement."""
+    """Scores per token `[n]`: KL from the reference model, own negative log likelihood (nats), same argmax token."""
 
     kl: Floats
     nll: Floats
@@ -57,7 +57,7 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """One model against the reference, over all scored tokens."""
+    """The quality of one model against the reference model, over all scored tokens."""
 
     perplexity: Estimate
     perplexity_ratio: Estimate
@@ -69,11 +69,12 @@ class Quality:
 
     @property
     def detectable_kl(self) -> float:
-        """The smallest change of mean KL this many documents would show 80 % of the time."""
+        """The smallest true change of mean KL that a text like this one detects in 80 % of cases."""
         return self.kl_mean.detectable
 
     @property
     def detectable_perplexity_ratio(self) -> float:
+        """The smallest true change of the perplexity ratio that a text like this one detects in 80 % of cases."""
         return self.perplexity_ratio.detectable
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class QualityRun:
-    """The reference's perplexity, every candidate's `Quality`, and what they were measured on."""
+    """The result of `measure_quality`, with the number of scored tokens and of resampled units."""
 
     reference_perplexity: Estimate
     candidates: Mapping[str, Quality]
@@ -110,18 +111,18 @@ def measure_quality(
     resamples: int = RESAMPLES,
     progress: Callable[[float], None] | None = None,
 ) -> QualityRun:
-    """Score every candidate against the reference on the same windows.
+    """Return the quality of every candidate against the reference model on the same windows.
 
-    `progress` gets the finished fraction. Raises UsageError when vocabularies differ, ArtifactError
-    when a model's logits are not finite.
+    `progress` gets the finished fraction. Raises `UsageError` if vocabularies differ, `ArtifactError` if a model's
+    logits are not finite.
     """
     reference_nll: list[Floats] = []
     scores: dict[str, list[TokenScores]] = {name: [] for name in candidates}
     for index, tokens in enumerate(windows.tokens):
         logits = {name: _logits(model, tokens, name) for name, model in candidates.items()}
-        nll, found = score_window(_logits(reference, tokens, "the reference"), logits, tokens[1:])
+        nll, window_scores = score_window(_logits(reference, tokens, "the reference"), logits, tokens[1:])
         reference_nll.append(nll)
-        for name, score in found.items():
+        for name, score in window_scores.items():
             scores[name].append(score)
         if progress is not None:
             progress((index + 1) / len(windows.tokens))
@@ -139,9 +140,9 @@ def measure_quality(
 def score_window(
     reference: NDArray[np.float32], candidates: Mapping[str, NDArray[np.float32]], targets: NDArray[np.int64]
 ) -> tuple[Floats, dict[str, TokenScores]]:
-    """Score one window: logits `[T, vocabulary]` each, the next tokens `[T - 1]`.
+    """Score one window: logits, float32 `[T, vocabulary]` each, and the next tokens `targets` `[T - 1]`.
 
-    Returns the reference's negative log likelihoods `[T - 1]` and each candidate's scores.
+    Return the reference model's negative log likelihoods `[T - 1]` and each candidate's scores.
     """
     count = targets.size
     scores, reference_nll = {}, np.empty(count)
@@ -157,8 +158,9 @@ def score_window(
 
 
 def _logits(model: LogitsSource, tokens: NDArray[np.int64], name: str) -> NDArray[np.float32]:
+    """Return the logits of one window. Raises `ArtifactError` if one is not finite."""
     logits = model.logits(tokens)
-    if not logits.max() < np.inf:  # one pass, and NaN is not below anything
+    if not logits.max() < np.inf:  # one pass finds infinity and NaN, because NaN < inf is false
         raise ArtifactError(f"{name} gives logits that are not finite: it is damaged or overflows")
     return logits
 
@@ -172,8 +174,10 @@ def _join(parts: list[TokenScores]) -> TokenScores:
 
 
 def summarize(scores: TokenScores, reference_nll: Floats, draws: Resampler) -> Quality:
-    """Per-token scores `[n]` -> means, tails and their bootstrap intervals. The perplexity ratio
-    is paired: both models are resampled with the same documents."""
+    """Return means, tails and bootstrap intervals of per-token scores `[n]`.
+
+    The perplexity ratio is paired: both models are resampled with the same documents.
+    """
     kl = scores.kl
     return Quality(
         perplexity=estimate_exponential_of_mean(scores.nll, draws),

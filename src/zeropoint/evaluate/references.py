@@ -1,11 +1,11 @@
-"""What a reference alone decides of a gate, kept: every plan for a model is held against it on the same text.
+"""A cache of reference model results, so that gates of several artifacts of one model run the reference model once.
 
-One file for a reference and a text, named by the digest of all it depends on: the checkpoint's bytes and config, the
-tokens and whose documents they are, how they are resampled, the programs, the processor, the threads. It holds the
-inputs of the float32 model's head, of which the head makes its logits again bit for bit, and what was found of the
-model's own 16-bit run. A file that is damaged is made again, and that is said in the log.
+There is one file per reference model and text. The file's name is the digest of everything that the results depend on:
+the checkpoint's bytes and config, the tokens and their documents, the resampling, the program versions, the processor,
+the threads. The file holds the inputs of the float32 model's output head, from which the head computes the same logits
+bit for bit, and the quality of the model's own 16-bit run. A damaged file is replaced, with a warning in the log.
 
-Layout: the sha256 of the rest, a line; a line of JSON; float32 values.
+File layout: a line with the SHA-256 of the rest; a line of JSON; float32 values.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ from zeropoint.sources import open_source
 logger = logging.getLogger(__name__)
 
 PREFIX = "reference-"
-#: Files kept in a folder, the one used longest ago goes first; larger ones are not kept.
+#: Maximum number of files in a folder (the least recently used is deleted first), and maximum bytes of one file.
 MOST_FILES, MOST_BYTES = 16, 256 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """The name of the head's tensor, its inputs float32 `[windows, tokens, width]`, and the quality entries of the
-    reference's own runs by dtype."""
+    """Cached results of a reference model.
+
+    `head`: name of the output head's tensor. `inputs`: the head's inputs, float32 `[windows, tokens, width]`.
+    `entries`: quality entries of the reference model's own runs, by dtype.
+    """
 
     head: str
     inputs: NDArray[np.float32]
@@ -50,7 +53,7 @@ class Kept:
 
 
 def key(request: Mapping[str, Any], windows: Windows) -> dict[str, Any]:
-    """All that a kept reference depends on. Raises `CheckpointError` for a folder that is no checkpoint."""
+    """Return everything that cached results depend on. Raises `CheckpointError` if the folder is no checkpoint."""
     reference, machine = request["reference"], Machine.detect()
     source = open_source(reference["path"])
     return {
@@ -67,25 +70,29 @@ def key(request: Mapping[str, Any], windows: Windows) -> dict[str, Any]:
 
 
 def read(folder: Path, key: Mapping[str, Any]) -> Kept | None:
-    """What was kept under this key, if anything was."""
+    """Return the cached results for this key, or None."""
     path = _path(folder, key)
     try:
-        found = _parse(read_own(path, 2 * MOST_BYTES))
+        cached = _parse(read_own(path, 2 * MOST_BYTES))
         os.utime(path)
-        return found
+        return cached
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as cause:
-        logger.warning("the kept reference %s is run again: %s", path, cause)
+        logger.warning(
+            "the cached reference results in %s are not used, and the reference model runs again: %s",
+            path,
+            cause,
+        )
         return None
 
 
-def write(folder: Path, key: Mapping[str, Any], kept: Kept) -> None:
-    """Keep it for the next time; a folder that does not take it is no obstacle."""
-    if kept.inputs.nbytes > MOST_BYTES:
+def write(folder: Path, key: Mapping[str, Any], results: Kept) -> None:
+    """Write the results into the cache; a failure is logged, not raised. Results above `MOST_BYTES` are skipped."""
+    if results.inputs.nbytes > MOST_BYTES:
         return
-    said = {"head": kept.head, "shape": kept.inputs.shape, "entries": kept.entries, "key": key}
-    body = json.dumps(said).encode() + b"\n" + np.ascontiguousarray(kept.inputs).tobytes()
+    header = {"head": results.head, "shape": results.inputs.shape, "entries": results.entries, "key": key}
+    body = json.dumps(header).encode() + b"\n" + np.ascontiguousarray(results.inputs).tobytes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_bytes(_path(folder, key), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
@@ -93,7 +100,7 @@ def write(folder: Path, key: Mapping[str, Any], kept: Kept) -> None:
         for file in files[:-MOST_FILES]:
             file.unlink(missing_ok=True)
     except (OSError, ArtifactError) as cause:
-        logger.warning("the reference's run is not kept in %s: %s", folder, cause)
+        logger.warning("the reference model's results are not cached in %s: %s", folder, cause)
 
 
 def _path(folder: Path, key: Mapping[str, Any]) -> Path:
@@ -101,10 +108,11 @@ def _path(folder: Path, key: Mapping[str, Any]) -> Path:
 
 
 def _parse(data: bytes) -> Kept:
-    said, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != said:
+    """Return the results in a file's bytes. Raises `ValueError` if the checksum is wrong."""
+    checksum, _, body = data.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
         raise ValueError("it is damaged")
     line, _, values = body.partition(b"\n")
-    head = json.loads(line)
-    inputs = np.frombuffer(values, np.float32).reshape(head["shape"])
-    return Kept(head["head"], inputs, head["entries"])
+    header = json.loads(line)
+    inputs = np.frombuffer(values, np.float32).reshape(header["shape"])
+    return Kept(header["head"], inputs, header["entries"])

@@ -1,4 +1,4 @@
-"""How a comparison or a benchmark is measured. Plain values with checked ranges."""
+"""Settings of speed measurements, with checked ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from zeropoint.evaluate.speed import MIN_REPEATS
 
 @dataclass(frozen=True, slots=True)
 class SpeedSettings:
-    """`prompt_tokens` of prefill and `new_tokens` of decode for each of `batch` sequences."""
+    """Settings of a speed measurement: `prompt_tokens` of prefill and `new_tokens` of decode per sequence of a batch.
+
+    Raises `UsageError` if a setting is out of range.
+    """
 
     prompt_tokens: int = 512
     new_tokens: int = 128
@@ -26,7 +29,7 @@ class SpeedSettings:
             raise UsageError(f"speed needs at least {MIN_REPEATS} repeats for a spread, not {self.repeats}")
 
     def within(self, context: int | None) -> SpeedSettings:
-        """The same, shortened to what a model of that context length takes."""
+        """Return the settings, shortened to a model's context length (None: unlimited)."""
         if context is None or self.prompt_tokens + self.new_tokens <= context:
             return self
         new = min(self.new_tokens, max(context // 4, 1))
@@ -35,9 +38,11 @@ class SpeedSettings:
         )
 
     def prefill_where(self, engine: str) -> str:
+        """Return the conditions of the prefill measurement in words."""
         return f"{engine} engine, {self.prompt_tokens}-token prompt, {self._load()}"
 
     def decode_where(self, engine: str) -> str:
+        """Return the conditions of the decode measurement in words."""
         return f"{engine} engine, {self.new_tokens} tokens after {self.prompt_tokens}, {self._load()}"
 
     def _load(self) -> str:

@@ -1,4 +1,4 @@
-"""Prefill and decode rates of a loaded model: warmed up, repeated, median with the observed spread."""
+"""Prefill and decode speed of a loaded model: the median of repeats after a warm-up, with the range of repeats."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WARM_UP_TOKENS = 4
 
 
 class Timed(Protocol):
-    """The part of a runner that speed needs."""
+    """A timed model: the part of a runner that speed needs."""
 
     def prefill_decode(self, tokens: NDArray[np.int64], new_tokens: int) -> tuple[float, float]:
-        """`[B, T]` tokens -> seconds of prefill, seconds of `new_tokens` decode steps."""
+        """Return the seconds of prefill of token ids `[B, T]`, and of `new_tokens` decode steps."""
         ...
 
 
@@ -39,6 +39,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
+    """The rates of prefill and of decode."""
+
     prefill: Rate
     decode: Rate
 
@@ -57,8 +59,8 @@ def measure_speed(
 ) -> Speed:
     """Time `repeats` runs of `batch` copies of `prompt` (token ids) and `new_tokens` decode steps.
 
-    One short untimed run goes first, so that lazy set-up and cold caches are nobody's score.
-    Raises UsageError for fewer than three repeats or nothing to time.
+    A short untimed run goes first, so that lazy set-up and cold caches are not timed. Raises `UsageError` for fewer
+    than three repeats, an empty prompt, no new tokens or an empty batch.
     """
     if repeats < MIN_REPEATS:
         raise UsageError(f"speed needs at least {MIN_REPEATS} repeats for a spread, not {repeats}")

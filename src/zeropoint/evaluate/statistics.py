@@ -1,14 +1,14 @@
-"""Intervals by bootstrap over documents, vectorized.
+"""Confidence intervals by bootstrap over documents, vectorized.
 
 Tokens of one document are not independent, so whole documents are drawn with replacement (a cluster bootstrap;
-Efron and Tibshirani, 1993, chapter 8). Every statistic here is a function of per-document sums, so a resample is one
-row of counts and all resamples are one matrix product.
+Efron and Tibshirani, 1993, chapter 8). Means are functions of per-document sums, so a resample is one row of document
+counts, and all resamples together are one matrix product.
 
-A handful of documents is what a gate can afford, and there the familiar percentile interval leaves out the truth 9 to
-13 times in 100 where it promises 5 (8 to 12 documents; docs/evaluation.md). Means are therefore
-*studentized*: each resample's deviation is divided by its own standard error, and the 95 % quantile of the absolute
-ratio replaces 1.96 (the symmetric bootstrap-t; Hall, "On symmetric bootstrap confidence intervals", J. R. Stat. Soc.
-B 50, 1988). Positive means are treated so on their logarithm, where their skew is small.
+A gate can afford only a few documents. With 8 to 12 documents, a 95 % percentile interval misses the truth 9 to 13
+times in 100 instead of 5 (docs/evaluation.md). Means are therefore *studentized*: each resample's deviation is divided
+by the resample's own standard error, and the 95 % quantile of the absolute ratio replaces 1.96 (the symmetric
+bootstrap-t; Hall, "On symmetric bootstrap confidence intervals", J. R. Stat. Soc. B 50, 1988). For positive means the
+interval is computed on the logarithm, which is less skewed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from zeropoint.errors import UsageError
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 POWER = 0.80
-# Below this many documents a bootstrap over documents says little, so runs of tokens stand in.
+# With fewer documents than this, runs of tokens are resampled instead of documents.
 MIN_UNITS = 8
 _BLOCK_TOKENS = 128
-# How sure it is that the standard error used for planning is no smaller than the true one.
+# Confidence that the standard error used for `detectable` is at least the true one.
 _PLANNING_CONFIDENCE = 0.90
 _NORMAL = NormalDist()
 
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, its 95 % interval and standard error, over `n` tokens, and the smallest change that would be seen."""
+    """An estimate over `n` tokens: the value, its 95 % interval and its standard error."""
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Estimate:
     standard_error: float
     n: int
     detectable: float
-    """A change of the truth by this much is found by the interval at least 80 % of the time."""
+    """The smallest true change that the interval detects in at least 80 % of cases."""
 
     def to_json(self) -> dict[str, float | int]:
         return {
@@ -59,13 +59,17 @@ class Estimate:
 
     @classmethod
     def exact(cls, value: float, n: int) -> Estimate:
+        """Return an estimate without uncertainty."""
         return cls(value, value, value, 0.0, n, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Resampler:
-    """`unit_of` int64 `[tokens]`: which unit each token is in; `counts` `[resamples, units]`: how
-    often each unit is drawn; `kind` names the unit in words."""
+    """Bootstrap resamples of units (documents, or runs of tokens).
+
+    `unit_of`, int64 `[tokens]`: the unit of each token. `counts`, float64 `[resamples, units]`: how often a resample
+    draws each unit. `kind`: the unit in words.
+    """
 
     unit_of: NDArray[np.int64]
     counts: NDArray[np.float64]
@@ -73,48 +77,50 @@ class Resampler:
 
     @property
     def units(self) -> int:
+        """The number of units."""
         return int(self.counts.shape[1])
 
     def sums(self, values: Floats) -> Floats:
-        """Per-unit sums of per-token values: `[tokens]` -> `[units]`."""
+        """Return the per-unit sums of per-token values: `[tokens]` -> `[units]`."""
         return np.bincount(self.unit_of, weights=values, minlength=self.units).astype(np.float64)
 
     def means(self, values: Floats) -> Floats:
-        """The mean over tokens in each resample: `[tokens]` -> `[resamples]`."""
+        """Return the mean over tokens in each resample: `[tokens]` -> `[resamples]`."""
         return self._means_and_errors(values, self.counts)[0]
 
     def studentized(self, values: Floats) -> tuple[Floats, Floats]:
-        """The mean over tokens and its standard error, `[1 + resamples]` each: as observed, then in each resample."""
+        """Return the mean over tokens and its standard error, `[1 + resamples]` each: the observed one first."""
         return self._means_and_errors(values, np.vstack([np.ones((1, self.units)), self.counts]))
 
     def _means_and_errors(self, values: Floats, counts: Floats) -> tuple[Floats, Floats]:
-        """A mean over tokens is a ratio of sums over units; its error is the linearized one (Cochran, 1977, 6.4)."""
+        """Return means over tokens, as ratios of sums over units, and their linearized errors (Cochran, 1977, 6.4)."""
         totals, sizes = self.sums(values), self.sums(np.ones_like(values))
         tokens = counts @ sizes
         means = (counts @ totals) / tokens
         spread = counts @ totals**2 - 2 * means * (counts @ (totals * sizes)) + means**2 * (counts @ sizes**2)
-        # Cancellation leaves about this much where every unit has the same mean.
+        # Rounding noise of the subtraction above, when every unit has the same mean.
         noise = 64 * np.finfo(np.float64).eps * (counts @ totals**2)
         spread = np.where(spread > noise, spread, 0.0) * self.units / max(self.units - 1, 1)
         return np.asarray(means), np.asarray(np.sqrt(spread) / tokens)
 
     def quantiles(self, values: Floats, q: float) -> Floats:
-        """The `q` quantile over tokens in each resample: `[tokens]` -> `[resamples]`."""
+        """Return the `q` quantile over tokens in each resample: `[tokens]` -> `[resamples]`."""
         order = np.argsort(values)
         ordered, units = values[order], self.unit_of[order]
-        found = np.empty(self.counts.shape[0])
-        for start in range(0, found.size, 64):  # 64 resamples at a time bound the memory
+        quantiles_drawn = np.empty(self.counts.shape[0])
+        for start in range(0, quantiles_drawn.size, 64):  # 64 resamples at a time bound the memory
             weight = np.cumsum(self.counts[start : start + 64][:, units], axis=1)
             index = (weight < q * weight[:, -1:]).sum(axis=1)
-            found[start : start + 64] = ordered[np.minimum(index, ordered.size - 1)]
-        return found
+            quantiles_drawn[start : start + 64] = ordered[np.minimum(index, ordered.size - 1)]
+        return quantiles_drawn
 
 
 def resampler(documents: NDArray[np.int64], *, seed: int = 0, resamples: int = RESAMPLES) -> Resampler:
-    """Draw the resamples for tokens whose documents are `documents` `[tokens]`.
+    """Draw the resamples; `documents`, int64 `[tokens]`, is the document of each token.
 
-    Texts with fewer than eight documents are resampled by runs of 128 tokens instead, short ones by eight shorter
-    runs: the interval then speaks of these documents only. Raises UsageError for fewer than eight tokens.
+    A text with fewer than eight documents is resampled by runs of 128 tokens (shorter runs for a short text, so that
+    there are at least eight). The interval then covers these documents only. Raises `UsageError` for fewer than eight
+    tokens.
     """
     if documents.size < MIN_UNITS:
         raise UsageError(f"{documents.size} scored tokens are too few for an interval: use a longer text")
@@ -129,7 +135,7 @@ def resampler(documents: NDArray[np.int64], *, seed: int = 0, resamples: int = R
 
 
 def estimate_mean(values: Floats, draws: Resampler) -> Estimate:
-    """The mean of values that are never negative, `[tokens]`: a KL divergence."""
+    """Return the mean of non-negative values `[tokens]`, for example KL divergences."""
     means, errors = draws.studentized(values)
     if errors[0] == 0:
         return Estimate.exact(float(values.mean()), values.size)
@@ -138,7 +144,7 @@ def estimate_mean(values: Floats, draws: Resampler) -> Estimate:
 
 
 def estimate_exponential_of_mean(values: Floats, draws: Resampler) -> Estimate:
-    """`exp(mean)` of `[tokens]`: a perplexity of log likelihoods, a perplexity ratio of their differences."""
+    """Return `exp(mean)` of `[tokens]`: the perplexity of NLLs, or the perplexity ratio of differences of NLLs."""
     means, errors = draws.studentized(values)
     if errors[0] == 0:
         return Estimate.exact(float(np.exp(values.mean())), values.size)
@@ -146,14 +152,14 @@ def estimate_exponential_of_mean(values: Floats, draws: Resampler) -> Estimate:
 
 
 def _exponential(centers: Floats, errors: Floats, n: int) -> Estimate:
-    """exp of a centre from its bootstrap-t: `[1 + resamples]`, the observed one first."""
+    """Return the estimate of exp(center) by bootstrap-t on center; `[1 + resamples]`, the observed one first."""
     center, error = float(centers[0]), float(errors[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(centers[1:] - center) / errors[1:]
     factor = float(np.quantile(np.nan_to_num(ratios, nan=np.inf), CONFIDENCE))
     if not math.isfinite(factor):
         raise UsageError("too few parts of the text differ for an interval: use a longer text")
-    # How much the standard error varies from sample to sample, as degrees of freedom.
+    # The relative variance of the standard error; 0.5 / variation is its degrees of freedom.
     variation = float(np.var(np.nan_to_num(errors[1:]) / error))
     reach = math.exp((factor + _NORMAL.inv_cdf(POWER)) * _planned(0.5 / variation) * error)
     value = math.exp(center)
@@ -162,9 +168,12 @@ def _exponential(centers: Floats, errors: Floats, n: int) -> Estimate:
 
 
 def estimate_share(values: Floats, draws: Resampler) -> Estimate:
-    """The share of ones in `[tokens]`: Wilson's interval with the sample size that independent tokens would need for
-    the standard error seen between units (Korn and Graubard, Survey Methodology 24, 1998). A share near one has no
-    usable bootstrap: most resamples hold none of the few zeros."""
+    """Return the share of ones in `[tokens]`, with Wilson's interval at an effective sample size.
+
+    The effective sample size is the number of independent tokens with the standard error that the units have (Korn and
+    Graubard, Survey Methodology 24, 1998). A bootstrap fails for a share near one, because most resamples hold none of
+    the few zeros.
+    """
     means, errors = draws.studentized(values)
     share, error = float(means[0]), float(errors[0])
     size = float(values.size)
@@ -179,37 +188,44 @@ def estimate_share(values: Floats, draws: Resampler) -> Estimate:
 
 
 def estimate_quantile(values: Floats, q: float, draws: Resampler) -> Estimate:
-    """A quantile over `[tokens]`: the percentile interval, widened as t is wider than the normal distribution
-    (Hesterberg, "What teachers should know about the bootstrap", Am. Stat. 69, 2015)."""
+    """Return the `q` quantile of `[tokens]` with a percentile interval.
+
+    The interval is widened by the ratio of Student's t to the normal quantile (Hesterberg, "What teachers should know
+    about the bootstrap", Am. Stat. 69, 2015).
+    """
     value, resampled = float(np.quantile(values, q)), draws.quantiles(values, q)
     freedom = draws.units - 1
     t = t_quantile(0.5 + CONFIDENCE / 2, freedom)
     tail = 100 * _NORMAL.cdf(-t * math.sqrt(draws.units / freedom))
     low, high = np.percentile(resampled, [tail, 100 - tail])
-    # The value itself may sit outside the percentile interval of a skewed statistic; an interval
-    # that leaves out its own value only confuses.
+    # The percentile interval of a skewed statistic may exclude the value, which would confuse readers.
     low, high = float(min(low, value)), float(max(high, value))
     error = float(np.std(resampled))
     return Estimate(value, low, high, error, values.size, _detectable(value, low, high, t, freedom))
 
 
 def _detectable(value: float, low: float, high: float, factor: float, freedom: float) -> float:
-    """The longer arm of an interval made with `factor` standard errors, stretched to be passed 80 % of the time."""
+    """Return the detectable change: the longer arm of an interval of `factor` standard errors, scaled to 80 % power."""
     reach = (factor + _NORMAL.inv_cdf(POWER)) * _planned(freedom) / factor
     return float(reach * max(value - low, high - value))
 
 
 def _planned(freedom: float) -> float:
-    """How many times larger than the standard error seen to take it when saying what could be found: its upper
-    confidence limit, because it was estimated from few units (Browne, Stat. Med. 14, 1995). The chi-squared
-    quantile is Wilson and Hilferty's."""
+    """Return the factor from an estimated standard error to its 90 % upper confidence limit.
+
+    The standard error comes from few units, so planning uses the upper limit (Browne, Stat. Med. 14, 1995). The
+    chi-squared quantile is Wilson and Hilferty's approximation.
+    """
     part = 2 / (9 * max(freedom, 2.0))
     shrunk = 1 - part - _NORMAL.inv_cdf(_PLANNING_CONFIDENCE) * math.sqrt(part)
     return float(max(shrunk, 0.3) ** -1.5)
 
 
 def t_quantile(p: float, freedom: int) -> float:
-    """Student's t, by the expansion of Abramowitz and Stegun 26.7.5: to 1e-3 from 7 degrees of freedom on."""
+    """Return the `p` quantile of Student's t, accurate to 1e-3 from 7 degrees of freedom on.
+
+    The expansion is formula 26.7.5 of Abramowitz and Stegun.
+    """
     z = _NORMAL.inv_cdf(p)
     terms = (
         (z**3 + z) / 4,

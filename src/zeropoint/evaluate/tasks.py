@@ -1,9 +1,9 @@
-"""Tasks of lm-evaluation-harness from local YAML files: which items does a model get right?
+"""Tasks of lm-evaluation-harness from local YAML files: load them, and record which items a model gets right.
 
-A task file can run code in more ways than it shows: `!function` imports Python from beside it, `include` reads other
-files, unknown metrics are fetched as scripts, and Jinja templates reach every Python object. So a file is taken as
-*data* unless the caller says that its code may run: only keys that describe, data files that lie on this disk, metrics
-that lm-eval itself computes, and templates in a sandbox.
+A task file can run code in several ways: `!function` imports Python from the file's folder, `include` reads other
+files, unknown metrics are downloaded as scripts, and Jinja templates reach every Python object. Without
+`allow_code`, a task file is therefore *data* only: descriptive keys, data files on this disk, metrics that lm-eval
+itself computes, and templates in a sandbox.
 """
 
 from __future__ import annotations
@@ -40,28 +40,31 @@ _METRIC_KEYS = frozenset(
     {"metric", "aggregation", "higher_is_better"}
     | {"ignore_case", "ignore_punctuation", "ignore_numbers", "regexes_to_ignore"}
 )
-# Which is "the" accuracy when a task has several metrics per item.
+# Metrics of accuracy in order of preference, for tasks with several metrics per item.
 _PREFERRED = ("acc", "exact_match", "acc_norm")
 _FEWSHOT_SEED = 1234
 
 
 def task_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The task files that are named: YAML files, and all of a folder but those that begin with an underscore,
-    which are what others include. Raises UsageError for what is neither."""
-    found: list[Path] = []
+    """Return the absolute paths of the task files in `paths`: YAML files, and the YAML files of folders.
+
+    Files of a folder that begin with an underscore are skipped, because other task files include them. Raises
+    `UsageError` if a path is neither a YAML file nor a folder with task files.
+    """
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("_"))
             if not inside:
                 raise UsageError(f"the folder {path} holds no task: no .yaml file")
-            found += inside
+            files += inside
         elif path.suffix in SUFFIXES and path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise UsageError(f"there is no task file or folder {path} (lm-eval's YAML)")
-    if not found:
+    if not files:
         raise UsageError("no task is named")
-    return [path.resolve() for path in found]
+    return [path.resolve() for path in files]
 
 
 def answer(
@@ -71,15 +74,15 @@ def answer(
     limit: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Let a runner answer the first `limit` items of each task that `load` gave.
+    """Let a runner answer the first `limit` items of each task from `load`.
 
-    Returns `{task: {"metric", "items", "correct"}}`: `items` are digests of what was asked, `correct` is 0 or 1 for
-    each. Raises UsageError for a task in which no item is plainly right or wrong.
+    Return `{task: {"metric", "items", "correct"}}`: `items` are digests of question and target, `correct` is 0 or 1
+    for each item. Raises `UsageError` if no metric of a task scores items as 0 or 1.
     """
     from lm_eval import evaluate
 
     lm = harness.adapter(runner, progress=progress)
-    found = evaluate(
+    results = evaluate(
         lm=lm,
         task_dict={"tasks": dict(tasks), "groups": {}, "group_map": {}},
         limit=limit,
@@ -87,18 +90,18 @@ def answer(
         log_samples=True,
         confirm_run_unsafe_code=False,
     )
-    return {name: _correctness(name, found["samples"][name]) for name in tasks}
+    return {name: _correctness(name, results["samples"][name]) for name in tasks}
 
 
 def _correctness(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One task's items in the order of the file; of several filters the first."""
-    kept = [s for s in samples if s.get("filter") == samples[0].get("filter")]
-    kept.sort(key=lambda sample: sample["doc_id"])
-    metrics = [*_PREFERRED, *(m for m in kept[0].get("metrics", ()) if m not in _PREFERRED)]
+    """Return the metric, item digests and correctness of one task, in file order; of several filters the first."""
+    rows = [s for s in samples if s.get("filter") == samples[0].get("filter")]
+    rows.sort(key=lambda sample: sample["doc_id"])
+    metrics = [*_PREFERRED, *(m for m in rows[0].get("metrics", ()) if m not in _PREFERRED)]
     for metric in metrics:
-        values = [sample.get(metric) for sample in kept]
+        values = [sample.get(metric) for sample in rows]
         if all(isinstance(v, int | float) and v in (0, 1) for v in values):
-            items = [f"{s['doc_hash']}:{s['target_hash']}" for s in kept]
+            items = [f"{s['doc_hash']}:{s['target_hash']}" for s in rows]
             return {"metric": metric, "items": items, "correct": [int(v or 0) for v in values]}
     raise UsageError(
         f"task {name} calls no item right or wrong (metrics {', '.join(metrics)}): it cannot be paired"
@@ -106,13 +109,13 @@ def _correctness(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def load(files: Sequence[str | Path], *, allow_code: bool = False) -> dict[str, Any]:
-    """lm-eval's tasks by name, their data read.
+    """Load task files and their data, and return lm-eval's task objects by name.
 
-    Raises UsageError when lm-eval is missing, a file cannot be read, two tasks have one name, or a file needs code to
-    run and `allow_code` is false.
+    Raises `UsageError` if lm-eval is missing, a file cannot be read, two tasks have the same name, or a file needs code
+    and `allow_code` is false.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if not allow_code:  # read when `datasets` and `evaluate` are imported, which is now
+    if not allow_code:  # before the imports below, because `datasets` and `evaluate` read this on import
         os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
     try:
         from lm_eval import utils
@@ -129,10 +132,10 @@ def load(files: Sequence[str | Path], *, allow_code: bool = False) -> dict[str, 
                 raise UsageError(f"the task {file} {code}: add --allow-code if you trust it")
             spec = config["task"] if code else _with_data(config, file, cache)
             try:
-                # By its name lm-eval finds the file again, with its functions.
+                # With the task's name, lm-eval finds the file itself and resolves its `!function` entries.
                 manager = TaskManager(include_path=str(file.parent) if code else None, include_defaults=False)
                 loaded = manager.load([spec])["tasks"]
-            except Exception as cause:  # lm-eval's, or of the task's own code
+            except Exception as cause:  # any error of lm-eval or of the task's own code
                 raise UsageError(f"the task {file} does not load: {type(cause).__name__}: {cause}") from cause
             for name, task in loaded.items():
                 if name in tasks:
@@ -142,7 +145,7 @@ def load(files: Sequence[str | Path], *, allow_code: bool = False) -> dict[str, 
 
 
 def _with_defaults(task: Any) -> Any:
-    """What lm-eval's own command line sets: no examples unless the file asks for some, always the same ones."""
+    """Set what lm-eval's own command line sets: no few-shot examples by default, and a fixed few-shot seed."""
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -150,7 +153,7 @@ def _with_defaults(task: Any) -> Any:
 
 
 def _sandbox(environment: Any) -> Any:
-    """lm-eval's Jinja environment without the ways out of a template."""
+    """Return a sandboxed copy of lm-eval's Jinja environment."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     safe = ImmutableSandboxedEnvironment(
@@ -163,13 +166,13 @@ def _sandbox(environment: Any) -> Any:
 
 
 def _parse(file: Path) -> tuple[dict[str, Any], str]:
-    """The file's content, and in words why it needs code to run: empty for plain data."""
+    """Return a task file's content, and why the file needs code to run ("" for plain data)."""
     import yaml  # comes with lm-eval
 
     functions: list[str] = []
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
-        """Sees functions without importing them."""
+        """A YAML loader that records `!function` names without importing the functions."""
 
     Loader.add_constructor("!function", lambda _loader, node: functions.append(str(node.value)))
     try:
@@ -185,7 +188,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _beyond_data(config: Mapping[str, Any]) -> str:
-    """What a task asks for beyond describing its data, or nothing."""
+    """Return what a task asks for beyond plain data and templates, or ""."""
     if unknown := sorted(set(config) - _KEYS):
         return f"asks for more than data and templates ({', '.join(map(str, unknown))})"
     if config.get("dataset_path") not in _DATA:
@@ -193,7 +196,7 @@ def _beyond_data(config: Mapping[str, Any]) -> str:
             f"reads its data from {config.get('dataset_path')!r}, not from {', '.join(sorted(_DATA))} files"
         )
     if set(config.get("dataset_kwargs") or ()) != {"data_files"}:
-        return "names its data otherwise than by `dataset_kwargs: {data_files: ...}`"
+        return "names its data in another way than `dataset_kwargs: {data_files: ...}`"
     for metric in config.get("metric_list") or ():
         if (
             not isinstance(metric, Mapping)
@@ -205,12 +208,16 @@ def _beyond_data(config: Mapping[str, Any]) -> str:
 
 
 def _with_data(config: Mapping[str, Any], file: Path, cache: str) -> dict[str, Any]:
+    """Return the task's config with absolute data paths and `cache` as the cache folder of its data."""
     files = _beside(config["dataset_kwargs"]["data_files"], file)
     return {**config, "dataset_kwargs": {"data_files": files, "cache_dir": cache}}
 
 
 def _beside(files: Any, task: Path) -> Any:
-    """Data files by their absolute paths, which are relative to the task's."""
+    """Return absolute paths of data files, which are relative to the task file's folder.
+
+    Raises `UsageError` if a file is missing.
+    """
     if isinstance(files, Mapping):
         return {split: _beside(each, task) for split, each in files.items()}
     if isinstance(files, list):

@@ -1,10 +1,9 @@
-"""Evaluation text -> documents -> token windows.
+"""Token windows of the evaluation text, for `compare`, `check` and `fit`.
 
-The text of all documents is one stream, cut into windows of `context` tokens without overlap. Each window
-begins with what the model's tokenizer puts before a text, BOS for Gemma and Llama 3 and nothing for Qwen and
-SmolLM2, as llama.cpp's perplexity does; a BOS is read and never predicted. `compare`, `check` and `fit` all cut
-here. A token still knows which document it came from, because documents (not tokens, which depend on each
-other) are what the bootstrap resamples.
+The tokens of all documents form one stream, cut into windows of `context` tokens without overlap. As in llama.cpp's
+perplexity, each window begins with the tokens that the model's tokenizer puts before a text (BOS for Gemma and Llama 3,
+nothing for Qwen and SmolLM2); a BOS is read and never predicted. Each token keeps the index of its document, because
+the bootstrap resamples documents (tokens of one document depend on each other).
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from zeropoint.files import documents
 from zeropoint.tokenizer import prefix_of
 
 DEFAULT_CONTEXT = 512
-# Enough of one topic for a few hundred tokens: many short documents give the bootstrap more to
-# resample than a few long ones of the same total length.
+# Maximum number of characters of one topic: the bootstrap needs many documents, so each must be short.
 _TOPIC_CHARACTERS = 2400
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationText:
-    """Documents to measure on, and in words where they come from (shown beside every number)."""
+    """The documents of an evaluation, and their source in words (shown beside every number)."""
 
     documents: tuple[str, ...]
     source: str
@@ -43,56 +41,58 @@ class EvaluationText:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """`tokens` int64 `[windows, context]`; `documents` int64 of the same shape, an index each."""
+    """Token windows: `tokens`, int64 `[windows, context]`, and the document index of each token, `documents`."""
 
     tokens: NDArray[np.int64]
     documents: NDArray[np.int64]
 
     @property
     def scored_tokens(self) -> int:
-        """Predictions made: every token of a window but its first."""
+        """The number of predicted tokens: all tokens of a window but the first."""
         windows, context = self.tokens.shape
         return int(windows * (context - 1))
 
     @property
     def key(self) -> dict[str, Any]:
-        """What names the tokens among others that are kept."""
-        found = hashlib.sha256(self.tokens.tobytes()).hexdigest()
-        return {"windows": list(self.tokens.shape), "tokens": found}
+        """The shape and SHA-256 of the tokens, for cache keys."""
+        digest = hashlib.sha256(self.tokens.tobytes()).hexdigest()
+        return {"windows": list(self.tokens.shape), "tokens": digest}
 
 
 def load_text(path: str | Path | None) -> EvaluationText:
-    """Read a UTF-8 file whose documents are separated by two blank lines; None is `default_text`.
+    """Read a UTF-8 file with two blank lines between documents; for None return `default_text`.
 
-    Raises UsageError when the file cannot be read or holds no text.
+    Raises `UsageError` if the file cannot be read or holds no text.
     """
     if path is None:
         return default_text()
     file = Path(path)
-    found = tuple(documents.split(documents.read_text(file, "the evaluation text")))
-    if not found:
+    parts = tuple(documents.split(documents.read_text(file, "the evaluation text")))
+    if not parts:
         raise UsageError(f"the evaluation text {file} is empty")
-    return EvaluationText(found, file.name)
+    return EvaluationText(parts, file.name)
 
 
 def default_text() -> EvaluationText:
-    """Prose of Python's own language reference, which every CPython carries (`pydoc_data.topics`,
-    PSF licence), so that nothing need be downloaded. It differs a little between Python versions;
-    `EvaluationText.digest` tells which one a number was made on."""
+    """Return prose of Python's own language reference (`pydoc_data.topics`, PSF licence), which CPython includes.
+
+    No download is needed. The text differs a little between Python versions; `EvaluationText.digest` identifies it.
+    Raises `UsageError` if this Python lacks the module.
+    """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise UsageError(
             "this Python comes without pydoc_data, the built-in evaluation text; name a text file"
         ) from error
-    seen: set[str] = set()  # topics quote each other
+    used: set[str] = set()  # topics quote each other
     prose_of_topics = []
     for name in sorted(topics):
         paragraphs: list[str] = []
         for paragraph in re.split(r"\n[ \t]*\n", topics[name]):
             prose = _as_prose(paragraph)
-            if prose and prose not in seen and sum(map(len, paragraphs)) < _TOPIC_CHARACTERS:
-                seen.add(prose)
+            if prose and prose not in used and sum(map(len, paragraphs)) < _TOPIC_CHARACTERS:
+                used.add(prose)
                 paragraphs.append(prose)
         if paragraphs:
             prose_of_topics.append("\n\n".join(paragraphs))
@@ -100,7 +100,7 @@ def default_text() -> EvaluationText:
 
 
 def _as_prose(paragraph: str) -> str:
-    """One paragraph on one line, or "" for headings, grammar and code."""
+    """Return a paragraph as one line, or "" for headings, grammar and code."""
     lines = paragraph.strip("\n").split("\n")
     text = " ".join(line.strip() for line in lines)
     is_indented = any(line.startswith(" ") for line in lines)
@@ -109,37 +109,43 @@ def _as_prose(paragraph: str) -> str:
 
 
 class Reader(Protocol):
-    """The part of a tokenizer, or of a runner, that windows need."""
+    """An encoder of text: the part of a tokenizer or a runner that windows need."""
 
-    def encode(self, text: str) -> list[int]: ...
-    def encode_prompt(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text alone."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the token ids of a text, with the tokens that the tokenizer puts before a text."""
+        ...
 
 
 def make_windows(
     text: EvaluationText, reader: Reader, *, tokens: int = 8192, context: int = DEFAULT_CONTEXT
 ) -> Windows:
-    """Return as many windows of the text's token stream as score at least `tokens` tokens.
+    """Return just enough windows of the text's token stream to score at least `tokens` tokens.
 
-    A shorter text gives fewer windows; one shorter than `context` gives a single shorter window.
-    Only as many documents as needed are encoded. Raises `UsageError` when fewer than two tokens come out.
+    A short text gives fewer windows; a text shorter than `context` gives one shorter window. Documents beyond the last
+    window are not encoded. Raises `UsageError` if `tokens` or `context` is too small, or the text has fewer than two
+    tokens.
     """
     if tokens < 1 or context < 2:
         raise UsageError(f"evaluation needs at least 1 token and a context of 2, not {tokens} and {context}")
     count = -(-tokens // (context - 1))
     prefix = prefix_of(reader.encode, reader.encode_prompt)[: context - 1]
-    wanted = count * (context - len(prefix))
+    stream_length = count * (context - len(prefix))
     stream: list[int] = []
     owners: list[int] = []
     for index, document in enumerate(text.documents):
         ids = reader.encode(documents.in_stream(index, document))
         stream += ids
         owners += [index] * len(ids)
-        if len(stream) >= wanted:
+        if len(stream) >= stream_length:
             break
     step = min(context - len(prefix), len(stream))  # tokens of the stream in a window
     if not step or step + len(prefix) < 2:
         raise UsageError(f"the evaluation text {text.source} has fewer than two tokens")
-    count = min(wanted, len(stream)) // step
+    count = min(stream_length, len(stream)) // step
     own = np.asarray(stream[: count * step], np.int64).reshape(count, step)
     of = np.asarray(owners[: count * step], np.int64).reshape(count, step)
     return Windows(

@@ -1,9 +1,8 @@
 """The measuring process: `python -m zeropoint.evaluate.worker`, one JSON request in, JSON lines out.
 
-A fresh process per model is the only way to know what loading it costs. Standard output carries the
-protocol and nothing else: lines `{"progress": 0.5, "what": "..."}`, then one last line
-`{"result": {...}}` or `{"error": {"type": "ArtifactError", "message": "..."}}`. What libraries print
-is sent to standard error.
+The cost of loading a model can only be measured in a fresh process. Standard output carries only the protocol: lines
+`{"progress": 0.5, "what": "..."}`, then one last line `{"result": {...}}` or
+`{"error": {"type": "ArtifactError", "message": "..."}}`. Output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 Open = Callable[..., Runner]
 Tell = Callable[[str, float], None]
-#: Other runtimes' files are measured in those runtimes, where they are installed.
+#: Opens a model; an external runtime's file opens in that runtime, if it is installed.
 OPEN: Open = partial(open_runner, theirs=True)
 _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
-# Share of a quality run's time that scoring takes; answering is the rest.
+# Share of a quality run's time for scoring, for the progress bar; the rest is for answering prompts.
 _ANSWERS_FROM = 0.75
 
 
 def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
-    """Load one model; its load time, memory before, after and at the peak, and speed.
+    """Load one model and return its load time, its memory (before, after, peak) and its speed.
 
     Request: `model`, `threads`, `text`, `prompt_tokens`, `new_tokens`, `batch`, `repeats`.
     """
@@ -58,7 +57,7 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
     runner = _open(model, request["threads"], opener)
     load_seconds = time.perf_counter() - start
     mapped = memory.measure()
-    # A loader that maps files has read nothing yet: one short step touches every weight.
+    # A loader that memory-maps files has read nothing yet; one short step touches every weight.
     start = time.perf_counter()
     runner.logits(np.arange(_FIRST_STEP_TOKENS) % runner.vocab_size)
     first_seconds = time.perf_counter() - start
@@ -91,11 +90,11 @@ def performance(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[st
 
 
 def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
-    """Load the reference and all candidates; paired quality and the marked answers.
+    """Load the reference model and all candidates, and return paired quality and marked answers.
 
-    Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`,
-    `resamples`, `prompts`, `answer_tokens`, `speakers`, the candidates that answer; `""` is the reference; and `keep`,
-    the folder in which the reference's own part is kept (`references.py`; nobody answers then), or None.
+    Request: `reference` and `candidates` (by name), `threads`, `text`, `tokens`, `context`, `seed`, `resamples`,
+    `prompts`, `answer_tokens`, `speakers` (names of the candidates that answer; `""` is the reference model), `keep`
+    (cache folder for the reference model's results, see `references.py`; None for no cache; needs empty `speakers`).
     """
     text = load_text(request["text"])
     tell("load", 0.0)
@@ -109,12 +108,12 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
         resamples=request["resamples"],
         progress=lambda done: tell("quality", _ANSWERS_FROM * done),
     )
-    found = {name: quality.to_json() for name, quality in run.candidates.items()}
-    pairing.keep(found)
+    entries = {name: quality.to_json() for name, quality in run.candidates.items()}
+    pairing.keep(entries)
     runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
     return {
         "reference_perplexity": run.reference_perplexity.to_json(),
-        "candidates": {**pairing.known, **found},
+        "candidates": {**pairing.known, **entries},
         "scored_tokens": run.scored_tokens,
         "context": int(windows.tokens.shape[1]),
         "units": run.units,
@@ -128,8 +127,11 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
 
 
 def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Every prompt answered by every runner; the first one's answer is what others differ from. All are given the first
-    one's tokens: other runtimes' files have chat templates of their own, or none."""
+    """Return every runner's answer to every prompt, marked where the answer differs from the first runner's.
+
+    All runners get the first runner's prompt tokens, because files of external runtimes have their own chat template
+    or none.
+    """
     prompts = request["prompts"]
     if not prompts or not runners:
         return []
@@ -150,14 +152,14 @@ def _answers(request: Mapping[str, Any], runners: Mapping[str, Runner], tell: Te
 
 
 def accuracy(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, Any]:
-    """Load one model and let it answer tasks; which items it got right.
+    """Load one model, let it answer tasks, and return which items it got right.
 
-    Request: `model`, `threads`, `files`, `allow_code`, `limit` (items a task, None for all).
+    Request: `model`, `threads`, `files`, `allow_code`, `limit` (items per task, None for all).
     """
     tell("tasks", 0.0)
-    found = tasks.load(request["files"], allow_code=request["allow_code"])
+    loaded = tasks.load(request["files"], allow_code=request["allow_code"])
     runner = _open(request["model"], request["threads"], opener)
-    return tasks.answer(runner, found, limit=request["limit"], progress=lambda done: tell("tasks", done))
+    return tasks.answer(runner, loaded, limit=request["limit"], progress=lambda done: tell("tasks", done))
 
 
 TASKS: dict[str, Callable[[Mapping[str, Any], Open, Tell], dict[str, Any]]] = {
@@ -168,7 +170,7 @@ TASKS: dict[str, Callable[[Mapping[str, Any], Open, Tell], dict[str, Any]]] = {
 
 
 def main(opener: Open = OPEN) -> int:
-    """Answer the one request on standard input. Returns the exit code, 0 unless interrupted or failed."""
+    """Answer the request on standard input. Return the exit code: 0, 1 after an error, 130 after Ctrl-C."""
     with _protocol_channel() as out:
 
         def send(message: dict[str, Any]) -> None:
@@ -198,7 +200,7 @@ def _open(model: Mapping[str, Any], threads: int, opener: Open) -> Runner:
 
 
 def _prompt(runner: Runner, text: EvaluationText, tokens: int) -> list[int]:
-    """`tokens` token ids of real text, repeated when the text is shorter."""
+    """Return `tokens` token ids of the text, repeated if the text is shorter."""
     ids: list[int] = []
     for document in text.documents:
         ids += runner.encode(document)
@@ -211,7 +213,7 @@ def _prompt(runner: Runner, text: EvaluationText, tokens: int) -> list[int]:
 
 @contextlib.contextmanager
 def _protocol_channel() -> Iterator[IO[str]]:
-    """Keep the real standard output for the protocol and point descriptor 1 at standard error."""
+    """Yield the real standard output for the protocol, and point file descriptor 1 at standard error."""
     sys.stdout.flush()
     private = os.dup(1)
     os.dup2(2, 1)
@@ -223,7 +225,7 @@ def _protocol_channel() -> Iterator[IO[str]]:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end this process with its parent, however that ends; elsewhere it finishes alone."""
+    """Ask Linux to kill this process when its parent ends. On other systems the process runs to its end."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

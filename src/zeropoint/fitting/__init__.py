@@ -1,4 +1,4 @@
-"""`fit`: the decision made by measuring. A caller of every layer below that only ever makes another plan."""
+"""The `fit` command: find a mixed-precision plan within a budget of memory, loss and speed, by measuring."""
 
 from zeropoint.files.user_folder import default_folder
 from zeropoint.fitting.fit import fit

@@ -1,9 +1,9 @@
-"""What was measured of a model is kept, so that another budget for it costs no measuring.
+"""The cache of `fit`: measurements and packed candidates of a model, so that another budget needs no new measurements.
 
-A folder of files named by the digest of all that they depend on: a change of the model, the text, the processor or
-the program is another name, and nothing stale is ever read. Cost tables are JSON; candidates, and the logits that
-losses are measured against, are packed files, mapped when they are used. The files used longest ago make room. A cache
-that cannot be written or is damaged costs time, not the answer: that is said in the log.
+The cache is a folder of files. A file's name is the digest of everything that its content depends on (model, text,
+processor, program), so stale content is never read. Cost tables are JSON. Candidates, and the 16-bit model's logits,
+are packed files, which are memory-mapped. The least recently used files make room for new ones. A damaged or read-only
+cache costs time and a warning in the log, never the answer.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, colle
 
 logger = logging.getLogger(__name__)
 
-#: Packed files are kept below this: candidates of models above it are made each time.
+#: Maximum number of bytes of packed files in the cache. Larger candidates are not cached.
 MOST_BYTES = 4 << 30
 
 
 @dataclass(slots=True)
 class Known:
-    """The tables, and the losses of plans that were run, by the plan's format numbers. `margin`: the part of the loss
-    asked for that may be planned, by what the last trial said."""
+    """The measurements of one model: its cost table, and the loss of each measured plan by the bytes of its `picks`.
+
+    `margin` is the factor on the planned loss that the last trial of `fit` set.
+    """
 
     table: CostTable
     losses: dict[bytes, Loss] = field(default_factory=dict)
@@ -44,7 +46,7 @@ class Known:
 
 
 class Cache:
-    """`folder` None keeps nothing."""
+    """The cache in `folder`; with None nothing is cached."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -52,7 +54,7 @@ class Cache:
     def packed_weights(
         self, key: Mapping[str, Any], nbytes: float, make: Callable[[], Iterable[Packed]]
     ) -> PackedWeights:
-        """The kept packed weights, else what `make` gives, kept for the next time if there is room for `nbytes`."""
+        """Return the cached packed weights; else call `make`, and cache the result if `nbytes` bytes fit."""
         path = self._path(key, "packed")
         if path is None or nbytes > MOST_BYTES:
             return collect(make())
@@ -61,17 +63,17 @@ class Cache:
         except FileNotFoundError:
             pass
         except (OSError, store.StoreError) as cause:
-            logger.warning("the kept file %s is made again: it %s", path, cause)
+            logger.warning("the cached file %s is made again: it %s", path, cause)
         try:
             self._make_room(nbytes)
             store.write(path, path.stem, make())
             return self._read(path)
         except (OSError, store.StoreError) as cause:
-            logger.warning("packed files are not kept in %s: %s", path.parent, cause)
+            logger.warning("packed files are not cached in %s: %s", path.parent, cause)
             return collect(make())
 
     def read(self, key: Mapping[str, Any]) -> Known | None:
-        """The kept tables, if there are any."""
+        """Return the cached tables, or None."""
         path = self._path(key, "json")
         if path is None:
             return None
@@ -80,10 +82,11 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-            logger.warning("the kept costs %s are measured again: %s", path, cause)
+            logger.warning("the cached costs %s are measured again: %s", path, cause)
             return None
 
     def write(self, key: Mapping[str, Any], known: Known) -> None:
+        """Write the tables; a failure is logged, not raised."""
         path = self._path(key, "json")
         if path is None:
             return
@@ -91,7 +94,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, json.dumps(_plain(key, known), indent=1) + "\n")
         except (OSError, ArtifactError) as cause:
-            logger.warning("measured costs are not kept: %s", cause)
+            logger.warning("measured costs are not cached: %s", cause)
 
     def _path(self, key: Mapping[str, Any], kind: str) -> Path | None:
         return None if self._folder is None else self._folder / f"fit-{json_digest(dict(key))[:32]}.{kind}"
@@ -102,6 +105,7 @@ class Cache:
         return packed_weights
 
     def _make_room(self, nbytes: float) -> None:
+        """Delete the least recently used packed files until `nbytes` more fit into `MOST_BYTES`."""
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         files = sorted(self._folder.glob("fit-*.packed"), key=lambda file: file.stat().st_mtime)
@@ -118,6 +122,7 @@ def _read_tables(path: Path) -> Known:
 
 
 def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Return the tables as JSON values."""
     table = known.table
     return {
         "measured_with": dict(key),
@@ -134,15 +139,16 @@ def _plain(key: Mapping[str, Any], known: Known) -> dict[str, Any]:
 
 
 def _parse(data: Mapping[str, Any]) -> Known:
+    """Return the tables of a JSON file. Raises `ValueError` if arrays do not match the groups and formats."""
     arrays = {name: np.array(data["costs"][name], np.float64) for name in QUANTITIES}
     groups, formats = tuple(data["groups"]), tuple(data["formats"])
     if any(array.shape != (len(groups), len(formats)) for array in arrays.values()):
-        raise ValueError("its arrays do not fit its groups and formats")
+        raise ValueError("its arrays do not match its groups and formats")
     losses = {}
     for plan in data["plans"]:
         picks = np.array(plan.pop("picks"), np.int64)
         if picks.shape != (len(groups),):
-            raise ValueError("a plan of it does not fit its groups")
+            raise ValueError("one of its plans does not match its groups")
         losses[picks.tobytes()] = Loss(**plan)
     table = CostTable(groups, formats, **arrays, fixed_nbytes=float(data["fixed_nbytes"]))
     return Known(table, losses, margin=float(data["margin"]))

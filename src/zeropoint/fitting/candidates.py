@@ -1,8 +1,8 @@
-"""One model in several formats at once, packed for the native engine, so that any mix of them runs in seconds.
+"""Candidates: one model in several formats at once, packed for the native engine, so that any mix runs in seconds.
 
-Layers that must share a format are one group: those that read the same input (query, key and value; gate and up),
-which other engines fuse, and a tied embedding with its head. Groups come from the decoder's record, which says where
-each weight is used; there is no table of names.
+A group is a set of layers that must share a format: layers with the same input (query, key and value; gate and up),
+which other engines fuse, and a tied embedding with its head. The model spec says where each weight is used, so groups
+need no table of weight names.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, pack_
 from zeropoint.sources.records import describe
 from zeropoint.values.plan import Plan
 
-#: The unquantized weights, in 16 bits: what every loss is measured against.
+#: The format of the unquantized 16-bit weights. Every loss is measured against the 16-bit model.
 WIDE = "16-bit"
 
-#: Slots that read one input, by the name shown to people.
+#: Linear slots with a common input, by the name of the group kind in reports.
 KINDS: dict[str, tuple[LinearSlot, ...]] = {
     "qkv": (LinearSlot.Q, LinearSlot.K, LinearSlot.V),
     "o": (LinearSlot.O,),
@@ -42,12 +42,12 @@ KINDS: dict[str, tuple[LinearSlot, ...]] = {
 }
 
 Step = Callable[[str, float], None]
-"""Told what is being done and the finished share of it."""
+"""Progress callback: gets the name of the running step and its finished share, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Weights that move together, by parameter name. `layer` is the block's number, or `MODEL`."""
+    """Weights (parameter names) that share a format. `layer` is the transformer block's number, or `MODEL`."""
 
     name: str
     layer: int
@@ -56,24 +56,25 @@ class Group:
 
 
 def groups_of(record: ModelSpec) -> list[Group]:
-    """The groups of a model in the order in which a token meets them, the embedding first."""
+    """Return the groups of a model in the order of the forward pass, the embedding first."""
     kind_of = {slot: kind for kind, slots in KINDS.items() for slot in slots}
-    found: dict[tuple[int, str], list[str]] = {}
-    seen: set[str] = set()
+    weights_by_group: dict[tuple[int, str], list[str]] = {}
+    names_used: set[str] = set()
     for layer, slot, source in record.linears():
-        if slot in kind_of and source.weight not in seen:
-            seen.add(source.weight)
-            found.setdefault((layer, kind_of[slot]), []).append(source.weight)
+        if slot in kind_of and source.weight not in names_used:
+            names_used.add(source.weight)
+            weights_by_group.setdefault((layer, kind_of[slot]), []).append(source.weight)
     return [
         Group(kind if layer == MODEL else f"block {layer} {kind}", layer, kind, tuple(names))
-        for (layer, kind), names in found.items()
+        for (layer, kind), names in weights_by_group.items()
     ]
 
 
 class Candidates:
-    """`formats`, `WIDE` first; what they cost in bytes is known at once, what they do after `make`.
+    """One model in every one of `formats` (`WIDE` first), by groups of layers.
 
-    Raises `SchemeError` or `UsageError` for a format that is none, or for one given twice.
+    Sizes are known after construction; decoders and packed weights exist after `make`. Raises `SchemeError` for an
+    unknown format, `UsageError` if a format is repeated or none is given.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Candidates:
         seed: int,
     ) -> None:
         if len({WIDE, *formats}) != len(formats) + 1 or not formats:
-            raise UsageError(f"fit chooses from formats that differ, not from {', '.join(formats) or 'none'}")
+            raise UsageError(f"fit needs one or more different formats, not {', '.join(formats) or 'none'}")
         self.checkpoint = checkpoint
         self.record = record
         self._plans = {WIDE: uniform_plan(checkpoint, _wide_format(checkpoint), seed=seed)}
@@ -95,47 +96,51 @@ class Candidates:
         self.formats = tuple(self._plans)
         self._packed_weights: dict[str, PackedWeights] = {}
         narrow = self._plans[self.formats[-1]].choices
-        wanted = {name for name, choice in narrow.items() if choice.scheme is not None}
-        groups = [replace(g, weights=tuple(n for n in g.weights if n in wanted)) for g in groups_of(record)]
+        quantized = {name for name, choice in narrow.items() if choice.scheme is not None}
+        groups = [
+            replace(g, weights=tuple(n for n in g.weights if n in quantized)) for g in groups_of(record)
+        ]
         self.groups = tuple(group for group in groups if group.weights)
 
     def make(
         self, tokens: NDArray[np.int64] | None, step: Step, cache: Cache, key: Mapping[str, Any]
     ) -> None:
-        """Quantize the whole model to each format, and pack it; what `cache` has by `key` and plan is taken from there.
+        """Quantize and pack the whole model in each format, or read it from `cache` by `key` and plan.
 
-        Raises what `stream` and `pack_stream` do.
+        `tokens` is the calibration text, None for algorithms without one. Raises the errors of `stream` and
+        `pack_stream`.
         """
         for text, plan in self._plans.items():
 
             def packed(text: str = text, plan: Plan = plan) -> Iterator[Packed]:
                 watch = _watch(step, f"quantizing to {text}")
-                given = None if text == WIDE else tokens
-                return pack_stream(self.record, stream(self.checkpoint, plan, tokens=given, progress=watch))
+                calibration = None if text == WIDE else tokens
+                weights = stream(self.checkpoint, plan, tokens=calibration, progress=watch)
+                return pack_stream(self.record, weights)
 
             self._packed_weights[text] = cache.packed_weights(
                 {**key, "plan": plan.to_json()}, plan.nbytes, packed
             )
 
     def decoder(self, picks: Picks) -> Decoder:
-        """The model with group g in format `formats[picks[g]]`. Nothing is copied."""
-        chosen = {
+        """Return the model with group g in format `formats[picks[g]]`; it shares the packed weights without a copy."""
+        source_of = {
             name: self._packed_weights[self.formats[pick]]
             for group, pick in zip(self.groups, picks, strict=True)
             for name in group.weights
         }
         rest = self._packed_weights[self.formats[-1]]
-        weights = {part: chosen.get(part[0], rest).weights[part] for part in rest.weights}
+        weights = {part: source_of.get(part[0], rest).weights[part] for part in rest.weights}
         return PackedWeights(weights, rest.vectors).decoder(self.record)
 
     def weights(self, group: Group, format: str) -> list[Weight]:
-        """The packed parts of a group that decoding a token multiplies by: an untied embedding is only looked up."""
+        """Return the packed weights of a group that take part in products: none for an untied embedding (a look-up)."""
         if group.kind == "embedding" and any(other.kind == "head" for other in self.groups):
             return []
         return [w for part, w in self._packed_weights[format].weights.items() if part[0] in group.weights]
 
     def plan(self, picks: Picks, reasons: Sequence[str], label: str, seed: int) -> Plan:
-        """The mix as a plan that `quantize` carries out."""
+        """Return the mix of formats `picks` `[groups]` as a plan, with one reason per group."""
         choices = dict(self._plans[self.formats[-1]].choices)
         for group, pick, reason in zip(self.groups, picks, reasons, strict=True):
             for name in group.weights:
@@ -143,7 +148,7 @@ class Candidates:
         return Plan(choices, plan_nbytes(self.checkpoint, choices), label, seed)
 
     def nbytes(self) -> tuple[NDArray[np.float64], float]:
-        """Exact bytes of each group in each format `[groups, formats]`, and of everything else."""
+        """Return the exact bytes of each group in each format `[groups, formats]`, and of the rest of the model."""
         layout = layout_of(self.checkpoint)
         shapes = {view.name: view.shape for view in self.checkpoint.views()[0]}
         infos = {info.name: info for info in self.checkpoint.parameters()}
@@ -159,11 +164,14 @@ class Candidates:
 
 
 def _wide_format(checkpoint: Checkpoint) -> str:
+    """Return the 16-bit format of a checkpoint: bf16 if any parameter is bfloat16, else fp16."""
     dtypes = {info.dtype for info in checkpoint.parameters()}
     return "bf16" if torch.bfloat16 in dtypes else "fp16"
 
 
 def _watch(step: Step, what: str) -> Callable[[Progress], None]:
+    """Return a callback that passes quantization progress on to `step` under the name `what`."""
+
     def watch(progress: Progress) -> None:
         step(what, progress.done / progress.total)
 
@@ -171,8 +179,8 @@ def _watch(step: Step, what: str) -> Callable[[Progress], None]:
 
 
 def read_record(checkpoint: Checkpoint) -> ModelSpec:
-    """How the native engine, with which everything is measured, sees the model.
+    """Return the native engine's spec of the model.
 
-    Raises `UnsupportedError` for a model that it does not run.
+    Raises `UnsupportedError` if the native engine, which makes all measurements of `fit`, does not run the model.
     """
     return describe(checkpoint.source).record

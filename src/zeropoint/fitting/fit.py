@@ -1,13 +1,13 @@
-"""`fit`: from a budget to a checked artifact, or to an honest no.
+"""`fit`: find a plan within a budget, quantize the model by the plan and check the artifact, or refuse with a reason.
 
-    candidates   the model in each format, packed (seconds)
-    costs        exact bytes; seconds of a token, measured; the loss of each group, measured
-    search       the best plan within the budget, run from end to end
-    quantize     the plan carried out
-    trial        loss in a fresh process, on other text: a plan that is too near the bound is made again, tighter
-    gate         loss in a fresh process, once, on text that no decision was made on; and speed
+    candidates   quantize and pack the model in each format (seconds)
+    costs        compute the bytes, and measure the seconds per token and the loss, of each group in each format
+    search       find the best plan within the budget; run it from end to end
+    quantize     carry out the plan
+    trial        measure the loss in a fresh process on other text; too near the bound: search again, tighter
+    gate         measure the loss in a fresh process, once, on text that no decision used; then the speed
 
-The text is split in three by documents: for planning, for trials, for the gate.
+The text is split by documents into three parts: for planning, for trials, for the gate.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ from zeropoint.quantization import quantize_checkpoint, refuse_output
 from zeropoint.sources.notes import tell
 from zeropoint.values.budget import Budget
 
-#: Times a plan that fails its trial is made again, tighter.
+#: Maximum number of new plans, each with a tighter loss target, after a failed trial.
 RETRIES = 2
-#: Of the trial's interval, how many times its upper half must fit below the bound: once for the gate's own interval,
-#: and once for what another text of the same kind may give.
+#: How many upper half-widths of the trial's interval must fit between the trial's value and the bound: one for the
+#: gate's own interval, and one because the gate reads other text.
 HALVES = 2.0
-#: Where no loss is asked for, the gate holds the artifact to what was promised, times this.
+#: Without a bound on the loss in the budget, the gate's bound on mean KL is the predicted KL times this factor.
 PROMISE = 1.25
 
 
 def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Settings, step: Step) -> Fit:
-    """Find the plan, and with `out` carry it out and check it. Nothing is written when the answer is no.
+    """Find a plan for the model `source` within `budget`; with `out`, write the artifact there and check it.
 
-    Raises `UsageError` for an empty budget or an existing output, `UnsupportedError` for a model that the native
-    engine does not run, and the errors of the steps.
+    Nothing is written when the answer is a refusal. Raises `UsageError` if the budget is empty, the objective is
+    unknown or `out` exists, `UnsupportedError` if the native engine does not run the model, and the errors of each
+    step.
     """
     if budget.is_empty:
         raise UsageError(
-            "there is nothing to plan by: bound the memory, the loss as KL or perplexity, or the speed; "
-            "accuracy on tasks is a bound of the gate only"
+            "the budget is empty: bound the memory, the loss as KL or perplexity, or the speed; "
+            "a bound on accuracy is for the gate only"
         )
     if budget.max_accuracy_drop is not None and settings.tasks is None:
         raise UsageError("a bound on accuracy needs tasks to measure it on")
@@ -70,7 +71,7 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
 
 
 def _decide(planner: Planner, out: Path | None) -> Fit:
-    """From the tables to the answer."""
+    """Return the answer: refuse, or search for a plan, carry it out and check it."""
     budget, settings = planner.budget, planner.settings
     if (no := refusal(planner.search, budget)) is not None:
         return replace(planner.answer(None), refusal=no)
@@ -78,7 +79,8 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
         return replace(planner.answer(None), refusal=no, unneeded=True)
     margin = planner.known.margin
     point = planner.best(margin)
-    if point is None and margin < 1:  # what another plan's trial said refuses nothing
+    if point is None and margin < 1:
+        # The margin comes from another plan's trial, which is no reason to refuse.
         margin = 1.0
         point = planner.best(margin)
     if point is None:
@@ -92,7 +94,7 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
         margin = min(1.0, margin * room)
         planner.known.margin = margin
         tighter = None if room >= 1 or attempt == RETRIES else planner.best(margin, again=True)
-        if tighter is None:  # the last plan stays, and the gate says what it is worth
+        if tighter is None:  # the last plan stays, and the gate judges it
             break
         point = tighter
         answer = _carry_out(planner, out, planner.answer(point), again=True)
@@ -100,7 +102,7 @@ def _decide(planner: Planner, out: Path | None) -> Fit:
 
 
 def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
-    """Quantize."""
+    """Quantize the model by the answer's plan into the folder `out`; `again` overwrites an earlier try."""
     assert answer.plan is not None
     settings = planner.settings
     quantize_checkpoint(
@@ -116,7 +118,7 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
 
 
 def _gate(planner: Planner, answer: Fit) -> Fit:
-    """Judge what was made, on the text that is kept for this, tasks too. Whatever comes out stands."""
+    """Judge the artifact on the gate's text and tasks, and write the verdict into the card, passed or failed."""
     settings = planner.settings
     verdict = _judge(
         planner,
@@ -125,13 +127,13 @@ def _gate(planner: Planner, answer: Fit) -> Fit:
         tasks=settings.tasks,
         max_accuracy_drop=answer.budget.max_accuracy_drop,
     )
-    done = replace(answer, verdict=verdict)
-    _write_verdict(done)
-    return done
+    judged = replace(answer, verdict=verdict)
+    _write_verdict(judged)
+    return judged
 
 
 def _judge(planner: Planner, answer: Fit, text: EvaluationText, **more: Any) -> Verdict:
-    """Hold the artifact to the bounds on the loss in a fresh process, or to what was promised where there are none."""
+    """Check the artifact on `text`; without a bound on the loss, against the predicted KL times `PROMISE`."""
     assert answer.predicted is not None
     budget, settings = answer.budget, planner.settings
     max_kl = budget.max_kl
@@ -156,27 +158,27 @@ def _judge(planner: Planner, answer: Fit, text: EvaluationText, **more: Any) -> 
 
 
 def _measure_speed(planner: Planner, answer: Fit) -> Fit:
-    """The artifact's speed, in a fresh process: of the one that stays, not of those that their gates failed."""
+    """Measure the final artifact's speed in a fresh process, unless the plan is for another machine."""
     if planner.target.described is not None:
         return answer
     speed = bench(str(answer.path), threads=planner.settings.threads, engine="native")
     rates = {m.metric: m.value for m in speed.measurements}
-    done = replace(
+    timed = replace(
         answer, decode=rates["decode_tokens_per_second"], prefill=rates["prefill_tokens_per_second"]
     )
-    _write_verdict(done)
-    return done
+    _write_verdict(timed)
+    return timed
 
 
 def _write_verdict(answer: Fit) -> None:
-    """What was found goes into the artifact's card."""
+    """Write the verdict, the budget and whether the budget is met into the artifact's card."""
     assert answer.path is not None
     assert answer.verdict is not None
     answer.verdict.write(answer.path, budget=answer.budget.to_json(), met=answer.met)
 
 
 def _room(trial: Verdict) -> float:
-    """The loss that may be planned for the gate to pass, as a part of what was planned; 1 or more where it may stay."""
+    """Return the factor on the planned loss with which the gate should pass; 1 or more if the plan may stay."""
     needed = [
         (bound.value + HALVES * (bound.high - bound.value)) / bound.bound
         for bound in trial.bounds

@@ -1,6 +1,7 @@
-"""Mean KL divergence of any mix from the 16-bit model on a fixed text, by the native engine, in about a second.
+"""The loss of a plan: mean KL divergence from the 16-bit model on a fixed text, in about a second.
 
-The reference's logits are kept, on disk if there is a cache; a candidate's are compared window by window.
+The native engine runs both. The 16-bit model's logits are stored once, in the cache if there is one. Each
+candidate is compared window by window.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from zeropoint.runtime.native.session import read, token_array
 
 Floats = NDArray[np.float32]
 Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
-"""Given bytes and how to make them: what was kept of an earlier time, or what is made."""
+"""Cache callback: gets a size in bytes and a function that makes the values; returns cached or new values."""
 
-#: The reference's logits take no more memory than this.
+#: Maximum number of bytes of the 16-bit model's logits; fewer windows are used if they do not fit.
 MOST_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Over `tokens` predictions: mean KL in nats with its standard error over windows, and the relative rise of
-    perplexity."""
+    """The loss over `tokens` predictions.
+
+    `kl` is the mean in nats per token, `standard_error` the error of `kl` over windows, `perplexity_increase` the
+    relative rise of perplexity (0.01 = 1 %).
+    """
 
     kl: float
     standard_error: float
@@ -36,7 +40,7 @@ class Loss:
 
 
 class LossMeter:
-    """Compares decoders with `reference` on `windows` `[count, length]` of tokens."""
+    """Measures the loss of decoders against the decoder `reference` on token windows, int64 `[count, length]`."""
 
     def __init__(
         self,
@@ -54,14 +58,15 @@ class LossMeter:
         self._logits = np.empty((windows.shape[1], vocab), np.float32)
 
         def run() -> Iterator[Packed]:
+            """Yield the logits of each window."""
             for index in range(count):
                 yield Packed(_name(index), None, self._run(reference, index).flatten())
 
-        kept = keep(count * rows * vocab * 4, run).vectors
-        self._expected = [kept[_name(index)].reshape(rows, vocab) for index in range(count)]
+        logits = keep(count * rows * vocab * 4, run).vectors
+        self._expected = [logits[_name(index)].reshape(rows, vocab) for index in range(count)]
 
     def measure(self, decoder: Decoder, *, windows: int | None = None) -> Loss:
-        """`windows`: only the first so many."""
+        """Return the loss of `decoder` on the first `windows` windows (None: all)."""
         count = len(self.windows) if windows is None else min(windows, len(self.windows))
         kl, excess = np.empty(count), np.empty(count)
         for index in range(count):
@@ -71,15 +76,16 @@ class LossMeter:
         return Loss(float(kl.mean()), error, float(np.expm1(excess.mean())), tokens)
 
     def _run(self, decoder: Decoder, index: int) -> Floats:
+        """Return the logits of one window, float32 `[length - 1, vocabulary]`, in a buffer that the next run reuses."""
         ids = token_array(self.windows[index], decoder.record.config.vocab)
         cache = decoder.cache(len(ids))
         read(decoder, cache, ids, threads=self._threads, out=self._logits)
         return self._logits[:-1]
 
     def _window(self, index: int, logits: Floats) -> tuple[float, float]:
-        """Mean KL of a window, and the mean rise of its negative log likelihood."""
-        found = divergence(self._expected[index], logits, self.windows[index, 1:], threads=self._threads)
-        return float(found.kl.mean()), float((found.nll - found.reference_nll).mean())
+        """Return the mean KL of a window, and the mean rise of its negative log likelihood, in nats."""
+        scores = divergence(self._expected[index], logits, self.windows[index, 1:], threads=self._threads)
+        return float(scores.kl.mean()), float((scores.nll - scores.reference_nll).mean())
 
 
 def _name(index: int) -> str:

@@ -1,4 +1,4 @@
-"""The cost tables of one model on this machine, and what can be said of plans before one is carried out."""
+"""The planner: builds the cost tables of one model on one machine, and turns measured plans into answers of `fit`."""
 
 from __future__ import annotations
 
@@ -35,17 +35,20 @@ from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import load_tokenizer
 from zeropoint.values.budget import Budget
 
-#: Tokens of a window that plans are compared on: the shorter, the less attention costs.
+#: Maximum number of tokens of a window for measuring losses. Short windows keep the cost of attention low.
 WINDOW = 257
-#: Windows that a group's loss is measured on.
+#: Number of windows for measuring the loss of one group.
 SENSITIVITY_WINDOWS = 4
 
 
 class Planner:
-    """The tables of one model, and the search on them."""
+    """The cost tables of one model, and the search for plans over them."""
 
     def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Step) -> None:
-        """Raises `GateError` for what the sizes alone rule out, before any weight is read."""
+        """Measure the cost tables, or read them from the cache, and measure every uniform plan.
+
+        Raises `GateError` before any weight is read if the sizes alone rule out every plan, or if memory is too small.
+        """
         self.settings = settings
         record = read_record(checkpoint)
         machine = settings.machine
@@ -63,33 +66,33 @@ class Planner:
         reader = load_tokenizer(text_folder(checkpoint.path))
         windows = make_windows(self.planning_text, reader, tokens=settings.tokens, context=length)
         self.calibration = self._observe(checkpoint)
-        made_with, read_with, self.key = self._keys(checkpoint, windows)
+        candidates_key, logits_key, self.key = self._keys(checkpoint, windows)
         tokens = None if self.calibration is None else self.calibration.tokens
         self.cache = Cache(settings.cache)
-        self.candidates.make(tokens, step, self.cache, made_with)
+        self.candidates.make(tokens, step, self.cache, candidates_key)
         wide = self.candidates.decoder(np.zeros(len(self.candidates.groups), np.int64))
         meter = LossMeter(
             wide,
             windows.tokens,
             threads=settings.threads,
-            keep=lambda nbytes, make: self.cache.packed_weights(read_with, nbytes, make),
+            keep=lambda nbytes, make: self.cache.packed_weights(logits_key, nbytes, make),
         )
-        kept = self.cache.read(self.key)
-        self.known = kept or Known(self._measure(meter, step))
-        table = self.known.table if kept is None else self._as_of_now(kept.table, step)
+        cached = self.cache.read(self.key)
+        self.known = cached or Known(self._measure(meter, step))
+        table = self.known.table if cached is None else self._as_of_now(cached.table, step)
         self.table = replace(table, decode=table.decode * self.target.decode_scale)
-        known = Known(self.table, self.known.losses)
-        self.search = Search(known, self.candidates, meter, step=step)
+        scaled = Known(self.table, self.known.losses)
+        self.search = Search(scaled, self.candidates, meter, step=step)
         for format in self.candidates.formats:
             self.search.measure(self.table.uniform(format))
         self.keep()
 
     def keep(self) -> None:
-        """What has been measured so far goes into the cache."""
+        """Write all measurements so far into the cache."""
         self.cache.write(self.key, self.known)
 
     def _observe(self, checkpoint: Checkpoint) -> Calibration | None:
-        """Calibration text, for algorithms that want it."""
+        """Return the calibration text if the algorithm needs one, else None."""
         settings = self.settings
         plan = uniform_plan(checkpoint, settings.formats[-1], algorithm=settings.algorithm)
         if not needs_calibration(plan):
@@ -98,12 +101,13 @@ class Planner:
         return read_calibration(checkpoint, settings.calibration, tokens=tokens, seed=settings.seed)
 
     def _observed(self) -> list[str]:
-        """The documents that calibration may observe."""
+        """Return the documents of the calibration file; none without such a file."""
         if self.settings.calibration is None:
             return []
         return list(load_text(self.settings.calibration).documents)
 
     def _measure(self, meter: LossMeter, step: Step) -> CostTable:
+        """Return the cost table: exact bytes, measured seconds per token, measured losses."""
         candidates = self.candidates
         nbytes, fixed = candidates.nbytes()
         with self.target.kernels():
@@ -113,7 +117,7 @@ class Planner:
         return CostTable(names, candidates.formats, nbytes, seconds.decode, seconds.prefill, losses, fixed)
 
     def _as_of_now(self, table: CostTable, step: Step) -> CostTable:
-        """A table from the cache, its speeds those of today."""
+        """Return a table from the cache with its speeds scaled to the machine's speed now."""
         before = Seconds(table.decode, table.prefill)
         with self.target.kernels():
             now = measured_again(self.candidates, before, threads=self.target.threads, step=step)
@@ -122,37 +126,49 @@ class Planner:
     def _keys(
         self, checkpoint: Checkpoint, windows: Windows
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """All that the candidates depend on, all that the reference's logits do, and all that the tables do."""
+        """Return the cache keys of the candidates, of the 16-bit model's logits, and of the cost tables.
+
+        Each key holds everything that the cached values depend on.
+        """
         settings, observed = self.settings, self.calibration
         source = {
             "model": checkpoint.source_digest(),
             "config": dict(checkpoint.source.config),
             "zeropoint": f"{version('zeropoint')}, {store.NAME}",
         }
-        made_with = {
+        candidates_with = {
             "calibration": None if observed is None else observed.to_json()["tokens_sha256"],
             "seed": settings.seed,
         }
-        read_with = {
+        logits_with = {
             "text": self.planning_text.digest,
             **windows.key,
             "kernels": library.digest(),
             "machine": [Machine.detect().processor, active_isa(), settings.threads],
         }
-        measured_with = {
+        tables_with = {
             "formats": list(self.candidates.formats),
             "algorithm": settings.algorithm,
             "timed": [self.target.isa, self.target.threads],
         }
-        return source | made_with, source | read_with, source | made_with | read_with | measured_with
+        return (
+            source | candidates_with,
+            source | logits_with,
+            source | candidates_with | logits_with | tables_with,
+        )
 
     @property
     def minimize(self) -> dict[Quantity, float]:
+        """The weights of the objective: "balanced" by default, "quality" if the budget does not bound the loss."""
         default = "balanced" if self.budget.bounds_loss else "quality"
         return OBJECTIVES[self.settings.objective or default]
 
     def best(self, margin: float, *, again: bool = False) -> Point | None:
-        """`again`: after a gate that failed, near plans that were tried already: fewer exchanges do."""
+        """Return the best measured plan within the budget, for `margin` times the planned loss; None if there is none.
+
+        `again` is for the search after a failed trial: it measures a third of the exchanges, because it starts near
+        plans that were measured already.
+        """
         target = self.search.target(self.budget)
         return self.search.best(
             self.budget,
@@ -162,22 +178,24 @@ class Planner:
         )
 
     def uniform_points(self) -> dict[str, Point]:
+        """Return the measured plan of each format alone, by format."""
         return {f: self.search.measure(self.table.uniform(f)) for f in self.candidates.formats}
 
     def nothing_found(self) -> str:
+        """Return the refusal for a search that found no plan, with the measured plan that came closest."""
         limits = self.search.limits(self.budget).items()
         within = [p for p in self.search.measured if all(getattr(p, name) <= most for name, most in limits)]
         closest = min(within or self.search.measured, key=lambda p: (p.loss.kl, p.nbytes))
-        kept = ", some of the loss kept in hand for the gate's interval" if self.budget.bounds_loss else ""
+        reserve = " with a reserve of loss for the gate's interval" if self.budget.bounds_loss else ""
         return (
-            f"no plan was found that meets the budget on all sides{kept}: the closest measured takes "
+            f"no plan was found that meets every bound of the budget{reserve}: the closest measured plan takes "
             f"{closest.nbytes / 1e6:.1f} MB, decodes {1 / closest.decode:.0f} tokens/s and has a mean KL of "
             f"{closest.loss.kl:.4f}"
         )
 
     def answer(self, point: Point | None) -> Fit:
-        """What there is to say before anything is carried out."""
-        found = Fit(
+        """Return the answer of `fit` before a plan is carried out; for `point` None, an answer without a plan."""
+        answer = Fit(
             self.budget,
             None,
             front=self._front(),
@@ -186,7 +204,7 @@ class Planner:
             notes=self._notes(),
         )
         if point is None:
-            return found
+            return answer
         names = self.candidates.formats
         reasons = [self._reason(row, int(pick)) for row, pick in enumerate(point.picks)]
         plan = self.candidates.plan(point.picks, reasons, "fit", self.settings.seed)
@@ -194,7 +212,7 @@ class Planner:
         fragile = np.argsort(-self.table.loss[:, narrow], kind="stable")
         wider = [self.table.groups[row] for row in fragile if point.picks[row] < narrow]
         return replace(
-            found,
+            answer,
             plan=plan,
             predicted=_prediction("fit", point),
             formats={name: int((point.picks == i).sum()) for i, name in enumerate(names)},
@@ -202,14 +220,14 @@ class Planner:
         )
 
     def timed(self, answer: Fit, point: Point) -> Fit:
-        """The answer that took `point`, its own speed in place of the sum of its groups', as the machine is now."""
+        """Return `answer` with the speed of the whole plan `point`, timed now, in place of the sum over its groups."""
         with self.target.kernels():
             decode, prefill = plan_seconds(self.candidates, point.picks, threads=self.target.threads)
         timed = replace(point, decode=decode * self.target.decode_scale, prefill=prefill)
         return replace(answer, predicted=_prediction("fit", timed))
 
     def _notes(self) -> list[str]:
-        """What to say of the target, of a search that was cut short, and of formats that are narrower, not faster."""
+        """Return notes on the target, on an unfinished search, and on narrower formats that are not faster."""
         rates = [1 / self.table.total("decode", self.table.uniform(f)) for f in self.candidates.formats]
         pairs = list(zip(self.candidates.formats, rates, strict=True))
         unproven = (
@@ -226,13 +244,14 @@ class Planner:
         ]
 
     def _reason(self, row: int, pick: int) -> str:
+        """Return the reason for a group's format, with the group's loss in every format."""
         costs = ", ".join(
             f"{name} {self.table.loss[row, i]:.2g}" for i, name in enumerate(self.candidates.formats) if i
         )
         return f"{self.table.groups[row]} as {self.candidates.formats[pick]}: mean KL alone {costs}"
 
     def _front(self) -> list[Prediction]:
-        """The lowest expected loss at sizes between the smallest and the widest plan."""
+        """Return the plans of lowest expected loss at a dozen sizes between the smallest and the 16-bit plan."""
         total = self.table.total
         return [
             Prediction(
@@ -247,45 +266,44 @@ class Planner:
 
     @cached_property
     def _least_losses(self) -> list[Picks]:
-        """The plan of the least sum of losses at each of a dozen sizes."""
+        """The plan with the lowest sum of losses at each of a dozen sizes."""
         low = self.table.nbytes.min(axis=1).sum() + self.table.fixed_nbytes
         high = self.table.total("nbytes", self.table.uniform(WIDE))
-        found = [
+        plans = [
             solve(self.table, {"nbytes": float(size) * (1 + 1e-9)}, {"loss": 1.0})
             for size in np.geomspace(low, high, 12)
         ]
-        return [picks for picks in found if picks is not None]
+        return [picks for picks in plans if picks is not None]
 
 
-#: What each part of the text is for, and its share of the characters. Costs need the least of it, the gate the most.
+#: Parts of the text and their relative numbers of characters: the cost tables need the fewest, the gate the most.
 SHARES = {"planning": 2, "trials": 3, "the gate": 4}
 
 
 def split(text: EvaluationText, seen: Iterable[str] = ()) -> list[EvaluationText]:
-    """The documents for planning, for trials of what was made, and for the gate: each in one part only.
+    """Split the documents of `text` into three disjoint texts: for planning, for trials, and for the gate.
 
-    In their order, each document goes to the part that has the least of its share. A document that stands twice is
-    taken once, and one of `seen`, which calibration observes, not at all. Raises `UsageError` when fewer than three
-    documents are left.
+    In order, each document goes to the part that is furthest below its share. A repeated document is used once; a
+    document of `seen` (the calibration text) is not used. Raises `UsageError` if fewer than three documents are left.
     """
-    known = {" ".join(document.split()) for document in seen}
+    used = {" ".join(document.split()) for document in seen}
     parts: dict[str, list[str]] = {name: [] for name in SHARES}
     sizes = dict.fromkeys(SHARES, 0.0)
     for document in text.documents:
         words = " ".join(document.split())
-        if words in known:
+        if words in used:
             continue
-        known.add(words)
+        used.add(words)
         least = min(SHARES, key=lambda name: (bool(parts[name]), sizes[name], -SHARES[name]))
         parts[least].append(document)
         sizes[least] += len(document) / SHARES[least]
     if not all(parts.values()):
         raise UsageError(
-            f"the text {text.source} has {sum(map(len, parts.values()))} documents that differ, and that calibration "
-            "does not observe: fit takes some for planning, others for trials, and others for the gate, three at least"
+            f"the text {text.source} has {sum(map(len, parts.values()))} different documents outside the "
+            "calibration text, and fit needs at least three: for planning, for trials and for the gate"
         )
     return [
-        EvaluationText(tuple(found), f"{text.source}, documents for {name}") for name, found in parts.items()
+        EvaluationText(tuple(group), f"{text.source}, documents for {name}") for name, group in parts.items()
     ]
 
 

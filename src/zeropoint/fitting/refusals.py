@@ -1,4 +1,4 @@
-"""What cannot be, said before the work: each with the number that would have been needed."""
+"""Refusals of `fit`: reasons why no plan can meet a budget, each with the number that is possible."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from zeropoint.values.budget import Budget
 
 
 def refusal(search: Search, budget: Budget) -> str | None:
-    """Why no plan can meet the budget; None when the search should go on."""
+    """Return why no plan can meet the budget; None if one may."""
     return _size_and_speed(search, budget) or _loss(search, budget)
 
 
 def check_sizes(candidates: Candidates, budget: Budget) -> None:
-    """Raise `GateError` when even the smallest formats are too large, or when this machine's memory is too small for
-    all candidates at once."""
+    """Raise `GateError` if the smallest plan is too large, or if all candidates together exceed the free memory."""
     nbytes, fixed = candidates.nbytes()
     least, all_of_them = float(nbytes.min(axis=1).sum()) + fixed, float(nbytes.sum()) + MOST_BYTES
     if budget.max_memory is not None and least > budget.max_memory:
@@ -32,6 +31,7 @@ def check_sizes(candidates: Candidates, budget: Budget) -> None:
 
 
 def _size_and_speed(search: Search, budget: Budget) -> str | None:
+    """Return why no plan meets the bounds on size and speed; None if one does."""
     table, limits = search.table, search.limits(budget)
     for name, verb, least in _speeds(budget):
         fastest = solve(table, {}, {name: 1.0})
@@ -40,7 +40,7 @@ def _size_and_speed(search: Search, budget: Budget) -> str | None:
         if most < 1 / limits[name]:
             return (
                 f"no plan {verb} {least:g} tokens/s here: the fastest is expected to reach {most:.0f}, "
-                "as measured, and 3 % are kept in hand"
+                "and fit plans with a reserve of 3 %"
             )
     if len(limits) < 2 or solve(table, limits, {"loss": 1.0}) is not None:
         return None
@@ -48,7 +48,7 @@ def _size_and_speed(search: Search, budget: Budget) -> str | None:
     asked = " and ".join(f"{verb} {least:g} tokens/s" for _, verb, least in _speeds(budget))
     quick = solve(table, speeds, {"nbytes": 1.0})
     if quick is None:
-        return f"no plan {asked}: each alone can be had, both cannot"
+        return f"no plan {asked}: each bound alone can be met, both together cannot"
     return (
         f"no plan takes {_mb(limits['nbytes'])} and {asked}: "
         f"at that speed the smallest takes {_mb(table.total('nbytes', quick))}"
@@ -56,7 +56,7 @@ def _size_and_speed(search: Search, budget: Budget) -> str | None:
 
 
 def _speeds(budget: Budget) -> list[tuple[Quantity, str, float]]:
-    """The bounds on speed that there are, with their verbs."""
+    """Return the budget's bounds on speed: quantity, verb for a sentence, tokens per second."""
     bounds: list[tuple[Quantity, str, float | None]] = [
         ("decode", "decodes", budget.min_decode),
         ("prefill", "reads a prompt at", budget.min_prefill),
@@ -65,7 +65,7 @@ def _speeds(budget: Budget) -> list[tuple[Quantity, str, float]]:
 
 
 def _loss(search: Search, budget: Budget) -> str | None:
-    """The plan of least loss within size and speed is run: if that loses too much, all do."""
+    """Measure the plan of lowest loss within size and speed; return a refusal if its loss is above the target."""
     target = search.target(budget, margin=1.0)
     limits = search.limits(budget)
     if target is None or not limits:
@@ -88,7 +88,7 @@ def _loss(search: Search, budget: Budget) -> str | None:
 
 
 def not_needed(budget: Budget, wide: Point) -> str | None:
-    """That 16 bits are within all bounds on size and speed, where there are any: then nothing is gained."""
+    """Return a refusal if the 16-bit model already meets the bounds on size and speed; None if it does not."""
     speeds = _speeds(budget)
     if budget.max_memory is None and not speeds:
         return None

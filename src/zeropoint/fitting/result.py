@@ -1,4 +1,4 @@
-"""What `fit` is asked and what it answers."""
+"""Values of `fit`: its settings, predictions and answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zeropoint.planning.solver import Quantity
 from zeropoint.values.budget import Budget
 from zeropoint.values.plan import Plan
 
-#: What is minimized where the budget leaves a choice.
+#: Objectives by name: the weight of each minimized quantity.
 OBJECTIVES: dict[str, dict[Quantity, float]] = {
     "balanced": {"nbytes": 1.0, "decode": 1.0},
     "size": {"nbytes": 1.0},
@@ -22,14 +22,18 @@ OBJECTIVES: dict[str, dict[Quantity, float]] = {
 }
 
 
-#: What plans are made of beside 16 bits, widest first, unless another choice is named.
+#: The default formats of a plan besides 16 bits, widest first.
 FORMATS = ("int8", "int5", "int4")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How `fit` works. `tokens` are compared for every plan, `gate_tokens` by the gate; what was measured is kept in
-    the folder `cache`, or nowhere; `machine` is where it shall run, None for this one; `tasks` are the gate's."""
+    """Settings of `fit`.
+
+    `tokens`: scored tokens for each measured plan; `gate_tokens`: for the gate. `cache`: folder for measurements, None
+    for no cache. `machine`: the target machine, None for this one. `tasks`: tasks of the gate. `anyway`: plan even if
+    16 bits meet the budget. `evaluations`: maximum number of exchanges to measure.
+    """
 
     formats: tuple[str, ...] = FORMATS
     algorithm: str = "rtn"
@@ -51,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A plan's cost before it is carried out."""
+    """The predicted cost of a plan: bytes of weights, tokens per second, and mean KL in nats per token."""
 
     name: str
     nbytes: float
@@ -71,9 +75,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What `fit` found. `refusal` says why there is no plan; `front` are the best plans expected between the extremes,
-    `measured` those that were run, `uniform` those with one format; `verdict`, `decode` and `prefill` are measured on
-    the artifact, None without one. `unneeded`: the refusal is that 16 bits meet the budget already."""
+    """The answer of `fit`.
+
+    `refusal`: why there is no plan, else None. `formats`: number of groups by format. `wider`: groups with a wider
+    format than the narrowest, most fragile first. `front`: plans of lowest expected loss by size. `measured`: plans
+    that were run. `uniform`: plans with one format. `verdict`, `decode` and `prefill` (tokens/s) are measured on the
+    artifact, None without one. `unneeded`: the refusal is that 16 bits already meet the budget.
+    """
 
     budget: Budget
     refusal: str | None
@@ -93,25 +101,25 @@ class Fit:
 
     @property
     def met(self) -> bool:
-        """The artifact is there, its gate passed, and it is as small and fast as asked."""
+        """Return whether an artifact exists, passed its gate, and meets the bounds on size and speed."""
         return self.verdict is not None and self.verdict.passed and not self.missed()
 
     def missed(self) -> list[str]:
-        """Bounds on size and speed that the artifact does not meet, a sentence each."""
-        found = []
+        """Return one sentence for each bound on size or speed that the artifact misses."""
+        misses = []
         if (
             self.plan is not None
             and self.budget.max_memory is not None
             and self.plan.nbytes > self.budget.max_memory
         ):
-            found.append(f"the weights take {self.plan.nbytes} bytes, more than {self.budget.max_memory}")
+            misses.append(f"the weights take {self.plan.nbytes} bytes, more than {self.budget.max_memory}")
         for what, rate, least in (
             ("decodes", self.decode, self.budget.min_decode),
             ("reads a prompt at", self.prefill, self.budget.min_prefill),
         ):
             if rate is not None and least is not None and rate < least:
-                found.append(f"it {what} {rate:.0f} tokens/s, fewer than {least:g}")
-        return found
+                misses.append(f"it {what} {rate:.0f} tokens/s, fewer than {least:g}")
+        return misses
 
     def to_json(self) -> dict[str, Any]:
         return {

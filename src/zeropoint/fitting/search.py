@@ -1,8 +1,8 @@
-"""From costs to the plan that meets a budget: an exact program on the tables, corrected by measuring.
+"""The search for the best plan within a budget: an integer program over the cost tables, corrected by measuring.
 
-Losses of single groups do not add up at low bits, so the program's answer is measured whole, the ratio of what was
-measured to what the sum promised corrects the next answer, and exchanges of a few groups near the optimum are
-measured too. Every accepted plan has been run from end to end.
+At low bits the loss of a plan is not the sum of its groups' losses. So the whole model is run for every plan that the
+integer program returns, and the ratio of measured loss to summed loss corrects the next program. Then plans that
+differ from the best one in one or two groups are measured too. Every returned plan has been run from end to end.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from zeropoint.values.budget import Budget
 
 Floats = NDArray[np.float64]
 
-#: The share of a bound on the loss that is planned for: the gate holds the upper end of an interval, on other text.
+#: Share of the loss bound to plan for: the gate compares the upper end of an interval, measured on other text.
 LOSS_MARGIN = 0.85
-#: The same for speed, which is noisier than bytes.
+#: Share of the time bound to plan for: timings are noisy.
 SPEED_MARGIN = 0.97
-#: Answers of the program that are measured before exchanges are tried.
+#: Maximum number of runs of the integer program before exchanges of single groups are tried.
 ROUNDS = 5
-#: The part of the target that is aimed at after an answer that loses too much, and of that after the next: corrections
-#: alone come near the target from above.
+#: Factor on the loss target after each measured plan that misses the target. The corrections alone approach the
+#: target from above, so they would miss again and again.
 AFTER_A_MISS = 0.97
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """A plan that was measured: what the tables say it costs, and its loss."""
+    """A measured plan: its costs by the tables, and its measured loss.
+
+    `decode` and `prefill` are seconds per token, `promised` is the sum of its groups' losses in the table.
+    """
 
     picks: Picks
     nbytes: float
@@ -45,10 +48,12 @@ class Point:
 
 
 def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Step) -> Floats:
-    """What each group adds to the mean KL in each format, `[groups, formats]`.
+    """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
-    The first quantized format is put into the 16-bit model one group at a time; narrower ones into the model that is
-    in the first format, which reads several times faster, and less what that model loses.
+    Column 0 (16 bits) is zero. Column 1, the first quantized format, is measured in the 16-bit model, one group
+    quantized at a time. For the later columns the rest of the model is in the first quantized format, because it runs
+    several times faster than in 16 bits; the loss of that base model is subtracted, and the group's own loss in the
+    first format is added.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -58,16 +63,17 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
         for row in range(groups):
             picks = base.copy()
             picks[row] = column
-            found = meter.measure(
+            # The 16-bit base of the first column is slow, so half the windows must do.
+            loss = meter.measure(
                 candidates.decoder(picks), windows=max(1, windows // 2) if column == 1 else windows
             )
-            losses[row, column] = max(found.kl - floor, 0.0) + losses[row, base[row]]
+            losses[row, column] = max(loss.kl - floor, 0.0) + losses[row, base[row]]
             step("measuring sensitivity", (column - 1 + row / groups) / (formats - 1))
     return losses
 
 
 class Search:
-    """Plans for one model under one budget. `measured` holds every plan that was run, in order."""
+    """The search for plans of one model. `measured` holds every plan that was run, in order."""
 
     def __init__(self, known: Known, candidates: Candidates, meter: LossMeter, *, step: Step) -> None:
         self.table = known.table
@@ -76,12 +82,13 @@ class Search:
         self._meter = meter
         self._step = step
         self._tried: dict[bytes, Point] = {}
-        self._known = known.losses
-        #: Whether a program ended at its limit of nodes, so that a better plan than the one found may exist.
+        #: Losses by the bytes of `picks`, from this and earlier searches.
+        self._losses = known.losses
+        #: Whether an integer program stopped before it proved its plan the best, so that a better plan may exist.
         self.unproven = False
 
     def measure(self, picks: Picks) -> Point:
-        """Run a plan, unless it was run before."""
+        """Return the measured plan `picks` `[groups]` (format numbers); run it unless it was measured before."""
         key = picks.tobytes()
         if key not in self._tried:
             total = self.table.total
@@ -97,30 +104,34 @@ class Search:
         return self._tried[key]
 
     def _loss(self, picks: Picks) -> Loss:
-        """What was measured before, for another budget, is not measured again."""
+        """Return the loss of a plan, from the losses of earlier searches if it is there."""
         key = picks.tobytes()
-        if key not in self._known:
-            self._known[key] = self._meter.measure(self._candidates.decoder(picks))
-        return self._known[key]
+        if key not in self._losses:
+            self._losses[key] = self._meter.measure(self._candidates.decoder(picks))
+        return self._losses[key]
 
     def predict(self, picks: Picks) -> float:
-        """The expected mean KL of a plan: its promise times the ratio found at similar promises."""
+        """Return the expected mean KL of a plan: the sum of its groups' losses, corrected by `_ratio`."""
         promised = self.table.total("loss", picks)
         return promised * self._ratio(promised)
 
     def limits(self, budget: Budget) -> dict[Quantity, float]:
-        """The budget's bounds on what adds up exactly."""
-        found: dict[Quantity, float] = {}
+        """Return the budget's bounds on bytes and on seconds per token, which add up over the groups."""
+        limits: dict[Quantity, float] = {}
         if budget.max_memory is not None:
-            found["nbytes"] = float(budget.max_memory)
+            limits["nbytes"] = float(budget.max_memory)
         if budget.min_decode is not None:
-            found["decode"] = SPEED_MARGIN / budget.min_decode
+            limits["decode"] = SPEED_MARGIN / budget.min_decode
         if budget.min_prefill is not None:
-            found["prefill"] = SPEED_MARGIN / budget.min_prefill
-        return found
+            limits["prefill"] = SPEED_MARGIN / budget.min_prefill
+        return limits
 
     def target(self, budget: Budget, margin: float = LOSS_MARGIN) -> float | None:
-        """The mean KL to plan for. A bound on perplexity counts by the rise per KL of the plans measured so far."""
+        """Return the mean KL to plan for; None if the budget does not bound the loss.
+
+        A bound on perplexity becomes a bound on KL: it is divided by the steepest rise of perplexity per nat of KL
+        among the plans measured so far.
+        """
         bounds = []
         if budget.max_kl is not None:
             bounds.append(budget.max_kl)
@@ -137,8 +148,11 @@ class Search:
         *,
         evaluations: int,
     ) -> Point | None:
-        """The best plan found within the budget, measured; None when the search finds none. `evaluations`: exchanges
-        that are tried."""
+        """Return the best measured plan within the budget; None when the search finds none.
+
+        `minimize` weighs the quantities of the objective, `target` bounds the mean KL (None: no bound),
+        `evaluations` is the maximum number of exchanges to measure.
+        """
         limits = self.limits(budget)
         misses = 0
         for _ in range(ROUNDS):
@@ -148,18 +162,19 @@ class Search:
             picks = self._solve(bounds, minimize)
             if picks is None:
                 break
-            seen = picks.tobytes() in self._tried
-            found = self.measure(picks)
+            is_repeat = picks.tobytes() in self._tried
+            point = self.measure(picks)
             self._step("measuring plans", 0.0)
             if target is None:
                 break
-            if found.loss.kl > target:
+            if point.loss.kl > target:
                 misses += 1
-            elif seen:
+            elif is_repeat:
                 break
         best = self._best_measured(limits, minimize, target)
         if target is not None and best is None:
-            # The promise is too pessimistic, or the budget cannot be met: the lowest loss within the rest decides.
+            # Either the corrected sums are too pessimistic, or the budget cannot be met. The plan of the lowest loss
+            # within the bounds on size and speed decides which.
             picks = self._solve(limits, {"loss": 1.0})
             if picks is not None:
                 self.measure(picks)
@@ -167,36 +182,36 @@ class Search:
         return best if best is None else self._exchange(best, limits, minimize, target, evaluations)
 
     def _solve(self, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float]) -> Picks | None:
-        """The program's answer, and a note of whether it was proved to be the best."""
-        found = optimize(self.table, limits, minimize)
-        self.unproven |= found is not None and not found.optimal
-        return None if found is None else found.picks
+        """Return the integer program's plan, and set `unproven` if the program did not prove the plan the best."""
+        solution = optimize(self.table, limits, minimize)
+        self.unproven |= solution is not None and not solution.optimal
+        return None if solution is None else solution.picks
 
     def _best_measured(
         self, limits: Mapping[Quantity, float], minimize: Mapping[Quantity, float], target: float | None
     ) -> Point | None:
-        """Of all plans that were run, whatever they were run for."""
+        """Return the best of all measured plans that meets the limits and the target."""
         best: Point | None = None
         for point in self.measured:
-            # the program keeps to its limits within rounding
+            # the integer program meets its limits only within rounding
             if all(getattr(point, name) <= most * (1 + 1e-9) for name, most in limits.items()):
                 best = self._better(best, point, minimize, target)
         return best
 
-    # -- what the tables do not know --------------------------------------------------------------
+    # -- correction of summed losses ---------------------------------------------------------------
 
     def _ratio(self, promised: float) -> float:
-        """Measured loss over promised loss, interpolated over the logarithm of the promise."""
-        known = sorted(
+        """Return measured loss / summed loss at a sum of `promised`, interpolated over the sum's logarithm."""
+        ratios_by_sum = sorted(
             (p.promised, p.loss.kl / p.promised) for p in self.measured if p.promised > 0 < p.loss.kl
         )
-        if not known or promised <= 0:
+        if not ratios_by_sum or promised <= 0:
             return 1.0
-        sums, ratios = np.array(known).T
+        sums, ratios = np.array(ratios_by_sum).T
         return float(np.exp(np.interp(np.log(promised), np.log(sums), np.log(ratios))))
 
     def promise(self, target: float) -> float:
-        """The sum of losses at which `target` is expected."""
+        """Return the largest sum of the groups' losses at which the expected mean KL is at most `target`."""
         low, high = 0.0, max(float(self.table.loss.max(axis=1).sum()), 1e-12)
         if high * self._ratio(high) <= target:
             return high
@@ -208,16 +223,17 @@ class Search:
     # -- exchanges --------------------------------------------------------------------------------
 
     def _better(
-        self, best: Point | None, found: Point, minimize: Mapping[Quantity, float], target: float | None
+        self, best: Point | None, point: Point, minimize: Mapping[Quantity, float], target: float | None
     ) -> Point | None:
-        if target is not None and found.loss.kl > target:
+        """Return `point` if it meets the target and has a smaller objective than `best`, else `best`."""
+        if target is not None and point.loss.kl > target:
             return best
-        if best is None or self._value(found, minimize) < self._value(best, minimize) - 1e-12:
-            return found
+        if best is None or self._value(point, minimize) < self._value(best, minimize) - 1e-12:
+            return point
         return best
 
     def _value(self, point: Point, minimize: Mapping[Quantity, float]) -> float:
-        """What is minimized, as shares of the most; a loss is the measured one."""
+        """Return the weighted sum of quantities, as shares of their maximum over all plans; the loss is measured."""
         own = {
             "nbytes": point.nbytes,
             "decode": point.decode,
@@ -237,6 +253,7 @@ class Search:
         target: float | None,
         evaluations: int,
     ) -> Point:
+        """Measure up to `evaluations` neighbours of the best plan and return the best plan."""
         for number in range(evaluations):
             picks = self._next(best, limits, minimize, target)
             if picks is None:
@@ -252,7 +269,7 @@ class Search:
         minimize: Mapping[Quantity, float],
         target: float | None,
     ) -> Picks | None:
-        """The most promising plan not yet run that differs from `best` in one group or two."""
+        """Return the most promising plan not yet run that differs from `best` in one or two groups; None if none is."""
         table, rows = self.table, np.arange(len(best.picks))
         change = {
             name: getattr(table, name) - getattr(table, name)[rows, best.picks][:, None]
@@ -262,8 +279,8 @@ class Search:
         group, format = np.divmod(np.arange(flat["loss"].size), table.loss.shape[1])
         moved = np.flatnonzero(format != best.picks[group])
         first, second = (a.ravel() for a in np.meshgrid(moved, moved, indexing="ij"))
-        keep = group[first] <= group[second]
-        keep &= (group[first] < group[second]) | (first == second)
+        # Each pair of moves of two groups once, and each single move as a pair with itself.
+        keep = (group[first] < group[second]) | (first == second)
         first, second = first[keep], second[keep]
         both = (first != second).astype(float)
         delta = {name: values[first] + both * values[second] for name, values in flat.items()}
@@ -276,10 +293,11 @@ class Search:
         )
         rank = np.asarray(gain)
         if target is not None:
-            # What is minimized must fall, for a loss that may still be within the target.
+            # The objective must fall, and the expected loss must stay within 2 % above the target.
             scale = best.loss.kl / best.promised if best.promised > 0 else 1.0
             expected = best.loss.kl + scale * delta["loss"]
             allowed &= (rank < -1e-9) & (expected <= target * 1.02)
+        # Only as many plans as were run can be repeats, so one more is enough to find a new plan.
         for index in np.flatnonzero(allowed)[np.argsort(rank[allowed], kind="stable")][
             : len(self._tried) + 1
         ]:

@@ -1,9 +1,9 @@
-"""What each group costs of a token in each format, decoding and reading a prompt, measured here.
+"""Timing: the seconds per token of each group in each format, for decode and for prefill, measured on this machine.
 
-Each product is timed alone, with the weights read in the order of a token, so that they come from where decoding
-finds them. What a token takes beside its products (attention, norms, the steps between) is in the time of whole
-models in one format; it is shared out over the groups in proportion, so that predictions are exact for uniform
-models and between them follow the products.
+Each group's matrix products are timed alone, group after group as in the forward pass, so that weights come from the
+same cache or memory as in decode. Whole models in one format are timed too. Their extra time (attention, norms, thread
+synchronisation) is shared out over the groups in proportion to the products, so predictions are exact for uniform
+models.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from zeropoint.runtime.native.session import read
 
 Floats = NDArray[np.float64]
 
-#: As `zeropoint bench` measures: a prompt, then so many steps.
+#: Prompt tokens, decode steps and rounds of one timing. Prompt and steps are those of `zeropoint bench`.
 PROMPT, STEPS, ROUNDS = 512, 128, 4
-#: Rows of an input that a prompt's products are timed with.
+#: Input rows (tokens) for timing the products of prefill.
 _ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seconds:
-    """Seconds of a token `[groups, formats]`: columns sum up to the uniform model's time."""
+    """Seconds per token, float64 `[groups, formats]`: each column sums to the time of the uniform model."""
 
     decode: Floats
     prefill: Floats
 
 
 def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
-    """Time every uniform model and every group's products."""
+    """Time every uniform model and every group's products, and return the seconds per token."""
     groups, formats = len(candidates.groups), len(candidates.formats)
     whole = _whole_models(candidates, range(formats), rounds=ROUNDS, threads=threads, step=step)
-    found = Seconds(np.empty((groups, formats)), np.empty((groups, formats)))
+    table = Seconds(np.empty((groups, formats)), np.empty((groups, formats)))
     for column, format in enumerate(candidates.formats):
-        for table, rows, seconds in (
-            (found.decode, 1, whole[column, 0]),
-            (found.prefill, _ROWS, whole[column, 1]),
+        for values, rows, seconds in (
+            (table.decode, 1, whole[column, 0]),
+            (table.prefill, _ROWS, whole[column, 1]),
         ):
             products = _products(candidates, format, rows, threads)
-            table[:, column] = products * (seconds / products.sum())
-    return found
+            values[:, column] = products * (seconds / products.sum())
+    return table
 
 
 def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Step) -> Seconds:
-    """Seconds measured some time ago, scaled to the machine as it is now: others may share it, or its memory.
+    """Return the earlier seconds `before`, scaled to the machine's speed now (other programs may share the machine).
 
-    The uniform quantized models are timed again; the 16-bit one, which takes longest, is taken to change as the first
-    of them does.
+    The uniform quantized models are timed again. The 16-bit model takes longest, so it is not timed again: its times
+    change by the same factor as those of the first quantized model.
     """
     columns = range(1, len(candidates.formats))
     whole = _whole_models(candidates, columns, rounds=2, threads=threads, step=step)
@@ -67,7 +67,7 @@ def measured_again(candidates: Candidates, before: Seconds, *, threads: int, ste
 
 
 def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple[float, float]:
-    """Seconds a token of one plan, decoding and reading: the medians of a few rounds, as `zeropoint bench` tells."""
+    """Return the seconds per token of one plan, decode then prefill: medians of five rounds."""
     decoder = candidates.decoder(picks)
     prefill, decode = np.median([token_seconds(decoder, threads=threads) for _ in range(5)], axis=0)
     return float(decode), float(prefill)
@@ -76,8 +76,10 @@ def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple
 def _whole_models(
     candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Step
 ) -> Floats:
-    """Seconds of a token in uniform models `[columns, 2]`, decoding and reading: in turns, and the best counts, since
-    other work only ever makes a round slower."""
+    """Return the seconds per token of uniform models, `[columns, 2]`: decode, prefill.
+
+    The models take turns. The fastest round counts, because other work on the machine only makes a round slower.
+    """
     times = np.empty((rounds, len(columns), 2))
     for turn in range(rounds):
         for i, column in enumerate(columns):
@@ -89,7 +91,7 @@ def _whole_models(
 
 
 def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
-    """Seconds a token of a prompt, and of decoding one token after another behind it."""
+    """Return the seconds per token of prefill, and of greedy decode after the prompt."""
     config = decoder.record.config
     steps = max(1, min(STEPS, config.max_positions // 2))
     prompt = max(1, min(PROMPT, config.max_positions - steps))
@@ -107,7 +109,7 @@ def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
 
 
 def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Floats:
-    """Seconds of each group's products `[groups]`: the median of a few passes over all of them."""
+    """Return the seconds of each group's products `[groups]`: the median of several passes, without the first."""
     weights = [candidates.weights(group, format) for group in candidates.groups]
     widest = max(max(w.format.rows, w.format.columns) for parts in weights for w in parts)
     x, y = np.ones((rows, widest), np.float32), np.empty((rows, widest), np.float32)
@@ -125,13 +127,14 @@ def _products(candidates: Candidates, format: str, rows: int, threads: int) -> F
 
 
 def _rows_of(group: Group, rows: int) -> int:
-    """Only the last token of a prompt is given logits."""
+    """Return the input rows of a group: 1 for the head, because prefill computes logits of the last token only."""
     return 1 if group.kind in ("embedding", "head") else rows
 
 
 def _time(
     parts: list[Weight], x: NDArray[np.float32], y: NDArray[np.float32], count: int, threads: int
 ) -> float:
+    """Return the seconds of multiplying `count` rows of `x` by each weight."""
     start = time.perf_counter()
     for weight in parts:
         rows, columns = weight.format.rows, weight.format.columns

@@ -1,9 +1,8 @@
-"""The machine a plan is for: this one, or one that a file describes.
+"""The target machine of a plan: this machine, or a machine that a file describes.
 
-Loss and size are the same everywhere. Speed is measured here; for another machine it is timed here with that
-machine's instruction set (the kernels are built for every level) and at most its number of threads, and the decode
-time, most of which is reading weights, is multiplied by the ratio of the memories' bandwidths. That is an estimate:
-`fit` says so, and its gate holds the bound on speed only where it ran.
+Loss and size are the same on every machine. Speed for another machine is an estimate: the kernels run here with that
+machine's instruction set and at most its number of cores, and the decode time (mostly memory reads) is multiplied by
+the ratio of the two memory bandwidths. `fit` calls such a speed an estimate and does not measure the artifact's.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from zeropoint.kernels import active_isa, library
 from zeropoint.machine.detect import Machine
 from zeropoint.values.budget import Budget
 
-#: The share of a machine's memory that weights may take: the rest is for the cache and the system.
+#: Share of a described machine's memory for weights; the rest is for the key-value cache and the system.
 USABLE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`decode_scale`: seconds there for a second here. `described` is None for this machine."""
+    """The machine to plan for. `decode_scale`: its seconds per second here. `described` is None for this machine."""
 
     isa: str
     threads: int
@@ -35,14 +34,15 @@ class Target:
 
     @classmethod
     def here(cls, threads: int) -> Target:
+        """Return this machine as the target."""
         return cls(active_isa(), threads)
 
     @classmethod
     def of(cls, there: Machine, threads: int) -> Target:
-        """Raises `UsageError` when the machine's description lacks its bandwidth."""
+        """Return the target for the described machine. Raises `UsageError` if its memory bandwidth is missing."""
         if not there.memory_bandwidth_gbps:
             raise UsageError(
-                "the machine's description lacks memory_bandwidth_gbps, without which no speed can be told: "
+                "the machine's description lacks memory_bandwidth_gbps, which the speed estimate needs: "
                 "write it with `zeropoint doctor --json FILE` there"
             )
         threads = max(1, min(threads, there.cores))
@@ -59,7 +59,7 @@ class Target:
 
     @contextmanager
     def kernels(self) -> Iterator[None]:
-        """Products run at the target's level meanwhile."""
+        """Run the kernels of the target's instruction set inside a `with` statement."""
         before = active_isa()
         library.select_isa(self.isa)
         try:
@@ -68,7 +68,7 @@ class Target:
             library.select_isa(before)
 
     def within(self, budget: Budget) -> Budget:
-        """The budget, and no more memory than the described machine has for weights."""
+        """Return the budget with its memory bound reduced to what the described machine has for weights."""
         if self.described is None:
             return budget
         room = int(self.described.ram_total_bytes * USABLE)
@@ -78,7 +78,7 @@ class Target:
 
 
 def read_machine(path: Path) -> Machine:
-    """A machine from the JSON that `zeropoint doctor --json` writes. Raises `UsageError`."""
+    """Read a machine from the JSON of `zeropoint doctor --json`. Raises `UsageError` if `path` holds none."""
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
         return Machine.from_json(data.get("machine", data))

@@ -1,4 +1,4 @@
-"""A `Report` as a terminal table, a GitHub table or one self-contained HTML page. Nothing is measured here."""
+"""Views of a `Report`: a terminal table, a GitHub table, and a self-contained HTML page. No module here measures."""
 
 from zeropoint.render.markdown import markdown
 from zeropoint.render.page import page, write_page

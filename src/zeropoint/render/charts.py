@@ -1,4 +1,4 @@
-"""The page's charts: labelled bars, and quality against size. Pure functions from numbers to SVG."""
+"""The page's charts as SVG: labelled bars, and a scatter plot of quality against size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BAR = 12
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """`css` is the model's colour class; `note` stands beside the value."""
+    """A bar: `css` is the model's colour class, `note` is printed beside the value, `tip` is the tooltip."""
 
     name: str
     css: str
@@ -27,7 +27,7 @@ class Bar:
 
 
 def bars(rows: Sequence[Bar], show: Callable[[float], str], *, label: str, width: float = 340) -> str:
-    """One horizontal bar a model from a common zero, its value written out, its spread as a whisker."""
+    """Return the SVG of one horizontal bar per model, with the value as text and `[low, high]` as a whisker."""
     top = max((row.high for row in rows if math.isfinite(row.high)), default=0) or 1.0
     parts = []
     for index, row in enumerate(rows):
@@ -57,7 +57,7 @@ def _whisker(x1: float, x2: float, y: float) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model in the plane of size and divergence; KL in nats, its interval, and the 99th percentile."""
+    """A model in the scatter plot: size, mean KL in nats with its interval, and the 99th percentile of KL."""
 
     name: str
     css: str
@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Maps bytes (linear) and nats (logarithmic) to pixels."""
+    """The plot area: maps bytes (linear) and nats (logarithmic) to pixels."""
 
     left: float
     right: float
@@ -80,14 +80,19 @@ class _Frame:
     exponents: Sequence[int]
 
     def x(self, size: float) -> float:
+        """Return the pixel column of a size."""
         return self.left + (self.right - self.left) * size / self.size_ticks[-1]
 
     def y(self, kl: float) -> float:
+        """Return the pixel row of a divergence."""
         return log_height(kl, self.exponents, self.top, self.bottom)
 
 
 def scatter(points: Sequence[Point], floor: float | None, *, width: float = 660, height: float = 400) -> str:
-    """Mean KL (logarithmic) against size on disk, with 95 % intervals, 99th percentiles and the noise floor."""
+    """Return the SVG of mean KL (logarithmic) against size on disk.
+
+    The plot shows 95 % intervals, 99th percentiles and, unless None, the noise floor `floor`.
+    """
     frame = _frame(points, floor, width, height)
     parts = _axes(frame)
     if floor is not None and floor > 0:
@@ -110,14 +115,14 @@ def _frame(points: Sequence[Point], floor: float | None, width: float, height: f
 
 
 def log_height(value: float, exponents: Sequence[int], top: float, bottom: float) -> float:
-    """The pixel of a value between powers of ten; what lies outside is drawn at the edge."""
+    """Return the pixel row of a value on a logarithmic axis; values outside the axis land on its edge."""
     lowest, highest = exponents[0], exponents[-1]
     height = (math.log10(max(value, 10.0**lowest)) - lowest) / (highest - lowest)
     return bottom - (bottom - top) * min(max(height, 0), 1)
 
 
 def log_grid(exponents: Sequence[int], left: float, right: float, y: Callable[[float], float]) -> list[str]:
-    """A line at each power of ten, its number to the left."""
+    """Return a grid line at each power of ten, with the number to its left."""
     parts = []
     for exponent in exponents:
         at = y(10.0**exponent)
@@ -127,6 +132,7 @@ def log_grid(exponents: Sequence[int], left: float, right: float, y: Callable[[f
 
 
 def _axes(frame: _Frame) -> list[str]:
+    """Return the SVG of both axes with ticks and titles."""
     parts = log_grid(frame.exponents, frame.left, frame.right, frame.y)
     unit, factor = ("GB", 1e9) if frame.size_ticks[-1] >= 2e9 else ("MB", 1e6)
     for tick in frame.size_ticks:
@@ -143,6 +149,7 @@ def _axes(frame: _Frame) -> list[str]:
 
 
 def _floor(frame: _Frame, floor: float) -> list[str]:
+    """Return the shaded area below the noise floor, with its label."""
     y = frame.y(floor)
     return [
         svg.rect(frame.left, y, frame.right - frame.left, frame.bottom - y, css="floor"),
@@ -152,7 +159,7 @@ def _floor(frame: _Frame, floor: float) -> list[str]:
 
 
 def _labels(frame: _Frame, points: Sequence[Point], floor: float | None) -> list[str]:
-    """Names and values beside the dots; 99th percentiles where there is room."""
+    """Return labels with name and value beside the dots, and of 99th percentiles if there is room."""
     labels = Labels(frame.left, frame.right)
     if floor:
         y = frame.y(floor)
@@ -177,6 +184,7 @@ def _has_tail(point: Point) -> bool:
 
 
 def _mark(frame: _Frame, point: Point) -> list[str]:
+    """Return the SVG of a model: dot, interval and line to the 99th percentile."""
     x, y = frame.x(point.size_bytes), frame.y(point.kl)
     parts = []
     if _has_tail(point) and point.p99:

@@ -1,4 +1,4 @@
-"""What each group of layers costs at each format: the section of the page, and the sentence above it."""
+"""The page's section on sensitivity: the loss of each group of layers in each format, and its headline."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from zeropoint.render import layers, numbers
 from zeropoint.values.report import Report
 from zeropoint.values.sensitivity import Cost, Sensitivity
 
-#: Colours of the maps, as those of models.
+#: CSS colour classes of the maps, by format.
 _COLOURS = ("c-orange", "c-blue", "c-purple", "c-green", "c-gold", "c-pink")
 _SHOWN = 8
 
 
 def table_of(report: Report) -> Sensitivity | None:
-    """The table that a report carries. Raises `UsageError` when it is damaged."""
+    """Return the report's sensitivity table, or None. Raises `UsageError` if the table is damaged."""
     data: Mapping[str, Any] | None = report.extra.get("sensitivity")
     return None if data is None else Sensitivity.from_json(data)
 
 
 def headline(table: Sensitivity) -> str:
-    """The one sentence: which group suffers most, alone, at the first format."""
+    """Return the headline: the most fragile group at the first format."""
     format = table.formats[0]
     worst = table.fragile(format)[0]
     return f"{worst.group} is the most fragile: alone at {format} it costs {loss(worst)}."
 
 
 def loss(cost: Cost) -> str:
-    """The best number known of a cost, in words."""
+    """Return a group's loss in words: measured if there is a measurement, else predicted."""
     best = cost.measured or cost.fisher
     return f"{numbers.nats(best.value)} nats a token"
 
 
 def maps(table: Sensitivity | None) -> list[dict[str, Any]]:
-    """A heat map, wide and narrow, and the most fragile groups, for every format."""
+    """Return for each format a wide and a narrow heat map, and the most fragile groups."""
     if table is None:
         return []
     groups = {group.name: group for group in table.groups}
-    found = []
+    sections = []
     for index, format in enumerate(table.formats):
         ranked = table.fragile(format)
         cells = [
@@ -61,7 +61,7 @@ def maps(table: Sensitivity | None) -> list[dict[str, Any]]:
             )
             for width in (1020.0, 360.0)
         )
-        found.append(
+        sections.append(
             {
                 "format": format,
                 "css": css,
@@ -72,18 +72,18 @@ def maps(table: Sensitivity | None) -> list[dict[str, Any]]:
                 "agreement": agreement(table, format),
             }
         )
-    return found
+    return sections
 
 
 def agreement(table: Sensitivity, format: str) -> str:
-    """How far the scores agree at a format, in words."""
-    found = [
+    """Return in words how well the sensitivity scores agree at a format."""
+    pairs = [
         f"{pair.replace(' ~ ', ' and ')} {value:.2f}"
         for pair, _, text in (key.rpartition(", ") for key in table.agreement)
         if text == format
         for value in [table.agreement[f"{pair}, {text}"]]
     ]
-    return f"Rank correlation of the scores: {'; '.join(found)}." if found else ""
+    return f"Rank correlation of the scores: {'; '.join(pairs)}." if pairs else ""
 
 
 def _row(cost: Cost) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""What a fit chose from: loss against size and against speed, the budget's bounds, the plan taken."""
+"""The page's section on a `fit`: loss against size and against speed, the budget's bounds, the chosen plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 500.0, 360.0
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """What is drawn to the right: `key` of a plan's prediction, and the budget's bound on it."""
+    """A horizontal axis: the `key` of a plan's prediction, and the name of the budget's `bound` on that key."""
 
     key: str
     title: str
@@ -36,38 +36,40 @@ _AXES = (
 )
 
 
-def headline(found: Mapping[str, Any]) -> str:
-    """The one sentence: what was chosen, or why nothing was."""
-    if found.get("refusal"):
-        words = str(found["refusal"])
+def headline(answer: Mapping[str, Any]) -> str:
+    """Return the headline of a `fit`: the chosen plan, or the refusal."""
+    if answer.get("refusal"):
+        words = str(answer["refusal"])
         return f"{words[:1].upper()}{words[1:]}."
-    plan = found["predicted"]
-    mix = " and ".join(f"{count} groups in {name}" for name, count in found["formats"].items() if count)
+    plan = answer["predicted"]
+    mix = " and ".join(f"{count} groups in {name}" for name, count in answer["formats"].items() if count)
     return f"{mix}: {numbers.size(plan['weights_bytes'])} for a mean KL of {numbers.nats(plan['kl'])}."
 
 
 def section(report: Report) -> dict[str, Any] | None:
-    """The panels and what is to be read beside them; None without a fit in the report."""
-    found: Mapping[str, Any] | None = report.extra.get("fit")
-    if found is None:
+    """Return the section's panels and texts for the template; None if the report has no `fit`."""
+    answer: Mapping[str, Any] | None = report.extra.get("fit")
+    if answer is None:
         return None
-    verdict = found.get("verdict") or {}
+    verdict = answer.get("verdict") or {}
     return {
-        "headline": headline(found),
+        "headline": headline(answer),
         "panels": [
-            {"title": axis.title, "svg": Markup(_panel(found, axis))} for axis in _AXES if found.get("front")
+            {"title": axis.title, "svg": Markup(_panel(answer, axis))}
+            for axis in _AXES
+            if answer.get("front")
         ],
-        "wider": list(found.get("wider", ()))[:8],
-        "more": max(len(found.get("wider", ())) - 8, 0),
-        "notes": [*found.get("notes", ()), *found.get("said", ())],
+        "wider": list(answer.get("wider", ()))[:8],
+        "more": max(len(answer.get("wider", ())) - 8, 0),
+        "notes": [*answer.get("notes", ()), *answer.get("said", ())],
         "passed": verdict.get("passed"),
-        "met": bool(found.get("met")),
+        "met": bool(answer.get("met")),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """Maps an axis (linear from zero) and nats (logarithmic) to pixels."""
+    """The plot area: maps axis values (linear from zero) and nats (logarithmic) to pixels."""
 
     axis: _Axis
     ticks: Sequence[float]
@@ -78,18 +80,22 @@ class _Plane:
     bottom: float = _HEIGHT - 44
 
     def x(self, value: float) -> float:
+        """Return the pixel column of a value on the axis."""
         return self.left + (self.right - self.left) * value / self.axis.divide / self.ticks[-1]
 
     def y(self, kl: float) -> float:
+        """Return the pixel row of a divergence."""
         return log_height(kl, self.exponents, self.top, self.bottom)
 
     def at(self, point: _Point) -> tuple[float, float]:
+        """Return the pixels of a plan's prediction."""
         return self.x(point[self.axis.key]), self.y(point["kl"])
 
 
-def _panel(found: Mapping[str, Any], axis: _Axis) -> str:
-    uniform, front, tried = (found.get(key) or [] for key in ("uniform", "front", "measured"))
-    chosen = found.get("predicted")
+def _panel(answer: Mapping[str, Any], axis: _Axis) -> str:
+    """Return the SVG of loss against one axis."""
+    uniform, front, tried = (answer.get(key) or [] for key in ("uniform", "front", "measured"))
+    chosen = answer.get("predicted")
     points = [*uniform, *front, *tried, *([chosen] if chosen else [])]
     losses = [p["kl"] for p in points if p["kl"] > 1e-5]
     plane = _Plane(
@@ -97,12 +103,10 @@ def _panel(found: Mapping[str, Any], axis: _Axis) -> str:
         svg.nice_ticks(1.08 * max(p[axis.key] for p in points) / axis.divide, 5),
         svg.decades(min(losses, default=1e-4), max(losses, default=1.0)),
     )
-    parts = [*_allowed(plane, found["budget"]), *_grid(plane)]
+    parts = [*_allowed(plane, answer["budget"]), *_grid(plane)]
     line = sorted((plane.at(p) for p in front if p["kl"] > 1e-5), key=lambda place: place[0])
     parts += [svg.line(*a, *b, css="interval c-ref") for a, b in pairwise(line)]
-    parts += [
-        svg.circle(*plane.at(p), 2.5, css="fill c-ref", tip=_tip("a plan that was run", p)) for p in tried
-    ]
+    parts += [svg.circle(*plane.at(p), 2.5, css="fill c-ref", tip=_tip("a measured plan", p)) for p in tried]
     labels = Labels(plane.left, plane.right)
     marked = [(point, point["name"], 6, "c-blue") for point in uniform]
     if chosen:
@@ -110,9 +114,9 @@ def _panel(found: Mapping[str, Any], axis: _Axis) -> str:
     for point, name, radius, css in marked:
         x, y = plane.at(point)
         labels.block(x - radius, y - radius, x + radius, y + radius)
-        tip = _tip("the plan taken" if point is chosen else name, point)
+        tip = _tip("the chosen plan" if point is chosen else name, point)
         parts.append(svg.circle(x, y, radius, css=f"fill dot {css}", tip=tip))
-    for point, name, _, _ in reversed(marked):  # the plan taken has the first choice of a place
+    for point, name, _, _ in reversed(marked):  # the chosen plan's label is placed first
         x, y = plane.at(point)
         parts += labels.place(x, y - 8, [(name, "name")], must=True)
     label = f"{axis.title}: " + "; ".join(_tip(p["name"] or "plan", p) for p in [*uniform, chosen] if p)
@@ -127,7 +131,7 @@ def _tip(name: str, point: _Point) -> str:
 
 
 def _allowed(plane: _Plane, budget: Mapping[str, Any]) -> list[str]:
-    """What the budget's bounds leave, shaded."""
+    """Return the shaded area within the budget's bounds, and lines at the bounds."""
     bound, most = budget.get(plane.axis.bound), budget.get("max_kl")
     if bound is None and most is None:
         return []
@@ -146,6 +150,7 @@ def _allowed(plane: _Plane, budget: Mapping[str, Any]) -> list[str]:
 
 
 def _grid(plane: _Plane) -> list[str]:
+    """Return the SVG of grid lines, ticks and axis titles."""
     parts = log_grid(plane.exponents, plane.left, plane.right, plane.y)
     for tick in plane.ticks:
         x = plane.x(tick * plane.axis.divide)

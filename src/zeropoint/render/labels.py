@@ -1,4 +1,4 @@
-"""Words beside the dots of a chart, none over another."""
+"""Placement of labels beside the dots of a chart, without overlap."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from zeropoint.render import svg
 
 
 class Labels:
-    """Places labels so that none covers another: the first free place wins, else it is left out
-    unless it must be shown."""
+    """The labels of one chart. A label takes the first free place; without one it is left out, unless `must` is set."""
 
     def __init__(self, left: float, right: float) -> None:
-        """Labels stay between these two."""
+        """Start without labels; all labels stay between the pixels `left` and `right`."""
         self._left, self._right = left, right
         self._taken: list[tuple[float, float, float, float]] = []
 
     def block(self, left: float, top: float, right: float, bottom: float) -> None:
+        """Reserve a rectangle that no later label may cover."""
         self._taken.append((left, top, right, bottom))
 
     def place(self, x: float, y: float, lines: Sequence[tuple[str, str]], *, must: bool) -> list[str]:
-        """`lines` are (text, CSS class) beside `x, y`: right or left of it, or shifted when they must be shown."""
+        """Return the SVG of a label beside the point `x, y`; [] if there is no free place.
+
+        `lines` are (text, CSS class). With `must`, the label is always shown, shifted up or down if needed.
+        """
         width = max(svg.text_width(words, 13) for words, _ in lines)
         height = 15 * len(lines)
         shifts = (0, -26, 26) if must else (0,)

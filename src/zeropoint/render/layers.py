@@ -1,4 +1,4 @@
-"""Where the error sits: a heat map of block index by kind of layer, one per artifact."""
+"""Heat maps of layer errors: transformer block index by kind of layer, one map per artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAINTEST = 0.07
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """`block` is None for layers outside the blocks (embedding, head)."""
+    """The error of one layer. `block` is None for layers outside the transformer blocks (embedding, head)."""
 
     name: str
     block: int | None
@@ -27,22 +27,24 @@ class LayerError:
     sqnr_db: float | None
 
     def words(self, show: Callable[[float], str] | None = None) -> str:
+        """Return the error in words; `show` writes the number (default: percent)."""
         sqnr = "" if self.sqnr_db is None else f", {self.sqnr_db:.1f} dB"
         return f"{self.name}: {(show or percent)(self.error)}{sqnr}, {self.scheme}"
 
 
 def percent(error: float) -> str:
+    """Return a relative error as percent."""
     return f"{numbers.plain(100 * error)} %"
 
 
 def logarithmic(error: float) -> float:
-    """Ink for errors that differ by orders of magnitude."""
+    """Return the logarithm of an error, as a colour scale for errors of several orders of magnitude."""
     return math.log(max(error, 1e-12))
 
 
 def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
-    """The card's `layer_errors`; entries without a usable error are left out."""
-    found = []
+    """Return the layer errors of a card's `layer_errors`; entries without a finite error are left out."""
+    errors = []
     for row in rows:
         error = row.get("relative_error", row.get("relative"))
         if not isinstance(error, int | float) or not math.isfinite(error):
@@ -50,7 +52,7 @@ def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
         name = str(row.get("name", "?")).removesuffix(".weight")
         match = _IN_BLOCK.search(name)
         sqnr = row.get("sqnr_db")
-        found.append(
+        errors.append(
             LayerError(
                 name,
                 int(match[1]) if match else None,
@@ -60,10 +62,11 @@ def parse(rows: Iterable[Mapping[str, Any]]) -> list[LayerError]:
                 float(sqnr) if isinstance(sqnr, int | float) else None,
             )
         )
-    return found
+    return errors
 
 
 def worst(errors: Sequence[LayerError]) -> LayerError | None:
+    """Return the layer with the largest error; None for no layers."""
     return max(errors, key=lambda e: e.error, default=None)
 
 
@@ -76,7 +79,10 @@ def heat_map(
     scale: Callable[[float], float] = float,
     what: str = "Relative error",
 ) -> str:
-    """Rows are kinds of layer, columns blocks; ink goes from the smallest error to the largest, evenly on `scale`."""
+    """Return the SVG of a heat map: rows are kinds of layer, columns are transformer blocks; "" for no blocks.
+
+    Opacity grows linearly in `scale(error)` from the smallest to the largest error.
+    """
     inside = [e for e in errors if e.block is not None]
     if not inside:
         return ""
@@ -119,6 +125,7 @@ def heat_map(
 
 
 def _legend(y: float, left: float, low: str, high: str, css: str) -> list[str]:
+    """Return the SVG of the colour scale with its smallest and largest error."""
     cells, cell = 8, 15.0
     parts = [svg.text(left - 8, y, "error", css="tick", anchor="end")]
     parts.append(svg.text(left, y, low, css="tick"))

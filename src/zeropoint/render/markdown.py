@@ -12,7 +12,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def markdown(report: Report) -> str:
-    """A headline, the table, then warnings, the engines and the noise floor as a list."""
+    """Return a headline, the table, and a list of warnings, engines and noise floor."""
     content = table(report)
     lines = [f"**{_escape(headline(report))}**", ""]
     lines.append("| Model | " + " | ".join(content.header) + " |")
@@ -33,5 +33,5 @@ def _cell(cell: Cell) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that a model's name may hold, shown as it is."""
+    """Return text with Markdown's special characters escaped, on one line."""
     return _SPECIAL.sub(r"\\\1", text).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Numbers as people write them: three significant digits, real units, no exponents in running text."""
+"""Numbers as text: three significant digits, with units, without exponents in running text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BYTE_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """`digits` significant digits without an exponent: 0.00015, 5.8, 1320."""
+    """Return `digits` significant digits without an exponent: 0.00015, 5.80, 1,320."""
     if not math.isfinite(value):
         return "infinite" if value > 0 else MISSING
     if value == 0:
@@ -19,7 +19,7 @@ def plain(value: float, digits: int = 3) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in decimal units: 89 MB, 1.25 GB."""
+    """Return bytes in decimal units: 89.0 MB, 1.25 GB."""
     for unit, factor in _BYTE_UNITS:
         if value >= factor:
             return f"{plain(value / factor)} {unit}"
@@ -27,15 +27,17 @@ def size(value: float) -> str:
 
 
 def seconds(value: float) -> str:
+    """Return a time in seconds or milliseconds."""
     return f"{plain(value)} s" if value >= 1 else f"{plain(value * 1000)} ms"
 
 
 def rate(value: float) -> str:
+    """Return a rate in tokens per second."""
     return f"{plain(value)} tok/s"
 
 
 def nats(value: float) -> str:
-    """A divergence: 0.25, 0.0012, and 7.9e-6 where zeros would hide the number."""
+    """Return a divergence: 0.25, 0.0012, and with an exponent below 1e-4: 7.9e-6."""
     if 0 < value < 1e-4:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
@@ -43,18 +45,18 @@ def nats(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as percent, one decimal, two when close to all: 67.6 %, 99.92 %."""
+    """Return a share as percent with one decimal, or two from 99 % on: 67.6 %, 99.92 %."""
     digits = 2 if 0.99 <= value < 1 else 1
     return f"{100 * value:.{digits}f} %"
 
 
 def times(ratio: float) -> str:
-    """A ratio as a factor: 3.0×, 12×."""
+    """Return a ratio as a factor: 3.0×, 12×."""
     return f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
 
 
 def one_in(share: float) -> str:
-    """A share as people say it: 1 in 4, half, 2 in 3, 9 in 10."""
+    """Return a share in words: 1 in 4, 1 in 2, 2 in 3, 9 in 10."""
     if share <= 0:
         return "none"
     if share < 0.001:

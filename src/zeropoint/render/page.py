@@ -1,7 +1,7 @@
-"""One self-contained HTML page: no request leaves it, and it reads without JavaScript.
+"""A report as one self-contained HTML page: it loads nothing from the network and needs no JavaScript.
 
-Everything a model or a file name can say is escaped: the template engine escapes text, `svg` escapes
-labels, and the embedded JSON has no character that could end its script element.
+All text from models and file names is escaped: the template engine escapes text, `svg` escapes labels, and the embedded
+JSON has no character that could end its script element.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WIDE, _NARROW = 660.0, 360.0
 
 
 def page(report: Report) -> str:
-    """The page as a string. Sections whose numbers are missing are left out."""
+    """Return the page as a string. A section without measurements is left out."""
     classes = colour_classes(report)
     sensitivity = fragility.table_of(report)
     reference = summary.reference_name(report) or (
@@ -66,7 +66,7 @@ def page(report: Report) -> str:
 
 
 def _headline(report: Report, table: Sensitivity | None, fitted: Mapping[str, Any] | None) -> str:
-    """What the page is about, in a sentence."""
+    """Return the page's headline, one sentence."""
     if fitted is not None:
         return str(fitted["headline"])
     if table is not None and not report.models():
@@ -75,13 +75,15 @@ def _headline(report: Report, table: Sensitivity | None, fitted: Mapping[str, An
 
 
 def write_page(report: Report, path: str | Path) -> None:
-    """Write the page. Raises `UsageError` when the file cannot be written."""
+    """Write the page to `path`. Raises `UsageError` if the file cannot be written."""
     atomic.write_text(Path(path), page(report))
 
 
 def embed(data: Mapping[str, Any]) -> str:
-    """JSON that is safe inside a script element: `<`, `>` and `&` are written as escapes, and
-    numbers that JSON has no word for (infinite, not a number) as null."""
+    """Return JSON that is safe inside a script element.
+
+    `<`, `>`, `&` and the line separators U+2028 and U+2029 become escapes; infinity and NaN become null.
+    """
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=str)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -100,12 +102,12 @@ def _finite(value: Any) -> Any:
 
 def _machine(report: Report) -> list[str]:
     machine = report.machine
-    found = [str(machine[key]) for key in ("processor", "system") if machine.get(key)]
+    parts = [str(machine[key]) for key in ("processor", "system") if machine.get(key)]
     if machine.get("cores"):
-        found.append(f"{machine['cores']} cores")
+        parts.append(f"{machine['cores']} cores")
     if machine.get("ram_total_bytes"):
-        found.append(f"{numbers.size(machine['ram_total_bytes'])} memory")
-    return found
+        parts.append(f"{numbers.size(machine['ram_total_bytes'])} memory")
+    return parts
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The page's sections as plain values for the template: what to show, not how."""
+"""The page's sections as plain values for the template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeropoint.values.report import Measurement, Report
 
 Classes = Mapping[str, str]
 
-# metric, title, which way is good, how it is written
+# metric, title, direction of improvement, number format
 _COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("weights_bytes", "Size on disk", "shorter is better", numbers.size),
     ("resident_bytes", "Memory after load", "shorter is better", numbers.size),
@@ -65,7 +65,7 @@ _METHODS = {
     "top1_agreement": "Top-1: the share of tokens whose most likely next token stayed the same.",
     "perplexity": (
         "Perplexity depends on the text and the tokenizer; only compare within this page. Windows do "
-        "not overlap and start without a BOS token."
+        "not overlap; each begins with a BOS token if the model's tokenizer puts one before a text."
     ),
     "noise_floor_kl": (
         "Noise floor: the divergence of the same weights computed in 16 bits. A format at the floor "
@@ -75,25 +75,26 @@ _METHODS = {
 
 
 def cards(report: Report, classes: Classes) -> list[dict[str, Any]]:
-    """One card an artifact: four figures, the gate's verdict."""
+    """Return one card per artifact: its figures and the gate's verdict."""
     return [_card(report, each, classes[each.name]) for each in candidates(report)]
 
 
 def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
+    """Return the card of one artifact for the template."""
     figures = []
 
     def add(
         label: str, metric: str, show: Callable[[float], str], ratio: float | None, words: tuple[str, str]
     ) -> None:
-        found = report.find(each.name, metric)
-        if found is None:
+        measurement = report.find(each.name, metric)
+        if measurement is None:
             return
         if ratio is None:
-            figures.append((show(found.value), label, spread(found, show), False))
+            figures.append((show(measurement.value), label, spread(measurement, show), False))
         else:
             word = words[0] if ratio >= 1 else words[1]
             figures.append(
-                (numbers.times(max(ratio, 1 / ratio)), word, f"{show(found.value)} {label}", ratio < 1)
+                (numbers.times(max(ratio, 1 / ratio)), word, f"{show(measurement.value)} {label}", ratio < 1)
             )
 
     add("on disk", "weights_bytes", numbers.size, each.smaller, ("smaller", "larger"))
@@ -121,9 +122,9 @@ def _card(report: Report, each: Candidate, css: str) -> dict[str, Any]:
 
 
 def costs(report: Report, classes: Classes) -> list[dict[str, Any]]:
-    """A bar chart for every metric that was measured."""
+    """Return a bar chart for every measured metric of `_COSTS`."""
     reference = reference_name(report)
-    found = []
+    plots = []
     for metric, title, good, show in _COSTS:
         rows = [m for n in ordered_models(report) if (m := report.find(n, metric)) is not None]
         if not rows:
@@ -142,7 +143,7 @@ def costs(report: Report, classes: Classes) -> list[dict[str, Any]]:
             for m in rows
         ]
         label = f"{title}: " + ", ".join(f"{m.model} {show(m.value)}" for m in rows)
-        found.append(
+        plots.append(
             {
                 "title": title,
                 "good": good,
@@ -150,7 +151,7 @@ def costs(report: Report, classes: Classes) -> list[dict[str, Any]]:
                 "svg": Markup(charts.bars(drawn, show, label=label)),
             }
         )
-    return found
+    return plots
 
 
 def _against(mine: Measurement, base: Measurement | None) -> str:
@@ -160,24 +161,24 @@ def _against(mine: Measurement, base: Measurement | None) -> str:
 
 
 def points(report: Report, classes: Classes) -> list[charts.Point]:
-    """Models with both a size and a divergence."""
-    found = []
+    """Return a scatter point for each model with both a size and a finite divergence."""
+    dots = []
     for name in ordered_models(report):
         size, kl = report.find(name, "weights_bytes"), report.find(name, "kl_divergence")
         if size is None or kl is None or not math.isfinite(kl.value):
             continue
         tail = report.find(name, "kl_p99")
-        found.append(
+        dots.append(
             charts.Point(
                 name, classes[name], size.value, kl.value, kl.low, kl.high, tail.value if tail else None
             )
         )
-    return found
+    return dots
 
 
 def heat_maps(report: Report, classes: Classes) -> list[dict[str, Any]]:
-    """A heat map, wide and narrow, for every artifact whose card lists its layers' errors."""
-    found = []
+    """Return a wide and a narrow heat map for each artifact with layer errors in its card."""
+    maps = []
     for name, rows in report.extra.get("layer_errors", {}).items():
         errors = layers.parse(rows)
         css = classes.get(name, "c-ref")
@@ -187,7 +188,7 @@ def heat_maps(report: Report, classes: Classes) -> list[dict[str, Any]]:
             continue
         middle = sorted(e.error for e in errors)[len(errors) // 2]
         outside = [e.words() for e in errors if e.block is None]
-        found.append(
+        maps.append(
             {
                 "name": name,
                 "css": css,
@@ -198,11 +199,11 @@ def heat_maps(report: Report, classes: Classes) -> list[dict[str, Any]]:
                 "outside": outside,
             }
         )
-    return found
+    return maps
 
 
 def answers(report: Report, classes: Classes) -> list[dict[str, Any]]:
-    """Each prompt with every model's answer, cut at the first token that differs."""
+    """Return each prompt with every model's answer, cut at the first differing token."""
     return [
         {
             "prompt": str(each.get("prompt", "")),
@@ -213,6 +214,7 @@ def answers(report: Report, classes: Classes) -> list[dict[str, Any]]:
 
 
 def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+    """Return one answer for the template, with visible marks if the differing token is empty or whitespace."""
     name = str(entry.get("model", "?"))
     index, count = entry.get("first_difference"), entry.get("token_count", 0)
     css = classes.get(name, "c-ref")
@@ -224,7 +226,7 @@ def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
     else:
         note = f"differs from token {index + 1} of {count}"
     same, shown = str(entry.get("same", "")), first
-    if first.strip():  # the space before a word belongs to neither
+    if first.strip():  # move the space before the differing word out of the marked text
         shown = first.lstrip()
         same += first[: len(first) - len(shown)]
     elif index is not None:
@@ -241,14 +243,14 @@ def _answer(entry: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
 
 
 def coverage(report: Report, classes: Classes) -> list[dict[str, Any]]:
-    """For every artifact: weights per number format, and what was kept, by reason."""
-    found = []
+    """Return for each artifact the weights per number format, and the unquantized weights by reason."""
+    entries = []
     for name, entry in report.extra.get("coverage", {}).items():
         reasons: dict[str, list[str]] = {}
-        for kept in entry.get("kept", ()):
-            reasons.setdefault(kept.get("reason") or "no reason given", []).append(kept["name"])
+        for weight in entry.get("kept", ()):
+            reasons.setdefault(weight.get("reason") or "no reason given", []).append(weight["name"])
         schemes = sorted(entry.get("schemes", {}).items(), key=lambda item: -item[1])
-        found.append(
+        entries.append(
             {
                 "name": name,
                 "css": classes.get(name, "c-ref"),
@@ -257,12 +259,12 @@ def coverage(report: Report, classes: Classes) -> list[dict[str, Any]]:
                 "kept": sorted(reasons.items(), key=lambda item: -len(item[1])),
             }
         )
-    return found
+    return entries
 
 
 def full_table(report: Report) -> dict[str, Any]:
-    """Every metric of every model with its interval, for reading and copying."""
-    known = {c.metric: c.title for c in COLUMNS}
+    """Return every metric of every model with its interval, for reading and copying."""
+    titles = {c.metric: c.title for c in COLUMNS}
     metrics = list(dict.fromkeys(m.metric for m in report.measurements))
     names = ordered_models(report)
     rows = []
@@ -271,15 +273,16 @@ def full_table(report: Report) -> dict[str, Any]:
         rows.append(
             {
                 "metric": metric,
-                "title": known.get(metric) or _TITLES.get(metric) or metric.replace("_", " "),
+                "title": titles.get(metric) or _TITLES.get(metric) or metric.replace("_", " "),
                 "cells": cells,
             }
         )
     return {"names": names, "rows": rows}
 
 
-def _table_cell(found: Measurement | None) -> tuple[str, str]:
-    if found is None:
+def _table_cell(measurement: Measurement | None) -> tuple[str, str]:
+    """Return value and interval as text, in the format of the measurement's unit."""
+    if measurement is None:
         return numbers.MISSING, ""
     show: Callable[[float], str] = {
         "bytes": numbers.size,
@@ -288,12 +291,12 @@ def _table_cell(found: Measurement | None) -> tuple[str, str]:
         "fraction": numbers.percent,
         "nats/token": numbers.nats,
         "cores": lambda value: numbers.plain(value, 2),
-    }.get(found.unit, lambda value: numbers.plain(value, 4))
-    return show(found.value), spread(found, show)
+    }.get(measurement.unit, lambda value: numbers.plain(value, 4))
+    return show(measurement.value), spread(measurement, show)
 
 
 def methods(report: Report) -> list[str]:
-    """How each number that stands on the page was made."""
+    """Return one sentence per metric on the page about how the metric was measured."""
     measured = {m.metric for m in report.measurements}
     lines = [text for metric, text in _METHODS.items() if metric in measured]
     for metric in ("decode_tokens_per_second", "prefill_tokens_per_second", "perplexity"):

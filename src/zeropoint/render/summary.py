@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences. Computed, and the bad news said as plainly as the good."""
+"""A report in sentences: headline, gains and losses of each artifact, warnings, engines, noise floor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from zeropoint.render import numbers
 from zeropoint.values.report import Measurement, Report
 
-#: What an engine is called in a report.
+#: Names of engines in a report.
 ENGINES = {
     "native": "Run by the native engine",
     "universal": "Run by the universal engine (torch)",
     "transformers": "Run by transformers (torch)",
 }
 
-# Rates closer than this are a tie, whatever their spread: machines are not quieter.
+# Two values whose ratio is smaller than this count as equal, because measurements are noisy.
 TIE = 1.05
 _NOTABLE_P99 = 1.0
 _NOTABLE_LOAD = 0.3
@@ -26,7 +26,7 @@ _NOTABLE_RISE = 1.10
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One artifact next to the reference. Ratios above 1 are gains; None where either side is missing."""
+    """One artifact compared with the reference model. Ratios above 1 are gains; None if a measurement is missing."""
 
     name: str
     format: str
@@ -36,18 +36,18 @@ class Candidate:
     prefill: float | None
     load: float | None
     changed: float | None
-    """Share of tokens whose most likely word changed."""
+    """The share of tokens with another most likely next token."""
     is_quiet: bool
-    """Nothing else kept the machine busy while its speed and the reference's were measured."""
+    """Whether no other load ran while the speed of this artifact and of the reference model was measured."""
     kl: Measurement | None
     at_noise: bool
-    """The mean KL cannot be told from the noise floor."""
+    """Whether the interval of the mean KL reaches down to the noise floor."""
     passed: bool | None
-    """The gate's verdict, where the artifact's card holds one."""
+    """Whether the gate passed, by the artifact's card; None without a verdict."""
 
 
 def reference_name(report: Report) -> str | None:
-    """The model marked as the reference, else the first; None for an empty report."""
+    """Return the name of the reference model, else of the first model; None for an empty report."""
     models: Mapping[str, Any] = report.extra.get("models", {})
     names = report.models()
     marked = [n for n in names if isinstance(models.get(n), dict) and models[n].get("is_reference")]
@@ -55,18 +55,19 @@ def reference_name(report: Report) -> str | None:
 
 
 def ordered_models(report: Report) -> list[str]:
-    """All models, the reference first."""
+    """Return the names of all models, the reference model first."""
     first = reference_name(report)
     return [n for n in report.models() if n == first] + [n for n in report.models() if n != first]
 
 
 def format_of(report: Report, name: str) -> str:
+    """Return a model's number format in words, "" if unknown."""
     entry = report.extra.get("models", {}).get(name, {})
     return str(entry.get("format", "")) if isinstance(entry, dict) else ""
 
 
 def candidates(report: Report) -> list[Candidate]:
-    """Every model but the reference, in the report's order."""
+    """Return all models but the reference model, in the report's order."""
     reference = reference_name(report)
     if reference is None:
         return []
@@ -74,7 +75,11 @@ def candidates(report: Report) -> list[Candidate]:
 
 
 def _candidate(report: Report, reference: str, name: str) -> Candidate:
+    """Return the comparison of one artifact with the reference model."""
+
     def gain(metric: str, more_is_better: bool) -> float | None:
+        """Return the ratio of the two models' values, above 1 for a gain; None if a value is missing."""
+
         mine, its = report.find(name, metric), report.find(reference, metric)
         if mine is None or its is None or mine.value <= 0 or its.value <= 0:
             return None
@@ -100,7 +105,7 @@ def _candidate(report: Report, reference: str, name: str) -> Candidate:
 
 
 def sentence(each: Candidate) -> str:
-    """One candidate in one sentence: size, speed, and what it costs in quality."""
+    """Return one sentence on a candidate: its size, speed and loss of quality."""
     gains = []
     if each.smaller is not None:
         gains.append(f"is {change(each.smaller, 'smaller', 'larger', 'the same size')}")
@@ -116,17 +121,17 @@ def sentence(each: Candidate) -> str:
 
 
 def change(ratio: float, better: str, worse: str, same: str) -> str:
-    """A ratio above 1 as a gain, below 1 as a loss, near 1 as neither."""
+    """Return a ratio in words: above 1 as a gain, below 1 as a loss, near 1 as `same`."""
     if ratio >= TIE:
         return f"{numbers.times(ratio)} {better}"
     return f"{numbers.times(1 / ratio)} {worse}" if ratio <= 1 / TIE else same
 
 
 def headline(report: Report) -> str:
-    """The smallest artifact's sentence; for a single model what it costs."""
-    found = candidates(report)
-    if found:
-        return sentence(max(found, key=lambda c: c.smaller or 0))
+    """Return the sentence on the smallest artifact; for a single model its size and speed."""
+    artifacts = candidates(report)
+    if artifacts:
+        return sentence(max(artifacts, key=lambda c: c.smaller or 0))
     name = reference_name(report)
     if name is None:
         return "Nothing was measured."
@@ -139,18 +144,18 @@ def headline(report: Report) -> str:
 
 
 def other_sentences(report: Report) -> list[str]:
-    """The sentences of the candidates that the headline is not about."""
+    """Return the sentences on the candidates that are not in the headline."""
     first = headline(report)
     return [s for s in map(sentence, candidates(report)) if s != first]
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader must know before choosing; empty when there is nothing."""
+    """Return warnings for a reader who chooses between artifacts."""
     reference = reference_name(report)
-    found = candidates(report)
+    artifacts = candidates(report)
     lines = _disturbed_lines(report) + _engine_reasons(report)
-    lines += [line for each in found for line in _warnings_of(report, reference or "", each)]
-    lines += _between(report, found)
+    lines += [line for each in artifacts for line in _warnings_of(report, reference or "", each)]
+    lines += _between(report, artifacts)
     quality = report.extra.get("quality", {})
     if quality and quality.get("unit_kind") != "documents":
         lines.append("The text has few documents: intervals come from runs of tokens and are too narrow.")
@@ -158,6 +163,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
+    """Return the warnings on one artifact: no gain of speed or memory, worse text, a failed gate."""
     lines = []
     for kind, ratio in (("decode", each.decode), ("prefill", each.prefill)):
         if ratio is not None and ratio < TIE:
@@ -179,23 +185,27 @@ def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
 
 
 def _disturbed(report: Report) -> list[Measurement]:
-    """The models whose speed was measured beside another load."""
+    """Return the load measurements of models whose speed was measured beside another load."""
     return [m for m in report.measurements if m.metric == "other_load_cores" and m.value > _NOTABLE_LOAD]
 
 
 def _disturbed_lines(report: Report) -> list[str]:
-    found = _disturbed(report)
-    if not found:
+    loads = _disturbed(report)
+    if not loads:
         return []
-    names = ", ".join(f"{m.model} ({m.value:.1f} cores)" for m in found)
+    names = ", ".join(f"{m.model} ({m.value:.1f} cores)" for m in loads)
     return [f"Other programs were running while speed was measured: {names}. Do not trust these speeds."]
 
 
-def _between(report: Report, found: list[Candidate]) -> list[str]:
-    """Smaller formats that are not faster than the next larger one: size is then their only gain. Of several
-    of one size, the fastest speaks for it."""
+def _between(report: Report, artifacts: list[Candidate]) -> list[str]:
+    """Return a warning for each artifact that decodes no faster than the next larger one.
+
+    Of several artifacts of about the same size, only the fastest counts.
+    """
     by_size = {
-        round(c.smaller, 1): c for c in sorted(found, key=lambda c: c.decode or 0) if c.smaller and c.decode
+        round(c.smaller, 1): c
+        for c in sorted(artifacts, key=lambda c: c.decode or 0)
+        if c.smaller and c.decode
     }
     lines = []
     for (_, larger), (_, smaller) in pairwise(sorted(by_size.items())):
@@ -213,7 +223,7 @@ def _pair(report: Report, mine: str, other: str, metric: str, show: Callable[[fl
 
 
 def _engine_reasons(report: Report) -> list[str]:
-    """Why a model did not run natively, and what that costs."""
+    """Return a warning for each model that did not run in the native engine, with the reason."""
     engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
     return [
         f"{name} ran in torch, slower and in more memory than natively: {ran['reason']}."
@@ -223,7 +233,7 @@ def _engine_reasons(report: Report) -> list[str]:
 
 
 def engine_lines(report: Report) -> list[str]:
-    """Which engine ran each model, for below a table."""
+    """Return lines for below a table: the models of each engine."""
     engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
     by_engine: dict[str, list[str]] = {}
     for name, ran in engines.items():
@@ -232,7 +242,7 @@ def engine_lines(report: Report) -> list[str]:
 
 
 def noise_lines(report: Report) -> list[str]:
-    """The noise floor and what the text can resolve, for below a table."""
+    """Return lines for below a table: the noise floor and the text of the quality measurement."""
     reference = reference_name(report)
     floor = report.find(reference or "", "noise_floor_kl")
     if floor is None:

@@ -1,4 +1,4 @@
-"""The comparison as rows of text, shared by the terminal and the markdown table."""
+"""The comparison as rows of text, for the terminal table and the Markdown table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zeropoint.values.report import Measurement, Report
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`main` is the value, `note` what it means beside it (a ratio, an interval); both may be empty."""
+    """A cell: `main` is the value, `note` a ratio, an interval or a format; both may be empty."""
 
     main: str
     note: str = ""
@@ -20,15 +20,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
+    """A column: its title, its metric, and the function that makes its cells."""
+
     title: str
     cell: Callable[[Report, str, Candidate | None], Cell]
     metric: str
 
 
 def _value(metric: str, show: Callable[[float], str]) -> Callable[[Report, str], Cell]:
+    """Return a function that makes cells with the value only."""
+
     def cell(report: Report, name: str) -> Cell:
-        found = report.find(name, metric)
-        return Cell(numbers.MISSING if found is None else show(found.value))
+        measurement = report.find(name, metric)
+        return Cell(numbers.MISSING if measurement is None else show(measurement.value))
 
     return cell
 
@@ -39,6 +43,7 @@ def _with_gain(
     gain: Callable[[Candidate], float | None],
     words: tuple[str, str],
 ) -> Callable[[Report, str, Candidate | None], Cell]:
+    """Return a function that makes cells with the value, and for candidates the gain in words."""
     plain = _value(metric, show)
 
     def cell(report: Report, name: str, each: Candidate | None) -> Cell:
@@ -53,20 +58,24 @@ def _with_gain(
 def _with_interval(
     metric: str, show: Callable[[float], str]
 ) -> Callable[[Report, str, Candidate | None], Cell]:
+    """Return a function that makes cells with the value and its interval."""
+
     def cell(report: Report, name: str, _: Candidate | None) -> Cell:
-        found = report.find(name, metric)
-        if found is None:
+        measurement = report.find(name, metric)
+        if measurement is None:
             return Cell(numbers.MISSING)
-        return Cell(show(found.value), spread(found, show))
+        return Cell(show(measurement.value), spread(measurement, show))
 
     return cell
 
 
-def spread(found: Measurement, show: Callable[[float], str]) -> str:
-    """The interval in words with its unit once, or "" for an exact number."""
-    if found.low == found.high:
+def spread(measurement: Measurement, show: Callable[[float], str]) -> str:
+    """Return the interval in words with one unit, or "" for an exact number."""
+    if measurement.low == measurement.high:
         return ""
-    (low, low_unit), (high, high_unit) = (show(v).partition(" ")[::2] for v in (found.low, found.high))
+    (low, low_unit), (high, high_unit) = (
+        show(v).partition(" ")[::2] for v in (measurement.low, measurement.high)
+    )
     first = low if low_unit == high_unit else f"{low} {low_unit}"
     return f"{first} to {high} {high_unit}".rstrip()
 
@@ -106,14 +115,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`header` has one title a column; `rows` are (model's name and format, one cell a column)."""
+    """A table: one title per column in `header`; each row is a head (model name and format) and one cell per column."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, tuple[Cell, ...]], ...]
 
 
 def table(report: Report) -> Table:
-    """Rows of all models, the reference first; columns that nobody measured are left out."""
+    """Return the table of all models, the reference model first; columns without measurements are left out."""
     measured = {m.metric for m in report.measurements}
     columns = [c for c in COLUMNS if c.metric in measured]
     by_name = {c.name: c for c in candidates(report)}

@@ -1,4 +1,4 @@
-"""The comparison as a rich table: colour where there is a terminal, plain and whole where there is none."""
+"""The comparison as a rich table: coloured in a terminal, plain and full-width in files and pipes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from zeropoint.render.summary import engine_lines, noise_lines, warnings
 from zeropoint.render.table import Cell, Table, table
 from zeropoint.values.report import Report
 
-# What a pipe, which has no width of its own, is given: every column fits.
+# The width for files and pipes, which have none of their own: every column fits.
 _PIPE_WIDTH = 160
 
 
 def terminal(report: Report) -> RenderableType:
-    """What `rich.console.Console.print` shows: the table, warnings, the engines, the noise floor.
+    """Return a rich renderable of a report: the table, warnings, the engines, the noise floor.
 
-    Models are rows where the width allows it, columns where it does not (three fit in 80 characters).
+    Models are rows if the width allows it, else columns (three models fit in 80 characters).
     """
     return Group(
         _Comparison(table(report)),
@@ -32,7 +32,7 @@ def terminal(report: Report) -> RenderableType:
 
 
 def plain_text(report: Report, *, width: int = _PIPE_WIDTH) -> str:
-    """The same without colour or cursor codes, for files and pipes."""
+    """Return the output of `terminal` as text without colour or cursor codes, for files and pipes."""
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, force_terminal=False, legacy_windows=False)
     console.print(terminal(report), soft_wrap=False)
@@ -40,7 +40,7 @@ def plain_text(report: Report, *, width: int = _PIPE_WIDTH) -> str:
 
 
 class _Comparison:
-    """The table, laid out when its width is known."""
+    """The table; its layout depends on the width at the time of printing."""
 
     def __init__(self, content: Table) -> None:
         self._content = content
@@ -69,7 +69,7 @@ def _grid(first: str, titles: Sequence[str]) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     grid.add_column(first, no_wrap=True)
     for title in titles:
-        # As text: a model's name may hold what rich would read as markup.
+        # `Text`, because rich would interpret markup in a model's name.
         grid.add_column(Text(title), justify="right", no_wrap=True)
     return grid
 
