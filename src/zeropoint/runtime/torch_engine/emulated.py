@@ -59,4 +59,4 @@ def _worth(args: tuple[Any, ...]) -> bool:
         return False
     x, weight = args[:2]
     is_half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return is_half and x.numel() >= LEAST_ROWS * x.shape[-1]
+    return bool(is_half and x.numel() >= LEAST_ROWS * x.shape[-1])
