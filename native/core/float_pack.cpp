@@ -43,7 +43,7 @@ Weight layout_of_floats(const zp_format& f) {
   w.blocks = ceil_div(f.rows, kLanes);
   w.k_unit = w.segments = w.groups = w.segments_per_group = w.segments_per_input = 1;
   w.activation = ZP_ACTIVATION_FLOAT;
-  w.digits = 1;
+  w.limbs = 1;
   return w;
 }
 

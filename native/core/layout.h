@@ -29,7 +29,7 @@ struct Weight {
   int64_t segments_per_group;  // of the weight
   int64_t segments_per_input;  // of the activation
   int32_t activation;
-  int32_t digits;  // int8 digits of an activation: 1, or 2 for 16 bits (code = 128 * second + first)
+  int32_t limbs;  // int8 limbs of an activation: 1, or 2 for 16 bits (code = 128 * second + first)
   bool nibbles;  // of codes of at most 5 bits
   bool fifths;   // and of 5 bits
   bool asymmetric;
@@ -45,15 +45,15 @@ struct Weight {
 };
 
 // Quantized activations. Vector kernels read plain rows; AMX reads 16-row tiles, so that a tile load
-// touches consecutive lines. Codes and sums have a row for each digit of a token, scales have one for each
+// touches consecutive lines. Codes and sums have a row for each limb of a token, scales have one for each
 // token; a scale that does not vary along the row is there for the first segment only.
 struct Activations {
-  int8_t* codes;  // plain: [row][digit][columns_padded]; tiled: [row / 16][digit][k / k_unit][16][k_unit]
+  int8_t* codes;  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
-  // Of the codes of a segment. Plain: [row][digit][segments]; tiled: [row / 16][digit][segment][16].
+  // Of the codes of a segment. Plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16].
   int32_t* sums;
   bool tiled;
-  bool digits_share_tile;  // at most 8 rows: [k / k_unit][digit][8][k_unit], which is one tile
+  bool limbs_share_tile;  // at most 8 rows: [k / k_unit][limb][8][k_unit], which is one tile
   bool want_sums;          // false: the product does not read them
 };
 

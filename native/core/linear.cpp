@@ -110,13 +110,13 @@ zp_status check_input(const Weight& w, int64_t rows, int64_t x_stride) {
 // What tells an input from one that was laid out otherwise; it stands at the beginning of its memory.
 struct Tag {
   int64_t rows, columns, segment;
-  int32_t k_unit, activation, digits, tiled;
+  int32_t k_unit, activation, limbs, tiled;
   int32_t has_sums;
 
   // Whether a product that asks for `wanted` can read it.
   bool serves(const Tag& wanted) const {
     return rows == wanted.rows && columns == wanted.columns && segment == wanted.segment &&
-           k_unit == wanted.k_unit && activation == wanted.activation && digits == wanted.digits &&
+           k_unit == wanted.k_unit && activation == wanted.activation && limbs == wanted.limbs &&
            tiled == wanted.tiled && has_sums >= wanted.has_sums;
   }
 };
@@ -124,7 +124,7 @@ static_assert(sizeof(Tag) <= kAlignment);
 
 Tag tag_of(const Weight& w, int64_t rows, const Activations& input) {
   return {rows,         w.columns, w.segment,           static_cast<int32_t>(w.k_unit),
-          w.activation, w.digits,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
+          w.activation, w.limbs,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
 }
 
 uint8_t* behind_tag(void* input) {

@@ -1,44 +1,11 @@
 // From the neutral layout (codes [out, in], scales, zero points) to the kernels' blocks, and back a row.
-#include <sys/mman.h>
-
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "core/internal.h"
 
 namespace zp {
-
-void* allocate(size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20, kMost = size_t{1} << 60;
-  if (bytes > kMost) return nullptr;
-  const bool huge = bytes >= kHuge;
-  void* memory = nullptr;
-  bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
-  if (posix_memalign(&memory, huge ? kHuge : kAlignment, bytes) != 0) return nullptr;
-#ifdef MADV_HUGEPAGE
-  if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // only a hint: fewer page walks
-#endif
-  return memory;
-}
-
-void release(void* memory) {
-  std::free(memory);
-}
-
-void forget(void* memory, size_t bytes) {
-#ifdef MADV_DONTNEED
-  constexpr uintptr_t kSystemPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kSystemPage - 1) / kSystemPage * kSystemPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kSystemPage * kSystemPage;
-  // Only a hint: where it is refused (larger pages of the system, say) the memory stays until it is released.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)memory;
-  (void)bytes;
-#endif
-}
 
 namespace {
 
@@ -63,7 +30,7 @@ Weight layout_of(const zp_format& f) {
   w.fifths = f.bits == 5;
   w.asymmetric = f.asymmetric != 0;
   w.kind = f.kind;
-  w.digits = f.activation_bits == 16 ? 2 : 1;
+  w.limbs = f.activation_bits == 16 ? 2 : 1;
   w.scale_bf16 = f.scale_type == ZP_SCALE_BFLOAT16;
   w.nested = f.scale_type == ZP_SCALE_NESTED;
   const int64_t group = f.group_size > 0 && f.group_size < f.columns ? f.group_size : 0;
@@ -367,22 +334,6 @@ zp_status view(const zp_format* format, const void* memory, size_t bytes, zp_wei
   return ZP_OK;
 }
 
-zp_status rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
-                  int64_t out_stride) {
-  if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
-    return fail(ZP_INVALID, "a pointer is null");
-  const Weight& w = weight->layout;
-  if (count < 0 || out_stride < w.columns)
-    return fail(ZP_INVALID, "%ld rows of %ld values, %ld apart, cannot be", static_cast<long>(count),
-                static_cast<long>(w.columns), static_cast<long>(out_stride));
-  for (int64_t i = 0; i < count; ++i)
-    if (ids[i] < 0 || ids[i] >= w.rows)
-      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
-                  static_cast<long>(w.rows));
-  for (int64_t i = 0; i < count; ++i) read_row(w, ids[i], out + i * out_stride);
-  return ZP_OK;
-}
-
 }  // namespace
 }  // namespace zp
 
@@ -409,9 +360,4 @@ const void* zp_weight_memory(const zp_weight* weight) {
 
 size_t zp_weight_bytes(const zp_weight* weight) {
   return weight == nullptr ? 0 : weight->bytes;
-}
-
-zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
-                  int64_t out_stride) {
-  return zp::guarded([&] { return zp::rows(weight, ids, count, out, out_stride); });
 }

@@ -34,7 +34,7 @@ bool is_integer(const Weight& w) {
 }
 
 bool uses_amx(const Weight& w, int64_t rows) {
-  const bool summed_by_tile = !w.scale_by_segment || w.digits == 1;
+  const bool summed_by_tile = !w.scale_by_segment || w.limbs == 1;
   return is_integer(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && summed_by_tile;
 }
 
@@ -45,9 +45,9 @@ struct InputParts {  // offsets into its memory
 InputParts input_parts(const Weight& w, int64_t rows) {
   rows = round_up(rows, 32);
   InputParts parts{};
-  parts.scale = static_cast<size_t>(round_up(rows * w.digits * w.columns_padded, kAlignment));
+  parts.scale = static_cast<size_t>(round_up(rows * w.limbs * w.columns_padded, kAlignment));
   parts.sums = parts.scale + static_cast<size_t>(rows * w.segments) * 4;
-  parts.end = parts.sums + static_cast<size_t>(rows * w.digits * w.segments) * 4;
+  parts.end = parts.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
   return parts;
 }
 
@@ -64,7 +64,7 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 
 bool same_input(const Weight& a, const Weight& b) {
   return is_integer(a) == is_integer(b) && a.columns == b.columns && a.activation == b.activation &&
-         a.digits == b.digits && a.k_unit == b.k_unit && a.segment == b.segment &&
+         a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
          a.scale_by_segment == b.scale_by_segment &&
          (a.asymmetric && !a.nibbles) == (b.asymmetric && !b.nibbles);
 }
@@ -82,20 +82,20 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
           reinterpret_cast<float*>(bytes + parts.scale),
           reinterpret_cast<int32_t*>(bytes + parts.sums),
           tiled,
-          tiled && w.digits == 2 && rows <= 8,
+          tiled && w.limbs == 2 && rows <= 8,
           !tiled || (w.asymmetric && !w.nibbles)};
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
   Activations rest = input;
-  rest.codes += row * w.digits * w.columns_padded;
+  rest.codes += row * w.limbs * w.columns_padded;
   rest.scale += row * w.segments;
-  rest.sums += row * w.digits * w.segments;
+  rest.sums += row * w.limbs * w.segments;
   return rest;
 }
 
 int64_t rows_in_pass(const Weight& w) {
-  return round_up(ceil_div(kPassBytes, w.columns_padded * w.digits), 32);
+  return round_up(ceil_div(kPassBytes, w.columns_padded * w.limbs), 32);
 }
 
 int64_t rows_of_each(int64_t rows, int threads) {

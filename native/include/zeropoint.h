@@ -47,7 +47,7 @@ typedef struct {
   int32_t asymmetric;      /* 1: zero points are given */
   int32_t activation;      /* integer input: channels of a token that share a scale, or ZP_ACTIVATION_TOKEN;
                               ZP_ACTIVATION_FLOAT: the input stays float */
-  int32_t activation_bits; /* 8, or 16 (two int8 digits; ZP_ACTIVATION_TOKEN only); 0 when it stays float */
+  int32_t activation_bits; /* 8, or 16 (two int8 limbs; ZP_ACTIVATION_TOKEN only); 0 when it stays float */
   int32_t scale_type;      /* ZP_SCALE_... */
 } zp_format;
 

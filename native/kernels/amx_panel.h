@@ -119,7 +119,7 @@ int64_t part_columns(const Weight& w) {
 }
 
 int64_t pairs_of(const Weight& w, int64_t rows) {
-  return w.digits == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
+  return w.limbs == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
 }
 
 // One scale serves a row, and one a channel: integers are summed to the rows' ends.
@@ -265,11 +265,11 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
 // One 32 x 32 block's place in the activations.
 struct Rows {
   int64_t first;    // row
-  int64_t tile[2];  // 16-row tiles; the second may repeat the first, or holds the second digits of its rows
+  int64_t tile[2];  // 16-row tiles; the second may repeat the first, or holds the second limbs of its rows
 };
 
 Rows rows_at(const Product& p, int64_t pair) {
-  if (p.weight->digits == 2) return {pair * 16, {pair * 2, pair * 2 + 1}};
+  if (p.weight->limbs == 2) return {pair * 16, {pair * 2, pair * 2 + 1}};
   const int64_t tiles = (p.rows + 15) / 16;
   return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
 }
@@ -336,7 +336,7 @@ class Prefetch {
 // store that misses every cache, the stores of tiles would wait.
 void prefetch_output(const Product& p, const Panel& panel, int64_t first) {
   if (panel.streams) return;
-  const int64_t stop = smaller(first + (p.weight->digits == 2 ? 16 : 32), p.rows);
+  const int64_t stop = smaller(first + (p.weight->limbs == 2 ? 16 : 32), p.rows);
   for (int64_t row = first; row < stop; ++row) {
     const float* y = p.y + row * p.y_stride + panel.block * 16;
     for (int n = 0; n < panel.blocks; ++n) __builtin_prefetch(y + n * 16, 1);

@@ -26,10 +26,10 @@ ZP_INLINE void change_sums(uint8_t* before, const uint8_t* from) {
 // A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. It
 // goes a few rows at a time between the tile products of the block after, and in few instructions, so that
 // the next products are never far.
-template <int DIGITS, bool ZERO, bool STREAMS>
+template <int LIMBS, bool ZERO, bool STREAMS>
 class Finish {
  public:
-  static constexpr int kRows = DIGITS == 2 ? 16 : 32;
+  static constexpr int kRows = LIMBS == 2 ? 16 : 32;
 
   Finish(const Product& p, const Panel& panel) : p_(p), output_(p.y + panel.block * 16), stride_(p.y_stride) {
     for (int n = 0; n < 2; ++n) {
@@ -44,7 +44,7 @@ class Finish {
   void start(const Rows& rows, const uint8_t* tiles) {
     const int64_t segments = p_.weight->segments;
     for (int t = 0; t < 2; ++t) {
-      const int64_t tokens = DIGITS == 2 ? rows.first / 16 : rows.tile[t];
+      const int64_t tokens = LIMBS == 2 ? rows.first / 16 : rows.tile[t];
       _mm512_store_ps(by_row_ + t * 16, _mm512_loadu_ps(p_.input.scale + tokens * 16 * segments));
       if constexpr (ZERO)
         _mm512_store_si512(codes_ + t * 16, _mm512_loadu_si512(p_.input.sums + rows.tile[t] * 16 * segments));
@@ -64,12 +64,12 @@ class Finish {
   void rest() { some(kRows); }
 
  private:
-  ZP_INLINE __m512 sum(int digit, int n) const {
-    return sums_of_row<ZERO>(tiles_ + (n * 2 + digit) * kTile, row_, zero_[n], codes_ + digit * 16);
+  ZP_INLINE __m512 sum(int limb, int n) const {
+    return sums_of_row<ZERO>(tiles_ + (n * 2 + limb) * kTile, row_, zero_[n], codes_ + limb * 16);
   }
   ZP_INLINE __m512 value(int n) const {
     __m512 found = sum(0, n);
-    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), found);
+    if constexpr (LIMBS == 2) found = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), found);
     found = _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(by_row_[row_]));
     return _mm512_add_ps(found, bias_[n]);
   }
@@ -87,7 +87,7 @@ class Finish {
   __m512i zero_[2];
   __mmask16 mask_[2];
   alignas(64) float by_row_[32];   // the input's scales
-  alignas(64) int32_t codes_[32];  // and the sums of its codes: of a digit, or of a tile
+  alignas(64) int32_t codes_[32];  // and the sums of its codes: of a limb, or of a tile
   const uint8_t* tiles_ = nullptr;
   float* y_ = nullptr;
   int64_t row_ = 0, end_ = 0;
@@ -128,12 +128,12 @@ struct Part {
 
 // A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows
 // pass over it; the sums wait in the second.
-template <int DIGITS, bool ZERO, bool STREAMS>
+template <int LIMBS, bool ZERO, bool STREAMS>
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded, width = part_columns(w);
   Prefetch ahead(p, panel, pairs * (columns / 64));
-  Finish<DIGITS, ZERO, STREAMS> finish(p, panel);
+  Finish<LIMBS, ZERO, STREAMS> finish(p, panel);
   uint8_t* before = nullptr;
   Rows rows_before{};
   for (int64_t begin = 0; begin < columns; begin += width) {
@@ -172,14 +172,14 @@ void whole_rows(const Product& p, const Panel& panel) {
   finish.rest();
 }
 
-template <int DIGITS, bool ZERO>
+template <int LIMBS, bool ZERO>
 void whole_rows(const Product& p, const Panel& panel) {
   const bool full = panel.blocks == 2 && (panel.block + 2) * 16 <= p.weight->rows;
-  panel.streams&& full ? whole_rows<DIGITS, ZERO, true>(p, panel) : whole_rows<DIGITS, ZERO, false>(p, panel);
+  panel.streams&& full ? whole_rows<LIMBS, ZERO, true>(p, panel) : whole_rows<LIMBS, ZERO, false>(p, panel);
 }
 
 void whole_rows(const Product& p, const Panel& panel) {
-  if (p.weight->digits == 2)
+  if (p.weight->limbs == 2)
     panel.zero_point ? whole_rows<2, true>(p, panel) : whole_rows<2, false>(p, panel);
   else
     panel.zero_point ? whole_rows<1, true>(p, panel) : whole_rows<1, false>(p, panel);

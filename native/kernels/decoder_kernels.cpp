@@ -5,6 +5,7 @@
 #include ZP_VEC
 
 #include "attention.h"
+#include "cache_store.h"
 #include "divergence.h"
 #include "elementwise.h"
 #include "float_weights.h"

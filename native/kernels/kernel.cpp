@@ -3,7 +3,7 @@
 //
 // Every level rounds in the same places: y = ((fma(float(dot) * weight_scale, input_scale, y) over the
 // segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit. Where no
-// float scale varies along the row, the segments are summed as integers. The digits of a token are rows of
+// float scale varies along the row, the segments are summed as integers. The limbs of a token are rows of
 // their own until the end: y = fma(second, 128, first).
 #include ZP_VEC
 
@@ -25,7 +25,7 @@ struct Form {
   static constexpr int64_t kFifthsPer8 = 16;
   // Of a block's codes, while others stream beside it.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Blocks of a tile with the two digits of one token: of nibbles a core reads two streams faster than four.
+  // Blocks of a tile with the two limbs of one token: of nibbles a core reads two streams faster than four.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
   static void load(const uint8_t* codes, const uint8_t* fifths, V::Codes& first, V::Codes& second) {
@@ -63,7 +63,7 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 
 // -- int8 input -----------------------------------------------------------------------------------
 
-// `row` and `rows` count digit rows. NESTED: the multipliers are all that varies along the row.
+// `row` and `rows` count limb rows. NESTED: the multipliers are all that varies along the row.
 template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   using Form = Form<STORED>;
@@ -87,7 +87,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     const int64_t r = row + smaller(m, rows - 1);
     x[m] = p.input.codes + r * w.columns_padded;
     sums_at[m] = r * w.segments;
-    scale_at[m] = r / w.digits * w.segments;
+    scale_at[m] = r / w.limbs * w.segments;
   }
   const bool small_sums = w.segment <= 256;  // a segment's sum fits 16 bits
   V::Float total[ROWS][BLOCKS];
@@ -204,13 +204,13 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
   for (int n = 0; n < blocks; ++n) {
     const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
-    for (int m = 0; m < rows; m += w.digits) {
+    for (int m = 0; m < rows; m += w.limbs) {
       V::Float value = NESTED ? V::to_float(whole[m][n]) : total[m][n];
-      if (w.digits == 2)
+      if (w.limbs == 2)
         value = V::fma(NESTED ? V::to_float(whole[m + 1][n]) : total[m + 1][n], V::set_float(128.0f), value);
       if (!w.scale_by_segment) value = V::mul(value, scale);
       if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
-      store_output(p, (row + m) / w.digits, block + n, value);
+      store_output(p, (row + m) / w.limbs, block + n, value);
     }
   }
 }
@@ -227,7 +227,7 @@ void integer_blocks(const Product& p, int64_t begin, int64_t end) {
   // A strip of blocks stays in the first-level cache while the rows pass over it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
-    const int64_t rows = p.rows * p.weight->digits;
+    const int64_t rows = p.rows * p.weight->limbs;
     for (int64_t row = 0; row < rows;) {
       const int left = static_cast<int>(smaller(rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {

@@ -80,23 +80,23 @@ Scales scales_of(int32_t bits, float most = 127.0f) {
   return {most / absmax, absmax / most};
 }
 
-struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a digit further, what is
+struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a limb further, what is
                 // added
-  int64_t codes, unit, unit_stride, scale, scale_stride, sums, digit_codes, digit_sums;
+  int64_t codes, unit, unit_stride, scale, scale_stride, sums, limb_codes, limb_sums;
 };
 
 Place place(const Weight& w, const Activations& input, int64_t row) {
   if (!input.tiled)
-    return {row * w.digits * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
-            row * w.digits * w.segments,       w.columns_padded, w.segments};
-  const int64_t tile = row / 16 * w.digits;
+    return {row * w.limbs * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
+            row * w.limbs * w.segments,       w.columns_padded, w.segments};
+  const int64_t tile = row / 16 * w.limbs;
   return {tile * 16 * w.columns_padded + row % 16 * w.k_unit,
           w.k_unit,
           16 * w.k_unit,
           row / 16 * 16 * w.segments + row % 16,
           16,
           tile * 16 * w.segments + row % 16,
-          input.digits_share_tile ? 8 * w.k_unit : 16 * w.columns_padded,
+          input.limbs_share_tile ? 8 * w.k_unit : 16 * w.columns_padded,
           16 * w.segments};
 }
 
@@ -117,12 +117,12 @@ void quantize_group(const Product& p, const Place& at, const float* x, int64_t s
   }
 }
 
-// One scale for the token. Of 8 bits: code = round(x * 127 / absmax). Of 16, two digits: code = round(x *
+// One scale for the token. Of 8 bits: code = round(x * 127 / absmax). Of 16, two limbs: code = round(x *
 // 16319 / absmax) = 128 * second + first, first in -64..63.
-template <int DIGITS>
+template <int LIMBS>
 void quantize_token(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;
-  constexpr float kMost = DIGITS == 2 ? 127 * 128 + 63 : 127;
+  constexpr float kMost = LIMBS == 2 ? 127 * 128 + 63 : 127;
   const Scales s = scales_of(absmax_bits(x, w.columns), kMost);
   p.input.scale[at.scale] = s.scale;
   const V::Float factor = V::set_float(s.inverse);
@@ -133,31 +133,31 @@ void quantize_token(const Product& p, const Place& at, const float* x) {
     V::Int sum[2] = {V::set_int(0), V::set_int(0)};
     for (int64_t next; k < stop; k = next) {
       next = smaller(k + kLanes, stop);
-      V::Int digit[2] = {V::set_int(0), V::set_int(0)};
+      V::Int limb[2] = {V::set_int(0), V::set_int(0)};
       if (k < real) {
         const V::Float values = k + kLanes <= real ? V::load(x + k) : load_padded(x + k, real - k);
-        digit[0] = V::round(V::mul(values, factor));
-        if constexpr (DIGITS == 2) {
-          digit[1] = V::shift_right<7>(V::add(digit[0], V::set_int(64)));
-          digit[0] = V::sub(digit[0], V::shift_left<7>(digit[1]));
+        limb[0] = V::round(V::mul(values, factor));
+        if constexpr (LIMBS == 2) {
+          limb[1] = V::shift_right<7>(V::add(limb[0], V::set_int(64)));
+          limb[0] = V::sub(limb[0], V::shift_left<7>(limb[1]));
         }
       }
       int8_t* to = codes + (p.input.tiled ? k / w.k_unit * at.unit_stride + k % w.k_unit : k);
 #pragma GCC unroll 2
-      for (int d = 0; d < DIGITS; ++d, to += at.digit_codes) {
-        sum[d] = V::add(sum[d], digit[d]);
+      for (int d = 0; d < LIMBS; ++d, to += at.limb_codes) {
+        sum[d] = V::add(sum[d], limb[d]);
         if (next - k == kLanes) {
-          V::store_bytes(to, digit[d]);
+          V::store_bytes(to, limb[d]);
         } else {
           int8_t tail[kLanes];
-          V::store_bytes(tail, digit[d]);
+          V::store_bytes(tail, limb[d]);
           std::memcpy(to, tail, static_cast<size_t>(next - k));
         }
       }
     }
     if (p.input.want_sums)
-      for (int d = 0; d < DIGITS; ++d)
-        p.input.sums[at.sums + segment * at.scale_stride + d * at.digit_sums] = V::sum_lanes(sum[d]);
+      for (int d = 0; d < LIMBS; ++d)
+        p.input.sums[at.sums + segment * at.scale_stride + d * at.limb_sums] = V::sum_lanes(sum[d]);
   }
 }
 
@@ -204,7 +204,7 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
     const float* x = p.x + row * p.x_stride;
     const Place at = place(w, p.input, row);
     if (!w.input_by_segment) {
-      w.digits == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
+      w.limbs == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
       continue;
     }
     int64_t start = 0;

@@ -109,6 +109,8 @@ void test_product_sizes() {
   expect(refused(zp_rows(packed.weight, ids + 3, 1, value, 64)), "a row before the first");
   expect(refused(zp_rows(packed.weight, ids, -1, value, 64)), "fewer ids than none");
   expect(refused(zp_rows(packed.weight, ids, 1, value, 63)), "rows that overlap");
+  expect(refused(zp_rows(packed.weight, ids, 1, value, int64_t{1} << 62)), "rows without end");
+  expect(zp_rows(packed.weight, ids, 0, value, int64_t{1} << 62) == ZP_OK, "no rows at any stride");
   expect(zp_input_bytes(packed.weight, kHuge) == 0 && zp_input_bytes(packed.weight, kHuge / 128) == 0,
          "an input without end");
   alignas(64) static uint8_t memory[1 << 16];
