@@ -1,4 +1,4 @@
-// Weights of half, bfloat16 or single precision: blocks of 16 output channels, [block][k][channel].
+// Packing weights of float16, bfloat16 or float32: blocks of 16 output channels, [block][k][channel].
 #include <cstring>
 #include <new>
 

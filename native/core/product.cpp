@@ -1,4 +1,8 @@
-// One product in its parts: see product.h.
+// One product as separate steps: choose the kernel, lay out the quantized input, size the passes.
+//
+// AMX is chosen here and not in isa.cpp: the level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
+// their integer product only where uses_amx says so. AMX pays for several rows at once, and its tiles need a
+// suitable k_unit; both are known per product, not per process.
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -7,11 +11,20 @@
 namespace zp {
 namespace {
 
-// Few rows fill a tile badly; vectors are as fast then.
+// Rows from which AMX is used: fewer fill a tile of 16 rows badly, and AVX-512 is as fast.
 constexpr int64_t kAmxMinRows = 4;
+// Bytes of input codes that one pass quantizes and multiplies, so that they stay in a second-level cache of 2 MiB.
 constexpr int64_t kPassBytes = 1 << 20;
+// Rows per pass and per thread are multiples of a pair of AMX tiles of 16 rows.
+constexpr int64_t kRowUnit = 32;
+// Rows per thread from which a thread takes whole rows of its own: see rows_of_each.
+constexpr int64_t kMinRowsOfThread = 160;
+// Steps a thread takes in one product, so that a slow thread leaves its last steps to the others.
+constexpr int64_t kStepsOfThread = 8;
+// Tokens whose two limbs fit one AMX tile of 16 rows: 8 rows of low limbs and 8 of high limbs.
+constexpr int64_t kRowsSharingTile = 8;
 
-// Memory a thread keeps between calls, as large as its largest call needed.
+// Memory that a thread keeps between calls. It grows to the largest size asked for.
 class Scratch {
  public:
   ~Scratch() { release(memory_); }
@@ -29,26 +42,35 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-bool is_integer(const Weight& w) {
+// True if the kernels quantize the input of this weight. Weights of any kind may take float input.
+bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
-bool uses_amx(const Weight& w, int64_t rows) {
-  const bool summed_by_tile = !w.scale_by_segment || w.limbs == 1;
-  return is_integer(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && summed_by_tile;
+// True if the product reads the sum of the input's codes to subtract zero points from 8-bit codes. Zero points of
+// nibbles are subtracted when the AMX kernels widen them to bytes.
+bool has_byte_zeros(const Weight& w) {
+  return w.asymmetric && !w.nibbles;
 }
 
-struct InputParts {  // offsets into its memory
+bool uses_amx(const Weight& w, int64_t rows) {
+  // Two limbs are joined from the integer sums of a whole row. With a float scale per segment there is no such sum:
+  // the AMX kernel for that case (by_segments in amx.cpp) takes one limb only.
+  const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
+  return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
+}
+
+struct InputOffsets {  // byte offsets into the memory of a quantized input; the codes are at 0
   size_t scale, sums, end;
 };
 
-InputParts input_parts(const Weight& w, int64_t rows) {
-  rows = round_up(rows, 32);
-  InputParts parts{};
-  parts.scale = static_cast<size_t>(round_up(rows * w.limbs * w.columns_padded, kAlignment));
-  parts.sums = parts.scale + static_cast<size_t>(rows * w.segments) * 4;
-  parts.end = parts.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
-  return parts;
+InputOffsets input_offsets(const Weight& w, int64_t rows) {
+  rows = round_up(rows, kRowUnit);
+  InputOffsets offsets{};
+  offsets.scale = static_cast<size_t>(round_up(rows * w.limbs * w.columns_padded, kAlignment));
+  offsets.sums = offsets.scale + static_cast<size_t>(rows * w.segments) * 4;
+  offsets.end = offsets.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
+  return offsets;
 }
 
 }  // namespace
@@ -59,31 +81,31 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
-  return {is_integer(w) ? kernels->integer : kernels->floating, 0};
+  return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
 }
 
 bool same_input(const Weight& a, const Weight& b) {
-  return is_integer(a) == is_integer(b) && a.columns == b.columns && a.activation == b.activation &&
+  return quantizes_input(a) == quantizes_input(b) && a.columns == b.columns && a.activation == b.activation &&
          a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
          a.scale_by_segment == b.scale_by_segment &&
-         (a.asymmetric && !a.nibbles) == (b.asymmetric && !b.nibbles);
+         has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {
-  return is_integer(w) ? input_parts(w, rows).end : 0;
+  return quantizes_input(w) ? input_offsets(w, rows).end : 0;
 }
 
 Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
-  if (!is_integer(w)) return {};
-  const InputParts parts = input_parts(w, rows);
+  if (!quantizes_input(w)) return {};
+  const InputOffsets offsets = input_offsets(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
   const bool tiled = uses_amx(w, rows);
-  return {reinterpret_cast<int8_t*>(bytes),
-          reinterpret_cast<float*>(bytes + parts.scale),
-          reinterpret_cast<int32_t*>(bytes + parts.sums),
-          tiled,
-          tiled && w.limbs == 2 && rows <= 8,
-          !tiled || (w.asymmetric && !w.nibbles)};
+  return {.codes = reinterpret_cast<int8_t*>(bytes),
+          .scale = reinterpret_cast<float*>(bytes + offsets.scale),
+          .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
+          .tiled = tiled,
+          .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
+          .want_sums = !tiled || has_byte_zeros(w)};  // vector kernels always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
@@ -95,19 +117,20 @@ Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
 }
 
 int64_t rows_in_pass(const Weight& w) {
-  return round_up(ceil_div(kPassBytes, w.columns_padded * w.limbs), 32);
+  return round_up(ceil_div(kPassBytes, w.columns_padded * w.limbs), kRowUnit);
 }
 
 int64_t rows_of_each(int64_t rows, int threads) {
-  constexpr int64_t kWorthwhile = 160;
-  const int64_t each = round_up(ceil_div(rows, threads), 32);
-  return each >= kWorthwhile ? each : 0;
+  const int64_t each = round_up(ceil_div(rows, threads), kRowUnit);
+  return each >= kMinRowsOfThread ? each : 0;
 }
 
 int64_t blocks_in_step(const Weight& w, int threads) {
   if (threads == 1) return w.blocks;
-  int64_t step = round_up(ceil_div(w.blocks, int64_t{threads} * 8), 2);
-  while (step < w.blocks && ceil_div(w.blocks, step) % threads != 0) step += 2;
+  constexpr int64_t kPair = 2;  // AMX multiplies two blocks at a time
+  int64_t step = round_up(ceil_div(w.blocks, threads * kStepsOfThread), kPair);
+  // Lengthen the step until the number of steps divides evenly among the threads.
+  while (step < w.blocks && ceil_div(w.blocks, step) % threads != 0) step += kPair;
   return step;
 }
 

@@ -1,4 +1,4 @@
-// A packed weight back in the neutral layout, for writing it down.
+// Reading a packed weight: rows as float (zp_rows), and the whole weight as codes, scales and zero points (zp_unpack).
 #include "core/internal.h"
 
 namespace zp {

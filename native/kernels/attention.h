@@ -1,8 +1,9 @@
-// Attention over cache pages: part of decoder_kernels.cpp.
+// Attention over cache pages: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
 //
-// Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums
-// are scaled down when a page brings a larger score. A row adds no value that it does not see, not even 0 times
-// it: a later value that is infinite, or NaN, changes nothing before it.
+// Online softmax (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): pages are read one after the
+// other, and a row's sums are scaled down when a page has a larger score than the pages before. A value outside a row's
+// positions is not added to the row, not even times 0: an infinite or NaN value of a later position must not change
+// earlier rows.
 #pragma once
 
 #include "core/layout.h"
@@ -13,28 +14,31 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr float kNothing = -3.402823466e38f;  // the largest score of none: no finite score is below
+constexpr float kNothing = -3.402823466e38f;  // the largest score before the first one: no finite score is below
 constexpr int kTileRows = V::kRows >= 12 ? 6 : 2;
 constexpr int kTileVectors = V::kRows >= 12 ? 4 : 2;
-constexpr int64_t kConvertRows = 12;  // from here on a page is converted to float once for all rows
+constexpr int64_t kConvertRows = 12;  // from so many rows on, a page is converted to float once for all rows
 
+// Element types of keys and values besides those of float_weights.h.
 struct Byte {
   using Type = int8_t;
   static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::to_float(V::widen(p)); }
 };
 
-struct Wide {
+struct Wide {  // float32 in a cache page; Single is float32 in a page that was converted
   using Type = float;
   static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::load(p); }
 };
 
+// A number as a type, so that a lambda can use it at compile time.
 template <int N>
 struct Count {
   static constexpr int value = N;
 };
 
+// Call f for the last rows, which are at most N.
 template <int N, class F>
 void last_tile(int64_t rows, int64_t row, F& f) {
   if constexpr (N > 0) {
@@ -45,7 +49,7 @@ void last_tile(int64_t rows, int64_t row, F& f) {
   }
 }
 
-// f(Count<rows>, row) for tiles of rows.
+// Call f(Count<rows>, row) for tiles of kTileRows rows, and for the rows that are left.
 template <class F>
 void by_tiles(int64_t rows, F&& f) {
   int64_t row = 0;
@@ -53,8 +57,7 @@ void by_tiles(int64_t rows, F&& f) {
   last_tile<kTileRows - 1>(rows - row, row, f);
 }
 
-// Asks for what is read next, as many bytes as a tile reads of a row: a page is short for the CPU's own
-// prefetching.
+// Prefetch as many bytes as a tile reads at a time. A page is too short for the CPU's own prefetching.
 template <class Source>
 void prefetch_row(const void* ahead, int64_t element) {
   constexpr int64_t kBytes = kTileVectors * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
@@ -64,7 +67,8 @@ void prefetch_row(const void* ahead, int64_t element) {
   for (int64_t i = 0; i < kBytes; i += 64) V::prefetch(at + i);
 }
 
-// scores [rows][64] = query . keys, for VECTORS of the positions from `position` on.
+// Compute scores [rows][64] = query . key for VECTORS * 16 positions of a page, from `position` on. `ahead` is the
+// memory to prefetch meanwhile.
 template <class Source, int ROWS, int VECTORS>
 void score_vectors(const float* const* query, const typename Source::Type* keys, int64_t head_dim,
                    int64_t position, const void* ahead, float* scores) {
@@ -90,8 +94,8 @@ void score_vectors(const float* const* query, const typename Source::Type* keys,
     for (int n = 0; n < VECTORS; ++n) V::store(scores + m * kPage + position + n * kLanes, total[m][n]);
 }
 
-// Scores of the positions before `end`. Single vectors, whose sums wait for one another, are faster than a
-// whole tile if they are few.
+// Compute the scores of the positions before `end`. The last few are computed one vector at a time: each sum waits for
+// the one before, but that is faster than a whole tile of which few positions count.
 template <class Source, int ROWS>
 void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, int64_t end,
                 const void* ahead, float* scores) {
@@ -102,7 +106,8 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
   for (; j < end; j += kLanes) score_vectors<Source, ROWS, 1>(query, keys, head_dim, j, ahead, scores);
 }
 
-// The positions of a page that each row of a tile sees, and those that all of them do.
+// The positions of a page that the rows of a tile attend to: [begin, end) of each row, [first, last) of any row, and
+// [all_begin, all_end) of all rows.
 template <int ROWS>
 struct Seen {
   int64_t begin[ROWS], end[ROWS];
@@ -126,7 +131,7 @@ struct Seen {
   }
 };
 
-// Adds positions [begin, end) to the rows that see them.
+// Add the values of positions [begin, end), each to the rows that attend to it.
 template <class Source, int ROWS, int VECTORS>
 void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Source::Type* values,
               int64_t padded, int64_t begin, int64_t end, V::Float (&total)[ROWS][VECTORS]) {
@@ -141,7 +146,7 @@ void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Sourc
     }
 }
 
-// out = out * correction + weights . values, channels from `channel` on.
+// Compute out = out * correction + weights . values for VECTORS * 16 channels, from `channel` on.
 template <class Source, int ROWS, int VECTORS>
 void value_tile(const Seen<ROWS>& seen, const float* weights, const float* correction,
                 const typename Source::Type* values, int64_t padded, int64_t channel, const void* ahead,
@@ -182,13 +187,13 @@ void value_tiles(const Seen<ROWS>& seen, const float* weights, const float* corr
 }
 
 struct PageParts {
-  const uint8_t* next;     // the page after it, or itself
-  const float* key_scale;  // null in half precision
+  const uint8_t* next;     // the page after this one, to prefetch; this page if it is the last
+  const float* key_scale;  // null unless the cache is int8
   const float* value_scale;
-  int64_t start;  // its first position
+  int64_t start;  // the page's first position
 };
 
-// One row's scores of a page become weights. Returns what its sums so far are to be multiplied by.
+// Turn one row's scores of a page into weights exp(score - most). Returns the factor for the row's sums so far.
 float weigh(const Attention& a, int64_t row, const PageParts& page, const AttentionState& part,
             float* scores) {
   const int64_t begin = larger(0, a.first[row] - page.start),
@@ -223,6 +228,7 @@ float weigh(const Attention& a, int64_t row, const PageParts& page, const Attent
   return correction;
 }
 
+// Add one page to the sums of all rows.
 template <class Source>
 void attend_page(const Attention& a, const typename Source::Type* keys, const typename Source::Type* values,
                  const PageParts& page, const AttentionState& part, float* scratch) {
@@ -243,6 +249,7 @@ void convert(const typename Source::Type* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += kLanes) V::store(to + i, Source::load(from + i));
 }
 
+// Compute the sums of all rows over pages [begin, end).
 template <class Source>
 void attend_pages(const Attention& a, int64_t begin, int64_t end, const AttentionState& part,
                   float* scratch) {
@@ -270,7 +277,7 @@ void attend_pages(const Attention& a, int64_t begin, int64_t end, const Attentio
     if (a.rows < kConvertRows || sizeof(typename Source::Type) == sizeof(float)) {
       attend_page<Source>(a, keys, values, page, part, scratch);
     } else {
-      // Values that no row sees are not read: they may never have been written.
+      // Values beyond the rows' positions are not read: they may never have been written.
       convert<Source>(keys, layout.head_dim * kPage, keys_float);
       convert<Source>(values, smaller(kPage, last + 1 - page.start) * layout.padded, values_float);
       attend_page<Single>(a, keys_float, values_float, page, part, scratch);
@@ -289,6 +296,7 @@ void attend(const Attention& a, int64_t begin, int64_t end, const AttentionState
   }
 }
 
+// Add the sums `part` to the sums `total`, scaled to the larger of both maxima.
 void merge(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total) {
   for (int64_t m = 0; m < rows; ++m) {
     const float most = part.most[m] > total.most[m] ? part.most[m] : total.most[m];

@@ -8,14 +8,15 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// The channels of a position lie lines apart. Stores that miss the first-level cache wait for one another;
-// prefetches do not.
+// Prefetch the cache lines of one position's key: its channels lie kPage elements apart. Stores that miss the
+// first-level cache wait for one another, prefetches do not.
 template <class T>
 void fetch_channels(const T* keys, int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; ++i) V::prefetch(keys + i * kPage);
 }
 
-// The first `count` lanes, all if there are more: without a comparison each, which takes longer than a store.
+// Store the first `count` lanes (all, if count is larger) kPage elements apart. Full vectors take a loop without a
+// comparison per lane, which would take longer than the store.
 template <class T>
 void scatter_channels(const T* lanes, int64_t count, T* keys) {
   if (count < kLanes) {
@@ -26,16 +27,17 @@ void scatter_channels(const T* lanes, int64_t count, T* keys) {
   for (int64_t j = 0; j < kLanes; ++j) keys[j * kPage] = lanes[j];
 }
 
-// The bits of the least magnitude that half precision rounds to infinity, 65520.
+// The bits of 65520, the smallest magnitude that rounds to infinity in float16.
 constexpr int32_t kBeyondHalf = 0x477ff000;
 
-// Whether every value is within half precision.
+// True if float16 can hold every value.
 bool is_half(const float* x, int64_t count) {
   V::Int most = V::set_int(0);
   for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
   return V::max_lane(most) < kBeyondHalf;
 }
 
+// Return false if a channel is beyond float16 and was stored as infinity.
 bool store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
                   uint8_t* page) {
   auto* keys = reinterpret_cast<uint16_t*>(page);
@@ -54,13 +56,14 @@ bool store_halves(const PageLayout& layout, const float* key, const float* value
   return V::max_lane(most) < kBeyondHalf;
 }
 
-// Rounded to half precision and back.
+// Round to float16 and convert back.
 V::Float rounded(V::Float x) {
   uint16_t half[kLanes];
   V::store_half(half, x);
   return V::load_half(half);
 }
 
+// Store float32. In a cache that became wide (Element::kRounded), a key or value that float16 can hold is rounded to it.
 void store_floats(const PageLayout& layout, const float* key, const float* value, int64_t position,
                   uint8_t* page) {
   auto* keys = reinterpret_cast<float*>(page);
@@ -79,14 +82,14 @@ void store_floats(const PageLayout& layout, const float* key, const float* value
   }
 }
 
-// Codes of 8 bits [round_up(count, 16)] and their scale; NaN when a value is not finite.
+// Quantize to int8 codes [round_up(count, 16)] and return their scale: NaN if a value is not finite.
 float to_bytes(const float* x, int64_t count, int8_t* codes) {
   V::Int most = V::set_int(0);
   for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
   const int32_t bits = V::max_lane(most);
   float absmax;
   std::memcpy(&absmax, &bits, 4);
-  constexpr int32_t kInfinity = 0x7f800000, kTiny = 15 << 23;
+  constexpr int32_t kInfinity = 0x7f800000, kTiny = 15 << 23;  // bits of infinity and of 2^-112
   const float inverse = bits < kTiny || bits >= kInfinity ? 0.0f : 127.0f / absmax;
   for (int64_t i = 0; i < count; i += kLanes) {
     const V::Int code =
