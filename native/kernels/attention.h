@@ -1,7 +1,7 @@
 // Attention over cache pages: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
 //
-// Online softmax (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): pages are read one after the
-// other, and a row's sums are scaled down when a page has a larger score than the pages before. A value outside a row's
+// Online softmax (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): pages are read in order,
+// and a row's sums are scaled down when a page has a larger score than the pages before. A value outside a row's
 // positions is not added to the row, not even times 0: an infinite or NaN value of a later position must not change
 // earlier rows.
 #pragma once

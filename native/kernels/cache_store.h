@@ -63,7 +63,7 @@ V::Float rounded(V::Float x) {
   return V::load_half(half);
 }
 
-// Store float32. In a cache that became wide (Element::kRounded), a key or value that float16 can hold is rounded to it.
+// Store float32. In a wide cache (Element::kRounded), a key or value that float16 can hold is rounded to float16.
 void store_floats(const PageLayout& layout, const float* key, const float* value, int64_t position,
                   uint8_t* page) {
   auto* keys = reinterpret_cast<float*>(page);

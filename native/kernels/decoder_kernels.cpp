@@ -1,4 +1,4 @@
-// The decoder's kernels for one instruction set. CMake compiles this file once per level, like kernel.cpp.
+// The decoder's kernels for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
 // Every level rounds in the same places.
 #include "kernels/decoder_kernels.h"
 

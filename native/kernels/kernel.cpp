@@ -77,8 +77,8 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 // Compute `rows` rows, from `row` on, of `blocks` blocks, from `block` on. Rows are rows of codes: a token of two limbs
 // has two. ROWS and BLOCKS are the tile's size; rows and blocks beyond `rows` and `blocks` repeat the last one and are
 // not stored.
-// NESTED: the weight has two-level scales and the input one scale per token, so that only integer multipliers vary along
-// the row and whole rows are summed as integers. Two-level scales with a grouped input take NESTED = false: w.nested.
+// NESTED: the weight has two-level scales and the input one scale per token, so that only integer multipliers vary
+// along the row and whole rows are summed as integers. Two-level scales with a grouped input take NESTED = false: w.nested.
 template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   using Form = Form<STORED>;
@@ -340,7 +340,7 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
 
 constexpr int64_t kStreamAhead = 2048;  // prefetch distance in bytes
 
-// Read all bytes, for bandwidth.cpp: four streams side by side, as a product of one row by four blocks reads its weight.
+// Read all bytes, for bandwidth.cpp: four streams side by side, as a product of one row reads four blocks of a weight.
 // The result only keeps the compiler from removing the reads.
 uint64_t stream(const uint8_t* begin, int64_t bytes) {
   V::Int most[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
