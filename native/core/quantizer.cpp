@@ -46,7 +46,8 @@ Groups describe(const zp_groups& groups) {
           static_cast<float>(groups.qmax)};
 }
 
-// Call work(row, scratch) for every `step`-th row on several threads. Each thread has its own `floats` floats of scratch.
+// Call work(row, scratch) for every `step`-th row on several threads. Each thread has its own `floats` floats of
+// scratch.
 template <class F>
 zp_status each_piece(const Groups& groups, int64_t step, int64_t floats, int32_t threads, F&& work) {
   std::atomic<bool> out_of_memory{false};

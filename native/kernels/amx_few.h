@@ -1,5 +1,5 @@
-// Few rows on AMX tiles: part of amx.cpp. The weight's way from memory is what takes the time, so its codes
-// are asked for ahead, and nibbles widened two steps before their product.
+// Products of few rows on AMX tiles: part of amx.cpp. Reading the weight from memory takes most of the time, so its
+// codes are prefetched, and nibbles are widened to bytes two steps before the tile product that reads them.
 #pragma once
 
 #include "amx_panel.h"
@@ -7,18 +7,19 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kAheadBytes = 4096;  // of a block's codes
-// Steps of 64 columns in the ring of widened codes, and how much earlier they are filled: a tile load waits
-// for stores to the same lines.
+constexpr int64_t kAheadBytes = 4096;  // prefetch distance in a block's codes
+// Size of the ring of widened codes, and how far ahead of the product a slot is filled, both in steps of 64 columns.
+// The lead is needed because a tile load waits for stores to the same cache lines.
 constexpr int64_t kSlots = 4, kLead = 2;
 constexpr int64_t kFewBytes = (4 + 4 * kSlots) * kTile;  // scratch: tiles of sums, ring
 
-// All rows fit two tiles of the input, and are summed as integers to their ends.
+// True if all rows fit two tiles of the input, and whole rows are summed as integers.
 bool is_few(const Weight& w, int64_t rows) {
   return sums_whole_rows(w) && rows * w.limbs <= 32;
 }
 
-// TILES of the input times as many blocks as leave four tiles of sums: tile t and block n in 2 * t + n.
+// The product of TILES tiles of input by kBlocks = 4 / TILES blocks. Its four tiles of sums: with TILES = 2, those of
+// tile t and block n are number 2 * t + n; with TILES = 1, those of block n are number n.
 template <int TILES, int LIMBS, bool ZERO, bool NIBBLES>
 class FewRows {
  public:
@@ -54,7 +55,7 @@ class FewRows {
   static constexpr int kBlocks = 4 / TILES;
 
  private:
-  static constexpr int64_t kColumnBytes = NIBBLES ? 8 : 16;  // of a block
+  static constexpr int64_t kColumnBytes = NIBBLES ? 8 : 16;  // bytes of a column of a block
 
   int64_t second_tile() const { return LIMBS == 2 || p_.rows > 16 ? 1 : 0; }
   uint8_t* slot(int n, int64_t k) const { return ring_ + (k / 64 % kSlots * kBlocks + n) * kTile; }
@@ -66,7 +67,7 @@ class FewRows {
   ZP_INLINE void step(int64_t k) {
     constexpr int kB = 6 + N % 2;
     const uint8_t* codes = codes_[N] + k * kColumnBytes;
-    // Behind the block's end lies the next strip's.
+    // At the block's end, jump over this strip's blocks to the block that the next strip reads in its place.
     const bool beyond = (k + kAheadBytes / kColumnBytes) >= w_.columns_padded;
     const uint8_t* ahead =
         codes + kAheadBytes + (beyond ? (kBlocks - 1) * w_.columns_padded * kColumnBytes : 0);
@@ -83,7 +84,7 @@ class FewRows {
     const OutputColumns columns = output_columns(p_, block_ + n, false);
     const __m512 scale = load_scale(w_, (block_ + n) * w_.groups * 16);
     const __m512i zero = ZERO ? load_zero(w_, (block_ + n) * w_.groups * 16) : _mm512_setzero_si512();
-    // Where the second limbs are: in the rows below, or in the other tile.
+    // The high limbs are 8 rows further in the same tile, or in the other tile.
     constexpr int64_t kHighLimb = TILES == 1 ? 8 * 64 : 2 * kTile;
     for (int64_t row = 0; row < p_.rows; ++row) {
       const int64_t tile = row / 16, r = row % 16;

@@ -2,10 +2,10 @@
 // quantizer_kernels.cpp, needs ZP_VEC's vector type.
 //
 // With the other columns fixed, tr(E H E') is least where W'_j moves by (H E)_j / H_jj; column j gets the nearest
-// codes. A lane is a row, and a panel of rows is changed through all columns while its errors stay in the cache, as in
-// column_rounding.h. A tile of columns sums H E in registers. For every column j the sum runs from column j to the last,
-// then from the first to column j - 1, whatever the tile's width. So the columns of the same tile that have just
-// changed are added last.
+// codes. A lane is a row, and a panel of rows is changed through all columns while its errors stay in the cache, as
+// in column_rounding.h. A tile of columns sums H E in registers. For every column j the sum runs from column j to the
+// last, then from the first to column j - 1, whatever the tile's width. So the columns of the same tile that have
+// just changed are added last.
 #pragma once
 
 #include "column_rounding.h"

@@ -65,7 +65,7 @@ struct DecoderKernels {
   void (*add)(const float* y, float scale, int64_t count, float* x);  // x += y * scale
   void (*scale)(float factor, int64_t count, float* x);               // x *= factor
   void (*softcap)(float cap, int64_t count, float* x);                // x = cap * tanh(x / cap)
-  // Rotate 2 * half channels of one head (RoPE); cosine and sine are [half]. `pairs`: ZP_ROPE_PAIRS, else ZP_ROPE_HALVES.
+  // Rotate 2 * half channels of one head (RoPE); cosine and sine are [half]. `pairs`: as in ZP_ROPE_PAIRS.
   void (*rotate)(bool pairs, const float* cosine, const float* sine, int64_t half, float* head);
   // Write one position's key and value to a page. Returns false if the page is float16 and a channel is beyond its
   // range, which is written as infinity.

@@ -37,8 +37,8 @@ void each_group(const Groups& groups, int64_t row, float* scratch, F&& f) {
 }
 
 // The best grid so far of 16 groups. A candidate scale s gives levels L and the error d = x - L s. For the same levels
-// the best scale is s + (L . d) / (L . L), and its squared error is d . d - (L . d)^2 / (L . L). These are sums of small
-// numbers, so float32 is precise enough even for 8-bit codes, where errors are tiny against x.
+// the best scale is s + (L . d) / (L . L), and its squared error is d . d - (L . d)^2 / (L . L). These are sums of
+// small numbers, so float32 is precise enough even for 8-bit codes, where errors are tiny against x.
 struct Best {
   V::Float least = V::set_float(__builtin_inff()), scale = V::set_float(0.0f), zero = V::set_float(0.0f);
 

@@ -44,9 +44,9 @@ struct Vec {
     first = {_mm256_add_epi8(first.a, fifths(p)), _mm256_add_epi8(first.b, fifths(p + 4))};
     second = {_mm256_add_epi8(second.a, fifths(p + 8)), _mm256_add_epi8(second.b, fifths(p + 12))};
   }
-  // Return the sums of four products. VPMADDUBSW multiplies unsigned by signed bytes, and adds two products in 16 bits,
-  // saturating. Bytes: the unsigned operand is |w| <= 128, and x within +-127 takes the sign of w. A pair of products is
-  // then at most 2 * 128 * 127 = 32512, so the sum is exact.
+  // Return the sums of four products. VPMADDUBSW multiplies unsigned by signed bytes and adds two products in 16 bits,
+  // saturating. Bytes: the unsigned operand is |w| <= 128, and x within +-127 takes the sign of w. A pair of products
+  // is then at most 2 * 128 * 127 = 32512, so the sum is exact.
   template <bool NIBBLES>
   static __m256i quad(__m256i w, __m256i x) {
     const __m256i pairs = NIBBLES ? _mm256_maddubs_epi16(w, x)

@@ -1,5 +1,5 @@
-// The kernels' vector type in portable C++: 16 lanes in plain arrays. The operations are documented here; vec_avx2.h and
-// vec_avx512.h have the same ones, with the same results.
+// The kernels' vector type in portable C++: 16 lanes in plain arrays. The operations are documented here; vec_avx2.h
+// and vec_avx512.h have the same ones, with the same results.
 //
 // Int and Float hold 16 lanes. Codes holds 64 bytes, four per lane: codes of four columns of 16 output channels.
 #pragma once
