@@ -272,7 +272,7 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
 // The rows of one 32 x 32 output block, or of a 16 x 32 block for two limbs.
 struct Rows {
   int64_t first;    // first row of the output
-  int64_t tile[2];  // two tiles of 16 rows: rows 0 to 15 and 16 to 31 (the first again if there are none), or both limbs
+  int64_t tile[2];  // two tiles: rows 0 to 15 and 16 to 31 (the first tile again if there are none), or both limbs
 };
 
 Rows rows_at(const Product& p, int64_t pair) {
