@@ -18,8 +18,8 @@ constexpr int kLanes = 16;  // output channels in a block
 // - 2 to 4 bits (nibbles): a byte holds code + 8 of two vectors, the first vector in the low half.
 // - 5 bits: the low four bits of code + 16 are nibbles. The fifth bits lie apart, 64 to a vector.
 //
-// A segment is a run of columns within which no scale varies; its products are summed as integers. Two-level scales
-// (`nested`) vary along a row by integer multiples of one float, so a whole row can be summed as integers.
+// A segment is a run of columns within which no scale varies; its products are summed as integers. The two-level scales
+// of a row (`nested`) are integer multiples of one float, so a whole row can be summed as integers.
 struct Weight {
   int32_t kind;  // ZP_INTEGER or a float type, as in zp_format
   int64_t rows, columns;
@@ -56,7 +56,7 @@ struct Activations {
   int32_t* sums;  // sum of a segment's codes; plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16]
   bool tiled;
   bool limbs_share_tile;  // at most 8 rows: codes are [k / k_unit][limb][8][k_unit], both limbs in one tile
-  bool want_sums;         // false: the product does not read `sums`, which are not filled
+  bool want_sums;         // false: the product does not read `sums`, which need not be filled
 };
 
 // Arguments of y = x @ w.T + bias; strides in elements.

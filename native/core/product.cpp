@@ -1,8 +1,8 @@
 // One product as separate steps: choose the kernel, lay out the quantized input, size the passes.
 //
-// AMX is chosen here and not in isa.cpp: the level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
-// their integer product only where uses_amx says so. AMX pays for several rows at once, and its tiles need a
-// suitable k_unit; both are known per product, not per process.
+// AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
+// their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
+// which differ from product to product.
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -19,7 +19,7 @@ constexpr int64_t kPassBytes = 1 << 20;
 constexpr int64_t kRowUnit = 32;
 // Rows per thread from which a thread takes whole rows of its own: see rows_of_each.
 constexpr int64_t kMinRowsOfThread = 160;
-// Steps a thread takes in one product, so that a slow thread leaves its last steps to the others.
+// Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps.
 constexpr int64_t kStepsOfThread = 8;
 // Tokens whose two limbs fit one AMX tile of 16 rows: 8 rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
@@ -47,15 +47,15 @@ bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
-// True if the product reads the sum of the input's codes to subtract zero points from 8-bit codes. Zero points of
-// nibbles are subtracted when the AMX kernels widen them to bytes.
+// True if AMX products read the sums of the input's codes: zero points of 6- to 8-bit codes are subtracted from the
+// product. Those of nibbles are subtracted earlier, when a nibble is widened to a byte.
 bool has_byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
 bool uses_amx(const Weight& w, int64_t rows) {
-  // Two limbs are joined from the integer sums of a whole row. With a float scale per segment there is no such sum:
-  // the AMX kernel for that case (by_segments in amx.cpp) takes one limb only.
+  // AMX kernels join the two limbs of a token after the integer sum of a whole row. A weight with a float scale per
+  // segment has no such sum, and the AMX kernel for it (by_segments in amx.cpp) takes one limb only.
   const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
 }
@@ -87,8 +87,7 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 bool same_input(const Weight& a, const Weight& b) {
   return quantizes_input(a) == quantizes_input(b) && a.columns == b.columns && a.activation == b.activation &&
          a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
-         a.scale_by_segment == b.scale_by_segment &&
-         has_byte_zeros(a) == has_byte_zeros(b);
+         a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {
@@ -105,7 +104,7 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
           .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
           .tiled = tiled,
           .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
-          .want_sums = !tiled || has_byte_zeros(w)};  // vector kernels always read the sums
+          .want_sums = !tiled || has_byte_zeros(w)};  // vector kernels may always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {

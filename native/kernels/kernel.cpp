@@ -78,8 +78,8 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 // has two. ROWS and BLOCKS are the tile's size; rows and blocks beyond `rows` and `blocks` repeat the last one and are
 // not stored.
 // NESTED: the weight has two-level scales and the input one scale per token, so that only integer multipliers vary
-// along the row and whole rows are summed as integers. Two-level scales with a grouped input take NESTED = false:
-// w.nested.
+// along the row and whole rows are summed as integers. Two-level scales with a grouped input
+// take NESTED = false.
 template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   using Form = Form<STORED>;
@@ -184,7 +184,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
-    if (NESTED || (kNibbles && w.nested)) {
+    if (NESTED || (kNibbles && w.nested)) {  // two-level scales; only nibbles have them
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);

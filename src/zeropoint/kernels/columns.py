@@ -77,8 +77,8 @@ def descend(
 
     `E = W - W'` is the error of the dequantized codes `W'`. Each of `sweeps` sweeps changes one column after the other.
     With the other columns fixed, `tr(E H E')` is least where `W'_j` moves by `(H E)_j / H_jj`; column j gets the
-    nearest codes. `hessian` `[in, in]` is symmetric with a positive diagonal. Raises `SchemeError` if `hessian` or `codes` has
-    another shape, or `sweeps` is negative.
+    nearest codes. `hessian` `[in, in]` is symmetric with a positive diagonal. Raises `SchemeError` if `hessian` or
+    `codes` has another shape, or `sweeps` is negative.
     """
     if library.missing() is not None:
         return plain_descend(weight, scheme, scale, zero_point, hessian, codes, sweeps)
