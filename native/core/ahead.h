@@ -14,7 +14,7 @@ class Ahead {
     if (count_ < kMost) ranges_[count_++] = {begin, begin + bytes};
   }
   // Prefetch the next few cache lines into the second-level cache. Returns false if none is left.
-  bool some() {
+  bool prefetch_some() {
     while (at_ < count_ && ranges_[at_].begin >= ranges_[at_].end) ++at_;
     if (at_ == count_) return false;
     Range& range = ranges_[at_];

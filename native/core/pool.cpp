@@ -32,7 +32,7 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t before) {
     for (int i = 0; i < 16; ++i) {
       const uint32_t now = word.load(std::memory_order_acquire);
       if (now != before) return now;
-      if (!ahead().some()) pause();
+      if (!ahead().prefetch_some()) pause();
     }
   } while (std::chrono::steady_clock::now() < until);
   word.wait(before, std::memory_order_acquire);

@@ -96,7 +96,7 @@ void Forward::embed() {
       read_row(*decoder_.positions.weight, tokens_.position[row], out_.row(row));
       kernels_.add(out_.row(row), 1.0f, hidden, x);
     }
-    if (decoder_.embedding_norm.given()) normalize(decoder_.embedding_norm, x, hidden, x);
+    if (decoder_.embedding_norm.exists()) normalize(decoder_.embedding_norm, x, hidden, x);
   });
 }
 
@@ -110,7 +110,7 @@ void Forward::normalize(const Norm& norm, const float* x, int64_t count, float* 
 // Normalize rows of x into `out` and return `out`; return x if the decoder does not have this norm.
 const Forward::Matrix& Forward::normalized(const Norm& norm, const Matrix& x, const Matrix& out, Rows rows,
                                            int threads) const {
-  if (!norm.given()) return x;
+  if (!norm.exists()) return x;
   each_row(threads, rows.end - rows.begin, kNormCost * config_.hidden, [&](int64_t i) {
     normalize(norm, x.row(rows.begin + i), config_.hidden, out.row(rows.begin + i));
   });
@@ -222,7 +222,7 @@ void Forward::feed_forward(const Layer& layer, int64_t number, const Matrix& x, 
 void Forward::add(const Norm& post_norm, const Matrix& y, Rows rows, int threads) {
   each_row(threads, rows.end - rows.begin, kAddCost * config_.hidden, [&](int64_t i) {
     float* row = y.row(rows.begin + i);
-    if (post_norm.given()) normalize(post_norm, row, config_.hidden, row);
+    if (post_norm.exists()) normalize(post_norm, row, config_.hidden, row);
     kernels_.add(row, config_.residual_scale, config_.hidden, x_.row(rows.begin + i));
   });
 }
@@ -238,8 +238,8 @@ void Forward::finish(const Layer& layer, int64_t number, Rows rows, int threads)
     add(layer.norm[ZP_POST_MLP_NORM], out_, rows, threads);
     return;
   }
-  const Matrix& shared = layer.norm[ZP_ATTENTION_NORM].given() ? normed_ : x_;
-  const Matrix& input = mlp_norm.given() ? normalized(mlp_norm, x_, normed_mlp_, rows, threads) : shared;
+  const Matrix& shared = layer.norm[ZP_ATTENTION_NORM].exists() ? normed_ : x_;
+  const Matrix& input = mlp_norm.exists() ? normalized(mlp_norm, x_, normed_mlp_, rows, threads) : shared;
   feed_forward(layer, number, input, out_mlp_, rows, threads);
   add(layer.norm[ZP_POST_ATTENTION_NORM], out_, rows, threads);
   add(layer.norm[ZP_POST_MLP_NORM], out_mlp_, rows, threads);
@@ -274,7 +274,7 @@ int64_t Forward::predict() {
   int64_t count = 0;
   for (int64_t row = 0; row < tokens_.count; ++row) {
     if (tokens_.wanted != nullptr && tokens_.wanted[row] == 0) continue;
-    if (decoder_.final_norm.given())
+    if (decoder_.final_norm.exists())
       normalize(decoder_.final_norm, x_.row(row), config_.hidden, normed_.row(count));
     else
       std::copy_n(x_.row(row), config_.hidden, normed_.row(count));

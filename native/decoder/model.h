@@ -20,7 +20,7 @@ struct Linear {
 struct Norm {
   std::vector<float> weight, bias;
 
-  bool given() const { return !weight.empty(); }
+  bool exists() const { return !weight.empty(); }
 };
 
 struct Layer {

@@ -1,7 +1,7 @@
 // The integer product of several rows on AMX tiles. Only this file is compiled with AMX flags.
 //
-// There are three kernels: amx_few.h for rows that fit two tiles, amx_whole.h for more rows whose segments are summed
-// as integers, and by_segments in this file for scales that vary along the row (K).
+// There are three kernels. If no float scale varies along the row (K), amx_few.h multiplies rows that fit two tiles,
+// and amx_whole.h more rows. If a float scale varies, by_segments in this file multiplies.
 //
 // by_segments computes an output block of 32 rows x 32 channels at a time: 2 x 2 tiles of 16 x 16. A tile's int32
 // sums of one segment are stored to a buffer in the first-level cache, then scaled and added to float registers. Done
@@ -112,6 +112,7 @@ ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __
     }
 }
 
+// Run the steps of one group of eight rows. TILES: tile products of this chunk; FLOATS: float work of the chunk before.
 template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS,
           int I>
 ZP_INLINE void steps(const Chunk c, const Pending& v, __m512 (&total)[16]) {
@@ -159,6 +160,8 @@ __attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const
   compiler_barrier();
 }
 
+// Multiply all rows by a panel, in chunks of CHUNK segments. SINGLE: a segment is one tile. The last chunk's float work
+// follows after the loop.
 template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
 void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -192,7 +195,7 @@ void by_segments(const Product& p, const Panel& panel) {
       next.rows = rows;
       next.first = i == 0;
       next.last = i == chunks - 1;
-      ahead.some();
+      ahead.prefetch_some();
       if (job == 0)
         chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
       else
@@ -207,6 +210,7 @@ void by_segments(const Product& p, const Panel& panel) {
   chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, Chunk{}, pending);
 }
 
+// Choose the largest chunk that divides the number of segments.
 template <bool SCALE, bool INPUT, bool ZERO>
 void by_chunks(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -227,7 +231,7 @@ void by_chunks(const Product& p, const Panel& panel) {
 }
 
 template <bool ZERO>
-void any(const Product& p, const Panel& panel) {
+void multiply_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   if (w.scale_by_segment && w.input_by_segment)
     by_chunks<true, true, ZERO>(p, panel);
@@ -263,9 +267,9 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
     if (sums_whole_rows(w))
       whole_rows(p, panel);
     else if (byte_zeros(w))
-      any<true>(p, panel);
+      multiply_segments<true>(p, panel);
     else
-      any<false>(p, panel);
+      multiply_segments<false>(p, panel);
   }
   asm volatile("tilerelease");
   if (streams) _mm_sfence();

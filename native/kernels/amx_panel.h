@@ -330,7 +330,7 @@ class Prefetch {
     next_ = reinterpret_cast<const char*>(w.codes + (panel.block + 2) * bytes);
     lines_ = blocks > 0 ? (blocks * bytes / 64 + steps - 1) / steps : 0;
   }
-  ZP_INLINE void some() {
+  ZP_INLINE void prefetch_some() {
     for (int64_t i = 0; i < lines_; ++i, next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
   }
 

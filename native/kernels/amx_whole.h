@@ -54,13 +54,13 @@ class Finish {
     end_ = smaller(kRows, p_.rows - rows.first);
   }
   // Convert the next `count` rows, or those that are left.
-  ZP_INLINE void some(int64_t count) {
+  ZP_INLINE void convert_some(int64_t count) {
     for (const int64_t stop = smaller(row_ + count, end_); row_ < stop; ++row_, y_ += stride_) {
       store(y_, mask_[0], value(0));
       store(y_ + 16, mask_[1], value(1));
     }
   }
-  void rest() { some(kRows); }
+  void convert_rest() { convert_some(kRows); }
 
  private:
   ZP_INLINE __m512 sum(int limb, int n) const {
@@ -150,15 +150,15 @@ void whole_rows(const Product& p, const Panel& panel) {
       const uint8_t* b0 = part.codes[0];
       const uint8_t* b1 = part.codes[1];
       multiply_step(a0, a1, b0, b1, [&]<int C>() { change_sums<C>(before, from); });
-      ahead.some();
+      ahead.prefetch_some();
       compiler_barrier();
       if (last && pair > 0) finish.start(rows_before, before);
       for (int64_t k = kTile; k < steps * kTile; k += kTile) {
         multiply_step(a0 + k, a1 + k, b0 + k, b1 + k, []<int C>() {});
-        ahead.some();
-        finish.some(at_once);
+        ahead.prefetch_some();
+        finish.convert_some(at_once);
       }
-      if (last) finish.rest();
+      if (last) finish.convert_rest();
       before = last ? panel.buffer + pair % 2 * 4 * kTile : kept;
       rows_before = rows;
     }
@@ -168,7 +168,7 @@ void whole_rows(const Product& p, const Panel& panel) {
   }(std::make_integer_sequence<int, 4>());
   compiler_barrier();
   finish.start(rows_before, before);
-  finish.rest();
+  finish.convert_rest();
 }
 
 template <int LIMBS, bool ZERO>

@@ -109,11 +109,11 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
 // The positions of a page that the rows of a tile attend to: [begin, end) of each row, [first, last) of any row, and
 // [all_begin, all_end) of all rows.
 template <int ROWS>
-struct Seen {
+struct Visible {
   int64_t begin[ROWS], end[ROWS];
   int64_t first, all_begin, all_end, last;
 
-  Seen(const Attention& a, int64_t row, int64_t start) {
+  Visible(const Attention& a, int64_t row, int64_t start) {
     for (int m = 0; m < ROWS; ++m) {
       begin[m] = larger(0, a.first[row + m] - start);
       end[m] = smaller(kPage, a.last[row + m] + 1 - start);
@@ -133,12 +133,12 @@ struct Seen {
 
 // Add the values of positions [begin, end), each to the rows that attend to it.
 template <class Source, int ROWS, int VECTORS>
-void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Source::Type* values,
+void add_visible(const Visible<ROWS>& visible, const float* weights, const typename Source::Type* values,
               int64_t padded, int64_t begin, int64_t end, V::Float (&total)[ROWS][VECTORS]) {
   for (int64_t i = begin; i < end; ++i)
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
-      if (i < seen.begin[m] || i >= seen.end[m]) continue;
+      if (i < visible.begin[m] || i >= visible.end[m]) continue;
       const V::Float weight = V::set_float(weights[m * kPage + i]);
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; ++n)
@@ -148,7 +148,7 @@ void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Sourc
 
 // Compute out = out * correction + weights . values for VECTORS * 16 channels, from `channel` on.
 template <class Source, int ROWS, int VECTORS>
-void value_tile(const Seen<ROWS>& seen, const float* weights, const float* correction,
+void value_tile(const Visible<ROWS>& visible, const float* weights, const float* correction,
                 const typename Source::Type* values, int64_t padded, int64_t channel, const void* ahead,
                 float* out) {
   V::Float total[ROWS][VECTORS];
@@ -157,8 +157,9 @@ void value_tile(const Seen<ROWS>& seen, const float* weights, const float* corre
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n)
       total[m][n] = V::mul(V::load(out + m * padded + channel + n * kLanes), V::set_float(correction[m]));
-  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.first, seen.all_begin, total);
-  for (int64_t i = seen.all_begin; i < seen.all_end; ++i) {
+  add_visible<Source, ROWS, VECTORS>(visible, weights, values + channel, padded, visible.first, visible.all_begin,
+                                     total);
+  for (int64_t i = visible.all_begin; i < visible.all_end; ++i) {
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
@@ -171,19 +172,19 @@ void value_tile(const Seen<ROWS>& seen, const float* weights, const float* corre
       for (int n = 0; n < VECTORS; ++n) total[m][n] = V::fma(weight, value[n], total[m][n]);
     }
   }
-  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.all_end, seen.last, total);
+  add_visible<Source, ROWS, VECTORS>(visible, weights, values + channel, padded, visible.all_end, visible.last, total);
   for (int m = 0; m < ROWS; ++m)
     for (int n = 0; n < VECTORS; ++n) V::store(out + m * padded + channel + n * kLanes, total[m][n]);
 }
 
 template <class Source, int ROWS>
-void value_tiles(const Seen<ROWS>& seen, const float* weights, const float* correction,
+void value_tiles(const Visible<ROWS>& visible, const float* weights, const float* correction,
                  const typename Source::Type* values, int64_t padded, const void* ahead, float* out) {
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
-    value_tile<Source, ROWS, kTileVectors>(seen, weights, correction, values, padded, c, ahead, out);
+    value_tile<Source, ROWS, kTileVectors>(visible, weights, correction, values, padded, c, ahead, out);
   for (; c < padded; c += kLanes)
-    value_tile<Source, ROWS, 1>(seen, weights, correction, values, padded, c, ahead, out);
+    value_tile<Source, ROWS, 1>(visible, weights, correction, values, padded, c, ahead, out);
 }
 
 struct PageParts {
@@ -236,10 +237,10 @@ void attend_page(const Attention& a, const typename Source::Type* keys, const ty
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
-    const Seen<kRows> seen(a, row, page.start);
-    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, seen.last, values, scores + row * kPage);
+    const Visible<kRows> visible(a, row, page.start);
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, visible.last, values, scores + row * kPage);
     for (int64_t m = row; m < row + kRows; ++m) correction[m] = weigh(a, m, page, part, scores + m * kPage);
-    value_tiles<Source, kRows>(seen, scores + row * kPage, correction + row, values, a.layout.padded,
+    value_tiles<Source, kRows>(visible, scores + row * kPage, correction + row, values, a.layout.padded,
                                page.next, part.out + row * a.layout.padded);
   });
 }

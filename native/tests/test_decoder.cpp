@@ -1,5 +1,6 @@
 // Tests of the decoder without Python, also run under sanitizers. Tiny random models are compared with plain loops at
-// every level. The number of threads, the chunks of a prompt and the other sequences of a step must not change a result.
+// every level. The number of threads, the chunks of a prompt and the other sequences of a step must not change a
+// result.
 #include "naive_decoder.h"
 
 #include <thread>

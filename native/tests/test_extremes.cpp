@@ -1,5 +1,5 @@
-// Tests of extreme values and wrong arguments: numbers beyond float16, infinities and NaN in the input and in the cache,
-// sizes that overflow, null pointers, a level chosen while other threads compute.
+// Tests of extreme values and wrong arguments: numbers beyond float16, infinities and NaN in the input and in the
+// cache, sizes that overflow, null pointers, a level chosen while other threads compute.
 #include <cfloat>
 #include <thread>
 
