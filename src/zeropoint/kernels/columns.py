@@ -36,7 +36,7 @@ def round_columns(
     *,
     threads: int | None = None,
 ) -> Codes:
-    """GPTQ error propagation: return int8 codes `[out, in]` of finite float32 weights `[out, in]`.
+    """Round finite float32 weights `[out, in]` with GPTQ error propagation; return int8 codes `[out, in]`.
 
     For j from the last to the first, column `order[j]` is rounded to the level nearest to
     `w_order[j] + sum_{i > j} ratio[j, i] e_i`, where `e_i` is the error left in column `order[i]`.
@@ -73,7 +73,7 @@ def descend(
     *,
     threads: int | None = None,
 ) -> Codes:
-    """Coordinate descent on `tr(E H E')`: return improved int8 codes `[out, in]`.
+    """Improve codes by coordinate descent on `tr(E H E')`; return int8 codes `[out, in]`.
 
     `E = W - W'` is the error of the dequantized codes `W'`. Each of `sweeps` sweeps changes one column after the other.
     With the other columns fixed, `tr(E H E')` is least where `W'_j` moves by `(H E)_j / H_jj`; column j gets the

@@ -24,6 +24,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of codes, scales and zero points."""
         zero_point = self.weight.zero_point
         return (
             self.weight.codes.nbytes
@@ -33,6 +34,7 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return `(out, in)`."""
         return self.weight.shape
 
     @property
