@@ -1,20 +1,20 @@
-// What a thread is going to read. It asks for it while it waits for others, so that memory is not idle
-// meanwhile.
+// Prefetching while a thread waits: the memory that the thread will read next, brought into its second-level cache.
 #pragma once
 
 #include <cstdint>
 
 namespace zp {
 
+// A list of memory ranges to prefetch.
 class Ahead {
  public:
   void clear() { count_ = at_ = 0; }
-  // Nobody has to keep the memory: asking for what is gone does no harm.
+  // Add a range; ignored if the list is full. The memory may be freed meanwhile: a prefetch of it does no harm.
   void add(const uint8_t* begin, int64_t bytes) {
     if (count_ < kMost) ranges_[count_++] = {begin, begin + bytes};
   }
-  // Asks for a few cache lines more, into the second-level cache; false when all were asked for.
-  bool some() {
+  // Prefetch the next few cache lines into the second-level cache. Returns false if none is left.
+  bool prefetch_some() {
     while (at_ < count_ && ranges_[at_].begin >= ranges_[at_].end) ++at_;
     if (at_ == count_) return false;
     Range& range = ranges_[at_];
@@ -23,8 +23,9 @@ class Ahead {
   }
 
  private:
-  static constexpr int kMost = 8, kLines = 8;
-  static constexpr int64_t kLine = 64;
+  static constexpr int kMost = 8;       // ranges
+  static constexpr int kLines = 8;      // cache lines at a time
+  static constexpr int64_t kLine = 64;  // bytes of a cache line
 
   struct Range {
     const uint8_t *begin, *end;
@@ -33,7 +34,7 @@ class Ahead {
   int count_ = 0, at_ = 0;
 };
 
-// The calling thread's.
+// Return the calling thread's list.
 Ahead& ahead();
 
 }  // namespace zp

@@ -1,4 +1,4 @@
-// How fast this machine reads memory: the limit of a decode step.
+// Measuring memory bandwidth, which limits the speed of decoding: each token reads all weights.
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -13,10 +13,10 @@ struct Stream {
   const uint8_t* memory;
   int64_t pieces;
   std::atomic<int64_t> next{0};
-  std::atomic<uint64_t> result{0};  // used, so that the reads are not removed
+  std::atomic<uint64_t> result{0};  // keeps the compiler from removing the reads
 };
 
-constexpr int64_t kPiece = 1 << 18;
+constexpr int64_t kPiece = 1 << 18;  // bytes that a thread takes at a time
 
 void work(void* context, int) {
   Stream& s = *static_cast<Stream*>(context);
@@ -28,7 +28,8 @@ zp_status read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double*
   using Clock = std::chrono::steady_clock;
   if (rate == nullptr || threads < 1 || threads > zp::Pool::kMaxThreads || repeats < 1 || bytes < (1u << 20) ||
       bytes > (size_t{1} << 40))
-    return zp::fail(ZP_INVALID, "a bandwidth test needs 1 MiB to 1 TiB, one thread and one repeat");
+    return zp::fail(ZP_INVALID, "a bandwidth test needs 1 MiB to 1 TiB, 1 to %d threads and at least one repeat",
+                    zp::Pool::kMaxThreads);
   Stream stream;
   stream.kernels = zp::active_kernels();
   if (stream.kernels == nullptr) return ZP_UNSUPPORTED;

@@ -1,4 +1,4 @@
-// The divergence of one model's predictions from another's, many rows at once.
+// zp_divergence: KL divergence, losses and argmax agreement of two models' logits; threads split the rows.
 #include <cmath>
 
 #include "core/internal.h"
@@ -12,7 +12,8 @@ zp_status check(const float* p, int64_t p_stride, const float* q, int64_t q_stri
                 int64_t rows, int64_t count, const zp_divergence_row* out, int32_t threads) {
   if (rows < 0 || count < 1 || p_stride < count || q_stride < count || threads < 1 ||
       threads > Pool::kMaxThreads || !fits(rows, p_stride) || !fits(rows, q_stride))
-    return fail(ZP_INVALID, "a divergence of %lld rows of %lld logits on %d threads cannot be",
+    return fail(ZP_INVALID,
+                "cannot compare %lld rows of %lld logits on %d threads: sizes, strides or threads are out of range",
                 static_cast<long long>(rows), static_cast<long long>(count), threads);
   if (rows > 0 && (p == nullptr || q == nullptr || targets == nullptr || out == nullptr))
     return fail(ZP_INVALID, "a pointer is null");
@@ -40,11 +41,11 @@ zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_
       zp::DivergenceSums sums;
       kernels->divergence(a, b, count, &sums);
       const double p_log = std::log(sums.p_sum), q_log = std::log(sums.q_sum);
-      zp_divergence_row& found = out[row];
-      found.divergence = sums.excess / sums.p_sum - p_log + q_log;
-      found.p_loss = p_log - (static_cast<double>(a[targets[row]]) - sums.p_most);
-      found.q_loss = q_log - (static_cast<double>(b[targets[row]]) - sums.q_most);
-      found.agrees = sums.p_first == sums.q_first;
+      zp_divergence_row& result = out[row];
+      result.divergence = sums.excess / sums.p_sum - p_log + q_log;
+      result.p_loss = p_log - (static_cast<double>(a[targets[row]]) - sums.p_most);
+      result.q_loss = q_log - (static_cast<double>(b[targets[row]]) - sums.q_most);
+      result.agrees = sums.p_first == sums.q_first;
     });
     return ZP_OK;
   });

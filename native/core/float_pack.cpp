@@ -1,4 +1,4 @@
-// Weights of half, bfloat16 or single precision: blocks of 16 output channels, [block][k][channel].
+// Packing weights of float16, bfloat16 or float32: blocks of 16 output channels, [block][k][channel].
 #include <cstring>
 #include <new>
 
@@ -43,7 +43,7 @@ Weight layout_of_floats(const zp_format& f) {
   w.blocks = ceil_div(f.rows, kLanes);
   w.k_unit = w.segments = w.groups = w.segments_per_group = w.segments_per_input = 1;
   w.activation = ZP_ACTIVATION_FLOAT;
-  w.digits = 1;
+  w.limbs = 1;
   return w;
 }
 

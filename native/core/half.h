@@ -1,6 +1,7 @@
-// Half precision in plain arithmetic, for code that cannot count on the CPU's conversions.
+// Conversions between float32 and float16 or bfloat16 in portable arithmetic, without the CPU's conversion
+// instructions.
 //
-// Included by files with different instruction set flags: all of it is private to each.
+// Files with different instruction set flags include this header, so every function has internal linkage.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 namespace zp {
 namespace {
 
-// The exponent's bias moves from 15 to 127 by a multiplication, which also makes subnormals normal.
+// Multiplying by 2^112 moves the exponent's bias from 15 to 127, and makes float16 subnormals normal.
 [[maybe_unused]] float half_to_float(uint16_t half) {
   uint32_t bits = (half & 0x7fffu) << 13;
   float value;
@@ -22,7 +23,7 @@ namespace {
   return value;
 }
 
-// To the nearest, ties to even; infinity beyond the range.
+// Round to the nearest float16, ties to even; values beyond the range become infinite.
 [[maybe_unused]] uint16_t float_to_half(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -30,7 +31,7 @@ namespace {
   bits &= 0x7fffffffu;
   if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
-  if (bits < 0x38800000u) {  // a subnormal half: adding 0.5 leaves its bits at the end, rounded
+  if (bits < 0x38800000u) {  // a float16 subnormal: adding 0.5 rounds, and leaves its bits in the last places
     std::memcpy(&value, &bits, 4);
     value += 0.5f;
     std::memcpy(&bits, &value, 4);

@@ -1,4 +1,4 @@
-// What the core's files know of each other.
+// Declarations shared by the source files of core/ and decoder/.
 #pragma once
 
 #include <cstddef>
@@ -9,11 +9,11 @@
 #include "core/layout.h"
 #include "zeropoint.h"
 
-// The packed weight: one allocation, described by `layout`.
+// The packed weight of the C interface.
 struct zp_weight {
-  zp::Weight layout{};
-  void* memory = nullptr;
-  size_t bytes = 0;
+  zp::Weight layout{};     // sizes, and pointers into the packed bytes
+  void* memory = nullptr;  // the allocation; null if the weight is a view of a caller's memory (zp_view)
+  size_t bytes = 0;        // of the packed weight
 };
 
 namespace zp {
@@ -21,49 +21,51 @@ namespace zp {
 struct DecoderKernels;
 struct QuantizerKernels;
 
-constexpr size_t kAlignment = 64;
-constexpr int64_t kMaxSegment = 65536;  // 255 * 127 * 65536 still fits 32 bits
-// No array of more values is accepted. Sizes are checked against it before they are multiplied, so that no
+constexpr size_t kAlignment = 64;  // bytes: a cache line, and an AVX-512 register
+// Columns that are summed as integers at most: the sum of 65536 products of at most 255 * 127 fits 32 bits.
+constexpr int64_t kMaxSegment = 65536;
+// The largest number of values in an array. Sizes are checked against it before they are multiplied, so that no
 // number of bytes, padding included, overflows 64 bits.
 constexpr int64_t kMostValues = int64_t{1} << 40;
 
-// Records a message for zp_last_error and returns the status.
+// Record a message for zp_last_error and return the status.
 __attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const char* message, ...);
 
-// Aligned memory, on huge pages when large; null when there is none.
+// Return memory aligned to kAlignment, on huge pages if it has 2 MiB or more; null when there is none.
 void* allocate(size_t bytes);
 void release(void* memory);
-// Gives the pages that lie wholly within back to the system; the contents are lost.
+// Return the pages that lie wholly inside to the system. The address range stays valid, its contents are lost.
 void forget(void* memory, size_t bytes);
 
-// The tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA cannot be met.
+// Return the kernel tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA names a level that
+// does not exist or cannot run here. active_level returns a negative number then.
 const Kernels* active_kernels();
 const DecoderKernels* active_decoder_kernels();
 const QuantizerKernels* active_quantizer_kernels();
 int active_level();
 
-// Sizes of a weight that can be packed: both at least 1, and not too many values.
+// Return an error unless a weight of this size can be packed: both at least 1, at most kMostValues values.
 zp_status check_size(int64_t rows, int64_t columns);
 
-// Float weights: their check, layout and bytes, and one row as float.
+// Float weights (float_pack.cpp): check the format, describe the layout, count the packed bytes, read a row as float.
 zp_status check_floats(const zp_format* format);
 Weight layout_of_floats(const zp_format& format);
 size_t bytes_of_floats(const Weight& weight);
 void row_of_floats(const Weight& weight, int64_t row, float* out);
 
-// One row of an integer weight: codes [columns], scales and, of an asymmetric one, zero points [groups].
+// Unpack one row of an integer weight: codes [columns], scales [groups] and, if asymmetric, zero points [groups].
 void unpack_row(const Weight& weight, int64_t row, int8_t* codes, float* scale, int8_t* zero_point);
 
-// One row of any weight as float.
+// Dequantize one row of any weight into out [columns].
 void read_row(const Weight& weight, int64_t row, float* out);
 
-// Whether a and b, neither negative, multiply to at most kMostValues.
+// True if neither a nor b is negative and a * b is at most kMostValues.
 inline bool fits(int64_t a, int64_t b) {
   return a >= 0 && b >= 0 && (b == 0 || a <= kMostValues / b);
 }
 
-// A call during which the instruction set level must stay. It is chosen anew for every kernel, and data laid out for
-// one level is not what another reads, so that zp_isa_select refuses while there is such a call.
+// Scope guard of a call during which the instruction set level must not change: zp_isa_select refuses meanwhile. A call
+// looks the level up for each kernel, and one level cannot read an input that was laid out for another.
 class Running {
  public:
   Running();
@@ -72,7 +74,7 @@ class Running {
   Running& operator=(const Running&) = delete;
 };
 
-// Runs the body of a function of the C interface: an exception becomes a status.
+// Run the body of a C interface function; turn an exception into a status.
 template <class F>
 zp_status guarded(F&& body) noexcept {
   try {

@@ -1,4 +1,8 @@
-// Which instruction sets this machine runs, and which one is in use.
+// Instruction set levels: which ones this machine can run, and which one is in use.
+//
+// AMX is a level, but has no kernel tables: at ZP_AMX the functions below return the AVX-512 tables. Whether AMX tiles
+// multiply is decided per product in product.cpp (uses_amx), because it depends on the number of rows and on the
+// weight's layout.
 #include <pthread.h>
 
 #include <atomic>
@@ -22,15 +26,17 @@ namespace {
 constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
 
 #if defined(__x86_64__)
-// Linux hands out the tile registers' state on request (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+// True if the CPU has AMX-TILE and AMX-INT8 and Linux grants this process the tile registers.
 bool amx_available() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   const bool tiles = (d >> 24 & 1) != 0, int8 = (d >> 25 & 1) != 0;
-  return tiles && int8 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return tiles && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
 
+// Return a bit set of the levels that this machine can run.
 uint32_t detect() {
   uint32_t levels = 1u << ZP_SCALAR;
 #if defined(__x86_64__)
@@ -46,21 +52,21 @@ uint32_t detect() {
   return levels;
 }
 
-// Calls that run, or kChanging and them while the level changes.
+// The number of calls that are running. While the level changes, kChanging is added, which makes it negative.
 std::atomic<int32_t> running{0};
 constexpr int32_t kChanging = INT32_MIN / 2;
 
-// The calls of other threads do not go on in a forked child.
+// Reset the count in a forked child: the calls of the parent's other threads do not continue there.
 void forget_calls() {
   running.store(0);
 }
 
 uint32_t levels() {
-  static const uint32_t found = [] {
+  static const uint32_t detected = [] {
     pthread_atfork(nullptr, nullptr, forget_calls);
     return detect();
   }();
-  return found;
+  return detected;
 }
 
 zp_status check(int level) {
@@ -71,16 +77,18 @@ zp_status check(int level) {
   return ZP_OK;
 }
 
+// Return the level that ZEROPOINT_ISA names, else the best one. Returns -1, with the error recorded, if ZEROPOINT_ISA
+// names a level that does not exist or cannot run here.
 int choose() {
-  const char* wanted = std::getenv("ZEROPOINT_ISA");
-  if (wanted != nullptr && *wanted != '\0') {
+  const char* name = std::getenv("ZEROPOINT_ISA");
+  if (name != nullptr && *name != '\0') {
     for (int level = 0; level < ZP_ISA_COUNT; ++level)
-      if (std::strcmp(wanted, kNames[level]) == 0) {
+      if (std::strcmp(name, kNames[level]) == 0) {
         if (check(level) == ZP_OK) return level;
-        fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this CPU cannot run the %s kernels", wanted, wanted);
+        fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this CPU cannot run the %s kernels", name, name);
         return -1;
       }
-    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar, avx2, avx512 or amx", wanted);
+    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar, avx2, avx512 or amx", name);
     return -1;
   }
   int best = ZP_SCALAR;
@@ -94,6 +102,7 @@ std::atomic<int> active{kUndecided};
 
 }  // namespace
 
+// Waits while another thread changes the level.
 Running::Running() {
   while (running.fetch_add(1, std::memory_order_acquire) < 0) {
     running.fetch_sub(1, std::memory_order_relaxed);
@@ -108,7 +117,7 @@ Running::~Running() {
 int active_level() {
   int level = active.load(std::memory_order_acquire);
   if (level >= 0) return level;
-  level = choose();  // an unusable ZEROPOINT_ISA is reported again by every call
+  level = choose();  // not stored if it is -1: every call then reports the unusable ZEROPOINT_ISA
   if (level >= 0) active.store(level, std::memory_order_release);
   return level;
 }
@@ -121,7 +130,7 @@ const Kernels* active_kernels() {
     case ZP_AVX2:
       return avx2::kernels();
     case ZP_AVX512:
-    case ZP_AMX:
+    case ZP_AMX:  // product.cpp puts amx_integer in place of `integer`
       return avx512::kernels();
 #endif
     default:

@@ -1,7 +1,7 @@
-// What the kernels share: the packed weight, one product's arguments, and the table a level fills.
+// Structs shared by the core and the kernels: packed weight, quantized input, arguments of a product, kernel table.
 //
-// This header is compiled with every level's flags, so it holds plain structs only: an inline or
-// template function here could be merged by the linker into code for a lesser CPU.
+// This header is compiled once per instruction set level with that level's flags. It holds plain structs only: the
+// linker could merge an inline or template function into code that runs on a CPU without those instructions.
 #pragma once
 
 #include <cstdint>
@@ -10,33 +10,36 @@ namespace zp {
 
 constexpr int kLanes = 16;  // output channels in a block
 
-// Codes lie in blocks of 16 output channels: [block][k / 4][channel][k % 4]. That is the operand of
-// VPDPBUSD and, 16 (k / 4)s long, an AMX B tile. Nibbles: a 64-byte line holds two such vectors, the
-// first in the low halves, as code + 8. Of 5 bits the lower four are nibbles, and the fifth ones lie apart, 64
-// to a vector: of code + 16.
+// A packed weight: sizes, and pointers into its memory.
 //
-// Integers are summed over a segment, within which no scale varies. Nested scales vary along a row by whole
-// multiples only, so that a row is summed as integers to its end.
+// Codes lie in blocks of 16 output channels: [block][k / 4][channel][k % 4]. A run of 64 bytes is one operand of
+// VPDPBUSD, and 16 runs are one AMX B tile.
+// - 6 to 8 bits: one byte per code.
+// - 2 to 4 bits (nibbles): a byte holds code + 8 of two vectors, the first vector in the low half.
+// - 5 bits: the low four bits of code + 16 are nibbles. The fifth bits lie apart, 64 to a vector.
+//
+// A segment is a run of columns within which no scale varies; its products are summed as integers. The two-level scales
+// of a row (`nested`) are integer multiples of one float, so a whole row can be summed as integers.
 struct Weight {
-  int32_t kind;  // as in zp_format, like `activation`
+  int32_t kind;  // ZP_INTEGER or a float type, as in zp_format
   int64_t rows, columns;
   int64_t blocks;          // of 16 rows, the last may be padded
   int64_t columns_padded;  // to a multiple of k_unit
   int64_t k_unit;          // 64 or 32 (whole AMX tiles), or 8
   int64_t segment;         // columns whose products are summed as integers
   int64_t segments;
-  int64_t groups;              // scales along a row
-  int64_t segments_per_group;  // of the weight
-  int64_t segments_per_input;  // of the activation
-  int32_t activation;
-  int32_t digits;  // int8 digits of an activation: 1, or 2 for 16 bits (code = 128 * second + first)
-  bool nibbles;  // of codes of at most 5 bits
-  bool fifths;   // and of 5 bits
+  int64_t groups;              // weight scales along a row
+  int64_t segments_per_group;  // segments that share a weight scale
+  int64_t segments_per_input;  // segments that share an activation scale
+  int32_t activation;          // as in zp_format
+  int32_t limbs;  // int8 limbs of an activation: 1, or 2 for 16 bits (code = 128 * high limb + low limb)
+  bool nibbles;   // codes have at most 5 bits
+  bool fifths;    // codes have 5 bits
   bool asymmetric;
   bool scale_bf16;
-  bool nested;
-  bool scale_by_segment;     // the weight's float scale differs along a row
-  bool input_by_segment;     // so does the activation scale
+  bool nested;               // two-level scales: float per row, integer multiplier per group
+  bool scale_by_segment;     // the weight's float scale varies along a row
+  bool input_by_segment;     // the activation scale varies along a row
   const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]
   const uint8_t* fifth;      // [blocks][columns_padded / 8][2][64 bits]
   const void* scale;         // [blocks][groups][16], bfloat16 or float; nested: float [blocks][16]
@@ -44,23 +47,23 @@ struct Weight {
   const int8_t* zero_point;  // [blocks][groups][16]
 };
 
-// Quantized activations. Vector kernels read plain rows; AMX reads 16-row tiles, so that a tile load
-// touches consecutive lines. Codes and sums have a row for each digit of a token, scales have one for each
-// token; a scale that does not vary along the row is there for the first segment only.
+// The quantized input of a product. Vector kernels read plain rows. AMX reads tiles of 16 rows, stored so that a tile
+// load touches consecutive cache lines. `codes` and `sums` have one row per limb of a token, `scale` has one row per
+// token. A scale that does not vary along the row is stored for the first segment only.
 struct Activations {
-  int8_t* codes;  // plain: [row][digit][columns_padded]; tiled: [row / 16][digit][k / k_unit][16][k_unit]
+  int8_t* codes;  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
-  // Of the codes of a segment. Plain: [row][digit][segments]; tiled: [row / 16][digit][segment][16].
-  int32_t* sums;
+  int32_t* sums;  // sum of a segment's codes; plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16]
   bool tiled;
-  bool digits_share_tile;  // at most 8 rows: [k / k_unit][digit][8][k_unit], which is one tile
-  bool want_sums;          // false: the product does not read them
+  bool limbs_share_tile;  // at most 8 rows: codes are [k / k_unit][limb][8][k_unit], both limbs in one tile
+  bool want_sums;         // false: the product does not read `sums`, which need not be filled
 };
 
+// Arguments of y = x @ w.T + bias; strides in elements.
 struct Product {
   const Weight* weight;
-  Activations input;
-  const float* x;  // float input, for weight-only products
+  Activations input;  // quantized input; unused by weights with float input
+  const float* x;     // float input [rows][columns]; null if `input` is filled already
   int64_t x_stride;
   int64_t rows;
   const float* bias;
@@ -68,13 +71,16 @@ struct Product {
   int64_t y_stride;
 };
 
+// The kernels of one instruction set level.
 struct Kernels {
-  // Rows [begin, end) of product.x into product.input.
+  // Quantize rows [begin, end) of product.x into product.input.
   void (*quantize)(const Product& product, int64_t begin, int64_t end);
-  // 16-channel blocks [begin, end) of the output. `scratch` has scratch_bytes(weight).
+  // Compute blocks [begin, end) of 16 output channels, for all rows. `integer` reads the quantized input, `floating`
+  // the float input. Neither reads `scratch`; the parameter is there because amx_integer has it too.
   void (*integer)(const Product& product, int64_t begin, int64_t end, void* scratch);
   void (*floating)(const Product& product, int64_t begin, int64_t end, void* scratch);
-  uint64_t (*stream)(const uint8_t* begin, int64_t bytes);  // reads every byte
+  // Read every byte, to measure memory bandwidth (bandwidth.cpp).
+  uint64_t (*stream)(const uint8_t* begin, int64_t bytes);
 };
 
 namespace scalar {
@@ -87,7 +93,8 @@ namespace avx512 {
 const Kernels* kernels();
 }
 
-// AMX replaces only the integer product of several rows.
+// AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).
+// `scratch` has amx_scratch_bytes(weight, rows), with `rows` the product's.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t amx_scratch_bytes(const Weight& weight, int64_t rows);
 

@@ -1,4 +1,7 @@
-// zp_linear: quantizes the input into scratch memory, then shares the output's columns among threads.
+// zp_linear, zp_quantize and zp_multiply: quantize the input, multiply by the weight on several threads.
+//
+// Threads split the work in one of two ways. With many rows each thread quantizes and multiplies rows of its own. With
+// few rows all threads quantize first, then each computes some of the output channels for all rows.
 #include <algorithm>
 #include <atomic>
 #include <cstdarg>
@@ -14,10 +17,11 @@ namespace {
 
 thread_local char last_error[256] = "";
 
-// Below this, starting another thread takes longer than the work.
+// Less work is done on one thread: starting another takes longer. Values to quantize, multiplications to do.
 constexpr int64_t kSerialQuantize = 1 << 15;
 constexpr int64_t kSerialProduct = 1 << 15;
-// Rows that each thread takes for itself; 0 when threads share all rows and take columns.
+
+// Return how many rows a thread takes when threads split the rows; 0 if they split the output channels.
 int64_t rows_alone(const Weight& w, int64_t rows, int threads) {
   const int64_t each = rows_of_each(rows, threads);
   return each > 0 && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_in_pass(w)) : 0;
@@ -30,14 +34,14 @@ void quantize_rows(const Product& product, int threads) {
            [&](int64_t begin, int64_t end) { kernels->quantize(product, begin, end); });
 }
 
-// Rows [begin, end) by one thread alone. When it quantizes them too, they stay in its own cache. False: no
-// memory.
+// Multiply rows [begin, end) on the calling thread. If `x` is given, quantize them first: the codes then stay in this
+// core's cache. Returns false if there is no memory.
 bool multiply_alone(const Product& product, int64_t begin, int64_t end) {
   const Weight& w = *product.weight;
   Product part = product;
   part.y += begin * part.y_stride;
   part.rows = end - begin;
-  // A few rows at the end may take another kernel, unless all rows are quantized for one already.
+  // The last rows may be few enough for another kernel. If the input is quantized already, its layout fixes the kernel.
   const Multiply multiply = multiply_for(w, part.x == nullptr ? product.rows : part.rows);
   uint8_t* scratch = thread_scratch(static_cast<size_t>(multiply.scratch_bytes));
   if (multiply.scratch_bytes > 0 && scratch == nullptr) return false;
@@ -54,7 +58,7 @@ bool multiply_alone(const Product& product, int64_t begin, int64_t end) {
   return true;
 }
 
-// Output blocks [begin, end) of all rows. False: no memory.
+// Compute output blocks [begin, end) for all rows. Returns false if there is no memory.
 bool multiply_columns(const Product& product, const Multiply& multiply, int64_t begin, int64_t end) {
   uint8_t* scratch = nullptr;
   if (multiply.scratch_bytes > 0) {
@@ -65,13 +69,13 @@ bool multiply_columns(const Product& product, const Multiply& multiply, int64_t 
   return true;
 }
 
-// By rows of their own, or by columns of all rows. Quantizes the rows first where `x` is given.
+// Multiply on several threads, which split the rows or the output channels. If `x` is given, quantize the rows first.
 zp_status multiply_rows(const Product& product, int threads) {
   const Weight& w = *product.weight;
   std::atomic<bool> out_of_memory{false};
   if (const int64_t step = rows_alone(w, product.rows, threads); step > 0) {
     parallel(threads, product.rows, step, [&](int64_t begin, int64_t end) {
-      for (; begin < end; begin += step)  // one thread has a single piece
+      for (; begin < end; begin += step)  // parallel() gives a single thread all rows at once
         if (!multiply_alone(product, begin, std::min(begin + step, end))) out_of_memory.store(true);
     });
   } else {
@@ -85,7 +89,7 @@ zp_status multiply_rows(const Product& product, int threads) {
   return out_of_memory.load() ? fail(ZP_NO_MEMORY, "no memory for a thread's rows") : ZP_OK;
 }
 
-// What every call has in common. `x` is left out.
+// Check the arguments that every call has.
 zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, const float* y,
                      int64_t y_stride, int32_t threads) {
   if (weight == nullptr || input == nullptr || y == nullptr) return fail(ZP_INVALID, "a pointer is null");
@@ -103,28 +107,29 @@ zp_status check_call(const zp_weight* weight, int64_t rows, const void* input, c
 
 zp_status check_input(const Weight& w, int64_t rows, int64_t x_stride) {
   if (x_stride >= w.columns && fits(rows, x_stride)) return ZP_OK;
-  return fail(ZP_INVALID, "input rows overlap, or are too many: stride %ld, weight [%ld, %ld]", static_cast<long>(x_stride),
-              static_cast<long>(w.rows), static_cast<long>(w.columns));
+  return fail(ZP_INVALID, "input rows overlap, or are too many: stride %ld, weight [%ld, %ld]",
+              static_cast<long>(x_stride), static_cast<long>(w.rows), static_cast<long>(w.columns));
 }
 
-// What tells an input from one that was laid out otherwise; it stands at the beginning of its memory.
+// A header at the beginning of a quantized input: the layout of what follows. zp_multiply compares it with the layout
+// that its weight reads.
 struct Tag {
   int64_t rows, columns, segment;
-  int32_t k_unit, activation, digits, tiled;
+  int32_t k_unit, activation, limbs, tiled;
   int32_t has_sums;
 
-  // Whether a product that asks for `wanted` can read it.
-  bool serves(const Tag& wanted) const {
-    return rows == wanted.rows && columns == wanted.columns && segment == wanted.segment &&
-           k_unit == wanted.k_unit && activation == wanted.activation && digits == wanted.digits &&
-           tiled == wanted.tiled && has_sums >= wanted.has_sums;
+  // True if a product that reads layout `other` can read this input. Unneeded sums do not matter.
+  bool serves(const Tag& other) const {
+    return rows == other.rows && columns == other.columns && segment == other.segment && k_unit == other.k_unit &&
+           activation == other.activation && limbs == other.limbs && tiled == other.tiled &&
+           has_sums >= other.has_sums;
   }
 };
 static_assert(sizeof(Tag) <= kAlignment);
 
 Tag tag_of(const Weight& w, int64_t rows, const Activations& input) {
   return {rows,         w.columns, w.segment,           static_cast<int32_t>(w.k_unit),
-          w.activation, w.digits,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
+          w.activation, w.limbs,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
 }
 
 uint8_t* behind_tag(void* input) {
@@ -197,9 +202,9 @@ zp_status multiply(const zp_weight* weight, void* input, int64_t rows, const flo
   Product product{};
   product.weight = &w;
   product.input = lay_out_input(w, rows, behind_tag(input));
-  Tag found{};
-  std::memcpy(&found, input, sizeof found);
-  if (!found.serves(tag_of(w, rows, product.input)))
+  Tag stored{};
+  std::memcpy(&stored, input, sizeof stored);
+  if (!stored.serves(tag_of(w, rows, product.input)))
     return fail(ZP_INVALID, "the input was quantized for another weight, other rows or another instruction set");
   product.rows = rows;
   product.bias = bias;

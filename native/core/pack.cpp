@@ -1,53 +1,23 @@
-// From the neutral layout (codes [out, in], scales, zero points) to the kernels' blocks, and back a row.
-#include <sys/mman.h>
-
+// Packing integer weights: codes [out, in], scales and zero points to the kernels' layout (core/layout.h), and reading
+// single rows back.
+//
+// Scales, multipliers and zero points of a weight lie [block][group][channel in the block]; see scale_index.
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "core/internal.h"
 
 namespace zp {
-
-void* allocate(size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20, kMost = size_t{1} << 60;
-  if (bytes > kMost) return nullptr;
-  const bool huge = bytes >= kHuge;
-  void* memory = nullptr;
-  bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
-  if (posix_memalign(&memory, huge ? kHuge : kAlignment, bytes) != 0) return nullptr;
-#ifdef MADV_HUGEPAGE
-  if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // only a hint: fewer page walks
-#endif
-  return memory;
-}
-
-void release(void* memory) {
-  std::free(memory);
-}
-
-void forget(void* memory, size_t bytes) {
-#ifdef MADV_DONTNEED
-  constexpr uintptr_t kSystemPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kSystemPage - 1) / kSystemPage * kSystemPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kSystemPage * kSystemPage;
-  // Only a hint: where it is refused (larger pages of the system, say) the memory stays until it is released.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)memory;
-  (void)bytes;
-#endif
-}
-
 namespace {
 
-// Of a nested scale: code times multiple still is a signed byte.
+// Return the largest multiplier of a two-level scale: a code of this many bits times it fits a signed byte.
 int most_multiple(int bits) {
   return bits < 5 ? 15 : 7;
 }
 
-uint16_t to_bf16(float value) {  // scales are exact bfloat16 values: zp_format.scale_bf16 says so
+// Convert a value that bfloat16 holds exactly. The scales of a ZP_SCALE_BFLOAT16 weight are such values.
+uint16_t to_bf16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return static_cast<uint16_t>(bits >> 16);
@@ -63,7 +33,7 @@ Weight layout_of(const zp_format& f) {
   w.fifths = f.bits == 5;
   w.asymmetric = f.asymmetric != 0;
   w.kind = f.kind;
-  w.digits = f.activation_bits == 16 ? 2 : 1;
+  w.limbs = f.activation_bits == 16 ? 2 : 1;
   w.scale_bf16 = f.scale_type == ZP_SCALE_BFLOAT16;
   w.nested = f.scale_type == ZP_SCALE_NESTED;
   const int64_t group = f.group_size > 0 && f.group_size < f.columns ? f.group_size : 0;
@@ -72,7 +42,7 @@ Weight layout_of(const zp_format& f) {
   w.input_by_segment = input > 0;
   w.segment = group == 0 ? input : input == 0 ? group : group < input ? group : input;
   w.k_unit = w.segment % 64 == 0 ? 64 : w.segment % 32 == 0 ? 32 : 8;
-  if (w.nested && input == 0 && w.segment % 16 == 0) w.k_unit = 64;  // segments make no difference to a tile
+  if (w.nested && input == 0 && w.segment % 16 == 0) w.k_unit = 64;  // a tile may span segments: rows are summed whole
   w.columns_padded = round_up(f.columns, w.k_unit);
   if (w.segment == 0) w.segment = w.columns_padded;
   w.segments = ceil_div(f.columns, w.segment);
@@ -82,7 +52,7 @@ Weight layout_of(const zp_format& f) {
   return w;
 }
 
-struct Parts {  // offsets into the allocation
+struct Parts {  // byte offsets into the packed weight; the codes are at 0
   size_t fifth, scale, multiplier, zero_point, end;
 };
 
@@ -100,7 +70,7 @@ Parts parts_of(const Weight& w) {
   return parts;
 }
 
-// Over memory that is packed, or about to be.
+// Set the weight's pointers to their places in packed memory. The memory may still be empty.
 void point_into(Weight& w, const uint8_t* memory) {
   const Parts parts = parts_of(w);
   w.codes = memory;
@@ -110,27 +80,34 @@ void point_into(Weight& w, const uint8_t* memory) {
   w.zero_point = reinterpret_cast<const int8_t*>(memory + parts.zero_point);
 }
 
-// Where the fifth bit of a code is: its byte, of eight for each four columns, and its place there.
+// Return the place of a row's group among scales, multipliers or zero points.
+int64_t scale_index(const Weight& w, int64_t row, int64_t group) {
+  return (row / kLanes * w.groups + group) * kLanes + row % kLanes;
+}
+
+// Return the byte that holds the fifth bit of code (row, k): a block has eight bytes for every four columns.
 int64_t fifth_at(const Weight& w, int64_t row, int64_t k) {
   return row / kLanes * w.columns_padded * 2 + k / 4 * 8 + (row % kLanes * 4 + k % 4) / 8;
 }
 
+// Return the fifth bit's place in the byte fifth_at.
 int fifth_bit(int64_t row, int64_t k) {
   return static_cast<int>((row * 4 + k % 4) % 8);
 }
 
-// Values between `least` and `most`.
+// True if all values lie between `least` and `most`.
 bool within(const int8_t* values, int64_t count, int least, int most) {
-  bool good = true;
-  for (int64_t i = 0; i < count; ++i) good &= values[i] >= least && values[i] <= most;
-  return good;
+  bool inside = true;
+  for (int64_t i = 0; i < count; ++i) inside &= values[i] >= least && values[i] <= most;
+  return inside;
 }
 
-// Kernels unpack nibbles, and may take zero points off them, within signed bytes.
+// Return an error unless codes and zero points suit the kernels, which subtract zero points from unpacked nibbles in
+// signed bytes.
 zp_status check_nibbles(const Weight& w, const zp_format& f, const int8_t* codes, const int8_t* zero_point) {
   if (!w.nibbles) return ZP_OK;
   const int half = w.fifths ? 16 : 8;
-  constexpr int kMostZero = 96;
+  constexpr int kMostZero = 96;  // code - zero_point, and offset + zero_point, fit a signed byte
   if (!within(codes, w.rows * w.columns, -half, half - 1))
     return fail(ZP_INVALID, "a code of %d bits lies outside %d to %d", f.bits, -half, half - 1);
   if (zero_point != nullptr &&
@@ -183,8 +160,8 @@ float scale_at(const Weight& w, int64_t at) {
   return value;
 }
 
-// The float that the scales of a row are whole multiples of: the largest divided by 1 to `multiples`. 0: there
-// is none.
+// Return the base of a row's two-level scales: the largest magnitude divided by 1, 2, ... or `multiples`, such that
+// every scale is an integer times it. Returns 0 if there is none.
 float nested_base(const float* scale, int64_t groups, int multiples) {
   float most = 0;
   for (int64_t g = 0; g < groups; ++g) most = std::fabs(scale[g]) > most ? std::fabs(scale[g]) : most;
@@ -198,6 +175,7 @@ float nested_base(const float* scale, int64_t groups, int multiples) {
   return 0;
 }
 
+// Return false if the scales of a row have no common base.
 bool pack_nested(const Weight& w, const float* scale, int multiples, uint8_t* memory, const Parts& parts) {
   auto* bases = reinterpret_cast<float*>(memory + parts.scale);
   auto* multipliers = reinterpret_cast<int8_t*>(memory + parts.multiplier);
@@ -206,8 +184,7 @@ bool pack_nested(const Weight& w, const float* scale, int multiples, uint8_t* me
     if (base == 0) return false;
     bases[row] = base;
     for (int64_t g = 0; g < w.groups; ++g)
-      multipliers[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
-          static_cast<int8_t>(std::nearbyint(scale[row * w.groups + g] / base));
+      multipliers[scale_index(w, row, g)] = static_cast<int8_t>(std::nearbyint(scale[row * w.groups + g] / base));
   }
   return true;
 }
@@ -217,7 +194,7 @@ void pack_scales(const Weight& w, const zp_format& format, const float* scale, u
   for (int64_t row = 0; row < w.rows; ++row)
     for (int64_t g = 0; g < w.groups; ++g) {
       const int64_t from = format.per_tensor != 0 ? 0 : row * w.groups + g;
-      const int64_t to = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+      const int64_t to = scale_index(w, row, g);
       if (w.scale_bf16)
         reinterpret_cast<uint16_t*>(memory + parts.scale)[to] = to_bf16(scale[from]);
       else
@@ -230,7 +207,7 @@ void pack_zero_points(const Weight& w, const zp_format& format, const int8_t* ze
   auto* out = reinterpret_cast<int8_t*>(memory + parts.zero_point);
   for (int64_t row = 0; row < w.rows; ++row)
     for (int64_t g = 0; g < w.groups; ++g)
-      out[(row / kLanes * w.groups + g) * kLanes + row % kLanes] =
+      out[scale_index(w, row, g)] =
           zero_point[format.per_tensor != 0 ? 0 : row * w.groups + g];
 }
 
@@ -239,7 +216,7 @@ void pack_zero_points(const Weight& w, const zp_format& format, const int8_t* ze
 void unpack_row(const Weight& w, int64_t row, int8_t* codes, float* scale, int8_t* zero_point) {
   for (int64_t k = 0; k < w.columns; ++k) codes[k] = static_cast<int8_t>(code_at(w, row, k));
   for (int64_t g = 0; g < w.groups; ++g) {
-    const int64_t at = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+    const int64_t at = scale_index(w, row, g);
     scale[g] = scale_at(w, at);
     if (w.asymmetric) zero_point[g] = w.zero_point[at];
   }
@@ -249,7 +226,7 @@ void read_row(const Weight& w, int64_t row, float* out) {
   if (w.kind != ZP_INTEGER) return row_of_floats(w, row, out);
   const int64_t group = w.segment * w.segments_per_group;
   for (int64_t g = 0; g < w.groups; ++g) {
-    const int64_t at = (row / kLanes * w.groups + g) * kLanes + row % kLanes;
+    const int64_t at = scale_index(w, row, g);
     const float scale = scale_at(w, at);
     const int zero = w.asymmetric ? w.zero_point[at] : 0;
     const int64_t end = (g + 1) * group < w.columns ? (g + 1) * group : w.columns;
@@ -285,13 +262,14 @@ zp_status check(const zp_format* f) {
   if (f->scale_type < ZP_SCALE_FLOAT32 || f->scale_type > ZP_SCALE_NESTED)
     return fail(ZP_INVALID, "there is no scale type %d", f->scale_type);
   if (f->scale_type == ZP_SCALE_NESTED && (f->bits > 5 || group == 0 || f->asymmetric != 0))
-    return fail(ZP_UNSUPPORTED, "nested scales are those of symmetric groups of at most 5 bits");
+    return fail(ZP_UNSUPPORTED, "two-level scales need a symmetric weight with groups and at most 5 bits");
   const bool weight_whole = group == 0 || group >= f->columns,
              input_whole = input <= 0 || input >= f->columns;
   if (!weight_whole && !input_whole && group % input != 0 && input % group != 0)
     return fail(ZP_UNSUPPORTED, "weight groups of %ld and activation groups of %ld do not nest", group,
                 input);
   const Weight w = layout_of(*f);
+  // Two-level scales with one activation scale per token are summed as integers to the row's end.
   const int64_t summed = w.nested && !w.input_by_segment ? w.columns : w.segment;
   if (input != ZP_ACTIVATION_FLOAT && summed > kMaxSegment)
     return fail(ZP_UNSUPPORTED, "sums over %ld columns do not fit 32 bits: use groups of at most %ld",
@@ -336,7 +314,8 @@ zp_status pack(const zp_format* format, const int8_t* codes, const float* scale,
   } else if (const int most = most_multiple(format->bits);
              !pack_nested(w, scale, most, memory, parts)) {
     discard(weight);
-    return fail(ZP_INVALID, "the scales of a row are not multiples, 1 to %d times, of one number", most);
+    return fail(ZP_INVALID,
+                "the two-level scales of a row are not integer multiples, of magnitude 1 to %d, of one number", most);
   }
   *out = weight;
   return ZP_OK;
@@ -367,22 +346,6 @@ zp_status view(const zp_format* format, const void* memory, size_t bytes, zp_wei
   return ZP_OK;
 }
 
-zp_status rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
-                  int64_t out_stride) {
-  if (weight == nullptr || (count > 0 && (ids == nullptr || out == nullptr)))
-    return fail(ZP_INVALID, "a pointer is null");
-  const Weight& w = weight->layout;
-  if (count < 0 || out_stride < w.columns)
-    return fail(ZP_INVALID, "%ld rows of %ld values, %ld apart, cannot be", static_cast<long>(count),
-                static_cast<long>(w.columns), static_cast<long>(out_stride));
-  for (int64_t i = 0; i < count; ++i)
-    if (ids[i] < 0 || ids[i] >= w.rows)
-      return fail(ZP_INVALID, "row %ld of a weight with %ld rows", static_cast<long>(ids[i]),
-                  static_cast<long>(w.rows));
-  for (int64_t i = 0; i < count; ++i) read_row(w, ids[i], out + i * out_stride);
-  return ZP_OK;
-}
-
 }  // namespace
 }  // namespace zp
 
@@ -409,9 +372,4 @@ const void* zp_weight_memory(const zp_weight* weight) {
 
 size_t zp_weight_bytes(const zp_weight* weight) {
   return weight == nullptr ? 0 : weight->bytes;
-}
-
-zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
-                  int64_t out_stride) {
-  return zp::guarded([&] { return zp::rows(weight, ids, count, out, out_stride); });
 }

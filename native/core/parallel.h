@@ -7,22 +7,24 @@
 
 namespace zp {
 
-// Part `number` of `parts` of [0, items), cut at multiples of `unit`.
+// Items [begin, end).
 struct Share {
   int64_t begin, end;
 };
+// Return part `number` of [0, items) divided into `parts` nearly equal parts, cut at multiples of `unit`.
 inline Share share_of(int number, int parts, int64_t items, int64_t unit) {
   const int64_t units = (items + unit - 1) / unit, end = units * (number + 1) / parts * unit;
   return {units * number / parts * unit, end < items ? end : items};
 }
 
-// How threads divide a loop. Each has a share of its own, which it takes in pieces of `step` from the
-// beginning on; a thread that is done with its own goes on with the others'. So a core reads the same part of
-// the weights in every step of a model, one piece after the other, which suits its caches and the fetching
-// ahead; and yet no share waits for a thread that has no core.
+// Division of a loop's items among threads. Each thread has a share of its own and takes it in pieces of `step` items,
+// in order. A thread that has finished its share takes pieces of the other shares.
+//
+// Fixed shares suit the caches and the prefetching: a core reads the same weights in every forward step. Taking pieces
+// of other shares keeps a loop from waiting for a thread whose core is busy elsewhere.
 class Shares {
  public:
-  static constexpr int kMost = 16;  // threads beyond them have one together with another thread
+  static constexpr int kMost = 16;  // with more threads, some threads have the same share
 
   static int parts(int threads) { return threads < kMost ? threads : kMost; }
 
@@ -33,7 +35,7 @@ class Shares {
       taken_[i].end = share.end;
     }
   }
-  // body(begin, end) over pieces until none is left.
+  // Call body(begin, end) for pieces until none is left.
   template <class F>
   void take(int thread, F&& body) {
     for (int i = 0; i < parts_; ++i) {
@@ -53,8 +55,8 @@ class Shares {
   int64_t step_;
 };
 
-// body(begin, end) over pieces of [0, count). On one thread, which may be a thread of the pool, there is one
-// piece.
+// Call body(begin, end) for pieces of [0, count) of `step` items on several threads, and wait for all. With one thread
+// it is called once, on the calling thread. Only then may the caller be a thread of the pool.
 template <class F>
 void parallel(int threads, int64_t count, int64_t step, F&& body) {
   if (threads <= 1 || count <= step) {
@@ -72,12 +74,13 @@ void parallel(int threads, int64_t count, int64_t step, F&& body) {
   Pool::shared().run(threads, work, &job);
 }
 
-// Rows that take about `cost` nanoseconds each: in pieces, unless starting a thread takes longer.
+// Call body(row) for each row on several threads, or on one if the work is too short to start another.
+// `cost`: nanoseconds that a row takes, roughly.
 template <class F>
 void each_row(int threads, int64_t rows, double cost, F&& body) {
-  constexpr double kWorthwhile = 4000;
-  const bool alone = static_cast<double>(rows) * cost < kWorthwhile;
-  const int64_t step = (rows + 4 * threads - 1) / (4 * threads);
+  constexpr double kMinNanoseconds = 4000;  // of work, for which several threads are used
+  const bool alone = static_cast<double>(rows) * cost < kMinNanoseconds;
+  const int64_t step = (rows + 4 * threads - 1) / (4 * threads);  // four pieces per thread
   parallel(alone ? 1 : threads, rows, step, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) body(row);
   });

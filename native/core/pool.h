@@ -1,4 +1,5 @@
-// A pool of threads that starts a job in about a microsecond and costs nothing when idle.
+// A pool of worker threads. Workers spin briefly after a job, so that the next one starts in about a microsecond, and
+// then sleep.
 #pragma once
 
 #include <atomic>
@@ -18,14 +19,13 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
   ~Pool();
 
-  // Runs work(context, thread) for thread 0 (the caller) and for those of the threads 1 to threads - 1
-  // that arrive while it is running, and waits for these. A thread that the system refuses to start does not
-  // take part. `work` takes its pieces from a shared counter
-  // until none is left, so that the caller alone can finish it. Calls from several threads take turns.
-  // `work` must not call run, nor throw.
+  // Run work(context, thread) on the caller (thread 0) and on workers 1 to threads - 1; wait for all that take part.
+  // A worker that arrives after the caller has returned from `work` does not take part, nor does one that the system
+  // refused to start. So `work` must take pieces from a shared counter until none is left: then the caller alone can
+  // finish the job. `work` must not call run, nor throw. Calls of run from several threads take turns.
   void run(int threads, void (*work)(void*, int), void* context);
 
-  // The process's pool. A forked child gets a new one: threads do not survive a fork.
+  // Return the process's pool. A forked child gets a new one, because threads do not survive a fork.
   static Pool& shared();
 
  private:
@@ -35,10 +35,10 @@ class Pool {
 
   std::mutex turn_;
   std::vector<std::thread> workers_;
-  int pause_ = 0;  // jobs until a thread that was refused is asked for again
-  // Job number and its threads in one word, so that a worker never sees half a new job.
+  int pause_ = 0;  // jobs to wait before asking the system again for a thread that it refused
+  // The job's number and its number of threads in one word, so that a worker always reads both of the same job.
   alignas(64) std::atomic<uint32_t> job_{0};
-  // Job number (high half), whether the job is open to workers, and how many are inside it.
+  // The job's number (high half), whether workers may still join it (kOpen), and how many are inside (kInside).
   alignas(64) std::atomic<uint64_t> gate_{0};
   alignas(64) std::atomic<uint32_t> finished_{0};
   std::atomic<bool> stop_{false};

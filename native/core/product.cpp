@@ -1,4 +1,8 @@
-// One product in its parts: see product.h.
+// One product as separate steps: choose the kernel, lay out the quantized input, size the passes.
+//
+// AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
+// their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
+// which differ from product to product.
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -7,11 +11,20 @@
 namespace zp {
 namespace {
 
-// Few rows fill a tile badly; vectors are as fast then.
+// Rows from which AMX is used: fewer fill a tile of 16 rows badly, and AVX-512 is as fast.
 constexpr int64_t kAmxMinRows = 4;
+// Bytes of input codes that one pass quantizes and multiplies, so that they stay in a second-level cache of 2 MiB.
 constexpr int64_t kPassBytes = 1 << 20;
+// Rows per pass and per thread are multiples of a pair of AMX tiles of 16 rows.
+constexpr int64_t kRowUnit = 32;
+// Rows per thread from which a thread takes whole rows of its own: see rows_of_each.
+constexpr int64_t kMinRowsOfThread = 160;
+// Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps.
+constexpr int64_t kStepsOfThread = 8;
+// Tokens whose two limbs fit one AMX tile of 16 rows: 8 rows of low limbs and 8 of high limbs.
+constexpr int64_t kRowsSharingTile = 8;
 
-// Memory a thread keeps between calls, as large as its largest call needed.
+// Memory that a thread keeps between calls. It grows to the largest size asked for.
 class Scratch {
  public:
   ~Scratch() { release(memory_); }
@@ -29,26 +42,35 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-bool is_integer(const Weight& w) {
+// True if the kernels quantize the input of this weight. Weights of any kind may take float input.
+bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
-bool uses_amx(const Weight& w, int64_t rows) {
-  const bool summed_by_tile = !w.scale_by_segment || w.digits == 1;
-  return is_integer(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && summed_by_tile;
+// True if AMX products read the sums of the input's codes: zero points of 6- to 8-bit codes are subtracted from the
+// product. Those of nibbles are subtracted earlier, when a nibble is widened to a byte.
+bool has_byte_zeros(const Weight& w) {
+  return w.asymmetric && !w.nibbles;
 }
 
-struct InputParts {  // offsets into its memory
+bool uses_amx(const Weight& w, int64_t rows) {
+  // AMX kernels join the two limbs of a token after the integer sum of a whole row. A weight with a float scale per
+  // segment has no such sum, and the AMX kernel for it (by_segments in amx.cpp) takes one limb only.
+  const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
+  return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
+}
+
+struct InputOffsets {  // byte offsets into the memory of a quantized input; the codes are at 0
   size_t scale, sums, end;
 };
 
-InputParts input_parts(const Weight& w, int64_t rows) {
-  rows = round_up(rows, 32);
-  InputParts parts{};
-  parts.scale = static_cast<size_t>(round_up(rows * w.digits * w.columns_padded, kAlignment));
-  parts.sums = parts.scale + static_cast<size_t>(rows * w.segments) * 4;
-  parts.end = parts.sums + static_cast<size_t>(rows * w.digits * w.segments) * 4;
-  return parts;
+InputOffsets input_offsets(const Weight& w, int64_t rows) {
+  rows = round_up(rows, kRowUnit);
+  InputOffsets offsets{};
+  offsets.scale = static_cast<size_t>(round_up(rows * w.limbs * w.columns_padded, kAlignment));
+  offsets.sums = offsets.scale + static_cast<size_t>(rows * w.segments) * 4;
+  offsets.end = offsets.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
+  return offsets;
 }
 
 }  // namespace
@@ -59,55 +81,55 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
-  return {is_integer(w) ? kernels->integer : kernels->floating, 0};
+  return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
 }
 
 bool same_input(const Weight& a, const Weight& b) {
-  return is_integer(a) == is_integer(b) && a.columns == b.columns && a.activation == b.activation &&
-         a.digits == b.digits && a.k_unit == b.k_unit && a.segment == b.segment &&
-         a.scale_by_segment == b.scale_by_segment &&
-         (a.asymmetric && !a.nibbles) == (b.asymmetric && !b.nibbles);
+  return quantizes_input(a) == quantizes_input(b) && a.columns == b.columns && a.activation == b.activation &&
+         a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
+         a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {
-  return is_integer(w) ? input_parts(w, rows).end : 0;
+  return quantizes_input(w) ? input_offsets(w, rows).end : 0;
 }
 
 Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
-  if (!is_integer(w)) return {};
-  const InputParts parts = input_parts(w, rows);
+  if (!quantizes_input(w)) return {};
+  const InputOffsets offsets = input_offsets(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
   const bool tiled = uses_amx(w, rows);
-  return {reinterpret_cast<int8_t*>(bytes),
-          reinterpret_cast<float*>(bytes + parts.scale),
-          reinterpret_cast<int32_t*>(bytes + parts.sums),
-          tiled,
-          tiled && w.digits == 2 && rows <= 8,
-          !tiled || (w.asymmetric && !w.nibbles)};
+  return {.codes = reinterpret_cast<int8_t*>(bytes),
+          .scale = reinterpret_cast<float*>(bytes + offsets.scale),
+          .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
+          .tiled = tiled,
+          .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
+          .want_sums = !tiled || has_byte_zeros(w)};  // vector kernels may always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
   Activations rest = input;
-  rest.codes += row * w.digits * w.columns_padded;
+  rest.codes += row * w.limbs * w.columns_padded;
   rest.scale += row * w.segments;
-  rest.sums += row * w.digits * w.segments;
+  rest.sums += row * w.limbs * w.segments;
   return rest;
 }
 
 int64_t rows_in_pass(const Weight& w) {
-  return round_up(ceil_div(kPassBytes, w.columns_padded * w.digits), 32);
+  return round_up(ceil_div(kPassBytes, w.columns_padded * w.limbs), kRowUnit);
 }
 
 int64_t rows_of_each(int64_t rows, int threads) {
-  constexpr int64_t kWorthwhile = 160;
-  const int64_t each = round_up(ceil_div(rows, threads), 32);
-  return each >= kWorthwhile ? each : 0;
+  const int64_t each = round_up(ceil_div(rows, threads), kRowUnit);
+  return each >= kMinRowsOfThread ? each : 0;
 }
 
 int64_t blocks_in_step(const Weight& w, int threads) {
   if (threads == 1) return w.blocks;
-  int64_t step = round_up(ceil_div(w.blocks, int64_t{threads} * 8), 2);
-  while (step < w.blocks && ceil_div(w.blocks, step) % threads != 0) step += 2;
+  constexpr int64_t kPair = 2;  // AMX multiplies two blocks at a time
+  int64_t step = round_up(ceil_div(w.blocks, threads * kStepsOfThread), kPair);
+  // Lengthen the step until the number of steps divides evenly among the threads.
+  while (step < w.blocks && ceil_div(w.blocks, step) % threads != 0) step += kPair;
   return step;
 }
 

@@ -1,5 +1,7 @@
-// One product in its parts, for those who arrange several of them: lay out the input, quantize its rows,
-// then multiply blocks of output channels. zp_linear does the three in turn.
+// The steps of a product: lay out the quantized input, quantize its rows, multiply blocks of 16 output channels.
+//
+// zp_linear (linear.cpp) runs the three steps for one weight. The decoder (decoder/products.cpp) runs them for up to
+// three weights that share an input.
 #pragma once
 
 #include <cstddef>
@@ -9,39 +11,42 @@
 
 namespace zp {
 
-// The kernel that multiplies `rows` rows by a weight, and the memory each thread lends it.
+// A kernel, and the bytes of scratch memory that each thread must pass to `run`.
 struct Multiply {
   void (*run)(const Product& product, int64_t begin, int64_t end, void* scratch);
   int64_t scratch_bytes;
 };
-// Needs active_kernels() to be there.
+// Return the kernel that multiplies `rows` rows by a weight. active_kernels() must not be null.
 Multiply multiply_for(const Weight& weight, int64_t rows);
 
-// Whether an input quantized for one weight serves the other as well.
+// True if an input quantized for weight a can be multiplied by weight b. Both must agree in columns, activation
+// format (group size, number of limbs), k_unit, segment length, whether the weight's float scale varies along the
+// row, and whether the product reads the sums of the input's codes.
 bool same_input(const Weight& a, const Weight& b);
 
-// Bytes of the quantized input of `rows` rows; 0 for weights that read float.
+// Return the bytes of `rows` quantized rows; 0 for weights with float input.
 size_t input_bytes(const Weight& weight, int64_t rows);
-// Where its parts lie in `memory`. active_kernels()->quantize fills it, rows in any order.
+// Return pointers into `memory`, which has input_bytes. active_kernels()->quantize fills it, rows in any order.
 Activations lay_out_input(const Weight& weight, int64_t rows, void* memory);
 
-// The input from `row`, a multiple of 16, on.
+// Return the part of `input` that starts with `row`, a multiple of 16.
 Activations rows_from(const Weight& weight, const Activations& input, int64_t row);
 
-// Rows of one pass, so that a quantized input stays in the second-level cache.
+// Return how many rows to quantize and multiply at a time, so that their codes stay in the second-level cache.
 int64_t rows_in_pass(const Weight& weight);
 
-// Rows that each thread may take for itself, all columns of them; 0: too few. With fewer rows a thread would
-// wait for the weights, which each then reads whole: these come from a cache that all cores share, or from
-// memory.
+// Return how many rows each thread takes when threads split the rows; 0 if there are too few rows for that, and
+// threads should split the output channels. When threads split the rows, each thread reads all weights, from memory
+// or from a cache that all cores share. With few rows a thread would wait for the weights.
 int64_t rows_of_each(int64_t rows, int threads);
 
-// Output blocks a thread takes at a time: several steps a thread, and as many for each.
+// Return how many blocks of 16 output channels a thread takes at a time. Each thread takes several steps, and all
+// threads take equally many.
 int64_t blocks_in_step(const Weight& weight, int threads);
 
-// Memory a thread keeps between calls, as large as its largest call needed; null when there is none. One
-// piece for a kernel's own use, the other for whoever arranges the products.
-uint8_t* thread_scratch(size_t bytes);
-uint8_t* call_scratch(size_t bytes);
+// Return memory of the calling thread, kept between calls; null when the system has none. The two are separate
+// pieces of memory with separate users.
+uint8_t* thread_scratch(size_t bytes);  // for one kernel: Multiply::scratch_bytes and the like
+uint8_t* call_scratch(size_t bytes);    // for the caller of the kernels: quantized inputs and the like
 
 }  // namespace zp

@@ -1,4 +1,4 @@
-// Choosing the codes of a weight: its rows are shared among threads.
+// The C functions that quantize weights: check the arguments, split the rows among threads, call the kernels.
 #include <atomic>
 #include <initializer_list>
 
@@ -23,10 +23,11 @@ zp_status check(const zp_groups* groups, int32_t threads) {
   return active_quantizer_kernels() == nullptr ? ZP_UNSUPPORTED : ZP_OK;  // the error is recorded
 }
 
-// Square matrices of as many rows as there are columns are read as well.
+// Return an error if a matrix [columns, columns] has too many values.
 zp_status check_square(const zp_groups& groups) {
   if (fits(groups.columns, groups.columns)) return ZP_OK;
-  return fail(ZP_INVALID, "a matrix of %lld columns squared is too large", static_cast<long long>(groups.columns));
+  return fail(ZP_INVALID, "a matrix of %lld x %lld values is too large", static_cast<long long>(groups.columns),
+              static_cast<long long>(groups.columns));
 }
 
 zp_status check_pointers(std::initializer_list<const void*> pointers) {
@@ -45,7 +46,8 @@ Groups describe(const zp_groups& groups) {
           static_cast<float>(groups.qmax)};
 }
 
-// work(row, scratch) for every `step` rows, each thread with `floats` of its own.
+// Call work(row, scratch) for every `step`-th row on several threads. Each thread has its own `floats` floats of
+// scratch.
 template <class F>
 zp_status each_piece(const Groups& groups, int64_t step, int64_t floats, int32_t threads, F&& work) {
   std::atomic<bool> out_of_memory{false};
@@ -63,7 +65,7 @@ zp_status search(const zp_groups* groups, const float* importance, const float* 
   if (const zp_status status = check(groups, threads); status != ZP_OK) return status;
   if (const zp_status status = check_pointers({importance, parts, low, high, scale}); status != ZP_OK)
     return status;
-  if (count < 1) return fail(ZP_INVALID, "a search needs a part of the range to try");
+  if (count < 1) return fail(ZP_INVALID, "a search needs at least one fraction of the range to try");
   const GridSearch search{describe(*groups), importance, parts, count, low, high, scale, zero};
   const auto kernel = active_quantizer_kernels()->search;
   return each_piece(search.groups, kLanes, grid_scratch(search.groups), threads,

@@ -1,3 +1,4 @@
+// Attention: cut the work into items, share them among threads, call the kernels.
 #include "decoder/attention.h"
 
 #include <algorithm>
@@ -10,18 +11,18 @@ namespace zp {
 namespace {
 
 constexpr int64_t kRowsOfItem = 96;  // query rows that share the conversion of a page
-constexpr int64_t kPart = kPage * kPagesInPart;
-constexpr int64_t kItemsOfThread = 4;         // fewer are shared unevenly
-constexpr int64_t kSerialProducts = 1 << 16;  // fewer take less than starting a thread
+constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are merged as one
+constexpr int64_t kItemsOfThread = 4;  // with fewer items per thread, threads share the parts of items
+constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 
-// A piece of work: rows [begin, end) of a run, for the query heads of one key-value head.
+// A piece of work: rows [begin, end) of a run, for all query heads that share one key-value head.
 struct Item {
   const Run* run;
   int64_t begin, end;
   int64_t kv_head;
 };
 
-// How the work is cut. Items are found from their number, so that no list of them is kept.
+// The items of a step. An item is computed from its number, so there is no list of them.
 class Items {
  public:
   explicit Items(const AttentionStep& step) : step_(step), kv_heads_(step.cache->kv_heads) {
@@ -37,7 +38,7 @@ class Items {
       most = std::max(most, step_.runs[i].end - step_.runs[i].begin);
     return std::min(most, tokens_) * group_;
   }
-  // The last rows of a run, which see the most, come first.
+  // Return an item. The last rows of a run come first: they attend to the most positions, so they take longest.
   Item at(int64_t number) const {
     const Run* run = step_.runs;
     for (; number >= blocks(*run) * kv_heads_; ++run) number -= blocks(*run) * kv_heads_;
@@ -86,6 +87,7 @@ bool scratch_for(int64_t rows, int64_t padded, Scratch& s) {
   return true;
 }
 
+// Fill in the kernel's arguments for an item.
 Attention describe(const AttentionStep& step, const Item& item, int64_t group, const Scratch& s) {
   const zp_cache& cache = *step.cache;
   const int64_t head_dim = cache.layout.head_dim;
@@ -111,6 +113,7 @@ Attention describe(const AttentionStep& step, const Item& item, int64_t group, c
   return a;
 }
 
+// Divide the weighted sums by the sums of weights, and write them to the output.
 void write_out(const AttentionStep& step, const Item& item, int64_t group, int64_t padded,
                const AttentionState& total) {
   const int64_t head_dim = step.cache->layout.head_dim;
@@ -123,7 +126,7 @@ void write_out(const AttentionStep& step, const Item& item, int64_t group, int64
     }
 }
 
-// The parts of the positions that an item's rows see.
+// The first and last part (of kPart positions) that an item's rows attend to.
 struct Parts {
   int64_t first, last;
 };
@@ -139,7 +142,7 @@ void attend_part(const DecoderKernels& kernels, const Attention& a, int64_t part
   kernels.attend(a, part * kPagesInPart, (part + 1) * kPagesInPart, sums, s.kernel);
 }
 
-// All parts of an item, one after the other.
+// Compute all parts of an item in order.
 void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const Item& item, int64_t group,
                  const Scratch& s) {
   const Attention a = describe(step, item, group, s);
@@ -152,8 +155,8 @@ void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const
   write_out(step, item, group, a.layout.padded, s.total);
 }
 
-// Few items of many parts, as when one long text goes on: threads share the parts, which are then merged in
-// order.
+// Compute few items of many parts, as when decoding one long text: threads share the parts, which are then merged in
+// order. Returns false if there is no memory.
 bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, const Items& items,
                      int64_t most_parts, int threads) {
   const int64_t padded = step.cache->layout.padded, rows = items.most_rows();

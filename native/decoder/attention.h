@@ -1,4 +1,4 @@
-// Attention of a step's rows over the cache, shared among threads.
+// Attention of a pass over the key-value cache, on several threads.
 #pragma once
 
 #include <cstdint>
@@ -7,27 +7,28 @@
 
 namespace zp {
 
-// Rows of a step that follow one another in the same sequence.
+// Consecutive rows of a pass that belong to the same sequence.
 struct Run {
-  int64_t begin, end;  // rows of the step
+  int64_t begin, end;  // rows of the pass
   int32_t sequence;
-  int32_t position;  // of its first row
+  int32_t position;  // of row `begin`
 };
 
+// Arguments of attend: one layer.
 struct AttentionStep {
   const zp_cache* cache;
   int64_t layer, heads;
-  int32_t window;  // 0: all
+  int32_t window;  // sliding window in positions; 0: all
   float softcap;
   const Run* runs;
   int64_t run_count;
-  const float* query;  // [row][heads * head_dim], times the scale
+  const float* query;  // [row][heads * head_dim], times the attention scale
   int64_t query_stride;
-  float* out;  // likewise
+  float* out;  // [row][heads * head_dim]
   int64_t out_stride;
 };
 
-// False: no memory.
+// Compute attention. Returns false if there is no memory.
 bool attend(const AttentionStep& step, int threads);
 
 }  // namespace zp

@@ -1,3 +1,4 @@
+// The key-value cache: its page layout, growing and widening, and its C functions.
 #include "decoder/cache.h"
 
 #include <cstring>
@@ -26,13 +27,13 @@ PageLayout page_layout(int64_t head_dim, Element element) {
   return p;
 }
 
-// The kind of a cache's pages by its type and by what the decoder has met.
+// Return how pages are stored. `overflowed`: the decoder has met a key or value beyond float16.
 Element element_of(int32_t type, bool overflowed) {
   if (type == ZP_CACHE_FLOAT16) return overflowed ? Element::kRounded : Element::kHalf;
   return type == ZP_CACHE_INT8 ? Element::kByte : Element::kSingle;
 }
 
-// A page's keys and values, from half to single precision.
+// Convert a page's keys and values from float16 to float32.
 void widen_page(const uint8_t* from, const PageLayout& half, uint8_t* to) {
   const auto* values = reinterpret_cast<const uint16_t*>(from);
   auto* wide = reinterpret_cast<float*>(to);
@@ -46,13 +47,13 @@ zp_status check_tokens(int64_t tokens) {
   return ZP_OK;
 }
 
-// Pages for so many tokens: every sequence may end within a page.
+// Return the pages that hold `tokens` tokens even if every sequence leaves its last page partly empty.
 int64_t pages_for(int64_t tokens, int64_t sequences) {
   const int64_t open = sequences < tokens ? sequences : tokens;
   return (tokens - open) / kPage + open;
 }
 
-// Memory for the pages of all layers, and how much it is; null when there is none.
+// Allocate the pages of all layers, `bytes` in all. Returns null if there is no memory.
 uint8_t* allocate_pages(const zp_cache& cache, const PageLayout& layout, int64_t pages, size_t& bytes) {
   const int64_t page = cache.kv_heads * layout.end;  // at most 2^16 heads of 2^22 bytes
   if (!fits(cache.layers * pages, page)) return nullptr;
@@ -110,14 +111,14 @@ void zp_cache::reserve(Sequence& sequence, int64_t length) {
 void zp_cache::trim(Sequence& sequence) {
   const auto wanted = static_cast<size_t>(zp::ceil_div(sequence.length, zp::kPage));
   while (sequence.pages.size() > wanted) {
-    free_pages.push_back(sequence.pages.back());  // has room for all pages: does not throw
+    free_pages.push_back(sequence.pages.back());  // has capacity for all pages: does not throw
     sequence.pages.pop_back();
   }
 }
 
 zp_status zp_cache::grow(int64_t most) {
   const int64_t wanted = zp::pages_for(most, static_cast<int64_t>(sequences.size()));
-  free_pages.reserve(static_cast<size_t>(wanted));  // what may throw comes first
+  free_pages.reserve(static_cast<size_t>(wanted));  // may throw, so it comes before any change
   size_t larger_bytes = 0;
   uint8_t* const larger = zp::allocate_pages(*this, layout, wanted, larger_bytes);
   if (larger == nullptr) return zp::no_memory(most);
@@ -127,10 +128,10 @@ zp_status zp_cache::grow(int64_t most) {
     for (const Sequence& s : sequences)
       for (const int32_t p : s.pages)
         std::memcpy(larger + (layer * wanted + p) * page, from + p * page, static_cast<size_t>(page));
-    zp::forget(from, static_cast<size_t>(pages * page));  // so that both need not fit as a whole
+    zp::forget(from, static_cast<size_t>(pages * page));  // so that memory need not hold both copies whole
   }
   zp::release(memory);
-  // The lowest are taken first, from the end.
+  // Pages are taken from the end of free_pages. New pages have the highest numbers and go to its beginning.
   free_pages.insert(free_pages.begin(), static_cast<size_t>(wanted - pages), 0);
   for (int64_t i = 0; i < wanted - pages; ++i)
     free_pages[static_cast<size_t>(i)] = static_cast<int32_t>(wanted - 1 - i);

@@ -1,7 +1,7 @@
-// Keys and values in pages of 64 positions. A sequence's pages are the same in every layer.
+// The key-value cache: pages of 64 positions. A sequence uses the same page numbers in every layer.
 //
-// A cache in half precision becomes wide when a key or value is beyond 65,504: it is kept in single precision from
-// then on, what fits half precision still rounded to it. So results do not depend on when it became wide.
+// A float16 cache becomes wide when a key or value is beyond 65,504: it stores float32 from then on, but still rounds
+// to float16 what float16 can hold. So results do not depend on when it became wide.
 #pragma once
 
 #include <mutex>
@@ -11,9 +11,9 @@
 #include "kernels/decoder_kernels.h"
 
 struct zp_cache {
-  const zp_decoder* decoder;  // whose it is; not used otherwise, since it may be gone
+  const zp_decoder* decoder;  // the cache's decoder; only compared, because it may have been freed
   int64_t layers, kv_heads;
-  int64_t tokens;  // the most, of all sequences together
+  int64_t tokens;  // the most tokens of all sequences together
   int64_t pages;
   zp::PageLayout layout{};
   uint8_t* memory = nullptr;  // [layer][page][kv_head]
@@ -21,7 +21,7 @@ struct zp_cache {
 
   struct Sequence {
     int64_t length = 0;
-    std::vector<int32_t> pages;  // enough for `length`
+    std::vector<int32_t> pages;  // page numbers, enough for `length` positions
   };
   mutable std::mutex lock;
   std::vector<Sequence> sequences;
@@ -32,24 +32,25 @@ struct zp_cache {
   zp_cache& operator=(const zp_cache&) = delete;
   ~zp_cache() { zp::release(memory); }
 
-  // Half precision becomes single, with its contents. False: no memory; the cache is then as before.
+  // Convert a float16 cache to a wide one. Returns false, and changes nothing, if there is no memory.
   bool widen();
 
   int64_t used_tokens() const;
-  // The most tokens of all sequences together, while another thread may let the cache grow.
+  // Return `tokens`, also while another thread makes the cache grow.
   int64_t room() const {
     const std::lock_guard<std::mutex> held(lock);
     return tokens;
   }
-  // Page p of a sequence, of one layer and head, lies at head(layer, h) + table[p] * page_bytes().
+  // Page p of a sequence is at head(layer, kv_head) + sequence.pages[p] * page_bytes().
   int64_t page_bytes() const { return kv_heads * layout.end; }
   uint8_t* head(int64_t layer, int64_t kv_head) const {
     return memory + (layer * pages * kv_heads + kv_head) * layout.end;
   }
-  // Takes pages so that `length` positions fit; there are enough as long as `tokens` is respected.
+  // Take free pages until `length` positions fit. There are enough as long as all sequences together have at most
+  // `tokens` tokens.
   void reserve(Sequence& sequence, int64_t length);
-  // Gives back the pages beyond the length.
+  // Free the pages beyond the sequence's length.
   void trim(Sequence& sequence);
-  // Makes room for `most` tokens, more than there is room for now; pages in use keep their number and contents.
+  // Make room for `most` tokens, which is more than `tokens`. Pages in use keep their numbers and contents.
   zp_status grow(int64_t most);
 };

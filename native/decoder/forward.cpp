@@ -1,3 +1,4 @@
+// One pass of a forward step: embedding, layers, head. See the formulas in zeropoint.h.
 #include "decoder/forward.h"
 
 #include <algorithm>
@@ -10,7 +11,7 @@
 namespace zp {
 namespace {
 
-// Nanoseconds a value, roughly: to decide whether rows are worth a second thread.
+// Nanoseconds per value, roughly: they decide whether rows are worth a second thread (each_row).
 constexpr double kNormCost = 0.2, kAddCost = 0.1, kActivationCost = 0.5, kPlaceCost = 0.5, kReadCost = 2;
 
 }  // namespace
@@ -57,6 +58,7 @@ void Forward::lay_out(int64_t rows, float* memory) {
 
 // -- before the layers ----------------------------------------------------------------------------
 
+// Find the runs of rows that belong to the same sequence.
 void Forward::find_runs() {
   runs_.clear();
   for (int64_t i = 0; i < tokens_.count; ++i) {
@@ -67,6 +69,7 @@ void Forward::find_runs() {
   }
 }
 
+// Compute cosines and sines of every row's rotation, for each table.
 void Forward::find_angles() {
   if (config_.rope == ZP_ROPE_NONE) return;
   const int64_t half = config_.rotary_dim / 2;
@@ -93,7 +96,7 @@ void Forward::embed() {
       read_row(*decoder_.positions.weight, tokens_.position[row], out_.row(row));
       kernels_.add(out_.row(row), 1.0f, hidden, x);
     }
-    if (decoder_.embedding_norm.given()) normalize(decoder_.embedding_norm, x, hidden, x);
+    if (decoder_.embedding_norm.exists()) normalize(decoder_.embedding_norm, x, hidden, x);
   });
 }
 
@@ -104,17 +107,18 @@ void Forward::normalize(const Norm& norm, const float* x, int64_t count, float* 
                 config_.norm_eps, out);
 }
 
-// The normalized rows in `out`; x itself when there is no such norm.
+// Normalize rows of x into `out` and return `out`; return x if the decoder does not have this norm.
 const Forward::Matrix& Forward::normalized(const Norm& norm, const Matrix& x, const Matrix& out, Rows rows,
                                            int threads) const {
-  if (!norm.given()) return x;
+  if (!norm.exists()) return x;
   each_row(threads, rows.end - rows.begin, kNormCost * config_.hidden, [&](int64_t i) {
     normalize(norm, x.row(rows.begin + i), config_.hidden, out.row(rows.begin + i));
   });
   return out;
 }
 
-// The weights of a product, counted from the first of a layer on.
+// Return the weights of the product `stage`, counted from the layer's first one. A stage beyond kStages belongs to the
+// next layer.
 Following Forward::following(int64_t layer, int stage) const {
   layer += stage / kStages;
   stage %= kStages;
@@ -150,7 +154,7 @@ void Forward::normalize_heads(const Norm& norm, int64_t heads, float* x) const {
     normalize(norm, x + i, count, x + i);
 }
 
-// Queries are normed, turned and scaled; keys are normed, turned and put into the cache, with the values.
+// Normalize, rotate and scale a row's queries; normalize and rotate its keys, and write keys and values to the cache.
 void Forward::place(const Layer& layer, int64_t number, int64_t row) {
   const int64_t head_dim = config_.head_dim, half = config_.rotary_dim / 2, position = tokens_.position[row];
   const auto& sequence = cache_.sequences[static_cast<size_t>(tokens_.sequence[row])];
@@ -173,6 +177,7 @@ void Forward::place(const Layer& layer, int64_t number, int64_t row) {
   if (!stored) beyond_half_.store(true);
 }
 
+// Compute queries, keys and values of some rows.
 void Forward::project(const Layer& layer, int64_t number, Rows rows, int threads) {
   const Matrix& input = normalized(layer.norm[ZP_ATTENTION_NORM], x_, normed_, rows, threads);
   multiply(input, rows, {{layer.linear[ZP_Q], q_}, {layer.linear[ZP_K], k_}, {layer.linear[ZP_V], v_}},
@@ -181,6 +186,7 @@ void Forward::project(const Layer& layer, int64_t number, Rows rows, int threads
   each_row(threads, rows.end - rows.begin, cost, [&](int64_t i) { place(layer, number, rows.begin + i); });
 }
 
+// Compute attention. Returns false if there is no memory.
 bool Forward::mix(const Layer& layer, int64_t number) {
   AttentionStep step{};
   step.cache = &cache_;
@@ -212,15 +218,16 @@ void Forward::feed_forward(const Layer& layer, int64_t number, const Matrix& x, 
   multiply(gate_, rows, {{layer.linear[ZP_DOWN], y}}, threads, number, kNarrow);
 }
 
-// x += post_norm(y) * residual_scale
+// Compute x += post_norm(y) * residual_scale.
 void Forward::add(const Norm& post_norm, const Matrix& y, Rows rows, int threads) {
   each_row(threads, rows.end - rows.begin, kAddCost * config_.hidden, [&](int64_t i) {
     float* row = y.row(rows.begin + i);
-    if (post_norm.given()) normalize(post_norm, row, config_.hidden, row);
+    if (post_norm.exists()) normalize(post_norm, row, config_.hidden, row);
     kernels_.add(row, config_.residual_scale, config_.hidden, x_.row(rows.begin + i));
   });
 }
 
+// Run the rest of a layer after attention: output projection, MLP and residual additions.
 void Forward::finish(const Layer& layer, int64_t number, Rows rows, int threads) {
   const Norm& mlp_norm = layer.norm[ZP_MLP_NORM];
   multiply(mixed_, rows, {{layer.linear[ZP_O], out_}}, threads, number, kJoin);
@@ -231,14 +238,15 @@ void Forward::finish(const Layer& layer, int64_t number, Rows rows, int threads)
     add(layer.norm[ZP_POST_MLP_NORM], out_, rows, threads);
     return;
   }
-  const Matrix& shared = layer.norm[ZP_ATTENTION_NORM].given() ? normed_ : x_;
-  const Matrix& input = mlp_norm.given() ? normalized(mlp_norm, x_, normed_mlp_, rows, threads) : shared;
+  const Matrix& shared = layer.norm[ZP_ATTENTION_NORM].exists() ? normed_ : x_;
+  const Matrix& input = mlp_norm.exists() ? normalized(mlp_norm, x_, normed_mlp_, rows, threads) : shared;
   feed_forward(layer, number, input, out_mlp_, rows, threads);
   add(layer.norm[ZP_POST_ATTENTION_NORM], out_, rows, threads);
   add(layer.norm[ZP_POST_MLP_NORM], out_mlp_, rows, threads);
 }
 
-// Many rows: each thread takes its own and keeps them in its cache. Few: all threads share each product.
+// Call body(rows, threads). With many rows each thread calls it for rows of its own, which stay in its core's cache.
+// With few rows it is called once, and all threads share each product.
 template <class Body>
 void Forward::by_rows(Body&& body) {
   const int64_t each = rows_of_each(tokens_.count, threads_);
@@ -260,12 +268,13 @@ void Forward::run_layer(int64_t number) {
 
 // -- after the layers -----------------------------------------------------------------------------
 
+// Write the logits of the wanted rows and return how many rows they are.
 int64_t Forward::predict() {
   const int64_t vocab = config_.vocab;
   int64_t count = 0;
   for (int64_t row = 0; row < tokens_.count; ++row) {
     if (tokens_.wanted != nullptr && tokens_.wanted[row] == 0) continue;
-    if (decoder_.final_norm.given())
+    if (decoder_.final_norm.exists())
       normalize(decoder_.final_norm, x_.row(row), config_.hidden, normed_.row(count));
     else
       std::copy_n(x_.row(row), config_.hidden, normed_.row(count));

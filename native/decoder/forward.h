@@ -1,4 +1,4 @@
-// One pass of a forward step: up to a few hundred tokens through all layers.
+// One pass of a forward step: up to 512 tokens (step.cpp) through all layers.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace zp {
 
-// The tokens of a pass, and where the logits of the wanted ones go.
+// The tokens of a step or pass, and where the logits of the wanted ones go.
 struct Tokens {
   int64_t count;
   const int32_t* token;
@@ -25,12 +25,12 @@ class Forward {
  public:
   Forward(const zp_decoder& decoder, const zp_cache& cache, int threads);
 
-  // Of the workspace of a pass over so many tokens.
+  // Return the bytes of workspace that a pass over `rows` tokens needs.
   size_t workspace_bytes(int64_t rows) const;
   enum class Result { kDone, kNoMemory, kBeyondHalf };
 
-  // The cache has pages for the tokens. Writes `written` rows of logits. kBeyondHalf: a key or value does not fit
-  // the cache's half precision.
+  // Run the pass and write `written` rows of logits. The cache must have pages for the tokens. Returns kBeyondHalf if a
+  // key or value is beyond the cache's float16.
   Result run(const Tokens& tokens, void* workspace, int64_t& written);
 
  private:
@@ -46,8 +46,8 @@ class Forward {
     const Linear& linear;
     Matrix y;
   };
-  static constexpr int kMatrices = 12;
-  // The products of a layer in their order; beyond the last layer, the head.
+  // The products of a layer in order: q, k, v; o; gate, up; down. The head counts as kProject of a layer after the
+  // last.
   enum Stage { kProject, kJoin, kWiden, kNarrow, kStages };
 
   void lay_out(int64_t rows, float* memory);
@@ -84,7 +84,7 @@ class Forward {
   std::atomic<bool> out_of_memory_{false}, beyond_half_{false};
 
   Matrix x_{}, normed_{}, normed_mlp_{}, q_{}, k_{}, v_{}, mixed_{}, out_{}, out_mlp_{}, gate_{}, up_{};
-  Matrix angles_{};  // of each row and table: cosines, sines
+  Matrix angles_{};  // [row][table][cosines, sines]
 };
 
 }  // namespace zp

@@ -1,4 +1,5 @@
-// Building a decoder: every part is checked as it is given, and that none is missing at the end.
+// The C functions that build a decoder. Each weight is checked when it is set; zp_decoder_finish checks that none is
+// missing.
 #include "decoder/model.h"
 
 #include <cmath>
@@ -71,7 +72,7 @@ zp_status check_open(const zp_decoder* decoder) {
   return ZP_OK;
 }
 
-// The layer that a part belongs to exists, or is -1 for a part of the model.
+// Return an error unless `layer` exists, or is -1 for a part of the model as a whole.
 zp_status check_layer(const zp_decoder& d, int32_t layer, bool of_model, const char* part) {
   if (of_model ? layer == -1 : layer >= 0 && layer < d.config.layers) return ZP_OK;
   if (of_model) return fail(ZP_INVALID, "the %s belongs to the model: layer must be -1, not %d", part, layer);
@@ -82,6 +83,7 @@ struct Shape {
   int64_t rows, columns;
 };
 
+// Return the shape that a slot's weight must have.
 Shape shape_of(const zp_decoder& d, int32_t slot) {
   const zp_decoder_config& c = d.config;
   switch (slot) {
@@ -133,11 +135,11 @@ zp_status check_complete(const zp_decoder& d) {
   for (int32_t i = 0; i < d.config.layers; ++i) {
     const Layer& layer = d.layers[static_cast<size_t>(i)];
     for (int32_t slot = 0; slot <= ZP_DOWN; ++slot) {
-      const bool given = layer.linear[slot].weight != nullptr,
-                 wanted = slot != ZP_GATE || d.config.gated != 0;
-      if (wanted && !given)
+      const bool present = layer.linear[slot].weight != nullptr,
+                 needed = slot != ZP_GATE || d.config.gated != 0;
+      if (needed && !present)
         return fail(ZP_INVALID, "the %s weight of layer %d is missing", kLinearNames[slot], i);
-      if (given && !wanted) return fail(ZP_INVALID, "a gate in layer %d of a decoder that is not gated", i);
+      if (present && !needed) return fail(ZP_INVALID, "a gate in layer %d of a decoder that is not gated", i);
     }
     if (d.config.rope != ZP_ROPE_NONE && d.tables[layer.table].inverse_frequency.empty())
       return fail(ZP_INVALID, "layer %d turns by table %d, which is missing", i, layer.table);

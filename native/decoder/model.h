@@ -1,4 +1,4 @@
-// The decoder's parts as given, and the memory of its steps.
+// The decoder of the C interface: config, weights, norms and rotation tables, and the workspace of its steps.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ struct Linear {
 struct Norm {
   std::vector<float> weight, bias;
 
-  bool given() const { return !weight.empty(); }
+  bool exists() const { return !weight.empty(); }
 };
 
 struct Layer {
@@ -35,14 +35,14 @@ struct RopeTable {
   float scale = 1;
 };
 
-// Memory that grows and is kept.
+// Memory that is kept between uses and grows when needed.
 class Buffer {
  public:
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { release(memory_); }
-  // Null when there is none.
+  // Return at least `bytes` of memory, contents undefined; null if the system has none.
   void* get(size_t bytes) {
     if (bytes > bytes_) {
       release(memory_);
@@ -51,7 +51,7 @@ class Buffer {
     }
     return memory_;
   }
-  // Gives the memory back if it is larger.
+  // Release the memory if it is larger than `bytes`.
   void shrink(size_t bytes) {
     if (bytes_ <= bytes) return;
     release(memory_);
@@ -74,7 +74,7 @@ struct zp_decoder {
   zp::Linear embedding, positions, head;
   zp::Norm embedding_norm, final_norm;
 
-  // A key or value was beyond half precision: caches of that type are made wide from then on (see cache.h).
+  // A key or value was beyond float16: new ZP_CACHE_FLOAT16 caches are wide from the start (see cache.h).
   mutable std::atomic<bool> overflowed{false};
 
   std::mutex step;  // held by the forward step that uses the workspace

@@ -1,3 +1,4 @@
+// Products of one input with several weights: the blocks of all weights form one row of work, which threads share.
 #include "decoder/products.h"
 
 #include <algorithm>
@@ -10,27 +11,29 @@
 namespace zp {
 namespace {
 
-// Below so many multiplications, starting another thread takes longer than the work.
+// Fewer multiplications are done on one thread: starting another takes longer.
 constexpr int64_t kSerialProduct = 1 << 16;
-constexpr double kQuantizeNanoseconds = 0.15;  // a value
+constexpr double kQuantizeNanoseconds = 0.15;  // per value, roughly
 
+// The products of some rows, ready to run.
 struct Pass {
   const Weight* weight[Products::kMost];
   Product product[Products::kMost];
   Multiply multiply[Products::kMost];
-  bool quantizes[Products::kMost];
+  bool quantizes[Products::kMost];  // false: the input is float, or shared with an earlier weight
   int count;
   int64_t blocks, scratch_bytes;
 };
 
-// The blocks of all terms lie in one row, of each an even number: AMX multiplies them in pairs.
+// In the row of work every weight takes an even number of blocks, because AMX multiplies blocks in pairs.
 constexpr int64_t kPair = 2;
 
 int64_t blocks_of(const Weight& w) {
   return round_up(w.blocks, kPair);
 }
 
-// The products and their quantized inputs, shared where the weights agree. False: no memory for them.
+// Set up the products of `rows` rows from `begin` on, and lay out their quantized inputs. Returns false if there is no
+// memory.
 bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
   size_t at[Products::kMost], bytes = 0;
   pass.count = all.count;
@@ -66,7 +69,7 @@ bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
   return true;
 }
 
-// body(i, begin, end) for the blocks [begin, end) of weight i that a share of the row covers.
+// Call body(i, begin, end) for the blocks [begin, end) of each weight i that lie in a share of the row of work.
 template <class F>
 void by_weight(const Weight* const* weights, int count, Share share, F&& body) {
   for (int i = 0; i < count; ++i) {
@@ -77,10 +80,12 @@ void by_weight(const Weight* const* weights, int count, Share share, F&& body) {
   }
 }
 
-// Blocks a thread takes at a time. Vector kernels read four together; the last pieces, for which threads
-// wait, are short.
+// Return how many blocks a thread takes at a time: a multiple of the four that vector kernels read together, and few
+// enough that threads do not wait long for the last piece.
 int64_t blocks_in_piece(const Pass& pass, int threads) {
-  constexpr int64_t kTogether = 4, kPieces = 8, kBytes = 1 << 16;
+  constexpr int64_t kTogether = 4;      // blocks
+  constexpr int64_t kPieces = 8;        // per thread, at least
+  constexpr int64_t kBytes = 1 << 16;  // of a piece's codes, roughly
   int64_t widest = 1;
   for (int i = 0; i < pass.count; ++i)
     widest = std::max(widest, pass.weight[i]->columns_padded * kLanes);
@@ -88,7 +93,7 @@ int64_t blocks_in_piece(const Pass& pass, int threads) {
   return round_up(std::max<int64_t>(1, most), kTogether);
 }
 
-// A thread's shares of the products that follow.
+// Tell the thread's prefetching (core/ahead.h) the codes of its shares of the next products.
 void look_ahead(const Following (&following)[2], int thread, int threads) {
   const int parts = Shares::parts(threads);
   ahead().clear();
@@ -104,6 +109,7 @@ void look_ahead(const Following (&following)[2], int thread, int threads) {
   }
 }
 
+// Run the products of a pass. Returns false if there is no memory.
 bool multiply_pass(const Pass& pass, const Following (&following)[2], int threads) {
   int64_t work = 0;
   for (int i = 0; i < pass.count; ++i)

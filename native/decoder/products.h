@@ -1,4 +1,5 @@
-// Products of one input by several weights, which it is quantized for once where they agree.
+// Products of one input with up to three weights (such as q, k and v). Weights that can share a quantized input
+// (same_input) share it.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,7 @@
 
 namespace zp {
 
+// One weight and where its product goes.
 struct Term {
   const Weight* weight;
   const float* bias;
@@ -14,7 +16,7 @@ struct Term {
   int64_t y_stride;
 };
 
-// The weights of a product that follows.
+// The weights of one of the next products.
 struct Following {
   const Weight* weights[3];
   int count;
@@ -28,10 +30,10 @@ struct Products {
   int64_t rows;
   Term terms[kMost];
   int count;
-  Following next[2];  // what threads ask for while they wait, the nearest first
+  Following next[2];  // the next two products, whose weights threads prefetch while they wait
 };
 
-// False: no memory. On one thread it may run in a thread of the pool.
+// Compute all products. Returns false if there is no memory. With threads = 1 the caller may be a thread of the pool.
 bool multiply(const Products& products, int threads);
 
 }  // namespace zp

@@ -1,4 +1,4 @@
-// zp_forward: checks the step, takes pages for it, runs it in passes, and keeps it or puts the cache back.
+// zp_forward: check the step, reserve cache pages for it, and run it in passes. On an error, restore the cache.
 #include <algorithm>
 
 #include "core/pool.h"
@@ -7,9 +7,9 @@
 namespace zp {
 namespace {
 
-// Rows of a pass: enough that the weights' way from memory does not count, few enough for the workspace.
+// Tokens of a pass: so many that reading the weights takes little of the time, and few enough for the workspace.
 constexpr int64_t kRowsOfPass = 512;
-// The workspace of a long prompt is given back after its step, that of decoding is kept.
+// A larger workspace is released after the step: a long prompt needs one, decoding does not.
 constexpr size_t kKeptWorkspace = size_t{2} << 20;
 
 zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens& t) {
@@ -30,7 +30,7 @@ zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens&
   return ZP_OK;
 }
 
-// Lengthens the sequences token by token.
+// Append the tokens to their sequences, and reserve pages for them.
 zp_status lengthen(zp_cache& cache, const Tokens& t) {
   for (int64_t i = 0; i < t.count; ++i) {
     zp_cache::Sequence& s = cache.sequences[static_cast<size_t>(t.sequence[i])];
@@ -43,7 +43,7 @@ zp_status lengthen(zp_cache& cache, const Tokens& t) {
   return ZP_OK;
 }
 
-// One pass after the other. `beyond_half`: they ended at a key or value beyond the cache's half precision.
+// Run all passes. They stop with beyond_half = true at a key or value that the cache's float16 cannot hold.
 zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, int threads, bool& beyond_half) {
   Forward forward(d, cache, threads);
   const int64_t most = std::min(all.count, kRowsOfPass);
@@ -68,7 +68,7 @@ zp_status run_passes(zp_decoder& d, const zp_cache& cache, const Tokens& all, in
   return ZP_OK;
 }
 
-// All passes, once more from the first where the cache had to become wide.
+// Run all passes. If a key or value is beyond float16, make the cache wide and run them again from the first.
 zp_status run_step(zp_decoder& d, zp_cache& cache, const Tokens& all, int threads) {
   bool beyond_half = false;
   if (const zp_status status = run_passes(d, cache, all, threads, beyond_half); status != ZP_OK || !beyond_half)
@@ -80,7 +80,7 @@ zp_status run_step(zp_decoder& d, zp_cache& cache, const Tokens& all, int thread
   return run_passes(d, cache, all, threads, beyond_half);
 }
 
-// The cache as it was, unless the step is kept.
+// Scope guard that restores the lengths of the cache's sequences, unless keep() is called.
 class Undo {
  public:
   explicit Undo(zp_cache& cache) : cache_(cache) {

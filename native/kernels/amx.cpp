@@ -1,10 +1,12 @@
-// The integer product of many rows on AMX tiles. Only this file is compiled with AMX flags.
+// The integer product of several rows on AMX tiles. Only this file is compiled with AMX flags.
 //
-// Work is a 32 x 32 output block at a time: 2 x 2 tiles of 16 x 16. When scales vary along K, a tile's
-// int32 sums of one segment are stored to a first-level-cache buffer and added into float registers.
-// The matrix unit and the vector unit would wait for each other if that were done in turn, so the
-// instruction stream interleaves the tile products of one chunk of segments with the float work of
-// the chunk before.
+// There are three kernels. If no float scale varies along the row (K), amx_few.h multiplies rows that fit two tiles,
+// and amx_whole.h more rows. If a float scale varies, by_segments in this file multiplies.
+//
+// by_segments computes an output block of 32 rows x 32 channels at a time: 2 x 2 tiles of 16 x 16. A tile's int32
+// sums of one segment are stored to a buffer in the first-level cache, then scaled and added to float registers. Done
+// in turn, the matrix unit and the vector unit would wait for each other. So the instructions of the tile products of
+// one chunk of segments are interleaved with the float work on the chunk before.
 #include "amx_few.h"
 #include "amx_panel.h"
 #include "amx_whole.h"
@@ -12,28 +14,30 @@
 namespace zp {
 namespace {
 
+// The tile half of a chunk: operands A (input) and B (weight), and the buffer for the sums.
 struct Chunk {
   const int8_t* a[2];
   const uint8_t* b[2];
   uint8_t* buffer;
   uint8_t* before;     // the buffer of the chunk before
-  int64_t k_unit;      // bytes of a tile's row in A
+  int64_t k_unit;      // bytes of a row of a tile of A
   int64_t units;       // tiles in a segment
-  int64_t last_units;  // fewer in the last segment when the row ends within it
+  int64_t last_units;  // tiles in the chunk's last segment: fewer if the row ends within it
 };
 
-struct Pending {  // the float half of a chunk
+// The float half of a chunk.
+struct Pending {
   const float* input_scale[2];
   const int32_t* sums[2];
   const float* scale;
   const int32_t* zero_point;
   const uint8_t* buffer;
   Rows rows;
-  bool first, last;
+  bool first, last;  // chunk of the row
 };
 
-// Step L of a chunk: the product of tile L % 4 of segment L / 4. Everything it needs is passed by value,
-// so that it stays in registers.
+// Run step L of a chunk: the product of tile L % 4 of segment L / 4. The chunk is passed by value so that it stays in
+// registers.
 template <bool SINGLE, int CHUNK, int L>
 ZP_INLINE void tile_step(const Chunk c) {
   constexpr int kSegment = L / 4, kC = L % 4, kM = kC / 2, kN = kC % 2;
@@ -51,11 +55,13 @@ ZP_INLINE void tile_step(const Chunk c) {
       tile_dot<kC, 4 + kM, 6 + kN>();
     }
   }
-  // The tile of three steps ago is ready by now.
+  // Store the tile of three steps ago, whose product is finished by now.
   tile_store<(L + 1) % 4>((L < 3 ? c.before : c.buffer) + kStored * kTile);
-  if constexpr (L < 3) compiler_barrier();  // the float steps read it in this call
+  if constexpr (L < 3) compiler_barrier();  // this call's float steps read it
 }
 
+// Add a segment's sums of eight rows (GROUP) to `total`. SCALE: the weight's scale varies along the row; INPUT: so does
+// the input's; ZERO: subtract zero points.
 template <bool SCALE, bool INPUT, bool ZERO, int GROUP>
 ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
   constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
@@ -88,6 +94,7 @@ ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
   }
 }
 
+// Apply the scales that do not vary along the row, and store the output.
 template <bool SCALE, bool INPUT, int GROUP>
 ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __m512 (&total)[16]) {
   constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
@@ -105,6 +112,7 @@ ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __
     }
 }
 
+// Run the steps of one group of eight rows. TILES: tile products of this chunk; FLOATS: float work of the chunk before.
 template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS,
           int I>
 ZP_INLINE void steps(const Chunk c, const Pending& v, __m512 (&total)[16]) {
@@ -152,6 +160,8 @@ __attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const
   compiler_barrier();
 }
 
+// Multiply all rows by a panel, in chunks of CHUNK segments. SINGLE: a segment is one tile. The last chunk's float work
+// follows after the loop.
 template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
 void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -185,7 +195,7 @@ void by_segments(const Product& p, const Panel& panel) {
       next.rows = rows;
       next.first = i == 0;
       next.last = i == chunks - 1;
-      ahead.some();
+      ahead.prefetch_some();
       if (job == 0)
         chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
       else
@@ -200,6 +210,7 @@ void by_segments(const Product& p, const Panel& panel) {
   chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, Chunk{}, pending);
 }
 
+// Choose the largest chunk that divides the number of segments.
 template <bool SCALE, bool INPUT, bool ZERO>
 void by_chunks(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
@@ -220,7 +231,7 @@ void by_chunks(const Product& p, const Panel& panel) {
 }
 
 template <bool ZERO>
-void any(const Product& p, const Panel& panel) {
+void multiply_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   if (w.scale_by_segment && w.input_by_segment)
     by_chunks<true, true, ZERO>(p, panel);
@@ -230,7 +241,8 @@ void any(const Product& p, const Panel& panel) {
     by_chunks<false, true, ZERO>(p, panel);
 }
 
-// A larger output is not kept in any cache of a core; writing past them saves reading it first.
+// Bytes of output from which stores bypass the caches: a core's caches would not keep such an output, and bypassing
+// them saves reading its lines first.
 constexpr int64_t kStreamBytes = 16 << 20;
 
 }  // namespace
@@ -255,9 +267,9 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
     if (sums_whole_rows(w))
       whole_rows(p, panel);
     else if (byte_zeros(w))
-      any<true>(p, panel);
+      multiply_segments<true>(p, panel);
     else
-      any<false>(p, panel);
+      multiply_segments<false>(p, panel);
   }
   asm volatile("tilerelease");
   if (streams) _mm_sfence();

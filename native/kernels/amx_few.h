@@ -1,5 +1,5 @@
-// Few rows on AMX tiles: part of amx.cpp. The weight's way from memory is what takes the time, so its codes
-// are asked for ahead, and nibbles widened two steps before their product.
+// Products of few rows on AMX tiles: part of amx.cpp. Reading the weight from memory takes most of the time, so its
+// codes are prefetched, and nibbles are widened to bytes two steps before the tile product that reads them.
 #pragma once
 
 #include "amx_panel.h"
@@ -7,19 +7,20 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kAheadBytes = 4096;  // of a block's codes
-// Steps of 64 columns in the ring of widened codes, and how much earlier they are filled: a tile load waits
-// for stores to the same lines.
+constexpr int64_t kAheadBytes = 4096;  // prefetch distance in a block's codes
+// Size of the ring of widened codes, and how far ahead of the product a slot is filled, both in steps of 64 columns.
+// The lead is needed because a tile load waits for stores to the same cache lines.
 constexpr int64_t kSlots = 4, kLead = 2;
 constexpr int64_t kFewBytes = (4 + 4 * kSlots) * kTile;  // scratch: tiles of sums, ring
 
-// All rows fit two tiles of the input, and are summed as integers to their ends.
+// True if all rows fit two tiles of the input, and whole rows are summed as integers.
 bool is_few(const Weight& w, int64_t rows) {
-  return sums_whole_rows(w) && rows * w.digits <= 32;
+  return sums_whole_rows(w) && rows * w.limbs <= 32;
 }
 
-// TILES of the input times as many blocks as leave four tiles of sums: tile t and block n in 2 * t + n.
-template <int TILES, int DIGITS, bool ZERO, bool NIBBLES>
+// The product of TILES tiles of input by kBlocks = 4 / TILES blocks. Its four tiles of sums: with TILES = 2, those of
+// tile t and block n are number 2 * t + n; with TILES = 1, those of block n are number n.
+template <int TILES, int LIMBS, bool ZERO, bool NIBBLES>
 class FewRows {
  public:
   FewRows(const Product& p, uint8_t* scratch)
@@ -54,9 +55,9 @@ class FewRows {
   static constexpr int kBlocks = 4 / TILES;
 
  private:
-  static constexpr int64_t kColumnBytes = NIBBLES ? 8 : 16;  // of a block
+  static constexpr int64_t kColumnBytes = NIBBLES ? 8 : 16;  // bytes of a column of a block
 
-  int64_t second_tile() const { return DIGITS == 2 || p_.rows > 16 ? 1 : 0; }
+  int64_t second_tile() const { return LIMBS == 2 || p_.rows > 16 ? 1 : 0; }
   uint8_t* slot(int n, int64_t k) const { return ring_ + (k / 64 % kSlots * kBlocks + n) * kTile; }
   ZP_INLINE void fill(int n, int64_t k) {
     if (k < w_.columns_padded) widen(w_, block_ + smaller(n, last_), k, k + 64, slot(n, k));
@@ -66,7 +67,7 @@ class FewRows {
   ZP_INLINE void step(int64_t k) {
     constexpr int kB = 6 + N % 2;
     const uint8_t* codes = codes_[N] + k * kColumnBytes;
-    // Behind the block's end lies the next strip's.
+    // At the block's end, jump over this strip's blocks to the block that the next strip reads in its place.
     const bool beyond = (k + kAheadBytes / kColumnBytes) >= w_.columns_padded;
     const uint8_t* ahead =
         codes + kAheadBytes + (beyond ? (kBlocks - 1) * w_.columns_padded * kColumnBytes : 0);
@@ -83,15 +84,15 @@ class FewRows {
     const OutputColumns columns = output_columns(p_, block_ + n, false);
     const __m512 scale = load_scale(w_, (block_ + n) * w_.groups * 16);
     const __m512i zero = ZERO ? load_zero(w_, (block_ + n) * w_.groups * 16) : _mm512_setzero_si512();
-    // Where the second digits are: in the rows below, or in the other tile.
-    constexpr int64_t kDigit = TILES == 1 ? 8 * 64 : 2 * kTile;
+    // The high limbs are 8 rows further in the same tile, or in the other tile.
+    constexpr int64_t kHighLimb = TILES == 1 ? 8 * 64 : 2 * kTile;
     for (int64_t row = 0; row < p_.rows; ++row) {
       const int64_t tile = row / 16, r = row % 16;
       const uint8_t* sums = sums_ + (tile * 2 + n) * kTile;
       const int32_t* codes = p_.input.sums + tile * 16;
       __m512 value = sums_of_row<ZERO>(sums, r, zero, codes);
-      if constexpr (DIGITS == 2)
-        value = _mm512_fmadd_ps(sums_of_row<ZERO>(sums + kDigit, r, zero, codes + 16), _mm512_set1_ps(128.0f),
+      if constexpr (LIMBS == 2)
+        value = _mm512_fmadd_ps(sums_of_row<ZERO>(sums + kHighLimb, r, zero, codes + 16), _mm512_set1_ps(128.0f),
                                 value);
       const float by_row = p_.input.scale[tile * 16 * w_.segments + r];
       columns.store(row, _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(by_row)));
@@ -106,26 +107,26 @@ class FewRows {
   const uint8_t* codes_[kBlocks] = {};
 };
 
-template <int TILES, int DIGITS, bool ZERO, bool NIBBLES>
+template <int TILES, int LIMBS, bool ZERO, bool NIBBLES>
 void few_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
-  FewRows<TILES, DIGITS, ZERO, NIBBLES> few(p, scratch);
+  FewRows<TILES, LIMBS, ZERO, NIBBLES> few(p, scratch);
   for (int64_t block = begin; block < end; block += few.kBlocks)
     few.multiply(block, static_cast<int>(smaller(few.kBlocks, end - block)));
 }
 
-template <int TILES, int DIGITS>
+template <int TILES, int LIMBS>
 void few_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
   if (p.weight->nibbles)
-    few_rows<TILES, DIGITS, false, true>(p, begin, end, scratch);
+    few_rows<TILES, LIMBS, false, true>(p, begin, end, scratch);
   else if (p.weight->asymmetric)
-    few_rows<TILES, DIGITS, true, false>(p, begin, end, scratch);
+    few_rows<TILES, LIMBS, true, false>(p, begin, end, scratch);
   else
-    few_rows<TILES, DIGITS, false, false>(p, begin, end, scratch);
+    few_rows<TILES, LIMBS, false, false>(p, begin, end, scratch);
 }
 
 void few_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
-  const bool one = p.input.digits_share_tile || (p.weight->digits == 1 && p.rows <= 16);
-  if (p.weight->digits == 2)
+  const bool one = p.input.limbs_share_tile || (p.weight->limbs == 1 && p.rows <= 16);
+  if (p.weight->limbs == 2)
     one ? few_rows<1, 2>(p, begin, end, scratch) : few_rows<2, 2>(p, begin, end, scratch);
   else
     one ? few_rows<1, 1>(p, begin, end, scratch) : few_rows<2, 1>(p, begin, end, scratch);

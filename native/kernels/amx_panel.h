@@ -1,4 +1,6 @@
-// AMX tiles and what a product needs of the weight: part of amx.cpp, the only file with AMX flags.
+// AMX instructions, and the preparation of weights and rows for them: part of amx.cpp, the only file with AMX flags.
+//
+// Tiles 0 to 3 hold sums, 4 and 5 input (A), 6 and 7 weights (B).
 #pragma once
 
 #include <immintrin.h>
@@ -19,10 +21,9 @@ template <int T>
 ZP_INLINE void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
-// The compiler sees which memory a tile instruction reads or writes from the operands that the text does not
-// name: an array of unknown length from p on for a load, as GCC's manual has it, and a whole tile for a store.
-// The T1 hint keeps operands, which stream from the second-level cache, from pushing the sums out of the
-// first.
+// Operands of the asm statements below that its text does not name tell the compiler which memory it accesses: for a
+// load an array of unknown length from p on, as GCC's manual recommends; for a store a whole tile.
+// The T1 hint of tile_load: operands stream from the second-level cache and shall not push the sums out of the first.
 template <int T>
 ZP_INLINE void tile_load(const void* p, int64_t stride) {
   asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride),
@@ -53,6 +54,7 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
+// Set the sizes of the tiles for a weight's k_unit.
 void configure(int64_t k_unit) {
   TileConfig config;
   for (int t = 0; t < 8; ++t) {
@@ -66,7 +68,7 @@ int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// The four tiles of sums.
+// Set the four tiles of sums to zero.
 void zero_tiles() {
   tile_zero<0>();
   tile_zero<1>();
@@ -81,20 +83,20 @@ void store_tiles(uint8_t* to) {
   tile_store<3>(to + 3 * kTile);
 }
 
-constexpr int kMaxChunk = 4;  // segments
+constexpr int kMaxChunk = 4;  // segments of a chunk at most
 
-// Two blocks of output channels, ready for every row: codes as signed bytes, scales as float.
+// Two blocks of output channels, prepared once for all rows: codes as signed bytes, scales as float.
 struct Panel {
-  const uint8_t* codes[2];  // null when nibbles are widened in parts
-  uint8_t* widened;         // codes of nibbles: a part of the columns, or all
-  uint8_t* kept;            // tiles of sums between two parts of a long row
+  const uint8_t* codes[2];  // null if nibbles are widened part by part
+  uint8_t* widened;         // nibbles widened to bytes: a part of the columns, or all
+  uint8_t* kept;            // tiles of sums, kept between two parts of a long row
   float* scale;             // [segments or 1][2][16]
-  int32_t* zero_point;      // likewise; null unless codes of 8 bits have one
+  int32_t* zero_point;      // [segments][2][16]; null unless the weight has zero points and byte codes
   uint8_t* buffer;          // two chunks of tiles
   float* total;             // [4][16][16] sums kept between chunks
   int64_t block;
   int blocks;
-  bool streams;  // past the caches into memory
+  bool streams;  // output stores bypass the caches
 };
 
 __m512 load_scale(const Weight& w, int64_t at) {
@@ -109,20 +111,21 @@ __m512i load_zero(const Weight& w, int64_t at) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_point + at)));
 }
 
-// Columns of a weight that are multiplied before the next: 32 channels of them stay in the first-level cache.
-constexpr int64_t kPart = 1024;  // at most
+// The most columns in a part of a long row: 32 channels of a part, as bytes, stay in the first-level cache.
+constexpr int64_t kPart = 1024;
 
-// Parts as long as each other, since each brings sums to and fro.
+// Return the columns of a part. Parts are equally long and as few as possible, because each one stores and loads sums.
 int64_t part_columns(const Weight& w) {
   const int64_t parts = (w.columns_padded + kPart - 1) / kPart;
   return (w.columns_padded / 64 + parts - 1) / parts * 64;
 }
 
+// Return the number of pairs of input tiles.
 int64_t pairs_of(const Weight& w, int64_t rows) {
-  return w.digits == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
+  return w.limbs == 2 ? (rows + 15) / 16 : (rows + 31) / 32;
 }
 
-// One scale serves a row, and one a channel: integers are summed to the rows' ends.
+// True if no float scale varies along the row, so that whole rows are summed as integers.
 bool sums_whole_rows(const Weight& w) {
   return !w.scale_by_segment && !w.input_by_segment;
 }
@@ -135,7 +138,8 @@ int64_t kept_bytes(const Weight& w, int64_t rows) {
   return sums_whole_rows(w) && w.columns_padded > kPart ? pairs_of(w, rows) * 4 * kTile : 0;
 }
 
-// 64 codes twice, raised to be positive: of eight columns the first four, and the others.
+// Codes of eight columns of a block, without their offset subtracted (8, or 16 with fifth bits): columns 0 to 3 and 4
+// to 7.
 struct Raised {
   __m512i first, second;
 };
@@ -154,7 +158,7 @@ ZP_INLINE Raised raised(const uint8_t* nibbles, const uint8_t* fifths) {
   return codes;
 }
 
-// Columns [begin, end) of a block's nibbles to bytes, the zero point taken off: within +-31.
+// Widen columns [begin, end) of a block's nibbles to bytes: code - zero_point.
 template <bool FIFTHS>
 ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
   const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
@@ -175,12 +179,13 @@ ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_
   }
 }
 
-// Nested codes to bytes: (nibble - 8) * multiplier. A 16-bit product by the magnitude, at most 15,
-// multiplies both of its nibbles, since 15 * 15 stays below 256. For a negative multiplier the nibbles are
-// complemented first: (n - 8) * -m = (15 - n) * m - 7 * m. Of 5 bits likewise, 16 in place of 8: 31 * 7 is as well.
+// Widen the codes of a weight with two-level scales to bytes: (nibble - 8) * multiplier. One 16-bit multiplication by
+// the multiplier's magnitude m multiplies two nibbles at once, because m * nibble is at most 15 * 15 < 256. For a
+// negative multiplier the nibble n is complemented first: (n - 8) * -m = (15 - n) * m - 7 * m. The same holds for 5
+// bits with 16 in place of 8, because 7 * 31 < 256.
 template <bool FIFTHS>
 ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
-  constexpr int kHalf = FIFTHS ? 4 : 3;  // as a power of two
+  constexpr int kHalf = FIFTHS ? 4 : 3;  // the offset of the codes is 2^kHalf
   const __m512i mask = _mm512_set1_epi8((2 << kHalf) - 1);
   const __m512i words = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
   const __m512i bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
@@ -219,10 +224,12 @@ ZP_INLINE void widen(const Weight& w, int64_t block, int64_t begin, int64_t end,
     widen_plain<false>(w, block, begin, end, out);
 }
 
+// True if zero points are subtracted from the sums: codes are bytes, which cannot hold code - zero_point.
 bool byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
+// Prepare blocks [block, block + blocks) of the weight, in `scratch` of amx_scratch_bytes.
 Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool streams, uint8_t* scratch) {
   Panel p{};
   p.block = block;
@@ -262,19 +269,19 @@ Panel prepare(const Weight& w, int64_t rows, int64_t block, int blocks, bool str
   return p;
 }
 
-// One 32 x 32 block's place in the activations.
+// The rows of one 32 x 32 output block, or of a 16 x 32 block for two limbs.
 struct Rows {
-  int64_t first;    // row
-  int64_t tile[2];  // 16-row tiles; the second may repeat the first, or holds the second digits of its rows
+  int64_t first;    // first row of the output
+  int64_t tile[2];  // two tiles: rows 0 to 15 and 16 to 31 (the first tile again if there are none), or both limbs
 };
 
 Rows rows_at(const Product& p, int64_t pair) {
-  if (p.weight->digits == 2) return {pair * 16, {pair * 2, pair * 2 + 1}};
+  if (p.weight->limbs == 2) return {pair * 16, {pair * 2, pair * 2 + 1}};
   const int64_t tiles = (p.rows + 15) / 16;
   return {pair * 32, {pair * 2, smaller(pair * 2 + 1, tiles - 1)}};
 }
 
-// Sixteen columns of the output, fewer at its end.
+// A block of 16 columns of the output; fewer at the output's end.
 struct OutputColumns {
   float* y;
   int64_t stride;
@@ -295,7 +302,7 @@ ZP_INLINE OutputColumns output_columns(const Product& p, int64_t block, bool str
   const int64_t column = block * 16;
   const int64_t count = smaller(16, p.weight->rows - column);
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  // Without a bias -0 is added, which changes nothing.
+  // Without a bias -0 is added, which changes no value.
   const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + column) : _mm512_set1_ps(-0.0f);
   return {p.y + column, p.y_stride, bias, mask, streams && count == 16};
 }
@@ -304,7 +311,7 @@ ZP_INLINE void store_row(const Product& p, const Panel& panel, int64_t row, int 
   if (row < p.rows && n < panel.blocks) output_columns(p, panel.block + n, panel.streams).store(row, value);
 }
 
-// A row of a tile of sums as float, less the zero points times the sum of the input's codes.
+// Return row r of a tile of sums as float; ZERO: minus the zero points times the sum of the input's codes.
 template <bool ZERO>
 ZP_INLINE __m512 sums_of_row(const uint8_t* tile, int64_t r, __m512i zero_point, const int32_t* codes) {
   __m512i dot = _mm512_load_si512(tile + r * 64);
@@ -313,7 +320,7 @@ ZP_INLINE __m512 sums_of_row(const uint8_t* tile, int64_t r, __m512i zero_point,
   return _mm512_cvtepi32_ps(dot);
 }
 
-// Asks for the next panel's codes, which may lie in memory, a little with every step of this one.
+// Prefetching of the next panel's codes, which may still be in memory: some lines with every step of this panel.
 class Prefetch {
  public:
   Prefetch(const Product& p, const Panel& panel, int64_t steps) {
@@ -323,7 +330,7 @@ class Prefetch {
     next_ = reinterpret_cast<const char*>(w.codes + (panel.block + 2) * bytes);
     lines_ = blocks > 0 ? (blocks * bytes / 64 + steps - 1) / steps : 0;
   }
-  ZP_INLINE void some() {
+  ZP_INLINE void prefetch_some() {
     for (int64_t i = 0; i < lines_; ++i, next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
   }
 
@@ -332,11 +339,11 @@ class Prefetch {
   int64_t lines_;
 };
 
-// Takes the lines of a block of the output for writing before its sums are ready: in order behind a
-// store that misses every cache, the stores of tiles would wait.
+// Prefetch the cache lines of an output block for writing, before its sums are ready. Stores are done in order:
+// behind an output store that misses every cache, the stores of tiles would wait.
 void prefetch_output(const Product& p, const Panel& panel, int64_t first) {
   if (panel.streams) return;
-  const int64_t stop = smaller(first + (p.weight->digits == 2 ? 16 : 32), p.rows);
+  const int64_t stop = smaller(first + (p.weight->limbs == 2 ? 16 : 32), p.rows);
   for (int64_t row = first; row < stop; ++row) {
     const float* y = p.y + row * p.y_stride + panel.block * 16;
     for (int n = 0; n < panel.blocks; ++n) __builtin_prefetch(y + n * 16, 1);

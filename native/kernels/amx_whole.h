@@ -1,4 +1,4 @@
-// Many rows on AMX tiles when one scale serves a row and a channel: part of amx.cpp.
+// Products of many rows on AMX tiles, if no float scale varies along the row: part of amx.cpp.
 #pragma once
 
 #include <utility>
@@ -8,12 +8,12 @@
 namespace zp {
 namespace {
 
-// Tile C = 2 * m + n of sums lies in slot 2 * n + m: rows of a block one after the other.
+// Where tile C = 2 * m + n of sums is stored: in slot 2 * n + m, so that the rows of a block follow one another.
 template <int C>
 constexpr int64_t kSlot = (C % 2 * 2 + C / 2) * kTile;
 
-// Tile C's way from one block of the output to the next: its sums go to `before`, if there was a block
-// before, and it goes on from those at `from`, or from zero.
+// Switch tile C from one output block to the next: store its sums to `before` (null: there was no block), then load the
+// sums at `from` (null: start at zero).
 template <int C>
 ZP_INLINE void change_sums(uint8_t* before, const uint8_t* from) {
   if (before) tile_store<C>(before + kSlot<C>);
@@ -23,13 +23,12 @@ ZP_INLINE void change_sums(uint8_t* before, const uint8_t* from) {
     tile_zero<C>();
 }
 
-// A finished block's way from integer sums to the output: less the zero points, to float, scaled, stored. It
-// goes a few rows at a time between the tile products of the block after, and in few instructions, so that
-// the next products are never far.
-template <int DIGITS, bool ZERO, bool STREAMS>
+// Conversion of an output block's integer sums to the output: subtract zero points, convert to float, scale, store. It
+// runs a few rows at a time between the tile products of the next block, so that the matrix unit stays busy.
+template <int LIMBS, bool ZERO, bool STREAMS>
 class Finish {
  public:
-  static constexpr int kRows = DIGITS == 2 ? 16 : 32;
+  static constexpr int kRows = LIMBS == 2 ? 16 : 32;
 
   Finish(const Product& p, const Panel& panel) : p_(p), output_(p.y + panel.block * 16), stride_(p.y_stride) {
     for (int n = 0; n < 2; ++n) {
@@ -44,7 +43,7 @@ class Finish {
   void start(const Rows& rows, const uint8_t* tiles) {
     const int64_t segments = p_.weight->segments;
     for (int t = 0; t < 2; ++t) {
-      const int64_t tokens = DIGITS == 2 ? rows.first / 16 : rows.tile[t];
+      const int64_t tokens = LIMBS == 2 ? rows.first / 16 : rows.tile[t];
       _mm512_store_ps(by_row_ + t * 16, _mm512_loadu_ps(p_.input.scale + tokens * 16 * segments));
       if constexpr (ZERO)
         _mm512_store_si512(codes_ + t * 16, _mm512_loadu_si512(p_.input.sums + rows.tile[t] * 16 * segments));
@@ -54,24 +53,24 @@ class Finish {
     row_ = 0;
     end_ = smaller(kRows, p_.rows - rows.first);
   }
-  // The next `count` rows, if there are any left.
-  ZP_INLINE void some(int64_t count) {
+  // Convert the next `count` rows, or those that are left.
+  ZP_INLINE void convert_some(int64_t count) {
     for (const int64_t stop = smaller(row_ + count, end_); row_ < stop; ++row_, y_ += stride_) {
       store(y_, mask_[0], value(0));
       store(y_ + 16, mask_[1], value(1));
     }
   }
-  void rest() { some(kRows); }
+  void convert_rest() { convert_some(kRows); }
 
  private:
-  ZP_INLINE __m512 sum(int digit, int n) const {
-    return sums_of_row<ZERO>(tiles_ + (n * 2 + digit) * kTile, row_, zero_[n], codes_ + digit * 16);
+  ZP_INLINE __m512 sum(int limb, int n) const {
+    return sums_of_row<ZERO>(tiles_ + (n * 2 + limb) * kTile, row_, zero_[n], codes_ + limb * 16);
   }
   ZP_INLINE __m512 value(int n) const {
-    __m512 found = sum(0, n);
-    if constexpr (DIGITS == 2) found = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), found);
-    found = _mm512_mul_ps(_mm512_mul_ps(found, scale_[n]), _mm512_set1_ps(by_row_[row_]));
-    return _mm512_add_ps(found, bias_[n]);
+    __m512 total = sum(0, n);
+    if constexpr (LIMBS == 2) total = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), total);
+    total = _mm512_mul_ps(_mm512_mul_ps(total, scale_[n]), _mm512_set1_ps(by_row_[row_]));
+    return _mm512_add_ps(total, bias_[n]);
   }
   ZP_INLINE static void store(float* y, __mmask16 mask, __m512 value) {
     if constexpr (STREAMS)
@@ -86,14 +85,14 @@ class Finish {
   __m512 scale_[2], bias_[2];
   __m512i zero_[2];
   __mmask16 mask_[2];
-  alignas(64) float by_row_[32];   // the input's scales
-  alignas(64) int32_t codes_[32];  // and the sums of its codes: of a digit, or of a tile
+  alignas(64) float by_row_[32];   // the input's scales, by row
+  alignas(64) int32_t codes_[32];  // sums of the input's codes: 16 of each limb, or of each tile
   const uint8_t* tiles_ = nullptr;
   float* y_ = nullptr;
   int64_t row_ = 0, end_ = 0;
 };
 
-// The products of 64 columns. `change<C>()` comes right before tile C's.
+// Run the tile products of 64 columns. `change<C>()` runs right before the product into tile C.
 template <class Change>
 ZP_INLINE void multiply_step(const int8_t* a0, const int8_t* a1, const uint8_t* b0, const uint8_t* b1,
                              Change&& change) {
@@ -111,8 +110,8 @@ ZP_INLINE void multiply_step(const int8_t* a0, const int8_t* a1, const uint8_t* 
   tile_dot<3, 5, 7>();
 }
 
-// Columns [begin, end) of a panel. Nibbles are widened to where the part before was, so that they never leave
-// the first-level cache.
+// Columns [begin, end) of a panel's codes, as bytes. Every part of nibbles is widened to the same memory, so that it
+// stays in the first-level cache.
 struct Part {
   Part(const Weight& w, const Panel& panel, int64_t begin, int64_t end) {
     for (int n = 0; n < 2; ++n) {
@@ -126,14 +125,14 @@ struct Part {
   const uint8_t* codes[2];
 };
 
-// A long row is multiplied in parts, so that the panel's part stays in the first-level cache while all rows
-// pass over it; the sums wait in the second.
-template <int DIGITS, bool ZERO, bool STREAMS>
+// Multiply all rows by a panel. Long rows are multiplied in parts of the columns: a part of the panel stays in the
+// first-level cache while all rows are multiplied by it, and the rows' sums wait in the second-level cache.
+template <int LIMBS, bool ZERO, bool STREAMS>
 void whole_rows(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   const int64_t pairs = pairs_of(w, p.rows), columns = w.columns_padded, width = part_columns(w);
   Prefetch ahead(p, panel, pairs * (columns / 64));
-  Finish<DIGITS, ZERO, STREAMS> finish(p, panel);
+  Finish<LIMBS, ZERO, STREAMS> finish(p, panel);
   uint8_t* before = nullptr;
   Rows rows_before{};
   for (int64_t begin = 0; begin < columns; begin += width) {
@@ -151,15 +150,15 @@ void whole_rows(const Product& p, const Panel& panel) {
       const uint8_t* b0 = part.codes[0];
       const uint8_t* b1 = part.codes[1];
       multiply_step(a0, a1, b0, b1, [&]<int C>() { change_sums<C>(before, from); });
-      ahead.some();
+      ahead.prefetch_some();
       compiler_barrier();
       if (last && pair > 0) finish.start(rows_before, before);
       for (int64_t k = kTile; k < steps * kTile; k += kTile) {
         multiply_step(a0 + k, a1 + k, b0 + k, b1 + k, []<int C>() {});
-        ahead.some();
-        finish.some(at_once);
+        ahead.prefetch_some();
+        finish.convert_some(at_once);
       }
-      if (last) finish.rest();
+      if (last) finish.convert_rest();
       before = last ? panel.buffer + pair % 2 * 4 * kTile : kept;
       rows_before = rows;
     }
@@ -169,17 +168,17 @@ void whole_rows(const Product& p, const Panel& panel) {
   }(std::make_integer_sequence<int, 4>());
   compiler_barrier();
   finish.start(rows_before, before);
-  finish.rest();
+  finish.convert_rest();
 }
 
-template <int DIGITS, bool ZERO>
+template <int LIMBS, bool ZERO>
 void whole_rows(const Product& p, const Panel& panel) {
   const bool full = panel.blocks == 2 && (panel.block + 2) * 16 <= p.weight->rows;
-  panel.streams&& full ? whole_rows<DIGITS, ZERO, true>(p, panel) : whole_rows<DIGITS, ZERO, false>(p, panel);
+  panel.streams&& full ? whole_rows<LIMBS, ZERO, true>(p, panel) : whole_rows<LIMBS, ZERO, false>(p, panel);
 }
 
 void whole_rows(const Product& p, const Panel& panel) {
-  if (p.weight->digits == 2)
+  if (p.weight->limbs == 2)
     panel.zero_point ? whole_rows<2, true>(p, panel) : whole_rows<2, false>(p, panel);
   else
     panel.zero_point ? whole_rows<1, true>(p, panel) : whole_rows<1, false>(p, panel);

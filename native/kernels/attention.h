@@ -1,8 +1,9 @@
-// Attention over cache pages: part of decoder_kernels.cpp.
+// Attention over cache pages: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
 //
-// Softmax as it goes (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): a row's sums
-// are scaled down when a page brings a larger score. A row adds no value that it does not see, not even 0 times
-// it: a later value that is infinite, or NaN, changes nothing before it.
+// Online softmax (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): pages are read in order,
+// and a row's sums are scaled down when a page has a larger score than the pages before. A value outside a row's
+// positions is not added to the row, not even times 0: an infinite or NaN value of a later position must not change
+// earlier rows.
 #pragma once
 
 #include "core/layout.h"
@@ -13,28 +14,31 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr float kNothing = -3.402823466e38f;  // the largest score of none: no finite score is below
+constexpr float kNothing = -3.402823466e38f;  // the largest score before the first one: no finite score is below
 constexpr int kTileRows = V::kRows >= 12 ? 6 : 2;
 constexpr int kTileVectors = V::kRows >= 12 ? 4 : 2;
-constexpr int64_t kConvertRows = 12;  // from here on a page is converted to float once for all rows
+constexpr int64_t kConvertRows = 12;  // from so many rows on, a page is converted to float once for all rows
 
+// Element types of keys and values besides those of float_weights.h.
 struct Byte {
   using Type = int8_t;
   static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::to_float(V::widen(p)); }
 };
 
-struct Wide {
+struct Wide {  // float32 in a cache page; Single is float32 in a page that was converted
   using Type = float;
   static constexpr bool kInCache = true;
   static V::Float load(const Type* p) { return V::load(p); }
 };
 
+// A number as a type, so that a lambda can use it at compile time.
 template <int N>
 struct Count {
   static constexpr int value = N;
 };
 
+// Call f for the last rows, which are at most N.
 template <int N, class F>
 void last_tile(int64_t rows, int64_t row, F& f) {
   if constexpr (N > 0) {
@@ -45,7 +49,7 @@ void last_tile(int64_t rows, int64_t row, F& f) {
   }
 }
 
-// f(Count<rows>, row) for tiles of rows.
+// Call f(Count<rows>, row) for tiles of kTileRows rows, and for the rows that are left.
 template <class F>
 void by_tiles(int64_t rows, F&& f) {
   int64_t row = 0;
@@ -53,8 +57,7 @@ void by_tiles(int64_t rows, F&& f) {
   last_tile<kTileRows - 1>(rows - row, row, f);
 }
 
-// Asks for what is read next, as many bytes as a tile reads of a row: a page is short for the CPU's own
-// prefetching.
+// Prefetch as many bytes as a tile reads at a time. A page is too short for the CPU's own prefetching.
 template <class Source>
 void prefetch_row(const void* ahead, int64_t element) {
   constexpr int64_t kBytes = kTileVectors * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
@@ -64,7 +67,8 @@ void prefetch_row(const void* ahead, int64_t element) {
   for (int64_t i = 0; i < kBytes; i += 64) V::prefetch(at + i);
 }
 
-// scores [rows][64] = query . keys, for VECTORS of the positions from `position` on.
+// Compute scores [rows][64] = query . key for VECTORS * 16 positions of a page, from `position` on. `ahead` is the
+// memory to prefetch meanwhile.
 template <class Source, int ROWS, int VECTORS>
 void score_vectors(const float* const* query, const typename Source::Type* keys, int64_t head_dim,
                    int64_t position, const void* ahead, float* scores) {
@@ -90,8 +94,8 @@ void score_vectors(const float* const* query, const typename Source::Type* keys,
     for (int n = 0; n < VECTORS; ++n) V::store(scores + m * kPage + position + n * kLanes, total[m][n]);
 }
 
-// Scores of the positions before `end`. Single vectors, whose sums wait for one another, are faster than a
-// whole tile if they are few.
+// Compute the scores of the positions before `end`. The last few are computed one vector at a time: each sum waits for
+// the one before, but that is faster than a whole tile of which few positions count.
 template <class Source, int ROWS>
 void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, int64_t end,
                 const void* ahead, float* scores) {
@@ -102,13 +106,14 @@ void score_tile(const float* const* query, const typename Source::Type* keys, in
   for (; j < end; j += kLanes) score_vectors<Source, ROWS, 1>(query, keys, head_dim, j, ahead, scores);
 }
 
-// The positions of a page that each row of a tile sees, and those that all of them do.
+// The positions of a page that the rows of a tile attend to: [begin, end) of each row, [first, last) of any row, and
+// [all_begin, all_end) of all rows.
 template <int ROWS>
-struct Seen {
+struct Visible {
   int64_t begin[ROWS], end[ROWS];
   int64_t first, all_begin, all_end, last;
 
-  Seen(const Attention& a, int64_t row, int64_t start) {
+  Visible(const Attention& a, int64_t row, int64_t start) {
     for (int m = 0; m < ROWS; ++m) {
       begin[m] = larger(0, a.first[row + m] - start);
       end[m] = smaller(kPage, a.last[row + m] + 1 - start);
@@ -126,14 +131,14 @@ struct Seen {
   }
 };
 
-// Adds positions [begin, end) to the rows that see them.
+// Add the values of positions [begin, end), each to the rows that attend to it.
 template <class Source, int ROWS, int VECTORS>
-void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Source::Type* values,
+void add_visible(const Visible<ROWS>& visible, const float* weights, const typename Source::Type* values,
               int64_t padded, int64_t begin, int64_t end, V::Float (&total)[ROWS][VECTORS]) {
   for (int64_t i = begin; i < end; ++i)
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
-      if (i < seen.begin[m] || i >= seen.end[m]) continue;
+      if (i < visible.begin[m] || i >= visible.end[m]) continue;
       const V::Float weight = V::set_float(weights[m * kPage + i]);
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; ++n)
@@ -141,9 +146,9 @@ void add_seen(const Seen<ROWS>& seen, const float* weights, const typename Sourc
     }
 }
 
-// out = out * correction + weights . values, channels from `channel` on.
+// Compute out = out * correction + weights . values for VECTORS * 16 channels, from `channel` on.
 template <class Source, int ROWS, int VECTORS>
-void value_tile(const Seen<ROWS>& seen, const float* weights, const float* correction,
+void value_tile(const Visible<ROWS>& visible, const float* weights, const float* correction,
                 const typename Source::Type* values, int64_t padded, int64_t channel, const void* ahead,
                 float* out) {
   V::Float total[ROWS][VECTORS];
@@ -152,8 +157,9 @@ void value_tile(const Seen<ROWS>& seen, const float* weights, const float* corre
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n)
       total[m][n] = V::mul(V::load(out + m * padded + channel + n * kLanes), V::set_float(correction[m]));
-  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.first, seen.all_begin, total);
-  for (int64_t i = seen.all_begin; i < seen.all_end; ++i) {
+  add_visible<Source, ROWS, VECTORS>(visible, weights, values + channel, padded, visible.first, visible.all_begin,
+                                     total);
+  for (int64_t i = visible.all_begin; i < visible.all_end; ++i) {
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
@@ -166,29 +172,29 @@ void value_tile(const Seen<ROWS>& seen, const float* weights, const float* corre
       for (int n = 0; n < VECTORS; ++n) total[m][n] = V::fma(weight, value[n], total[m][n]);
     }
   }
-  add_seen<Source, ROWS, VECTORS>(seen, weights, values + channel, padded, seen.all_end, seen.last, total);
+  add_visible<Source, ROWS, VECTORS>(visible, weights, values + channel, padded, visible.all_end, visible.last, total);
   for (int m = 0; m < ROWS; ++m)
     for (int n = 0; n < VECTORS; ++n) V::store(out + m * padded + channel + n * kLanes, total[m][n]);
 }
 
 template <class Source, int ROWS>
-void value_tiles(const Seen<ROWS>& seen, const float* weights, const float* correction,
+void value_tiles(const Visible<ROWS>& visible, const float* weights, const float* correction,
                  const typename Source::Type* values, int64_t padded, const void* ahead, float* out) {
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
-    value_tile<Source, ROWS, kTileVectors>(seen, weights, correction, values, padded, c, ahead, out);
+    value_tile<Source, ROWS, kTileVectors>(visible, weights, correction, values, padded, c, ahead, out);
   for (; c < padded; c += kLanes)
-    value_tile<Source, ROWS, 1>(seen, weights, correction, values, padded, c, ahead, out);
+    value_tile<Source, ROWS, 1>(visible, weights, correction, values, padded, c, ahead, out);
 }
 
 struct PageParts {
-  const uint8_t* next;     // the page after it, or itself
-  const float* key_scale;  // null in half precision
+  const uint8_t* next;     // the page after this one, to prefetch; this page if it is the last
+  const float* key_scale;  // null unless the cache is int8
   const float* value_scale;
-  int64_t start;  // its first position
+  int64_t start;  // the page's first position
 };
 
-// One row's scores of a page become weights. Returns what its sums so far are to be multiplied by.
+// Turn one row's scores of a page into weights exp(score - most). Returns the factor for the row's sums so far.
 float weigh(const Attention& a, int64_t row, const PageParts& page, const AttentionState& part,
             float* scores) {
   const int64_t begin = larger(0, a.first[row] - page.start),
@@ -223,6 +229,7 @@ float weigh(const Attention& a, int64_t row, const PageParts& page, const Attent
   return correction;
 }
 
+// Add one page to the sums of all rows.
 template <class Source>
 void attend_page(const Attention& a, const typename Source::Type* keys, const typename Source::Type* values,
                  const PageParts& page, const AttentionState& part, float* scratch) {
@@ -230,10 +237,10 @@ void attend_page(const Attention& a, const typename Source::Type* keys, const ty
   float* correction = scratch + a.rows * kPage;
   by_tiles(a.rows, [&](auto count, int64_t row) {
     constexpr int kRows = decltype(count)::value;
-    const Seen<kRows> seen(a, row, page.start);
-    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, seen.last, values, scores + row * kPage);
+    const Visible<kRows> visible(a, row, page.start);
+    score_tile<Source, kRows>(a.query + row, keys, a.layout.head_dim, visible.last, values, scores + row * kPage);
     for (int64_t m = row; m < row + kRows; ++m) correction[m] = weigh(a, m, page, part, scores + m * kPage);
-    value_tiles<Source, kRows>(seen, scores + row * kPage, correction + row, values, a.layout.padded,
+    value_tiles<Source, kRows>(visible, scores + row * kPage, correction + row, values, a.layout.padded,
                                page.next, part.out + row * a.layout.padded);
   });
 }
@@ -243,6 +250,7 @@ void convert(const typename Source::Type* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += kLanes) V::store(to + i, Source::load(from + i));
 }
 
+// Compute the sums of all rows over pages [begin, end).
 template <class Source>
 void attend_pages(const Attention& a, int64_t begin, int64_t end, const AttentionState& part,
                   float* scratch) {
@@ -270,7 +278,7 @@ void attend_pages(const Attention& a, int64_t begin, int64_t end, const Attentio
     if (a.rows < kConvertRows || sizeof(typename Source::Type) == sizeof(float)) {
       attend_page<Source>(a, keys, values, page, part, scratch);
     } else {
-      // Values that no row sees are not read: they may never have been written.
+      // Values beyond the rows' positions are not read: they may never have been written.
       convert<Source>(keys, layout.head_dim * kPage, keys_float);
       convert<Source>(values, smaller(kPage, last + 1 - page.start) * layout.padded, values_float);
       attend_page<Single>(a, keys_float, values_float, page, part, scratch);
@@ -289,6 +297,7 @@ void attend(const Attention& a, int64_t begin, int64_t end, const AttentionState
   }
 }
 
+// Add the sums `part` to the sums `total`, scaled to the larger of both maxima.
 void merge(int64_t rows, int64_t padded, const AttentionState& part, const AttentionState& total) {
   for (int64_t m = 0; m < rows; ++m) {
     const float most = part.most[m] > total.most[m] ? part.most[m] : total.most[m];
@@ -299,118 +308,6 @@ void merge(int64_t rows, int64_t padded, const AttentionState& part, const Atten
       V::store(total.out + i, V::fma(V::load(part.out + i), V::set_float(fresh),
                                      V::mul(V::load(total.out + i), V::set_float(old))));
   }
-}
-
-// -- writing --------------------------------------------------------------------------------------
-
-// The channels of a position lie lines apart. Stores that miss the first-level cache wait for one another;
-// prefetches do not.
-template <class T>
-void fetch_channels(const T* keys, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; ++i) V::prefetch(keys + i * kPage);
-}
-
-// The first `count` lanes, all if there are more: without a comparison each, which takes longer than a store.
-template <class T>
-void scatter_channels(const T* lanes, int64_t count, T* keys) {
-  if (count < kLanes) {
-    for (int64_t j = 0; j < count; ++j) keys[j * kPage] = lanes[j];
-    return;
-  }
-#pragma GCC unroll 16
-  for (int64_t j = 0; j < kLanes; ++j) keys[j * kPage] = lanes[j];
-}
-
-// The bits of the least magnitude that half precision rounds to infinity, 65520.
-constexpr int32_t kBeyondHalf = 0x477ff000;
-
-// Whether every value is within half precision.
-bool is_half(const float* x, int64_t count) {
-  V::Int most = V::set_int(0);
-  for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
-  return V::max_lane(most) < kBeyondHalf;
-}
-
-bool store_halves(const PageLayout& layout, const float* key, const float* value, int64_t position,
-                  uint8_t* page) {
-  auto* keys = reinterpret_cast<uint16_t*>(page);
-  auto* values = reinterpret_cast<uint16_t*>(page + layout.values) + position * layout.padded;
-  fetch_channels(keys + position, layout.head_dim);
-  V::Int most = V::set_int(0);
-  for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
-    const int64_t left = layout.head_dim - i;
-    const V::Float k = load(key + i, left), v = load(value + i, left);
-    most = V::max(most, V::max(V::magnitude_bits(k), V::magnitude_bits(v)));
-    uint16_t lanes[kLanes];
-    V::store_half(lanes, k);
-    scatter_channels(lanes, left, keys + i * kPage + position);
-    V::store_half(values + i, v);
-  }
-  return V::max_lane(most) < kBeyondHalf;
-}
-
-// Rounded to half precision and back.
-V::Float rounded(V::Float x) {
-  uint16_t half[kLanes];
-  V::store_half(half, x);
-  return V::load_half(half);
-}
-
-void store_floats(const PageLayout& layout, const float* key, const float* value, int64_t position,
-                  uint8_t* page) {
-  auto* keys = reinterpret_cast<float*>(page);
-  auto* values = reinterpret_cast<float*>(page + layout.values) + position * layout.padded;
-  const bool may_round = layout.element == Element::kRounded;
-  const bool round_key = may_round && is_half(key, layout.head_dim),
-             round_value = may_round && is_half(value, layout.head_dim);
-  fetch_channels(keys + position, layout.head_dim);
-  for (int64_t i = 0; i < layout.head_dim; i += kLanes) {
-    const int64_t left = layout.head_dim - i;
-    const V::Float k = load(key + i, left), v = load(value + i, left);
-    float lanes[kLanes];
-    V::store(lanes, round_key ? rounded(k) : k);
-    scatter_channels(lanes, left, keys + i * kPage + position);
-    V::store(values + i, round_value ? rounded(v) : v);
-  }
-}
-
-// Codes of 8 bits [round_up(count, 16)] and their scale; NaN when a value is not finite.
-float to_bytes(const float* x, int64_t count, int8_t* codes) {
-  V::Int most = V::set_int(0);
-  for (int64_t i = 0; i < count; i += kLanes) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
-  const int32_t bits = V::max_lane(most);
-  float absmax;
-  std::memcpy(&absmax, &bits, 4);
-  constexpr int32_t kInfinity = 0x7f800000, kTiny = 15 << 23;
-  const float inverse = bits < kTiny || bits >= kInfinity ? 0.0f : 127.0f / absmax;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const V::Int code =
-        inverse == 0.0f ? V::set_int(0) : V::round(V::mul(load(x + i, count - i), V::set_float(inverse)));
-    V::store_bytes(codes + i, code);
-  }
-  if (bits >= kInfinity) return __builtin_nanf("");
-  return inverse == 0.0f ? 0.0f : absmax / 127.0f;
-}
-
-void store_bytes(const PageLayout& layout, const float* key, const float* value, int64_t position,
-                 uint8_t* page) {
-  auto* keys = reinterpret_cast<int8_t*>(page);
-  auto* values = reinterpret_cast<int8_t*>(page + layout.values) + position * layout.padded;
-  auto* key_scale = reinterpret_cast<float*>(page + layout.key_scale);
-  auto* value_scale = reinterpret_cast<float*>(page + layout.value_scale);
-  fetch_channels(keys + position, layout.head_dim);
-  value_scale[position] = to_bytes(value, layout.head_dim, values);
-  int8_t codes[kMaxHeadDim];
-  key_scale[position] = to_bytes(key, layout.head_dim, codes);
-  for (int64_t i = 0; i < layout.head_dim; ++i) keys[i * kPage + position] = codes[i];
-}
-
-bool store_position(const PageLayout& layout, const float* key, const float* value, int64_t position,
-                    uint8_t* page) {
-  if (layout.element == Element::kHalf) return store_halves(layout, key, value, position, page);
-  layout.element == Element::kByte ? store_bytes(layout, key, value, position, page)
-                                   : store_floats(layout, key, value, position, page);
-  return true;
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// Codes changed one column after the other, each to those of the least tr(E H E') with E = W - W': part of
+// Coordinate descent on tr(E H E'), with E = W - W' the error of the dequantized codes W': part of
 // quantizer_kernels.cpp, needs ZP_VEC's vector type.
 //
-// With the other columns' errors fixed, that of column j is least where W'_j moves by (H E)_j / H_jj. A lane
-// is a row, and a panel of rows goes through all columns while its errors stay in the cache, as in
-// column_rounding.h. A tile of columns adds up H E in registers; whatever its height, column j adds from
-// itself to the last and then from the first on, so that what its tile changes before it is added last.
+// With the other columns fixed, tr(E H E') is least where W'_j moves by (H E)_j / H_jj; column j gets the nearest
+// codes. A lane is a row, and a panel of rows is changed through all columns while its errors stay in the cache, as
+// in column_rounding.h. A tile of columns sums H E in registers. For every column j the sum runs from column j to the
+// last, then from the first to column j - 1, whatever the tile's width. So the columns of the same tile that have
+// just changed are added last.
 #pragma once
 
 #include "column_rounding.h"
@@ -12,22 +13,22 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Column `column` of kLanes rows, whose (H E) is `pull`, takes the nearest codes. Returns its errors.
+// Change the codes of a column of kLanes rows; `pull` is the column of H E. Returns the column's new errors.
 V::Float change_column(const ColumnDescent& c, int64_t row, int64_t column, V::Float pull) {
   const Groups& groups = c.groups;
-  const auto [rows, scale, zero, wanted] = column_of_rows(c, row, column);
+  const auto [rows, scale, zero, weight] = column_of_rows(c, row, column);
   int8_t* const codes = c.codes + row * groups.columns + column;
   const V::Float before = gather(codes, groups.columns, rows, int8_t{0});
-  const V::Float own = V::set_float(c.hessian[column * groups.columns + column]);
-  const V::Float step = V::div(pull, V::mul(scale, own));
+  const V::Float diagonal = V::set_float(c.hessian[column * groups.columns + column]);
+  const V::Float step = V::div(pull, V::mul(scale, diagonal));
   const V::Int code = Levels(groups, V::set_float(0.0f)).nearest(V::add(before, step));
   int8_t bytes[kLanes];
   V::store_bytes(bytes, code);
   for (int64_t r = 0; r < rows; ++r) codes[r * groups.columns] = bytes[r];
-  return V::sub(wanted, V::mul(V::sub(V::to_float(code), zero), scale));
+  return V::sub(weight, V::mul(V::sub(V::to_float(code), zero), scale));
 }
 
-// Adds columns [begin, end) of H E to the sums of a whole tile, of which `hessian` is the first row.
+// Add the terms of columns [begin, end) to the sums of H E of a whole tile. `hessian` is the row of its first column.
 template <int COLUMNS>
 void add_columns(const ColumnDescent& c, const Strip& strip, const float* hessian, int64_t begin, int64_t end,
                  V::Float (&sum)[COLUMNS][kTileVectors]) {
@@ -44,7 +45,7 @@ void add_columns(const ColumnDescent& c, const Strip& strip, const float* hessia
   }
 }
 
-// Columns [begin, begin + COLUMNS).
+// Change columns [begin, begin + COLUMNS).
 template <int COLUMNS>
 void descend_tile(const ColumnDescent& c, const Strip& strip, int64_t begin) {
   const int64_t columns = c.groups.columns;
@@ -76,6 +77,7 @@ void descend_tile(const ColumnDescent& c, const Strip& strip, int64_t begin) {
   }
 }
 
+// Change the last `columns` columns, at most COLUMNS.
 template <int COLUMNS>
 void descend_last(const ColumnDescent& c, const Strip& strip, int64_t columns) {
   if constexpr (COLUMNS > 0) {
@@ -86,7 +88,7 @@ void descend_last(const ColumnDescent& c, const Strip& strip, int64_t columns) {
   }
 }
 
-// The errors of the codes given, [columns][kPanel]; none in rows beyond the last.
+// Compute the errors of the initial codes, [columns][kPanel]; 0 in rows beyond the last.
 void begin_errors(const ColumnDescent& c, int64_t row, float* errors) {
   const Groups& groups = c.groups;
   for (int64_t i = 0; i < groups.columns * kPanel; ++i) errors[i] = 0.0f;

@@ -1,10 +1,10 @@
-// GPTQ's rounding of columns in turn: part of quantizer_kernels.cpp, needs ZP_VEC's vector type.
+// GPTQ error propagation: part of quantizer_kernels.cpp, needs ZP_VEC's vector type.
 //
-// In the given order, from the last column to the first, column j becomes the level nearest to
-// w_j + sum_{i > j} ratio[j][i] e_i, with e_i the errors w_i - w'_i of those before it. Rows do not depend on
-// each other: a lane is a row, and a panel of rows goes through all columns while its errors stay in the
-// cache. A tile of columns adds up the errors behind it in registers; whatever its height, errors are added
-// from the last column on.
+// In the given order, from the last column to the first, column j is rounded to the level nearest to
+// w_j + sum_{i > j} ratio[j][i] e_i, where e_i = w_i - w'_i is the error left in column i. Rows do not depend on each
+// other, so a lane is a row. A panel of kPanel rows is rounded through all columns while its errors stay in the cache.
+// A tile of columns sums the errors of the columns after it in registers. Errors are added from the last column on,
+// whatever the tile's width, so the result does not depend on it.
 #pragma once
 
 #include "rows_as_lanes.h"
@@ -16,19 +16,19 @@ constexpr int kTileColumns = V::kRows >= 12 ? 8 : 2;
 constexpr int kTileVectors = V::kRows >= 12 ? 3 : 1;
 static_assert(kPanel % (kTileVectors * kLanes) == 0);
 
-// kTileVectors * kLanes rows: the first of them, and their errors [columns][kPanel].
+// kTileVectors * kLanes rows of a panel: the first row, and their errors [columns][kPanel].
 struct Strip {
   int64_t row;
   float* errors;
 };
 
-// A column of kLanes rows: how many of them there are, their scales, zero points and weights.
+// A column of kLanes rows: the number of rows that exist, their scales, zero points and weights.
 struct ColumnOfRows {
   int64_t rows;
-  V::Float scale, zero, wanted;
+  V::Float scale, zero, weight;
 };
 
-// Of a ColumnRounding or a ColumnDescent.
+// Gather a column of a ColumnRounding or ColumnDescent.
 template <class Job>
 ColumnOfRows column_of_rows(const Job& c, int64_t row, int64_t column) {
   const Groups& groups = c.groups;
@@ -38,18 +38,18 @@ ColumnOfRows column_of_rows(const Job& c, int64_t row, int64_t column) {
           gather(groups.weight + row * groups.columns + column, groups.columns, rows, 0.0f)};
 }
 
-// Rounds a column of kLanes rows, of which more is wanted: what is to be `made_up` for. Returns its errors.
-V::Float round_column(const ColumnRounding& c, int64_t row, int64_t column, V::Float made_up) {
+// Round a column of kLanes rows to the levels nearest to weight + propagated. Returns its errors.
+V::Float round_column(const ColumnRounding& c, int64_t row, int64_t column, V::Float propagated) {
   const Groups& groups = c.groups;
-  const auto [rows, scale, zero, wanted] = column_of_rows(c, row, column);
-  const V::Int level = Levels(groups, zero).nearest(V::div(V::add(wanted, made_up), scale));
+  const auto [rows, scale, zero, weight] = column_of_rows(c, row, column);
+  const V::Int level = Levels(groups, zero).nearest(V::div(V::add(weight, propagated), scale));
   int8_t codes[kLanes];
   V::store_bytes(codes, V::add(level, V::round(zero)));
   for (int64_t r = 0; r < rows; ++r) c.codes[(row + r) * groups.columns + column] = codes[r];
-  return V::sub(wanted, V::mul(V::to_float(level), scale));
+  return V::sub(weight, V::mul(V::to_float(level), scale));
 }
 
-// Columns [begin, begin + COLUMNS) of the order.
+// Round columns [begin, begin + COLUMNS) of the order.
 template <int COLUMNS>
 void round_tile(const ColumnRounding& c, const Strip& strip, int64_t begin) {
   const int64_t columns = c.groups.columns, end = begin + COLUMNS;
@@ -84,6 +84,7 @@ void round_tile(const ColumnRounding& c, const Strip& strip, int64_t begin) {
   }
 }
 
+// Round the first `columns` columns of the order, at most COLUMNS.
 template <int COLUMNS>
 void round_first(const ColumnRounding& c, const Strip& strip, int64_t columns) {
   if constexpr (COLUMNS > 0) {
@@ -95,7 +96,7 @@ void round_first(const ColumnRounding& c, const Strip& strip, int64_t columns) {
 }
 
 void round_columns(const ColumnRounding& c, int64_t row, float* scratch) {
-  for (int64_t i = 0; i < c.groups.columns * kPanel; ++i) scratch[i] = 0.0f;  // rows beyond the last
+  for (int64_t i = 0; i < c.groups.columns * kPanel; ++i) scratch[i] = 0.0f;  // rows beyond the last have no error
   for (int64_t part = 0; part < kPanel && row + part < c.groups.rows; part += kTileVectors * kLanes) {
     const Strip strip{row + part, scratch + part};
     int64_t end = c.groups.columns;

@@ -1,10 +1,11 @@
-// The decoder's kernels for one instruction set. CMake compiles this file once per level, like kernel.cpp.
+// The decoder's kernels for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
 // Every level rounds in the same places.
 #include "kernels/decoder_kernels.h"
 
 #include ZP_VEC
 
 #include "attention.h"
+#include "cache_store.h"
 #include "divergence.h"
 #include "elementwise.h"
 #include "float_weights.h"

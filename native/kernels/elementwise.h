@@ -1,4 +1,5 @@
-// Norms, activations, rotations and what else goes channel by channel: part of decoder_kernels.cpp.
+// Norms, activations, additions, rotations and softcaps: part of decoder_kernels.cpp, which documents them in
+// decoder_kernels.h.
 #pragma once
 
 #include "core/layout.h"
@@ -8,7 +9,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Sum of (x - mean)^power.
+// Return the sum of (x - mean)^POWER.
 template <int POWER>
 float moment(const float* x, int64_t count, float mean) {
   const V::Float center = V::set_float(mean);
@@ -38,10 +39,10 @@ template <int KIND>
 V::Float activation(V::Float x) {
   const V::Float one = V::set_float(1.0f), half = V::set_float(0.5f);
   if constexpr (KIND == ZP_SILU) {
-    // Below -88 it is 0 but for 1e-36; e^-x, which ends at e^88, would no longer make it so.
+    // Below -88 SiLU is 0 to within 1e-36. x is bounded, because exponential() ends at e^88 and x / e^88 would grow.
     const V::Float bounded = V::max(V::set_float(-88.0f), x);
     return V::div(bounded, V::add(one, exponential(V::mul(bounded, V::set_float(-1.0f)))));
-  } else if constexpr (KIND == ZP_GELU) {  // x erf(x / sqrt 2) does not depend on the sign of x
+  } else if constexpr (KIND == ZP_GELU) {  // x erf(x / sqrt 2) is the same for x and -x; error_function takes x >= 0
     const V::Float size = V::magnitude(x);
     return V::mul(half, V::fma(size, error_function(V::mul(size, V::set_float(0.70710678f))), x));
   } else if constexpr (KIND == ZP_GELU_TANH) {

@@ -1,7 +1,6 @@
-// Products by float weights, which lie [block][k][16]: part of decoder_kernels.cpp.
+// Products with float weights, packed [block][k][16]: part of decoder_kernels.cpp.
 //
-// An output is one chain of fused multiply-adds along k, so that it does not depend on the tile it is
-// computed in.
+// An output is one chain of fused multiply-adds along k, so it does not depend on the tile that computes it.
 #pragma once
 
 #include "core/layout.h"
@@ -11,8 +10,8 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Where a tile's operand comes from. kInCache: in attention, from cache pages rather than from a copy of
-// them.
+// Element types of weights, keys and values. kInCache: attention reads this type from cache pages, and prefetches the
+// next ones; false for a page that was converted to float.
 struct Half {
   using Type = uint16_t;
   static constexpr bool kInCache = true;
@@ -25,12 +24,13 @@ struct Brain {
 };
 struct Single {
   using Type = float;
-  static constexpr bool kInCache = false;  // of keys and values, not of a copy of them
+  static constexpr bool kInCache = false;
   static V::Float load(const Type* p) { return V::load(p); }
 };
 
-constexpr int64_t kFloatsAhead = 2048;  // bytes
+constexpr int64_t kFloatsAhead = 2048;  // prefetch distance in bytes
 
+// Compute `rows` rows of `blocks` blocks; rows and blocks of the tile beyond them repeat the last one, unstored.
 template <class Source, int ROWS, int BLOCKS>
 void float_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   const Weight& w = *p.weight;
@@ -78,7 +78,7 @@ void float_strip(const Product& p, int64_t row, int rows, int64_t begin, int64_t
 
 template <class Source>
 void float_blocks(const Product& p, int64_t begin, int64_t end) {
-  // A strip of blocks stays in the caches while the rows pass over it.
+  // A strip of kWide blocks stays in the caches while all rows are multiplied by it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
     for (int64_t row = 0; row < p.rows;) {

@@ -1,7 +1,7 @@
-// Scales and zero points: part of quantizer_kernels.cpp, needs ZP_VEC's vector type.
+// Search for scales and zero points: part of quantizer_kernels.cpp, needs ZP_VEC's vector type.
 //
-// A lane is a row. A group of 16 rows is turned first, so that its sums need no additions across lanes, and
-// columns are added in their order on every level.
+// A lane is a row. A group of 16 rows is transposed first, so that sums need no additions across lanes and columns are
+// added in order on every level. A "grid" is a scale and a zero point.
 #pragma once
 
 #include "rows_as_lanes.h"
@@ -9,10 +9,10 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr float kTiny = 1e-30f;  // what a group of zeros is taken to reach
+constexpr float kTiny = 1e-30f;  // the largest magnitude that a group of zeros is taken to have
 
-// Columns [begin, begin + count) of kLanes rows as [count][kLanes]; rows beyond the last are zeros.
-void turn(const Groups& groups, int64_t row, int64_t begin, int64_t count, float* out) {
+// Transpose columns [begin, begin + count) of kLanes rows to [count][kLanes]; rows beyond the last are zeros.
+void transpose(const Groups& groups, int64_t row, int64_t begin, int64_t count, float* out) {
   const float* from = groups.weight + row * groups.columns + begin;
   const int64_t rows = rows_from(groups, row);
   if (rows == kLanes) {
@@ -25,20 +25,20 @@ void turn(const Groups& groups, int64_t row, int64_t begin, int64_t count, float
     for (int64_t r = 0; r < kLanes; ++r) out[i * kLanes + r] = r < rows ? from[r * groups.columns + i] : 0.0f;
 }
 
-// f(columns of the group turned, its first column, how many, where its results lie) for each group.
+// For each group call f(transposed columns, first column, number of columns, index of the group's results).
 template <class F>
 void each_group(const Groups& groups, int64_t row, float* scratch, F&& f) {
   for (int64_t g = 0; g < groups.count; ++g) {
     const int64_t begin = g * groups.size, left = groups.columns - begin;
     const int64_t count = groups.size < left ? groups.size : left;
-    turn(groups, row, begin, count, scratch);
+    transpose(groups, row, begin, count, scratch);
     f(scratch, begin, count, row * groups.count + g);
   }
 }
 
-// The best grid so far of 16 groups. With the error d = x - L s of a candidate scale s, that of the best scale
-// s + (L . d) / (L . L) for the same levels L is d . d - (L . d)^2 / (L . L): small numbers, whose sums keep
-// their digits at 8 bits too.
+// The best grid so far of 16 groups. A candidate scale s gives levels L and the error d = x - L s. For the same levels
+// the best scale is s + (L . d) / (L . L), and its squared error is d . d - (L . d)^2 / (L . L). These are sums of
+// small numbers, so float32 is precise enough even for 8-bit codes, where errors are tiny against x.
 struct Best {
   V::Float least = V::set_float(__builtin_inff()), scale = V::set_float(0.0f), zero = V::set_float(0.0f);
 
@@ -63,8 +63,8 @@ struct Best {
   }
 };
 
-// The largest weight is put at the lower end of the grid, by a negative scale where it is positive: there is
-// one code more, unless the ends are alike.
+// Try symmetric grids. The weight of largest magnitude is placed at qmin, with a negative scale if it is positive,
+// because there is one more code below zero than above. If qmin is -qmax the scale is always positive.
 void try_symmetric(const GridSearch& s, const float* x, const float* importance, int64_t count, V::Float low,
                    V::Float high, Best& best) {
   const V::Float below = V::sub(V::set_float(0.0f), low);
@@ -79,6 +79,7 @@ void try_symmetric(const GridSearch& s, const float* x, const float* importance,
   }
 }
 
+// Try grids with a zero point: each fraction of the smallest weight with each fraction of the largest.
 void try_asymmetric(const GridSearch& s, const float* x, const float* importance, int64_t count, V::Float low,
                     V::Float high, Best& best) {
   const Levels codes(s.groups, V::set_float(0.0f));

@@ -1,10 +1,15 @@
-// Quantization and products for one instruction set. CMake compiles this file once per level, with
-// that level's flags, ZP_LEVEL (its namespace) and ZP_VEC (the header of its vector type).
+// Input quantization and products with integer weights, for one instruction set level. CMake compiles this file once
+// per level with the level's flags, ZP_LEVEL (the level's namespace) and ZP_VEC (the header of its vector type).
 //
-// Every level rounds in the same places: y = ((fma(float(dot) * weight_scale, input_scale, y) over the
-// segments) * scales that do not vary along the row) + bias. Levels therefore agree bit for bit. Where no
-// float scale varies along the row, the segments are summed as integers. The digits of a token are rows of
-// their own until the end: y = fma(second, 128, first).
+// Vec, the vector type (alias V), has 16 lanes: the 16 output channels of a block. Besides operations it has constants:
+// kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide
+// (blocks of a tile with one row).
+//
+// Every level rounds in the same places, so all levels agree bit for bit:
+//   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
+//   at the row's end: y = total * (the scales that do not vary along the row) + bias
+// If no float scale varies along the row, all segments are summed as integers first. The two limbs of a 16-bit token
+// are separate rows until the end: total = 128 * high + low.
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -13,21 +18,25 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// What codes are stored as: bytes, nibbles, or nibbles and their fifth bits.
+// How codes are stored: as bytes, as nibbles, or as nibbles with separate fifth bits.
 enum class Stored { kBytes, kNibbles, kFives };
 
+// Constants and the load of a storage form.
 template <Stored STORED>
 struct Form {
   static constexpr bool kNibbles = STORED != Stored::kBytes;
   static constexpr bool kFifths = STORED == Stored::kFives;
-  static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // codes are raised by it
-  static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // of a block, 8 columns
-  static constexpr int64_t kFifthsPer8 = 16;
-  // Of a block's codes, while others stream beside it.
+  static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // load adds it to the codes
+  static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // bytes of 8 columns of a block
+  static constexpr int64_t kFifthsPer8 = 16;                  // bytes of their fifth bits
+  // How far ahead of the codes in use a block's codes are prefetched, in bytes. Measured when decoding a model of 1.1B
+  // parameters in int4, see docs/native-engine.md.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Blocks of a tile with the two digits of one token: of nibbles a core reads two streams faster than four.
+  // Blocks of the tile for one token of two limbs. A core reads two streams of nibbles faster than four: measured there
+  // too.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
+  // Load 8 columns of a block: columns 0 to 3 into `first`, 4 to 7 into `second`.
   static void load(const uint8_t* codes, const uint8_t* fifths, V::Codes& first, V::Codes& second) {
     if constexpr (kNibbles) {
       V::load_nibbles(codes, first, second);
@@ -41,12 +50,14 @@ struct Form {
 
 // -- output ---------------------------------------------------------------------------------------
 
+// Return the scales of a block's group; of two-level scales the base.
 V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
   const int64_t at = (w.nested ? block : block * w.groups + group) * kLanes;
   return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
 
+// Add the bias and store one row of a block.
 void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
   const int64_t column = block * kLanes;
   const int64_t count = smaller(kLanes, p.weight->rows - column);
@@ -61,9 +72,14 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
   for (int64_t i = 0; i < count; ++i) y[i] = lanes[i];
 }
 
-// -- int8 input -----------------------------------------------------------------------------------
+// -- quantized input: int8, or 16 bits as two int8 limbs ------------------------------------------
 
-// `row` and `rows` count digit rows. NESTED: the multipliers are all that varies along the row.
+// Compute `rows` rows, from `row` on, of `blocks` blocks, from `block` on. Rows are rows of codes: a token of two limbs
+// has two. ROWS and BLOCKS are the tile's size; rows and blocks beyond `rows` and `blocks` repeat the last one and are
+// not stored.
+// NESTED: the weight has two-level scales and the input one scale per token, so that only integer multipliers vary
+// along the row and whole rows are summed as integers. Two-level scales with a grouped input
+// take NESTED = false.
 template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   using Form = Form<STORED>;
@@ -71,8 +87,9 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   constexpr int32_t kOffset = Form::kOffset;
   constexpr int64_t kBytesPer8 = Form::kBytesPer8, kPrefetchBytes = Form::kPrefetchBytes;
   const Weight& w = *p.weight;
-  // Behind a block's end a prefetch goes on where the tile after this one begins.
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
+  // From column `turn` on, the prefetch of a block would reach into the next block, which this tile reads itself. It
+  // jumps over the tile's blocks to the block that the next tile reads in its place.
   const int64_t turn = w.columns_padded - kPrefetchBytes / kBytesPer8 * 8, jump = (BLOCKS - 1) * block_bytes;
   const uint8_t* code[BLOCKS];
   const uint8_t* fifth[BLOCKS] = {};
@@ -87,9 +104,10 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     const int64_t r = row + smaller(m, rows - 1);
     x[m] = p.input.codes + r * w.columns_padded;
     sums_at[m] = r * w.segments;
-    scale_at[m] = r / w.digits * w.segments;
+    scale_at[m] = r / w.limbs * w.segments;
   }
-  const bool small_sums = w.segment <= 256;  // a segment's sum fits 16 bits
+  // 256 codes of magnitude 127 at most: the sum of a segment's input codes fits 16 bits.
+  const bool small_sums = w.segment <= 256;
   V::Float total[ROWS][BLOCKS];
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
@@ -126,7 +144,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
     }
-    // Few tiles: a second chain of sums hides the latency of the first.
+    // With few sums in a tile, a second chain of sums hides the latency of the first.
     constexpr bool kTwoChains = ROWS * BLOCKS <= 4;
     V::Int chain[ROWS][BLOCKS];
     if constexpr (kTwoChains) {
@@ -166,7 +184,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
-    if (NESTED || (kNibbles && w.nested)) {
+    if (NESTED || (kNibbles && w.nested)) {  // two-level scales; only nibbles have them
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);
@@ -204,13 +222,13 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
   for (int n = 0; n < blocks; ++n) {
     const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
-    for (int m = 0; m < rows; m += w.digits) {
+    for (int m = 0; m < rows; m += w.limbs) {
       V::Float value = NESTED ? V::to_float(whole[m][n]) : total[m][n];
-      if (w.digits == 2)
+      if (w.limbs == 2)
         value = V::fma(NESTED ? V::to_float(whole[m + 1][n]) : total[m + 1][n], V::set_float(128.0f), value);
       if (!w.scale_by_segment) value = V::mul(value, scale);
       if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
-      store_output(p, (row + m) / w.digits, block + n, value);
+      store_output(p, (row + m) / w.limbs, block + n, value);
     }
   }
 }
@@ -224,10 +242,10 @@ void integer_strip(const Product& p, int64_t row, int rows, int64_t begin, int64
 
 template <Stored STORED, bool NESTED>
 void integer_blocks(const Product& p, int64_t begin, int64_t end) {
-  // A strip of blocks stays in the first-level cache while the rows pass over it.
+  // A strip of kWide blocks stays in the first-level cache while all rows are multiplied by it.
   for (int64_t strip = begin; strip < end; strip += V::kWide) {
     const int64_t stop = smaller(strip + V::kWide, end);
-    const int64_t rows = p.rows * p.weight->digits;
+    const int64_t rows = p.rows * p.weight->limbs;
     for (int64_t row = 0; row < rows;) {
       const int left = static_cast<int>(smaller(rows - row, V::kRows));
       if constexpr (V::kRows >= 12) {
@@ -264,6 +282,7 @@ void integer(const Product& p, int64_t begin, int64_t end, void*) {
 
 // -- float input ----------------------------------------------------------------------------------
 
+// Compute `rows` rows of one block. Codes are converted to float; a group's sum is scaled at the group's end.
 template <int ROWS, Stored STORED>
 void floating_tile(const Product& p, int64_t row, int rows, int64_t block) {
   using Form = Form<STORED>;
@@ -318,9 +337,12 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
     floating_blocks<Stored::kBytes>(p, begin, end);
 }
 
-// Four streams, like the four blocks of a one-row product.
-constexpr int64_t kStreamAhead = 2048;
+// -- memory bandwidth -----------------------------------------------------------------------------
 
+constexpr int64_t kStreamAhead = 2048;  // prefetch distance in bytes
+
+// Read all bytes, for bandwidth.cpp: four streams side by side, as a product of one row reads four blocks of a weight.
+// The result only keeps the compiler from removing the reads.
 uint64_t stream(const uint8_t* begin, int64_t bytes) {
   V::Int most[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
   const int64_t quarter = bytes / 4 / 64 * 64;

@@ -1,4 +1,6 @@
-// Dynamic quantization of a product's input, part of kernel.cpp: needs ZP_VEC's vector type.
+// Dynamic quantization of a product's input: part of kernel.cpp, needs ZP_VEC's vector type.
+//
+// code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels.
 #pragma once
 
 #include "core/layout.h"
@@ -9,25 +11,28 @@ namespace {
 using V = Vec;
 
 constexpr int32_t kInfinityBits = 0x7f800000;
-// Below 2^-112 a group counts as zero: 16319 / absmax must not overflow.
+// The bits of 2^-112. A smaller absmax counts as zero, so that 16319 / absmax does not overflow.
 constexpr int32_t kTinyBits = 15 << 23;
 
 int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// Return the float with these bits.
 float from_bits(int32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
+// Load `count` < 16 floats; the other lanes are 0.
 V::Float load_padded(const float* x, int64_t count) {
   float padded[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) padded[i] = x[i];
   return V::load(padded);
 }
 
+// Return the bits of the largest magnitude. Bits of magnitudes compare like the magnitudes, with NaN the largest.
 int32_t absmax_bits(const float* x, int64_t count) {
   V::Int most = V::set_int(0);
   int64_t i = 0;
@@ -36,7 +41,8 @@ int32_t absmax_bits(const float* x, int64_t count) {
   return V::max_lane(most);
 }
 
-// Codes of one segment: `count` real columns, zeros up to `padded`, in runs of `unit`. Returns their sum.
+// Quantize one segment: `count` columns, then zeros up to column `padded`. Codes are stored in runs of `unit` columns,
+// `unit_stride` bytes apart. Returns the sum of the codes.
 int32_t quantize_segment(const float* x, int64_t count, int64_t padded, float inverse, int8_t* codes,
                          int64_t unit, int64_t unit_stride) {
   V::Int sum = V::set_int(0);
@@ -62,17 +68,19 @@ int32_t quantize_segment(const float* x, int64_t count, int64_t padded, float in
   return V::sum_lanes(sum);
 }
 
+// Store zeros as the codes of a segment.
 void zero_segment(int64_t padded, int8_t* codes, int64_t unit, int64_t unit_stride) {
   for (int64_t start = 0; start < padded; start += unit, codes += unit_stride)
     std::memset(codes, 0, static_cast<size_t>(smaller(unit, padded - start)));
 }
 
 struct Scales {
-  float inverse;  // 0 when the codes are zeros
+  float inverse;  // most / absmax; 0 if all codes are to be zero
   float scale;
 };
 
-// A NaN or infinity makes the scale NaN, and so the token's output, with codes that are valid.
+// Return the scales for the absmax with these bits. A NaN or infinity makes the scale NaN, and with it the token's
+// output; the codes are zeros.
 Scales scales_of(int32_t bits, float most = 127.0f) {
   if (bits < kTinyBits) return {0.0f, 0.0f};
   if (bits >= kInfinityBits) return {0.0f, from_bits(0x7fc00000)};
@@ -80,26 +88,28 @@ Scales scales_of(int32_t bits, float most = 127.0f) {
   return {most / absmax, absmax / most};
 }
 
-struct Place {  // where the codes of (row, k) and the scale of (row, segment) go; a digit further, what is
-                // added
-  int64_t codes, unit, unit_stride, scale, scale_stride, sums, digit_codes, digit_sums;
+// Where a row's codes, scales and sums go. Codes and sums of the high limb lie `limb_codes` and `limb_sums` further.
+struct Place {
+  int64_t codes, unit, unit_stride, scale, scale_stride, sums, limb_codes, limb_sums;
 };
 
+// Return a row's place in the layout of Activations (core/layout.h).
 Place place(const Weight& w, const Activations& input, int64_t row) {
   if (!input.tiled)
-    return {row * w.digits * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
-            row * w.digits * w.segments,       w.columns_padded, w.segments};
-  const int64_t tile = row / 16 * w.digits;
+    return {row * w.limbs * w.columns_padded, w.columns_padded, 0,         row * w.segments, 1,
+            row * w.limbs * w.segments,       w.columns_padded, w.segments};
+  const int64_t tile = row / 16 * w.limbs;
   return {tile * 16 * w.columns_padded + row % 16 * w.k_unit,
           w.k_unit,
           16 * w.k_unit,
           row / 16 * 16 * w.segments + row % 16,
           16,
           tile * 16 * w.segments + row % 16,
-          input.digits_share_tile ? 8 * w.k_unit : 16 * w.columns_padded,
+          input.limbs_share_tile ? 8 * w.k_unit : 16 * w.columns_padded,
           16 * w.segments};
 }
 
+// Quantize columns [start, stop) of a row, which share a scale: one or more segments.
 void quantize_group(const Product& p, const Place& at, const float* x, int64_t start, int64_t stop) {
   const Weight& w = *p.weight;
   const Scales s = scales_of(absmax_bits(x + start, stop - start));
@@ -117,12 +127,12 @@ void quantize_group(const Product& p, const Place& at, const float* x, int64_t s
   }
 }
 
-// One scale for the token. Of 8 bits: code = round(x * 127 / absmax). Of 16, two digits: code = round(x *
-// 16319 / absmax) = 128 * second + first, first in -64..63.
-template <int DIGITS>
+// Quantize a row with one scale. One limb: code = round(x * 127 / absmax). Two limbs: round(x * 16319 / absmax)
+// = 128 * high + low, with low in -64..63 and high in -127..127.
+template <int LIMBS>
 void quantize_token(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;
-  constexpr float kMost = DIGITS == 2 ? 127 * 128 + 63 : 127;
+  constexpr float kMost = LIMBS == 2 ? 127 * 128 + 63 : 127;
   const Scales s = scales_of(absmax_bits(x, w.columns), kMost);
   p.input.scale[at.scale] = s.scale;
   const V::Float factor = V::set_float(s.inverse);
@@ -133,35 +143,36 @@ void quantize_token(const Product& p, const Place& at, const float* x) {
     V::Int sum[2] = {V::set_int(0), V::set_int(0)};
     for (int64_t next; k < stop; k = next) {
       next = smaller(k + kLanes, stop);
-      V::Int digit[2] = {V::set_int(0), V::set_int(0)};
+      V::Int limb[2] = {V::set_int(0), V::set_int(0)};  // low, high
       if (k < real) {
         const V::Float values = k + kLanes <= real ? V::load(x + k) : load_padded(x + k, real - k);
-        digit[0] = V::round(V::mul(values, factor));
-        if constexpr (DIGITS == 2) {
-          digit[1] = V::shift_right<7>(V::add(digit[0], V::set_int(64)));
-          digit[0] = V::sub(digit[0], V::shift_left<7>(digit[1]));
+        limb[0] = V::round(V::mul(values, factor));
+        if constexpr (LIMBS == 2) {
+          limb[1] = V::shift_right<7>(V::add(limb[0], V::set_int(64)));
+          limb[0] = V::sub(limb[0], V::shift_left<7>(limb[1]));
         }
       }
       int8_t* to = codes + (p.input.tiled ? k / w.k_unit * at.unit_stride + k % w.k_unit : k);
 #pragma GCC unroll 2
-      for (int d = 0; d < DIGITS; ++d, to += at.digit_codes) {
-        sum[d] = V::add(sum[d], digit[d]);
+      for (int d = 0; d < LIMBS; ++d, to += at.limb_codes) {
+        sum[d] = V::add(sum[d], limb[d]);
         if (next - k == kLanes) {
-          V::store_bytes(to, digit[d]);
+          V::store_bytes(to, limb[d]);
         } else {
           int8_t tail[kLanes];
-          V::store_bytes(tail, digit[d]);
+          V::store_bytes(tail, limb[d]);
           std::memcpy(to, tail, static_cast<size_t>(next - k));
         }
       }
     }
     if (p.input.want_sums)
-      for (int d = 0; d < DIGITS; ++d)
-        p.input.sums[at.sums + segment * at.scale_stride + d * at.digit_sums] = V::sum_lanes(sum[d]);
+      for (int d = 0; d < LIMBS; ++d)
+        p.input.sums[at.sums + segment * at.scale_stride + d * at.limb_sums] = V::sum_lanes(sum[d]);
   }
 }
 
-// Groups of one segment and one unit, kept in registers between the two passes. Returns where it stopped.
+// Quantize all whole groups of a row, where a group is one segment of one k_unit. A group's values stay in registers
+// between the search for the maximum and the rounding. Returns the first column that is left.
 template <int VECTORS>
 int64_t quantize_small_groups(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;
@@ -204,7 +215,7 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
     const float* x = p.x + row * p.x_stride;
     const Place at = place(w, p.input, row);
     if (!w.input_by_segment) {
-      w.digits == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
+      w.limbs == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);
       continue;
     }
     int64_t start = 0;

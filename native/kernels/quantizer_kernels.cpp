@@ -1,5 +1,5 @@
-// Choosing codes, for one instruction set. CMake compiles this file once per level, like kernel.cpp.
-// Every level rounds in the same places and adds in the same order: codes do not depend on it.
+// Quantizing weights, for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
+// Every level rounds in the same places and adds in the same order, so codes do not depend on the level.
 #include "kernels/quantizer_kernels.h"
 
 #include ZP_VEC

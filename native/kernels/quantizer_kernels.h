@@ -1,4 +1,4 @@
-// What choosing the codes of a weight takes, in a table that each instruction set level fills.
+// Kernels that quantize weights: their arguments, and the table that each instruction set level fills.
 //
 // This header is compiled with every level's flags, so it holds plain structs only (see core/layout.h).
 #pragma once
@@ -9,36 +9,36 @@
 
 namespace zp {
 
-// A weight [rows][columns] in groups along its rows, of which the last may be short, and its range of codes.
+// A weight [rows][columns] in groups of `size` columns, the last of which may be shorter, and the range of codes.
 struct Groups {
   const float* weight;
   int64_t rows, columns, size;
-  int64_t count;  // of a row
+  int64_t count;  // groups of a row
   float qmin, qmax;
 };
 
-// The grid of each group that fits best, see grid.h. Results are [rows][groups].
+// Search for the best scale and zero point of each group, see grid.h. Results are [rows][groups].
 struct GridSearch {
   Groups groups;
   const float* importance;  // [columns]
-  const float* parts;       // of the range, [tries]
+  const float* parts;       // fractions of the range to try, [tries]
   int64_t tries;
   float *low, *high;
   float* scale;
-  float* zero;  // null: there are no zero points
+  float* zero;  // null: symmetric, no zero points
 };
 
-// The weighted squared errors of some grids, [grids][rows][groups] like the scales and zero points (null: 0).
+// Compute weighted squared errors: `scale`, `zero` (null: 0) and `error` are [grids][rows][groups].
 struct GridErrors {
   Groups groups;
-  const float* importance;
+  const float* importance;  // [columns]
   int64_t grids;
   const float* scale;
   const float* zero;
   float* error;
 };
 
-// Columns rounded in turn, see column_rounding.h.
+// GPTQ error propagation, see column_rounding.h.
 struct ColumnRounding {
   Groups groups;
   const float *scale, *zero;  // [rows][groups]; zero points may be null
@@ -47,7 +47,7 @@ struct ColumnRounding {
   int8_t* codes;              // [rows][columns]
 };
 
-// Codes changed in turn, see column_descent.h.
+// Coordinate descent on codes, see column_descent.h.
 struct ColumnDescent {
   Groups groups;
   const float *scale, *zero;  // [rows][groups]; zero points may be null
@@ -56,16 +56,17 @@ struct ColumnDescent {
   int8_t* codes;  // [rows][columns], in and out
 };
 
+// The kernels of one level. Each call works on some rows, from `row` on.
 struct QuantizerKernels {
-  // Of kLanes rows from `row` on; `scratch` has grid_scratch floats.
+  // kLanes rows; `scratch` has grid_scratch floats.
   void (*search)(const GridSearch& search, int64_t row, float* scratch);
   void (*errors)(const GridErrors& errors, int64_t row, float* scratch);
-  // Of kPanel rows from `row` on; `scratch` has kPanel floats for each column.
+  // kPanel rows; `scratch` has kPanel floats per column.
   void (*round_columns)(const ColumnRounding& rounding, int64_t row, float* scratch);
   void (*descend_columns)(const ColumnDescent& descent, int64_t row, float* scratch);
 };
 
-constexpr int64_t kPanel = 48;
+constexpr int64_t kPanel = 48;  // rows whose errors are kept in the cache together
 
 constexpr int64_t grid_scratch(const Groups& groups) {
   return kLanes * (groups.size < groups.columns ? groups.size : groups.columns);

@@ -1,4 +1,4 @@
-// The kernels' vector type on AVX2: 16 lanes in two 256-bit registers.
+// The kernels' vector type on AVX2: 16 lanes in two 256-bit registers. vec_scalar.h documents the operations.
 #pragma once
 
 #include <immintrin.h>
@@ -19,8 +19,8 @@ struct Vec {
   using Codes = Int;
 
   static constexpr int kOffsetBytes = 0;
-  static constexpr int kRows = 4;  // of a register tile
-  static constexpr int kWide = 2;  // blocks of a tile with few rows
+  static constexpr int kRows = 4;  // rows of the largest register tile
+  static constexpr int kWide = 2;  // blocks of a tile with one row
 
   static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static Codes load_bytes(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
@@ -31,7 +31,8 @@ struct Vec {
     second = {_mm256_and_si256(_mm256_srli_epi16(both.a, 4), mask),
               _mm256_and_si256(_mm256_srli_epi16(both.b, 4), mask)};
   }
-  static __m256i fifths(const uint8_t* p) {  // 16 in the bytes whose bits are set
+  // Return 16 in each byte whose bit is set.
+  static __m256i fifths(const uint8_t* p) {
     int32_t bits;
     std::memcpy(&bits, p, 4);
     const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
@@ -43,8 +44,9 @@ struct Vec {
     first = {_mm256_add_epi8(first.a, fifths(p)), _mm256_add_epi8(first.b, fifths(p + 4))};
     second = {_mm256_add_epi8(second.a, fifths(p + 8)), _mm256_add_epi8(second.b, fifths(p + 12))};
   }
-  // VPMADDUBSW adds two products in 16 bits and saturates. With |w| <= 128 on the unsigned side and x
-  // within +-127 carrying the sign, a pair stays within 2 * 128 * 127 = 32512, so the sum is exact.
+  // Return the sums of four products. VPMADDUBSW multiplies unsigned by signed bytes and adds two products in 16 bits,
+  // saturating. Bytes: the unsigned operand is |w| <= 128, and x within +-127 takes the sign of w. A pair of products
+  // is then at most 2 * 128 * 127 = 32512, so the sum is exact.
   template <bool NIBBLES>
   static __m256i quad(__m256i w, __m256i x) {
     const __m256i pairs = NIBBLES ? _mm256_maddubs_epi16(w, x)
@@ -86,7 +88,7 @@ struct Vec {
     return {_mm256_slli_epi32(x.a, BITS), _mm256_slli_epi32(x.b, BITS)};
   }
   template <int BITS>
-  static Int shift_right(Int x) {  // keeps the sign
+  static Int shift_right(Int x) {
     return {_mm256_srai_epi32(x.a, BITS), _mm256_srai_epi32(x.b, BITS)};
   }
   static Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
@@ -137,10 +139,8 @@ struct Vec {
 
   static Float sub(Float x, Float y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
   static Float div(Float x, Float y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-  // With a NaN on either side the result is y.
   static Float max(Float x, Float y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
   static Float min(Float x, Float y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
-  // a > b ? x : y in each lane; y with a NaN on either side.
   static Float if_greater(Float a, Float b, Float x, Float y) {
     return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
             _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
@@ -149,12 +149,10 @@ struct Vec {
     const Int bits = magnitude_bits(x);
     return {_mm256_castsi256_ps(bits.a), _mm256_castsi256_ps(bits.b)};
   }
-  // 2 to the power of n in -127..127; 0 for -127.
   static Float power_of_two(Int n) {
     n = shift_left<23>(add(n, set_int(127)));
     return {_mm256_castsi256_ps(n.a), _mm256_castsi256_ps(n.b)};
   }
-  // Lanes i and i + 8, then i and i + 4, ...: every level adds in this order.
   static float sum_lanes(Float x) {
     const __m256 eight = _mm256_add_ps(x.a, x.b);
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

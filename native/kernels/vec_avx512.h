@@ -1,4 +1,4 @@
-// The kernels' vector type on AVX-512 with VNNI: one 512-bit register.
+// The kernels' vector type on AVX-512 with VNNI: one 512-bit register. vec_scalar.h documents the operations.
 #pragma once
 
 #include <immintrin.h>
@@ -14,11 +14,11 @@ struct Vec {
   using Float = __m512;
   using Codes = __m512i;
 
-  // VPDPBUSD multiplies unsigned by signed bytes. The weight takes the unsigned side, raised by 128,
-  // because the correction is then one number per token and segment: 128 times the sum of its codes.
+  // VPDPBUSD multiplies unsigned by signed bytes. The weight is the unsigned operand, raised by 128. The correction is
+  // then one number per token and segment: 128 times the sum of the input's codes.
   static constexpr int kOffsetBytes = 128;
-  static constexpr int kRows = 12;  // of a register tile
-  static constexpr int kWide = 4;   // blocks of a tile with few rows
+  static constexpr int kRows = 12;  // rows of the largest register tile
+  static constexpr int kWide = 4;   // blocks of a tile with one row
 
   static Codes load_bytes(const uint8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
@@ -29,7 +29,6 @@ struct Vec {
     first = _mm512_and_si512(both, mask);
     second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
   }
-  // The fifth bits of both; loaded codes are raised by 16 then.
   static void add_fifths(const uint8_t* p, Codes& first, Codes& second) {
     uint64_t bits[2];
     std::memcpy(bits, p, 16);
@@ -43,7 +42,7 @@ struct Vec {
     std::memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
   }
-  // Byte j of every lane; loaded codes are unsigned here.
+  // Loaded codes are unsigned here.
   static Int lane_code(Codes w, int j) {
     return _mm512_and_si512(_mm512_srl_epi32(w, _mm_cvtsi32_si128(8 * j)), _mm512_set1_epi32(255));
   }
@@ -62,7 +61,7 @@ struct Vec {
     return _mm512_slli_epi32(a, BITS);
   }
   template <int BITS>
-  static Int shift_right(Int a) {  // keeps the sign
+  static Int shift_right(Int a) {
     return _mm512_srai_epi32(a, BITS);
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
@@ -88,19 +87,15 @@ struct Vec {
 
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
-  // With a NaN on either side the result is b.
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
-  // a > b ? x : y in each lane; y with a NaN on either side.
   static Float if_greater(Float a, Float b, Float x, Float y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
   }
   static Float magnitude(Float a) { return _mm512_castsi512_ps(magnitude_bits(a)); }
-  // 2 to the power of n in -127..127; 0 for -127.
   static Float power_of_two(Int n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
   }
-  // Lanes i and i + 8, then i and i + 4, ...: every level adds in this order.
   static float sum_lanes(Float a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -1,4 +1,7 @@
-// The kernels' vector type in portable C++: 16 lanes in plain arrays.
+// The kernels' vector type in portable C++: 16 lanes in plain arrays. The operations are documented here; vec_avx2.h
+// and vec_avx512.h have the same ones, with the same results.
+//
+// Int and Float hold 16 lanes. Codes holds 64 bytes, four per lane: codes of four columns of 16 output channels.
 #pragma once
 
 #include <cstdint>
@@ -20,33 +23,37 @@ struct Vec {
     int8_t v[64];
   };
 
-  static constexpr int kOffsetBytes = 0;  // what a code loaded from bytes is raised by
-  static constexpr int kRows = 2;         // of a register tile
-  static constexpr int kWide = 1;         // blocks of a tile with few rows
+  static constexpr int kOffsetBytes = 0;  // load_bytes adds it to the codes
+  static constexpr int kRows = 2;         // rows of the largest register tile
+  static constexpr int kWide = 1;         // blocks of a tile with one row
 
   static Codes load_bytes(const uint8_t* p) {
     Codes c;
     std::memcpy(c.v, p, 64);
     return c;
   }
+  // Load 128 nibbles: the low halves of the bytes into `first`, the high halves into `second`. Codes are raised by 8.
   static void load_nibbles(const uint8_t* p, Codes& first, Codes& second) {
     for (int i = 0; i < 64; ++i) {
       first.v[i] = static_cast<int8_t>(p[i] & 15);
       second.v[i] = static_cast<int8_t>(p[i] >> 4);
     }
   }
+  // Add the fifth bits. Codes are raised by 16 then.
   static void add_fifths(const uint8_t* p, Codes& first, Codes& second) {
     for (int i = 0; i < 64; ++i) {
       first.v[i] = static_cast<int8_t>(first.v[i] + (p[i / 8] >> i % 8 & 1) * 16);
       second.v[i] = static_cast<int8_t>(second.v[i] + (p[8 + i / 8] >> i % 8 & 1) * 16);
     }
   }
+  // Add to each lane the dot product of its four codes with x[0..3]. NIBBLES: no code is negative.
   template <bool NIBBLES>
   static Int dot(Int sum, const Codes& w, const int8_t* x) {
     for (int i = 0; i < 16; ++i)
       for (int j = 0; j < 4; ++j) sum.v[i] += int32_t{w.v[4 * i + j]} * x[j];
     return sum;
   }
+  // Return byte j of every lane.
   static Int lane_code(const Codes& w, int j) {
     Int r;
     for (int i = 0; i < 16; ++i) r.v[i] = w.v[4 * i + j];
@@ -62,12 +69,13 @@ struct Vec {
     for (auto& v : r.v) v = a;
     return r;
   }
+  // Load 16 signed bytes.
   static Int widen(const int8_t* p) {
     Int r;
     for (int i = 0; i < 16; ++i) r.v[i] = p[i];
     return r;
   }
-  // Sums wrap around, as on every other level.
+  // Sums wrap around on overflow, as on every other level.
   static int32_t wrapped(uint32_t a) { return static_cast<int32_t>(a); }
   static Int add(Int a, Int b) {
     for (int i = 0; i < 16; ++i)
@@ -84,7 +92,7 @@ struct Vec {
       a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b));
     return a;
   }
-  // a * b where b fits 16 bits and a is a zero point.
+  // Return a * b for a zero point a, where b fits 16 bits.
   static Int mul_short(Int a, int32_t b) { return mul(a, b); }
   static Int mul_lanes(Int a, Int b) {
     for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
@@ -131,6 +139,7 @@ struct Vec {
     }
     return r;
   }
+  // Return the bits of |a|, which compare like |a|.
   static Int magnitude_bits(Float a) {
     Int r;
     for (int i = 0; i < 16; ++i) {
@@ -153,13 +162,14 @@ struct Vec {
     for (const auto v : a.v) r += v;
     return r;
   }
-  static Int round(Float a) {  // half to even: the default rounding mode
+  static Int round(Float a) {  // to the nearest, ties to even
     Int r;
-    for (int i = 0; i < 16; ++i)  // beyond 32 bits and NaN: the least number, as on x86
+    for (int i = 0; i < 16; ++i)  // NaN, and values beyond 32 bits: INT32_MIN, as on x86
       r.v[i] = a.v[i] >= -0x1p31f && a.v[i] < 0x1p31f ? static_cast<int32_t>(__builtin_nearbyintf(a.v[i]))
                                                       : INT32_MIN;
     return r;
   }
+  // Store the lanes as bytes.
   static void store_bytes(int8_t* p, Int a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
   }
@@ -172,7 +182,7 @@ struct Vec {
     for (int i = 0; i < 16; ++i) a.v[i] /= b.v[i];
     return a;
   }
-  // With a NaN on either side the result is b.
+  // If a or b is NaN, the result is b; the same for min.
   static Float max(Float a, Float b) {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
@@ -181,7 +191,7 @@ struct Vec {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
   }
-  // a > b ? x : y in each lane; y with a NaN on either side.
+  // Return a > b ? x : y in each lane; y if a or b is NaN.
   static Float if_greater(Float a, Float b, Float x, Float y) {
     for (int i = 0; i < 16; ++i) x.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
     return x;
@@ -190,7 +200,7 @@ struct Vec {
     for (auto& v : a.v) v = __builtin_fabsf(v);
     return a;
   }
-  // 2 to the power of n in -127..127; 0 for -127.
+  // Return 2^n for n in -127..127; 0 for -127.
   static Float power_of_two(Int n) {
     Float r;
     for (int i = 0; i < 16; ++i) {
@@ -199,7 +209,7 @@ struct Vec {
     }
     return r;
   }
-  // Lanes i and i + 8, then i and i + 4, ...: every level adds in this order.
+  // Add lanes i and i + 8, then i and i + 4, and so on: every level adds in this order.
   static float sum_lanes(Float a) {
     for (int half = 8; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];

@@ -1,5 +1,4 @@
-// Loads of less than a vector, and functions of vectors: part of decoder_kernels.cpp, needs ZP_VEC's vector
-// type.
+// Loads and stores of less than a vector, exp, tanh and erf: part of decoder_kernels.cpp, needs ZP_VEC's vector type.
 #pragma once
 
 #include "core/layout.h"
@@ -16,7 +15,7 @@ int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
-// The first `count` lanes (all, if there are more) of p; the others are `fill`.
+// Load the first `count` lanes (all, if count is larger); the others are `fill`.
 V::Float load(const float* p, int64_t count, float fill = 0.0f) {
   if (count >= kLanes) return V::load(p);
   float lanes[kLanes];
@@ -24,6 +23,7 @@ V::Float load(const float* p, int64_t count, float fill = 0.0f) {
   return V::load(lanes);
 }
 
+// Store the first `count` lanes (all, if count is larger).
 void store(float* p, int64_t count, V::Float value) {
   if (count >= kLanes) {
     V::store(p, value);
@@ -34,8 +34,8 @@ void store(float* p, int64_t count, V::Float value) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// e^x within an ulp or two; 0 below -88, and no more than e^88. x = n log 2 + r, and a Taylor polynomial of
-// r.
+// Return e^x to one or two ulp; 0 below -88, e^88 above 88. Computed as 2^n times a Taylor polynomial of r, with
+// x = n ln 2 + r.
 V::Float exponential(V::Float x) {
   x = V::min(V::set_float(88.0f), V::max(V::set_float(-88.0f), x));
   const V::Int n = V::round(V::mul(x, V::set_float(1.44269504f)));
@@ -65,7 +65,7 @@ V::Float hyperbolic_tangent(V::Float x) {  // 1 - 2 / (e^2x + 1), to 1e-7
   return V::sub(one, V::div(V::set_float(2.0f), V::add(e, one)));
 }
 
-// Of x >= 0, to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+// Return erf(x) for x >= 0, to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 V::Float error_function(V::Float x) {
   const V::Float one = V::set_float(1.0f);
   const V::Float t = V::div(one, V::fma(V::set_float(0.3275911f), x, one));

@@ -1,5 +1,5 @@
-// What the decoder is tested against: a tiny random model, as the library's decoder and as plain matrices,
-// and a naive forward pass in double precision.
+// Test support: a tiny random model, kept as the library's decoder and as plain matrices, and a naive forward pass of
+// the matrices in double precision that the decoder is compared with.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ namespace {
 
 using Floats = std::vector<float>;
 
-std::atomic<int> passed{0}, failed{0};  // several threads expect
+std::atomic<int> passed{0}, failed{0};  // atomic: several threads call expect
 
 void expect(bool good, const char* what) {
   (good ? passed : failed) += 1;
@@ -72,7 +72,7 @@ Floats random_floats(int64_t count, float mean, float spread, std::mt19937& rand
   return values;
 }
 
-// Packs a random weight; `values` become what the packed ones stand for.
+// Pack a random weight, and set `values` to its dequantized values.
 zp_weight* random_weight(Matrix& m, Kind kind, std::mt19937& random, float scale = 1, float damage = 0) {
   m.values = random_floats(m.rows * m.columns, 0, 0.3f * scale, random);
   if (damage != 0) m.values[static_cast<size_t>(kDamagedToken * m.columns)] = damage;
@@ -176,7 +176,7 @@ std::unique_ptr<Model> make(const zp_decoder_config& c, const Options& o, std::m
   return m;
 }
 
-// -- the naive reference: one sequence, everything in double --------------------------------------------
+// -- the naive forward pass: one sequence, all in double     --------------------------------------------
 
 using Doubles = std::vector<double>;
 

@@ -1,5 +1,6 @@
-// The decoder without Python, for sanitizers: tiny random models at every level against plain loops, and what
-// must not change a result: threads, how a prompt is cut, and who else is in the batch.
+// Tests of the decoder without Python, also run under sanitizers. Tiny random models are compared with plain loops at
+// every level. The number of threads, the chunks of a prompt and the other sequences of a step must not change a
+// result.
 #include "naive_decoder.h"
 
 #include <thread>
@@ -25,7 +26,7 @@ std::vector<int32_t> random_tokens(const Model& m, int count, std::mt19937& rand
   return tokens;
 }
 
-// Feeds `tokens` to a sequence in chunks; the logits of all.
+// Feed `tokens` to a sequence in chunks, and return the logits of all.
 Floats feed(const Model& m, const Cache& cache, const std::vector<int32_t>& tokens, size_t chunk, int threads,
             int32_t sequence = 0) {
   const auto vocab = static_cast<size_t>(m.config.vocab);
@@ -98,7 +99,7 @@ void test_families(int level, std::mt19937& random) {
   }
 }
 
-// How a prompt is cut, threads, and a cut back: the same bits.
+// Chunks of a prompt, threads and truncation do not change a bit of the logits.
 void test_cuts(std::mt19937& random) {
   for (const int window : {0, 70})
     for (const int type : {ZP_CACHE_FLOAT16, ZP_CACHE_INT8}) {
@@ -120,7 +121,7 @@ void test_cuts(std::mt19937& random) {
     }
 }
 
-// A cache that grows between and within pages, with two sequences in it: the same bits, and room for more.
+// Growing a cache between and within pages, with two sequences in it, changes no bit and makes room for more tokens.
 void test_growth(std::mt19937& random) {
   for (const int type : {ZP_CACHE_FLOAT16, ZP_CACHE_INT8}) {
     const auto m = make(small_config(), {.kind = Kind::kInt8, .window = 70}, random);
@@ -149,7 +150,7 @@ void test_growth(std::mt19937& random) {
   }
 }
 
-// Sequences of different lengths in one step, their tokens mixed, against each alone.
+// Sequences of different lengths in one step, with mixed tokens, give the same as each alone.
 void test_batch(std::mt19937& random) {
   const auto m = make(small_config(), {.kind = Kind::kInt8}, random);
   const auto vocab = static_cast<size_t>(m->config.vocab);

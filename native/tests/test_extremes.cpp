@@ -1,5 +1,5 @@
-// What no model should hold and no caller should ask for: numbers beyond half precision, infinities and NaN in the
-// input and in the cache, sizes that overflow, null pointers, a level chosen while others compute.
+// Tests of extreme values and wrong arguments: numbers beyond float16, infinities and NaN in the input and in the
+// cache, sizes that overflow, null pointers, a level chosen while other threads compute.
 #include <cfloat>
 #include <thread>
 
@@ -57,7 +57,7 @@ bool all(const Floats& values, size_t begin, size_t count, bool (*good)(float)) 
                      good);
 }
 
-// Rows of extremes beside plain ones: each comes out as alone, what is not finite stays in its row.
+// Rows of extreme values next to plain ones: each row gives the same as alone, and NaN and infinity stay in their row.
 void test_inputs(int level) {
   for (const zp_format& format : kFormats) {
     const Packed packed(format);
@@ -109,6 +109,8 @@ void test_product_sizes() {
   expect(refused(zp_rows(packed.weight, ids + 3, 1, value, 64)), "a row before the first");
   expect(refused(zp_rows(packed.weight, ids, -1, value, 64)), "fewer ids than none");
   expect(refused(zp_rows(packed.weight, ids, 1, value, 63)), "rows that overlap");
+  expect(refused(zp_rows(packed.weight, ids, 1, value, int64_t{1} << 62)), "rows without end");
+  expect(zp_rows(packed.weight, ids, 0, value, int64_t{1} << 62) == ZP_OK, "no rows at any stride");
   expect(zp_input_bytes(packed.weight, kHuge) == 0 && zp_input_bytes(packed.weight, kHuge / 128) == 0,
          "an input without end");
   alignas(64) static uint8_t memory[1 << 16];
@@ -142,7 +144,7 @@ void test_codes() {
   expect(refused(zp_pack(&format, nullptr, scale, zero, &weight)), "no codes");
 }
 
-// An input in two halves is known by what it was made for.
+// zp_multiply refuses an input that zp_quantize laid out for another weight or number of rows.
 void test_halves() {
   const Packed packed(kFormats[0]), other(kFormats[1]);
   Floats x(8 * 64, 1.0f), y(8 * 33);
@@ -202,7 +204,7 @@ struct Cache {
   Cache& operator=(const Cache&) = delete;
   ~Cache() { zp_cache_free(cache); }
 
-  // The logits of all tokens, fed in chunks.
+  // Return the logits of all tokens, fed in chunks.
   Floats feed(const std::vector<int32_t>& tokens, size_t chunk, int threads = 1) const {
     const auto vocab = static_cast<size_t>(model.config.vocab);
     Floats logits(tokens.size() * vocab);
@@ -237,8 +239,8 @@ double difference(const Floats& logits, const std::vector<Doubles>& expected) {
   return worst / size;
 }
 
-// Values beyond half precision, of some tokens: every type of cache holds them, and that of half precision becomes
-// wide, with the same bits however the tokens were cut.
+// Some tokens have values beyond float16. Every type of cache stores them; a float16 cache becomes wide, and gives the
+// same bits for any chunks of the tokens.
 void test_overflow(int level, std::mt19937& random) {
   for (const int window : {0, 9}) {
     const auto m = make(small_config(), {.window = window, .value_scale = 17000}, random);
@@ -263,7 +265,7 @@ void test_overflow(int level, std::mt19937& random) {
   }
 }
 
-// A cache becomes wide in the middle of a text: what was stored before is as if it had been wide from the start.
+// A cache that becomes wide in the middle of a text gives the same as one that was wide from the start.
 void test_widening(std::mt19937& random) {
   for (int attempt = 0; attempt < 3; ++attempt) {
     const unsigned seed = random();
@@ -276,7 +278,7 @@ void test_widening(std::mt19937& random) {
   }
 }
 
-// A token whose embedding is NaN, or infinite: the tokens before it are as without it.
+// A token whose embedding is NaN or infinite does not change the logits of the tokens before it.
 void test_poison(int level, std::mt19937& random) {
   for (const float damage : {NAN, INFINITY}) {
     for (const int window : {0, 5}) {
@@ -327,7 +329,7 @@ void test_decoder_sizes(std::mt19937& random) {
   expect(refused(zp_decoder_create(&c, &decoder)), "a decoder without end");
 }
 
-// One thread computes, another asks for a level again and again: refused, or between two steps.
+// One thread computes while another selects levels: each selection is refused, or happens between two steps.
 void test_switching(std::mt19937& random) {
   const int32_t best = zp_isa_active();
   const auto m = make(small_config(), {.kind = Kind::kInt8}, random);

@@ -1,4 +1,5 @@
-// The kernels without Python, for sanitizers: every level against plain loops, and the pool under load.
+// Tests of the kernels without Python, also run under sanitizers: every level against plain loops, and the pool under
+// load.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -54,7 +55,7 @@ Case make(const zp_format& format, std::mt19937& random) {
   return c;
 }
 
-// The input as the kernels see it: integer codes times a scale, or as it is.
+// Return the input that the kernels multiply: quantized and dequantized, or unchanged if the format says so.
 std::vector<double> quantized(const Case& c, const std::vector<float>& x, int64_t rows) {
   const int64_t k = c.format.columns, size = c.format.activation > 0 ? c.format.activation : k;
   std::vector<double> out(x.begin(), x.end());
@@ -203,7 +204,7 @@ void test_divergence(std::mt19937& random) {
          "a token out of range");
 }
 
-// Scales found are those of the levels' least error, and each column is the level nearest to what is wanted.
+// Reported errors are those of the scales, and each column is rounded to the nearest level.
 void test_quantizer(std::mt19937& random) {
   constexpr int64_t rows = 53, columns = 75, size = 32, count = 3;
   std::normal_distribution<float> normal;
@@ -245,7 +246,7 @@ void test_quantizer(std::mt19937& random) {
   bool same = true;
   for (size_t i = 0; i < sums.size(); ++i) same = same && std::abs(sums[i] - error[i]) < 1e-4 * (1 + sums[i]);
   expect(same, "errors of the groups");
-  // Where H is a diagonal, a sweep gives each column its nearest level, and another changes nothing.
+  // With a diagonal H, one sweep rounds each weight to its nearest level, and a second sweep changes nothing.
   std::vector<float> hessian(columns * columns, 0.0f);
   for (int64_t j = 0; j < columns; ++j) hessian[static_cast<size_t>(j * columns + j)] = 2.0f;
   expect(zp_descend_columns(&groups, scale.data(), zero.data(), hessian.data(), 1, codes.data(), 2) == ZP_OK,

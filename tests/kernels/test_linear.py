@@ -104,7 +104,7 @@ def test_no_sum_saturates(text: str, code: str, rows: int) -> None:
         x = np.tile((most * sign).astype(np.float32), (rows, 1))
         expected = reference_linear(x, weight)
         for y in each_level(x, weight, None, 2):
-            # Two digits are joined in float32, one rounding; everything else is exact.
+            # Two limbs are joined in float32, one rounding; everything else is exact.
             np.testing.assert_allclose(y, expected, rtol=1.2e-7 if most > 127 else 0)
 
 

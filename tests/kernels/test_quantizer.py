@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused() -> None:
         columns.round_columns(weight, scheme, scale, None, factor(40, 4), np.arange(40) + 1)
     with pytest.raises(ZeropointError, match="-1 sweeps"):
         columns.descend(weight, scheme, scale, None, np.eye(40, dtype=np.float32), weight.astype(np.int8), -1)
-    with pytest.raises(ZeropointError, match="a part of the range"):
+    with pytest.raises(ZeropointError, match="at least one fraction of the range"):
         grid.search(weight, scheme, None, PARTS[:0])
     with pytest.raises(ZeropointError, match="threads must be"):
         grid.search(weight, scheme, None, PARTS, threads=10_000)

@@ -2,13 +2,14 @@
 
 A backend is a module of this package with the same functions:
 
-- `refusal(scheme, shape, device)`: why it cannot take a weight, or `None`;
-- `pack(weight)`: its private layout of a `QuantizedTensor`, made at load and never saved; `unpack(packed)`: the very
-  weight again;
-- `linear(x, packed, bias)` and `linear_ptr(...)`: the product; `rows(packed, ids)`: an embedding lookup.
+- `refusal(scheme, shape, device)` returns why the backend cannot take a weight, or `None`;
+- `pack(weight)` converts a `QuantizedTensor` to the backend's own layout, at load and never on disk; `unpack(packed)`
+  returns the same weight;
+- `linear(x, packed, bias)` and `linear_ptr(...)` compute the product; `rows(packed, ids)` is an embedding lookup.
 
-`BACKENDS` lists them, fastest first; the last one takes everything. `divergence`, `grid` and `columns` are other loops
-in C++, each beside a plain computation of the same. This package imports no torch.
+`BACKENDS` lists the backends, fastest first; the last one takes every integer weight on the CPU. The modules
+`divergence`, `grid` and `columns` call other C++ kernels, and compute the same in numpy where the native library is
+missing. This package imports no torch.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ BACKENDS = ("native", "reference")
 
 
 def backend(name: str) -> ModuleType:
-    """The backend module of that name."""
+    """Return the backend module of that name. Raises `UnsupportedError` for an unknown name."""
     if name not in BACKENDS:
         raise UnsupportedError(f"there is no kernel backend {name!r}: use {', '.join(BACKENDS)}")
     return import_module(f"zeropoint.kernels.{name}")
 
 
 def choose(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> tuple[ModuleType, dict[str, str]]:
-    """The first backend that takes a weight `[out, in]`, and why each one before it refused.
+    """Return the first backend that takes a weight of shape `[out, in]`, and the refusals of the backends before it.
 
-    Raises `UnsupportedError`, with every reason, when none does.
+    Raises `UnsupportedError` with every refusal if no backend takes the weight.
     """
     reasons: dict[str, str] = {}
     for name in BACKENDS:

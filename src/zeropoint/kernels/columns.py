@@ -1,7 +1,8 @@
-"""Round the columns of a weight in turn, each to what makes up for the errors of the others.
+"""Quantize the columns of a weight one after the other: GPTQ error propagation, and coordinate descent on codes.
 
-The C++ kernels take a row as a lane of its vectors, so that it adds up errors in the order of the columns whatever the
-number of threads. The plain computations below do the same by products of blocks, and take over without the library.
+Both call C++ kernels in which a vector lane is a row, so every row adds errors in column order for any number of
+threads. `plain` and `plain_descend` compute the same in numpy with matrix products, and are used where the native
+library is missing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from zeropoint.values.scheme import Scheme
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
-#: Columns between two updates of all that follow: enough for the update to be a matrix product, few enough for their
-#: errors to stay in the cache.
+#: Columns that the numpy version rounds before it updates all other columns: enough for the update to be a matrix
+#: product, few enough for their errors to stay in the cache.
 BLOCK = 64
 
 
@@ -35,10 +36,12 @@ def round_columns(
     *,
     threads: int | None = None,
 ) -> Codes:
-    """Codes `[out, in]` of finite float32 weights on the grid of `scale` and `zero_point`, `scheme.scale_shape` each.
+    """Round finite float32 weights `[out, in]` with GPTQ error propagation; return int8 codes `[out, in]`.
 
-    From the last j to the first, column `order[j]` becomes the level nearest to
-    `w_order[j] + sum_{i > j} ratio[j, i] e_i`, with `e_i` the error that was left in column `order[i]`.
+    For j from the last to the first, column `order[j]` is rounded to the level nearest to
+    `w_order[j] + sum_{i > j} ratio[j, i] e_i`, where `e_i` is the error left in column `order[i]`.
+    `scale` and `zero_point` have shape `scheme.scale_shape`, `ratio` is `[in, in]`, `order` is `[in]`.
+    Raises `SchemeError` if `ratio` or `order` has another shape, or `order` names a column that does not exist.
     """
     if library.missing() is not None:
         return plain(weight, scheme, scale, zero_point, ratio, order)
@@ -46,10 +49,10 @@ def round_columns(
     columns = weight.shape[1]
     library.require_shape("ratio", ratio, (columns, columns))
     library.require_shape("order", order, (columns,))
-    given = _Given(weight, scheme, scale, zero_point)
+    arguments = _Arguments(weight, scheme, scale, zero_point)
     codes = np.empty(weight.shape, np.int8)
     status = library.load().zp_round_columns(
-        *given.pointers(),
+        *arguments.pointers(),
         ratio.ctypes.data,
         order.ctypes.data,
         codes.ctypes.data,
@@ -70,27 +73,29 @@ def descend(
     *,
     threads: int | None = None,
 ) -> Codes:
-    """`codes` `[out, in]` changed one column after the other, `sweeps` times, each to those of the least `tr(E H E')`.
+    """Improve codes by coordinate descent on `tr(E H E')`; return int8 codes `[out, in]`.
 
-    E is the weight less what the codes stand for. With the other columns' errors fixed, that of column j is least where
-    `W'_j` moves by `(H E)_j / H_jj`; of the levels the nearest to that is taken. `hessian` `[in, in]` is symmetric.
+    `E = W - W'` is the error of the dequantized codes `W'`. Each of `sweeps` sweeps changes one column after the other.
+    With the other columns fixed, `tr(E H E')` is least where `W'_j` moves by `(H E)_j / H_jj`; column j gets the
+    nearest codes. `hessian` `[in, in]` is symmetric with a positive diagonal. Raises `SchemeError` if `hessian` or
+    `codes` has another shape, or `sweeps` is negative.
     """
     if library.missing() is not None:
         return plain_descend(weight, scheme, scale, zero_point, hessian, codes, sweeps)
     hessian = np.ascontiguousarray(hessian, np.float32)
-    given = _Given(weight, scheme, scale, zero_point)
-    found = np.array(codes, np.int8, order="C")
+    arguments = _Arguments(weight, scheme, scale, zero_point)
+    improved = np.array(codes, np.int8, order="C")
     library.require_shape("hessian", hessian, (weight.shape[1],) * 2)
-    library.require_shape("codes", found, weight.shape)
+    library.require_shape("codes", improved, weight.shape)
     status = library.load().zp_descend_columns(
-        *given.pointers(), hessian.ctypes.data, sweeps, found.ctypes.data, threads or default_threads()
+        *arguments.pointers(), hessian.ctypes.data, sweeps, improved.ctypes.data, threads or default_threads()
     )
     library.check(status)
-    return found
+    return improved
 
 
-class _Given:
-    """What both kernels are given; holds the memory that they read."""
+class _Arguments:
+    """The arguments that both kernels share. Keeps the arrays alive that the kernels read."""
 
     def __init__(self, weight: Floats, scheme: Scheme, scale: Floats, zero_point: Codes | None) -> None:
         shape = len(weight), scheme.groups_per_row(weight.shape[1])
@@ -104,7 +109,7 @@ class _Given:
         self._groups = library.groups(self._weight, scheme)
 
     def pointers(self) -> tuple[Any, int, int | None]:
-        """Of the groups, scales and zero points."""
+        """Return pointers to the groups, scales and zero points (`None`: no zero points)."""
         zero = None if self._zero is None else self._zero.ctypes.data
         return ctypes.byref(self._groups), self._scale.ctypes.data, zero
 
@@ -117,17 +122,17 @@ def plain(
     ratio: Floats,
     order: NDArray[np.int64],
 ) -> Codes:
-    """`round_columns` in numpy. Inside, a column of the weight is a contiguous row."""
+    """Compute `round_columns` in numpy, on the transposed weight: a column of the weight is a contiguous row here."""
     shape = weight.shape
-    wanted, steps = weight.T[order], by_column(scale, scheme, shape)[order]
+    weights, steps = weight.T[order], by_column(scale, scheme, shape)[order]
     zero = None if zero_point is None else by_column(zero_point.astype(np.float32), scheme, shape)[order]
-    errors = np.empty_like(wanted)
-    codes = np.empty(wanted.shape, np.int8)
-    for end in range(len(wanted), 0, -BLOCK):
+    errors = np.empty_like(weights)
+    codes = np.empty(weights.shape, np.int8)
+    for end in range(len(weights), 0, -BLOCK):
         begin = max(end - BLOCK, 0)
-        made_up = wanted[begin:end] + ratio[begin:end, end:] @ errors[end:]
+        targets = weights[begin:end] + ratio[begin:end, end:] @ errors[end:]
         for j in range(end - 1, begin - 1, -1):
-            code = made_up[j - begin]
+            code = targets[j - begin]
             code += ratio[j, j + 1 : end] @ errors[j + 1 : end]
             code /= steps[j]
             np.rint(code, out=code)
@@ -138,10 +143,10 @@ def plain(
             if zero is not None:
                 code -= zero[j]
             code *= steps[j]
-            np.subtract(wanted[j], code, out=errors[j])
-    found = np.empty(shape, np.int8)
-    found[:, order] = codes.T
-    return found
+            np.subtract(weights[j], code, out=errors[j])
+    result = np.empty(shape, np.int8)
+    result[:, order] = codes.T
+    return result
 
 
 def plain_descend(
@@ -153,7 +158,7 @@ def plain_descend(
     codes: Codes,
     sweeps: int,
 ) -> Codes:
-    """`descend` in numpy."""
+    """Compute `descend` in numpy."""
     shape = weight.shape
     steps, levels = by_column(scale, scheme, shape), codes.T.astype(np.float32)
     zero = np.float32(0) if zero_point is None else by_column(zero_point.astype(np.float32), scheme, shape)
@@ -177,5 +182,5 @@ def plain_descend(
 
 
 def by_column(per_group: Floats, scheme: Scheme, shape: tuple[int, ...]) -> Floats:
-    """Values per group as `[in, out]`."""
+    """Return values per group, of shape `scheme.scale_shape`, expanded to `[in, out]`."""
     return np.broadcast_to(expand_groups(per_group, scheme, shape[1]), shape).T

@@ -1,13 +1,13 @@
-"""Which grid of levels fits a group of weights best, and how well a grid fits.
+"""Search the best scale and zero point (a grid) of each group of weights, and measure the error of given grids.
 
-For the weights `x` of a group, the levels `L = clamp(round(x / s) + z) - z` of a scale s and zero point z fix the
-best scale in closed form, `(x . L) / (L . L)` (as in llama.cpp's `make_qx_quants`); of the grids tried, the one that
-leaves the least error with it wins. With `d = x - L s` the scale is `s + (L . d) / (L . L)` and the error
-`d . d - (L . d)^2 / (L . L)`, of small numbers: float32 sums of them keep their digits at 8 bits too. All products
-are weighted by the importance of each column.
+A candidate scale s and zero point z give the weights `x` of a group the levels `L = clamp(round(x / s) + z) - z`. For
+these levels the best scale is `(x . L) / (L . L)` (as in llama.cpp's `make_qx_quants`). The candidate with the least
+error at its best scale wins. With `d = x - L s` the best scale is `s + (L . d) / (L . L)` and its squared error is
+`d . d - (L . d)^2 / (L . L)`: sums of small numbers, so float32 is precise enough for 8 bits too. All products are
+weighted by the importance of each column.
 
-The C++ kernel takes a row as a lane of its vectors. It gives what the plain computation below gives, which takes
-over without the library and for one scale per tensor, but for float32 sums in another order.
+In the C++ kernels a vector lane is a row. `plain_search` and `plain_errors` compute the same in numpy, up to the order
+of float32 sums. They are used where the native library is missing, and for one scale per tensor.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from zeropoint.values.scheme import Scheme
 
 Floats = NDArray[np.float32]
 
-#: What a group of zeros is taken to reach.
+#: The largest magnitude that a group of zeros is taken to have.
 TINY = np.float32(1e-30)
 
 
 class Found(NamedTuple):
-    """Of each group, `scheme.scale_shape`: its smallest and largest weight, widened to hold zero, and the best grid.
+    """The result of `search`, arrays of shape `scheme.scale_shape`.
 
-    Scales are as they come, not rounded to their type; where a group is extreme they may be 0 or not finite. Zero
-    points are whole numbers, 0 where the scheme has none.
+    `low` and `high` are the smallest and largest weight of each group, at most and at least 0. `scale` is not rounded
+    to the scheme's scale type; for a group of extreme weights it may be 0 or not finite. `zero` holds whole numbers, 0
+    if the scheme is symmetric.
     """
 
     low: Floats
@@ -46,30 +47,31 @@ class Found(NamedTuple):
 def search(
     weight: Floats, scheme: Scheme, importance: Floats | None, parts: Floats, *, threads: int | None = None
 ) -> Found:
-    """The best of the grids that cover these `parts` of a group's range, for finite float32 weights `[out, in]`.
+    """Return the best of the candidate grids of each group, for finite float32 weights `[out, in]`.
 
-    Symmetric grids put a part of the largest weight at their lower end, by a negative scale where it is positive
-    and there is one code more below zero; with zero points, each part of one end is tried with each of the other.
-    `importance` `[in]` is what an error in each column counts; None: all count alike.
+    Candidates cover fractions (`parts`) of the group's range. Symmetric: each fraction of the weight of largest
+    magnitude is placed at `qmin`; the scale is negative if that weight is positive and there is one more code below
+    zero than above. Asymmetric: each fraction of the smallest weight is combined with each fraction of the largest.
+    `importance` `[in]` weights the squared error of each column; `None`: all alike.
     """
     if not _is_native(scheme):
         return plain_search(weight, scheme, importance, parts)
-    given = _Given(weight, scheme, importance)
-    found = Found(*(np.zeros(scheme.scale_shape(given.weight.shape), np.float32) for _ in range(4)))
+    arguments = _Arguments(weight, scheme, importance)
+    result = Found(*(np.zeros(scheme.scale_shape(arguments.weight.shape), np.float32) for _ in range(4)))
     parts = np.ascontiguousarray(parts, np.float32)
     status = library.load().zp_grid_search(
-        ctypes.byref(given.groups),
-        given.importance.ctypes.data,
+        ctypes.byref(arguments.groups),
+        arguments.importance.ctypes.data,
         parts.ctypes.data,
         len(parts),
-        found.low.ctypes.data,
-        found.high.ctypes.data,
-        found.scale.ctypes.data,
-        None if scheme.symmetric else found.zero.ctypes.data,
+        result.low.ctypes.data,
+        result.high.ctypes.data,
+        result.scale.ctypes.data,
+        None if scheme.symmetric else result.zero.ctypes.data,
         threads or default_threads(),
     )
     library.check(status)
-    return found
+    return result
 
 
 def errors(
@@ -81,37 +83,40 @@ def errors(
     *,
     threads: int | None = None,
 ) -> Floats:
-    """The weighted squared error of each group on each of some grids: `[grids, out, groups]`, like `scale` and `zero`
-    (float32; None: 0). One of numbers near the largest float32 may be infinite, or NaN."""
+    """Return the weighted squared error of each group on each of several grids, float32 `[grids, out, groups]`.
+
+    `scale` and `zero` (`None`: 0) are float32 of the same shape. An error of weights near the largest float32 may be
+    infinite or NaN. Raises `SchemeError` if a shape differs.
+    """
     if not _is_native(scheme):
         return plain_errors(weight, scheme, importance, scale, zero)
-    given = _Given(weight, scheme, importance)
+    arguments = _Arguments(weight, scheme, importance)
     scale = np.ascontiguousarray(scale, np.float32)
     zero = None if zero is None else np.ascontiguousarray(zero, np.float32)
-    library.require_shape("scale", scale, (len(scale), *scheme.scale_shape(given.weight.shape)))
+    library.require_shape("scale", scale, (len(scale), *scheme.scale_shape(arguments.weight.shape)))
     if zero is not None:
         library.require_shape("zero", zero, scale.shape)
-    found = np.empty_like(scale)
+    error = np.empty_like(scale)
     status = library.load().zp_grid_errors(
-        ctypes.byref(given.groups),
-        given.importance.ctypes.data,
+        ctypes.byref(arguments.groups),
+        arguments.importance.ctypes.data,
         len(scale),
         scale.ctypes.data,
         None if zero is None else zero.ctypes.data,
-        found.ctypes.data,
+        error.ctypes.data,
         threads or default_threads(),
     )
     library.check(status)
-    return found
+    return error
 
 
 def _is_native(scheme: Scheme) -> bool:
-    """One scale per tensor is a group without a row."""
+    """Return whether the C++ kernels take the scheme. They work on groups within a row, not on whole tensors."""
     return scheme.granularity != "tensor" and library.missing() is None
 
 
-class _Given:
-    """What both kernels are given; holds the memory that they read."""
+class _Arguments:
+    """The arguments that both kernels share. Keeps the arrays alive that the kernels read."""
 
     def __init__(self, weight: Floats, scheme: Scheme, importance: Floats | None) -> None:
         columns = weight.shape[1]
@@ -126,33 +131,35 @@ class _Given:
 
 
 def plain_search(weight: Floats, scheme: Scheme, importance: Floats | None, parts: Floats) -> Found:
-    """`search` in numpy."""
+    """Compute `search` in numpy."""
     low, high = rounding.group_range(weight, scheme)
-    found = Found(low, high, np.zeros_like(low), np.zeros_like(low))
+    result = Found(low, high, np.zeros_like(low), np.zeros_like(low))
     for rows, piece in pieces(weight, scheme):
         counts = 1 if importance is None else rounding.grouped(importance[None], scheme)
-        with np.errstate(all="ignore"):  # extreme weights overflow an error, which then simply does not win
-            found.scale[rows], found.zero[rows] = _best(piece, low[rows], high[rows], counts, scheme, parts)
-    return found
+        with np.errstate(
+            all="ignore"
+        ):  # with extreme weights an error may overflow; that candidate does not win
+            result.scale[rows], result.zero[rows] = _best(piece, low[rows], high[rows], counts, scheme, parts)
+    return result
 
 
 def plain_errors(
     weight: Floats, scheme: Scheme, importance: Floats | None, scale: Floats, zero: Floats | None
 ) -> Floats:
-    """`errors` in numpy."""
-    found = np.empty_like(scale)
+    """Compute `errors` in numpy."""
+    result = np.empty_like(scale)
     for rows, piece in pieces(weight, scheme):
         counts = 1 if importance is None else rounding.grouped(importance[None], scheme)
         for grid in range(len(scale)):
             by, offset = scale[grid, rows, :, None], 0 if zero is None else zero[grid, rows, :, None]
             with np.errstate(all="ignore"):
                 error = _levels(piece / by, offset, scheme) * by - piece
-                found[grid, rows] = np.einsum("rgs,rgs->rg", error * counts, error)
-    return found
+                result[grid, rows] = np.einsum("rgs,rgs->rg", error * counts, error)
+    return result
 
 
 def pieces(weight: Floats, scheme: Scheme) -> Iterator[tuple[slice, Floats]]:
-    """Some rows of the scales at a time, and their weights `[rows, groups, size]`."""
+    """Yield slices of the rows of `scheme.scale_shape`, each with its weights `[rows, groups, size]`."""
     if scheme.granularity == "tensor":
         yield slice(None), rounding.grouped(weight, scheme)
         return
@@ -163,7 +170,7 @@ def pieces(weight: Floats, scheme: Scheme) -> Iterator[tuple[slice, Floats]]:
 def _best(
     groups: Floats, low: Floats, high: Floats, counts: Any, scheme: Scheme, parts: Floats
 ) -> tuple[Floats, Floats]:
-    """Scales and zero points `[rows, groups]` of groups `[rows, groups, size]`."""
+    """Return the best scales and zero points `[rows, groups]` of groups `[rows, groups, size]`."""
     best, zero, least = np.zeros_like(low), np.zeros_like(low), np.full_like(low, np.inf)
     for tried, offset in _candidates(low, high, scheme, parts):
         levels = _levels(groups * (np.float32(1) / tried)[..., None], offset[..., None], scheme)
@@ -179,10 +186,10 @@ def _best(
 
 
 def _candidates(low: Floats, high: Floats, scheme: Scheme, parts: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Grids to try: their scales and zero points."""
+    """Yield the candidate grids: their scales and zero points `[rows, groups]`."""
     if scheme.symmetric:
         most = np.maximum(np.maximum(-low, high), TINY)
-        # Without a longer side there is no reason for a negative scale.
+        # With as many codes below zero as above, a negative scale has no advantage.
         most = np.where((scheme.qmin == -scheme.qmax) | (-low > high), -most, most)
         for part in parts:
             yield most * part / np.float32(scheme.qmin), np.zeros_like(low)
@@ -196,6 +203,6 @@ def _candidates(low: Floats, high: Floats, scheme: Scheme, parts: Floats) -> Ite
 
 
 def _levels(steps: Floats, zero: Any, scheme: Scheme) -> Floats:
-    """Codes less their zero point, float32; `steps` is overwritten."""
+    """Round weights, given in units of the scale, to levels (code - zero point), float32. Overwrites `steps`."""
     np.rint(steps, out=steps)
     return np.clip(steps, scheme.qmin - zero, scheme.qmax - zero, out=steps)

@@ -1,4 +1,7 @@
-"""The native library: found, checked and typed. Every call releases the interpreter lock (ctypes.CDLL)."""
+"""The native library `libzeropoint.so`: find it, check its version, and declare its functions for ctypes.
+
+Every call releases the interpreter lock (`ctypes.CDLL`). native/include/zeropoint.h documents the functions.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from zeropoint.values.scheme import Scheme
 ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
 FILE_NAME = "libzeropoint.so"
-#: Threads of one call at most.
+#: The most threads of one call.
 MAX_THREADS = 256
 
-#: `ZP_INTEGER` and `ZP_SCALE_...` of the header; fp16 scales are kept as float32.
+#: `ZP_INTEGER` and `ZP_SCALE_...` of the header. fp16 scales are packed as float32.
 INTEGER = 0
 SCALE_TYPES = {"fp32": 0, "bf16": 1, "nested": 2}
 
@@ -44,7 +47,7 @@ class Format(ctypes.Structure):
 
 
 class Groups(ctypes.Structure):
-    """`zp_groups`."""
+    """`zp_groups` of native/include/zeropoint.h."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -56,7 +59,7 @@ class Groups(ctypes.Structure):
     )
 
 
-#: `zp_divergence_row`.
+#: `zp_divergence_row` of native/include/zeropoint.h.
 DIVERGENCE_ROW = np.dtype(
     [("divergence", "f8"), ("p_loss", "f8"), ("q_loss", "f8"), ("agrees", "i4")], align=True
 )
@@ -108,6 +111,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 
 def _candidates() -> Iterator[Path]:
+    """Yield the paths where the library may be."""
     yield Path(__file__).parent / "_native" / FILE_NAME
     for entry in sys.path:  # an editable install keeps built files in site-packages
         yield Path(entry or ".") / "zeropoint" / "kernels" / "_native" / FILE_NAME
@@ -115,7 +119,7 @@ def _candidates() -> Iterator[Path]:
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library, loaded once. Raises `UnsupportedError` when it is missing or of another version."""
+    """Return the library, loaded once. Raises `UnsupportedError` if it is missing or of another version."""
     path = next((p for p in _candidates() if p.is_file()), None)
     if path is None:
         raise UnsupportedError(
@@ -140,14 +144,14 @@ def load() -> ctypes.CDLL:
 
 @cache
 def digest() -> str:
-    """sha256 of the library's file, as hex: what was timed with another build does not hold."""
+    """Return the sha256 of the library's file, as hex. Timings of one build do not hold for another."""
     import hashlib
 
     return hashlib.sha256(Path(load()._name).read_bytes()).hexdigest()
 
 
 def missing() -> str | None:
-    """Why there are no native kernels here, or `None`."""
+    """Return why the native kernels cannot be used here, or `None`."""
     try:
         library = load()
     except UnsupportedError as error:
@@ -156,12 +160,16 @@ def missing() -> str | None:
 
 
 def _message(library: ctypes.CDLL) -> str:
+    """Return the message of this thread's last error."""
     message: bytes = library.zp_last_error()
     return message.decode()
 
 
 def check(status: int) -> None:
-    """Raises the library's error, unless `status` is 0."""
+    """Raise the library's error unless `status` is 0.
+
+    Raises `SchemeError` (1, `ZP_INVALID`), `UnsupportedError` (2), `MemoryError` (3) or `ZeropointError` (others).
+    """
     if status == 0:
         return
     message = _message(load())
@@ -171,20 +179,23 @@ def check(status: int) -> None:
 
 
 def groups(weight: NDArray[np.float32], scheme: Scheme) -> Groups:
-    """`zp_groups` of a contiguous weight `[out, in]`, which must outlive it; one scale per tensor becomes one a row."""
+    """Return the `zp_groups` of a contiguous weight `[out, in]`, which must outlive it.
+
+    A scheme without groups has one group per row here, also if it has one scale per tensor.
+    """
     rows, columns = weight.shape
     size = scheme.group_size if scheme.granularity == "group" else columns
     return Groups(weight.ctypes.data, rows, columns, size, scheme.qmin, scheme.qmax)
 
 
 def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
-    """Raise `SchemeError` unless an array has the shape that the library reads."""
+    """Raise `SchemeError` unless an array has this shape, which the library reads unchecked."""
     if array.shape != shape:
         raise SchemeError(f"{name} must be of shape {shape}, not {array.shape}")
 
 
 def isa_levels() -> tuple[str, ...]:
-    """Instruction set levels this CPU runs, slowest first; empty without the native library."""
+    """Return the instruction set levels that this CPU can run, slowest first; empty without the native library."""
     try:
         levels = load().zp_isa_levels()
     except UnsupportedError:
@@ -193,7 +204,7 @@ def isa_levels() -> tuple[str, ...]:
 
 
 def active_isa() -> str:
-    """The level in use. Raises `UnsupportedError` when `ZEROPOINT_ISA` asks for one that cannot run."""
+    """Return the level in use. Raises `UnsupportedError` if `ZEROPOINT_ISA` names a level that cannot run here."""
     library = load()
     level = library.zp_isa_active()
     if level < 0:
@@ -202,10 +213,9 @@ def active_isa() -> str:
 
 
 def select_isa(name: str) -> None:
-    """Choose a level for the whole process (tests do).
+    """Choose the level of the whole process, for tests.
 
-    Raises `UnsupportedError` for a level that there is not or that this CPU cannot run, and while another thread
-    computes.
+    Raises `UnsupportedError` for an unknown level, for one that this CPU cannot run, and while another thread computes.
     """
     if name not in ISA_NAMES:
         raise UnsupportedError(f"{name!r} is no instruction set level: use {', '.join(ISA_NAMES)}")
@@ -213,7 +223,7 @@ def select_isa(name: str) -> None:
 
 
 def read_bandwidth(num_bytes: int = 1 << 30, threads: int = 1, repeats: int = 3) -> float:
-    """Bytes a second at which `threads` threads stream through `num_bytes` of memory: the best repeat."""
+    """Return the memory bandwidth of `threads` threads that read `num_bytes`, in bytes per second: the best repeat."""
     rate = c_double()
     check(load().zp_read_bandwidth(num_bytes, threads, repeats, ctypes.byref(rate)))
     return rate.value

@@ -1,4 +1,7 @@
-"""Integer kernels in C++ (native/): scalar, AVX2, AVX-512 VNNI and AMX, chosen when the library loads."""
+"""The native backend: integer kernels in C++ (native/) for scalar code, AVX2, AVX-512 VNNI and AMX.
+
+The library chooses the instruction set level at its first use; `ZEROPOINT_ISA` forces one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 class Packed:
-    """A weight in the kernels' layout; its memory is freed with it. Usable in a forked child, not picklable."""
+    """A weight in the kernels' layout. Owns its memory. Usable in a forked child, but not picklable."""
 
     __slots__ = ("__weakref__", "_finalizer", "address", "nbytes", "scheme", "shape")
 
@@ -38,7 +41,7 @@ class Packed:
 
 
 def format_of(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
-    """`zp_format` of an integer weight `[out, in]`."""
+    """Return the `zp_format` of an integer weight `[out, in]`."""
     activation = scheme.activation
     return library.Format(
         rows=shape[0],
@@ -55,7 +58,7 @@ def format_of(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
 
 
 def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str | None:
-    """Why these kernels cannot take such a weight `[out, in]`, or `None`."""
+    """Return why these kernels cannot take such a weight `[out, in]`, or `None`."""
     if device != "cpu":
         return f"runs on the CPU, not on {device}"
     if scheme.is_float:
@@ -71,14 +74,14 @@ def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str 
 
 
 def pack(weight: QuantizedTensor) -> Packed:
-    """The weight in the kernels' layout. Raises `UnsupportedError` with the reason of `refusal`."""
+    """Pack a weight in the kernels' layout. Raises `UnsupportedError` with the reason of `refusal`."""
     address = pack_at(weight)
     nbytes: int = library.load().zp_weight_bytes(address)
     return Packed(address, nbytes, weight.scheme, weight.shape)
 
 
 def pack_at(weight: QuantizedTensor) -> int:
-    """The same as the address of a `zp_weight`, which the caller frees."""
+    """Pack a weight and return the address of its `zp_weight`, which the caller frees. Raises like `pack`."""
     reason = refusal(weight.scheme, weight.shape)
     if reason is not None:
         raise UnsupportedError(f"the native kernels do not take {weight.scheme} {weight.shape}: {reason}")
@@ -113,12 +116,12 @@ def unpack(packed: Packed) -> QuantizedTensor:
     )
     library.check(status)
     if zero_point is not None:
-        zero_point = zero_point[: stored[0]]  # one of all, where the whole tensor shares it
+        zero_point = zero_point[: stored[0]]  # the tensor's only one, repeated in every row by zp_unpack
     return QuantizedTensor(scheme, codes, scale[: stored[0]], zero_point)
 
 
 def default_threads() -> int:
-    """The cores this process may use, as far as one call takes them."""
+    """Return the number of cores that this process may use, at most `MAX_THREADS`."""
     return max(1, min(len(os.sched_getaffinity(0)), library.MAX_THREADS))
 
 
@@ -130,10 +133,10 @@ def linear(
     threads: int | None = None,
     out: Floats | None = None,
 ) -> Floats:
-    """`x @ w.T + bias`, float32 `[m, out]`, for a C-contiguous float32 `x` `[m, in]`.
+    """Return `x @ w.T + bias`, float32 `[m, out]`, for C-contiguous float32 `x` `[m, in]` and `bias` `[out]`.
 
-    `bias` is float32 `[out]`; `out`, when given, receives the result. The result depends neither on
-    `threads` nor on the other rows of the call. Raises `SchemeError` when a shape or type does not fit.
+    `out`, if given, receives the result. A row's result depends neither on `threads` nor on the other rows of the call.
+    Raises `SchemeError` if an array has the wrong shape or type, or is not contiguous.
     """
     rows, (features_out, features_in) = len(x), packed.shape
     _require(x, (rows, features_in), "x")
@@ -149,7 +152,7 @@ def linear(
 
 
 def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: int, threads: int) -> None:
-    """`linear` on addresses of contiguous float32 memory; `bias_ptr` 0 is no bias. The caller checks shapes."""
+    """Compute `linear` on addresses of contiguous float32 memory; `bias_ptr` 0: no bias. The caller checks shapes."""
     features_out, features_in = packed.shape
     library.check(
         library.load().zp_linear(
@@ -159,19 +162,20 @@ def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: in
 
 
 def rows(packed: Packed, ids: NDArray[np.int64]) -> Floats:
-    """Rows `ids` `[n]` of the dequantized weight: float32 `[n, in]`. Raises `SchemeError` outside the weight."""
-    wanted = np.ascontiguousarray(ids, np.int64)
-    if wanted.ndim != 1:
-        raise SchemeError(f"row numbers must be one-dimensional, not {wanted.shape}")
-    out = np.empty((len(wanted), packed.shape[1]), np.float32)
+    """Return rows `ids` `[n]` of the dequantized weight, float32 `[n, in]`. Raises `SchemeError` for a wrong id."""
+    numbers = np.ascontiguousarray(ids, np.int64)
+    if numbers.ndim != 1:
+        raise SchemeError(f"row numbers must be one-dimensional, not {numbers.shape}")
+    out = np.empty((len(numbers), packed.shape[1]), np.float32)
     status = library.load().zp_rows(
-        packed.address, wanted.ctypes.data, len(wanted), out.ctypes.data, packed.shape[1]
+        packed.address, numbers.ctypes.data, len(numbers), out.ctypes.data, packed.shape[1]
     )
     library.check(status)
     return out
 
 
 def _require(array: NDArray[np.generic], shape: tuple[int, ...], name: str) -> None:
+    """Raise `SchemeError` unless an array is contiguous float32 of this shape."""
     if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
         raise SchemeError(
             f"{name} must be contiguous float32 of shape {shape}, not {array.dtype} {array.shape}"

@@ -1,4 +1,4 @@
-"""The last backend: numpy, for every format and any machine. Correct, and slow."""
+"""The numpy backend: takes every integer format on any CPU, slowly. It is the last one in `BACKENDS`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """The weight as it is: this backend has no layout of its own."""
+    """An unchanged `QuantizedTensor`: this backend has no layout of its own."""
 
     weight: QuantizedTensor
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of codes, scales and zero points."""
         zero_point = self.weight.zero_point
         return (
             self.weight.codes.nbytes
@@ -33,6 +34,7 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return `(out, in)`."""
         return self.weight.shape
 
     @property
@@ -41,14 +43,14 @@ class Packed:
 
 
 def refusal(scheme: Scheme, shape: tuple[int, int], device: str = "cpu") -> str | None:
-    """`None`, but for float formats and other devices."""
+    """Return why this backend cannot take a weight `[out, in]` (a float format, not on the CPU), or `None`."""
     if device != "cpu":
         return f"runs on the CPU, not on {device}"
     return f"{scheme} is a float format" if scheme.is_float else None
 
 
 def pack(weight: QuantizedTensor) -> Packed:
-    """Keeps the weight."""
+    """Wrap the weight unchanged."""
     return Packed(weight)
 
 
@@ -65,7 +67,10 @@ def linear(
     threads: int | None = None,
     out: Floats | None = None,
 ) -> Floats:
-    """`x @ w.T + bias`, float32 `[m, out]`; `threads` has no effect."""
+    """Return `x @ w.T + bias`, float32 `[m, out]`, for float32 `x` `[m, in]` and `bias` `[out]`.
+
+    `out`, if given, receives the result. `threads` has no effect. Raises `SchemeError` if `out` does not fit.
+    """
     result = reference_linear(x, packed.weight, bias)
     if out is None:
         return result
@@ -76,24 +81,25 @@ def linear(
 
 
 def linear_ptr(x_ptr: int, rows: int, packed: Packed, bias_ptr: int, out_ptr: int, threads: int) -> None:
-    """`linear` on addresses of contiguous float32 memory; `bias_ptr` 0 is no bias."""
+    """Compute `linear` on addresses of contiguous float32 memory; `bias_ptr` 0: no bias."""
     features_out, features_in = packed.shape
     bias = _view(bias_ptr, 1, features_out)[0] if bias_ptr else None
     linear(_view(x_ptr, rows, features_in), packed, bias, out=_view(out_ptr, rows, features_out))
 
 
 def rows(packed: Packed, ids: NDArray[np.int64]) -> Floats:
-    """Rows `ids` `[n]` of the dequantized weight: float32 `[n, in]`. Raises `SchemeError` outside the weight."""
-    wanted = np.asarray(ids, np.int64)
-    if wanted.size and not (int(wanted.min()) >= 0 and int(wanted.max()) < packed.shape[0]):
+    """Return rows `ids` `[n]` of the dequantized weight, float32 `[n, in]`. Raises `SchemeError` for a wrong id."""
+    numbers = np.asarray(ids, np.int64)
+    if numbers.size and not (int(numbers.min()) >= 0 and int(numbers.max()) < packed.shape[0]):
         raise SchemeError(f"a row number lies outside a weight with {packed.shape[0]} rows")
     w = packed.weight
     tensor = w.scheme.granularity == "tensor"
-    zero_point = w.zero_point if w.zero_point is None or tensor else w.zero_point[wanted]
-    scale = w.scale if tensor else w.scale[wanted]
-    return QuantizedTensor(w.scheme, w.codes[wanted], scale, zero_point).dequantize()
+    zero_point = w.zero_point if w.zero_point is None or tensor else w.zero_point[numbers]
+    scale = w.scale if tensor else w.scale[numbers]
+    return QuantizedTensor(w.scheme, w.codes[numbers], scale, zero_point).dequantize()
 
 
 def _view(address: int, rows: int, columns: int) -> Floats:
+    """Return the float32 matrix `[rows, columns]` at an address, without a copy."""
     memory = (ctypes.c_float * (rows * columns)).from_address(address)
     return np.ctypeslib.as_array(memory).reshape(rows, columns)
