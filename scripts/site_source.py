@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "benchmarks/results/*.md")
+PAGES = ("*.md", "docs/site.css", "docs/**/*.md", "benchmarks/*.md", "benchmarks/results/*.md")
 
 
 def main() -> None:
