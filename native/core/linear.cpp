@@ -24,7 +24,7 @@ constexpr int64_t kSerialProduct = 1 << 15;
 // Return how many rows a thread takes when threads split the rows; 0 if they split the output channels.
 int64_t rows_alone(const Weight& w, int64_t rows, int threads) {
   const int64_t each = rows_of_each(rows, threads);
-  return each > 0 && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_in_pass(w)) : 0;
+  return each > 0 && multiply_for(w, rows).scratch_bytes > 0 ? std::min(each, rows_at_once(w)) : 0;
 }
 
 void quantize_rows(const Product& product, int threads) {
@@ -148,13 +148,13 @@ zp_status linear(const zp_weight* weight, const float* x, int64_t rows, int64_t 
   const Weight& w = weight->layout;
   if (const zp_status status = check_input(w, rows, x_stride); status != ZP_OK) return status;
   const bool alone = rows_alone(w, rows, threads) > 0;  // a thread then lays out its own part of the input
-  const int64_t pass = alone ? rows : rows_in_pass(w);
-  for (int64_t begin = 0; begin < rows; begin += pass) {
+  const int64_t at_once = alone ? rows : rows_at_once(w);
+  for (int64_t begin = 0; begin < rows; begin += at_once) {
     Product product{};
     product.weight = &w;
     product.x = x + begin * x_stride;
     product.x_stride = x_stride;
-    product.rows = std::min(pass, rows - begin);
+    product.rows = std::min(at_once, rows - begin);
     product.bias = bias;
     product.y = y + begin * y_stride;
     product.y_stride = y_stride;

@@ -1,8 +1,11 @@
-// One product as separate steps: choose the kernel, lay out the quantized input, size the passes.
+// One product as separate steps: choose the kernel, lay out the quantized input, divide the rows and the blocks.
 //
 // AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
 // their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
 // which differ from product to product.
+//
+// A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows; a token of
+// two limbs fills two of them.
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -11,17 +14,18 @@
 namespace zp {
 namespace {
 
-// Rows from which AMX is used: fewer fill a tile of 16 rows badly, and AVX-512 is as fast.
+// Number of rows from which AMX is used: fewer leave most tile rows empty, and AVX-512 is as fast.
 constexpr int64_t kAmxMinRows = 4;
-// Bytes of input codes that one pass quantizes and multiplies, so that they stay in a second-level cache of 2 MiB.
-constexpr int64_t kPassBytes = 1 << 20;
-// Rows per pass and per thread are multiples of a pair of AMX tiles of 16 rows.
+// Bytes of input codes to quantize and multiply at a time, so that they stay in a second-level cache of 2 MiB.
+constexpr int64_t kBytesAtOnce = 1 << 20;
+// The rows at a time and the rows of a thread are rounded up to a multiple of this: the tile rows of two AMX tiles.
 constexpr int64_t kRowUnit = 32;
-// Rows per thread from which a thread takes whole rows of its own: see rows_of_each.
+// Threads split the rows (rows_of_each) if each gets at least this many, after rounding up to kRowUnit: 129 rows per
+// thread suffice, because they round up to 160. With fewer, threads split the output channels.
 constexpr int64_t kMinRowsOfThread = 160;
 // Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps.
 constexpr int64_t kStepsOfThread = 8;
-// Tokens whose two limbs fit one AMX tile of 16 rows: 8 rows of low limbs and 8 of high limbs.
+// Most rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
 
 // Memory that a thread keeps between calls. It grows to the largest size asked for.
@@ -47,14 +51,14 @@ bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
-// True if AMX products read the sums of the input's codes: zero points of 6- to 8-bit codes are subtracted from the
-// product. Those of nibbles are subtracted earlier, when a nibble is widened to a byte.
+// True if AMX products read the sums of the input's codes. They do for zero points of 6- to 8-bit codes, which are
+// subtracted after the product. Zero points of nibbles are subtracted before it, when a nibble is widened to a byte.
 bool has_byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
 bool uses_amx(const Weight& w, int64_t rows) {
-  // AMX kernels join the two limbs of a token after the integer sum of a whole row. A weight with a float scale per
+  // AMX kernels join the two limbs of a token after the integer sum over all columns. A weight with a float scale per
   // segment has no such sum, and the AMX kernel for it (by_segments in amx.cpp) takes one limb only.
   const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
@@ -115,8 +119,8 @@ Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
   return rest;
 }
 
-int64_t rows_in_pass(const Weight& w) {
-  return round_up(ceil_div(kPassBytes, w.columns_padded * w.limbs), kRowUnit);
+int64_t rows_at_once(const Weight& w) {
+  return round_up(ceil_div(kBytesAtOnce, w.columns_padded * w.limbs), kRowUnit);
 }
 
 int64_t rows_of_each(int64_t rows, int threads) {

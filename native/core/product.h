@@ -33,10 +33,10 @@ Activations lay_out_input(const Weight& weight, int64_t rows, void* memory);
 Activations rows_from(const Weight& weight, const Activations& input, int64_t row);
 
 // Return how many rows to quantize and multiply at a time, so that their codes stay in the second-level cache.
-int64_t rows_in_pass(const Weight& weight);
+int64_t rows_at_once(const Weight& weight);
 
-// Return how many rows each thread takes when threads split the rows; 0 if there are too few rows for that, and
-// threads should split the output channels. When threads split the rows, each thread reads all weights, from memory
+// Return how many rows (a multiple of 32) each thread takes when threads split the rows; 0 if that is fewer than 160,
+// and threads should split the output channels. When threads split the rows, each thread reads all weights, from memory
 // or from a cache that all cores share. With few rows a thread would wait for the weights.
 int64_t rows_of_each(int64_t rows, int threads);
 

@@ -16,7 +16,7 @@ constexpr int64_t kSerialProduct = 1 << 16;
 constexpr double kQuantizeNanoseconds = 0.15;  // per value, roughly
 
 // The products of some rows, ready to run.
-struct Pass {
+struct Slice {
   const Weight* weight[Products::kMost];
   Product product[Products::kMost];
   Multiply multiply[Products::kMost];
@@ -34,16 +34,16 @@ int64_t blocks_of(const Weight& w) {
 
 // Set up the products of `rows` rows from `begin` on, and lay out their quantized inputs. Returns false if there is no
 // memory.
-bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
+bool lay_out(const Products& all, int64_t begin, int64_t rows, Slice& slice) {
   size_t at[Products::kMost], bytes = 0;
-  pass.count = all.count;
-  pass.blocks = pass.scratch_bytes = 0;
+  slice.count = all.count;
+  slice.blocks = slice.scratch_bytes = 0;
   for (int i = 0; i < all.count; ++i) {
     const Weight& w = *all.terms[i].weight;
     const size_t size = input_bytes(w, rows);
     int same = 0;
     while (same < i && !same_input(*all.terms[same].weight, w)) ++same;
-    pass.quantizes[i] = same == i && size > 0;
+    slice.quantizes[i] = same == i && size > 0;
     at[i] = same < i ? at[same] : bytes;
     if (same == i) bytes += static_cast<size_t>(round_up(static_cast<int64_t>(size), kAlignment));
   }
@@ -51,7 +51,7 @@ bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
   if (bytes > 0 && memory == nullptr) return false;
   for (int i = 0; i < all.count; ++i) {
     const Term& term = all.terms[i];
-    Product& p = pass.product[i];
+    Product& p = slice.product[i];
     p = Product{};
     p.weight = term.weight;
     p.x = all.x + begin * all.x_stride;
@@ -61,10 +61,10 @@ bool lay_out(const Products& all, int64_t begin, int64_t rows, Pass& pass) {
     p.y = term.y + begin * term.y_stride;
     p.y_stride = term.y_stride;
     if (input_bytes(*term.weight, rows) > 0) p.input = lay_out_input(*term.weight, rows, memory + at[i]);
-    pass.weight[i] = term.weight;
-    pass.multiply[i] = multiply_for(*term.weight, rows);
-    pass.blocks += blocks_of(*term.weight);
-    pass.scratch_bytes = std::max(pass.scratch_bytes, pass.multiply[i].scratch_bytes);
+    slice.weight[i] = term.weight;
+    slice.multiply[i] = multiply_for(*term.weight, rows);
+    slice.blocks += blocks_of(*term.weight);
+    slice.scratch_bytes = std::max(slice.scratch_bytes, slice.multiply[i].scratch_bytes);
   }
   return true;
 }
@@ -82,14 +82,14 @@ void by_weight(const Weight* const* weights, int count, Share share, F&& body) {
 
 // Return how many blocks a thread takes at a time: a multiple of the four that vector kernels read together, and few
 // enough that threads do not wait long for the last piece.
-int64_t blocks_in_piece(const Pass& pass, int threads) {
+int64_t blocks_in_piece(const Slice& slice, int threads) {
   constexpr int64_t kTogether = 4;      // blocks
   constexpr int64_t kPieces = 8;        // per thread, at least
   constexpr int64_t kBytes = 1 << 16;  // of a piece's codes, roughly
   int64_t widest = 1;
-  for (int i = 0; i < pass.count; ++i)
-    widest = std::max(widest, pass.weight[i]->columns_padded * kLanes);
-  const int64_t most = std::min(pass.blocks / (threads * kPieces), kBytes / widest);
+  for (int i = 0; i < slice.count; ++i)
+    widest = std::max(widest, slice.weight[i]->columns_padded * kLanes);
+  const int64_t most = std::min(slice.blocks / (threads * kPieces), kBytes / widest);
   return round_up(std::max<int64_t>(1, most), kTogether);
 }
 
@@ -109,30 +109,30 @@ void look_ahead(const Following (&following)[2], int thread, int threads) {
   }
 }
 
-// Run the products of a pass. Returns false if there is no memory.
-bool multiply_pass(const Pass& pass, const Following (&following)[2], int threads) {
+// Run the products of a slice. Returns false if there is no memory.
+bool multiply_slice(const Slice& slice, const Following (&following)[2], int threads) {
   int64_t work = 0;
-  for (int i = 0; i < pass.count; ++i)
-    work += pass.product[i].rows * pass.weight[i]->rows * pass.weight[i]->columns;
+  for (int i = 0; i < slice.count; ++i)
+    work += slice.product[i].rows * slice.weight[i]->rows * slice.weight[i]->columns;
   if (work < kSerialProduct) threads = 1;
   struct Job {
-    const Pass& pass;
+    const Slice& slice;
     const Following (&following)[2];
     int threads;
     Shares shares;
     std::atomic<bool> out_of_memory{false};
-  } job{pass, following, threads, Shares(threads, pass.blocks, blocks_in_piece(pass, threads), kPair)};
+  } job{slice, following, threads, Shares(threads, slice.blocks, blocks_in_piece(slice, threads), kPair)};
   const auto run = [](void* context, int thread) {
     Job& job = *static_cast<Job*>(context);
-    const Pass& pass = job.pass;
+    const Slice& slice = job.slice;
     uint8_t* scratch = nullptr;
-    if (pass.scratch_bytes > 0) {
-      scratch = thread_scratch(static_cast<size_t>(pass.scratch_bytes));
+    if (slice.scratch_bytes > 0) {
+      scratch = thread_scratch(static_cast<size_t>(slice.scratch_bytes));
       if (scratch == nullptr) return job.out_of_memory.store(true);
     }
     job.shares.take(thread, [&](int64_t begin, int64_t end) {
-      by_weight(pass.weight, pass.count, {begin, end}, [&](int i, int64_t first, int64_t stop) {
-        pass.multiply[i].run(pass.product[i], first, stop, scratch);
+      by_weight(slice.weight, slice.count, {begin, end}, [&](int i, int64_t first, int64_t stop) {
+        slice.multiply[i].run(slice.product[i], first, stop, scratch);
       });
     });
     if (job.threads > 1) look_ahead(job.following, thread, job.threads);
@@ -146,17 +146,17 @@ bool multiply_pass(const Pass& pass, const Following (&following)[2], int thread
 bool multiply(const Products& all, int threads) {
   const Kernels* kernels = active_kernels();
   int64_t most = all.rows;
-  for (int i = 0; i < all.count; ++i) most = std::min(most, rows_in_pass(*all.terms[i].weight));
+  for (int i = 0; i < all.count; ++i) most = std::min(most, rows_at_once(*all.terms[i].weight));
   for (int64_t begin = 0; begin < all.rows; begin += most) {
-    Pass pass;
-    if (!lay_out(all, begin, std::min(most, all.rows - begin), pass)) return false;
+    Slice slice;
+    if (!lay_out(all, begin, std::min(most, all.rows - begin), slice)) return false;
     for (int i = 0; i < all.count; ++i) {
-      const Product& p = pass.product[i];
-      if (pass.quantizes[i])
+      const Product& p = slice.product[i];
+      if (slice.quantizes[i])
         each_row(threads, p.rows, static_cast<double>(p.weight->columns) * kQuantizeNanoseconds,
                  [&](int64_t row) { kernels->quantize(p, row, row + 1); });
     }
-    if (!multiply_pass(pass, all.next, threads)) return false;
+    if (!multiply_slice(slice, all.next, threads)) return false;
   }
   return true;
 }

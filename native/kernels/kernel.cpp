@@ -5,11 +5,14 @@
 // kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide
 // (blocks of a tile with one row).
 //
+// A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
+// are input channels, counted by k.
+//
 // Every level rounds in the same places, so all levels agree bit for bit:
 //   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
-//   at the row's end: y = total * (the scales that do not vary along the row) + bias
-// If no float scale varies along the row, all segments are summed as integers first. The two limbs of a 16-bit token
-// are separate rows until the end: total = 128 * high + low.
+//   after the last segment: y = total * (the scales that are equal in all segments) + bias
+// If every float scale is equal in all segments, the segments are summed as integers first. The two limbs of a 16-bit
+// token are separate rows until the end: total = 128 * high + low.
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -30,10 +33,9 @@ struct Form {
   static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // bytes of 8 columns of a block
   static constexpr int64_t kFifthsPer8 = 16;                  // bytes of their fifth bits
   // How far ahead of the codes in use a block's codes are prefetched, in bytes. Measured when decoding a model of 1.1B
-  // parameters in int4, see docs/native-engine.md.
+  // parameters in int4: docs/decisions/decode-blocks.md.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Blocks of the tile for one token of two limbs. A core reads two streams of nibbles faster than four: measured there
-  // too.
+  // Blocks of the tile for one token of two limbs. A core reads two streams of nibbles faster than four: same page.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
   // Load 8 columns of a block: columns 0 to 3 into `first`, 4 to 7 into `second`.
@@ -50,14 +52,15 @@ struct Form {
 
 // -- output ---------------------------------------------------------------------------------------
 
-// Return the scales of a block's group; of two-level scales the base.
+// Return the float scales of a block's 16 channels for one group. Two-level scales have one float per channel for all
+// groups; the caller applies the group's multipliers.
 V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
   const int64_t at = (w.nested ? block : block * w.groups + group) * kLanes;
   return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
 
-// Add the bias and store one row of a block.
+// Add the bias and store a block's 16 outputs of one token, number `row`.
 void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
   const int64_t column = block * kLanes;
   const int64_t count = smaller(kLanes, p.weight->rows - column);
@@ -74,12 +77,10 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
 
 // -- quantized input: int8, or 16 bits as two int8 limbs ------------------------------------------
 
-// Compute `rows` rows, from `row` on, of `blocks` blocks, from `block` on. Rows are rows of codes: a token of two limbs
-// has two. ROWS and BLOCKS are the tile's size; rows and blocks beyond `rows` and `blocks` repeat the last one and are
-// not stored.
-// NESTED: the weight has two-level scales and the input one scale per token, so that only integer multipliers vary
-// along the row and whole rows are summed as integers. Two-level scales with a grouped input
-// take NESTED = false.
+// Compute a tile: `rows` rows from `row` on, times `blocks` blocks from `block` on. A tile has room for ROWS x BLOCKS.
+// If `rows` or `blocks` is smaller, the rest of the tile computes the last row or block again and is not stored.
+// NESTED: the weight has two-level scales and the input one scale per token. Then only integer multipliers vary between
+// segments, and all segments are summed as integers. Two-level scales with a grouped input take NESTED = false.
 template <int ROWS, int BLOCKS, Stored STORED, bool NESTED>
 void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   using Form = Form<STORED>;
@@ -88,8 +89,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   constexpr int64_t kBytesPer8 = Form::kBytesPer8, kPrefetchBytes = Form::kPrefetchBytes;
   const Weight& w = *p.weight;
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
-  // From column `turn` on, the prefetch of a block would reach into the next block, which this tile reads itself. It
-  // jumps over the tile's blocks to the block that the next tile reads in its place.
+  // Blocks lie one behind the other. From column `turn` on, the address to prefetch lies beyond the end of block b, in
+  // block b + 1, which this tile reads itself. Adding `jump` moves it to block b + BLOCKS, which the next tile reads.
   const int64_t turn = w.columns_padded - kPrefetchBytes / kBytesPer8 * 8, jump = (BLOCKS - 1) * block_bytes;
   const uint8_t* code[BLOCKS];
   const uint8_t* fifth[BLOCKS] = {};
@@ -106,7 +107,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     sums_at[m] = r * w.segments;
     scale_at[m] = r / w.limbs * w.segments;
   }
-  // 256 codes of magnitude 127 at most: the sum of a segment's input codes fits 16 bits.
+  // The sum of up to 256 input codes, each at most 127 in magnitude, fits 16 bits, so mul_short can multiply by it.
   const bool small_sums = w.segment <= 256;
   V::Float total[ROWS][BLOCKS];
 #pragma GCC unroll 16

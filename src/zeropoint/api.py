@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class AutoModelForCausalLM:
     """Loads and quantizes any Hugging Face causal LM. The result is a `transformers` model that uses integer kernels.
 
-        >>> AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
+    >>> AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
     """
 
     def __init__(self) -> None:

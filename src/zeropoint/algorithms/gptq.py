@@ -4,8 +4,9 @@ Idea (Frantar et al. 2022, arXiv:2210.17323): minimize the error of the layer's 
 and the Hessian `H = sum x x'` over the calibration tokens. Inputs are correlated, so the error of one column can be
 compensated in another. With `H = U' U`, U upper triangular, the output error is `|E U'|^2`, and column j of `E U'` is
 `E_j U_jj + sum_{i>j} E_i U_ji`. Columns are rounded from the last to the first: rounding
-`W_j + sum_{i>j} E_i U_ji / U_jj` makes that term as small as possible. This equals the paper's procedure, without the
-inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
+`W_j + sum_{i>j} E_i U_ji / U_jj` makes that term as small as possible. So a column pulls in the errors of the columns
+rounded before it. The paper spreads a column's error over the columns not yet rounded. Both procedures are equal, and
+this one needs no inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
 
 `order`: columns are sorted by rising `H_jj`, so the columns with the largest inputs are rounded first. Scales and zero
 points are those of `rtn`, found before any column is rounded; so the order does not affect the groups, and every scale

@@ -2,10 +2,12 @@
 
 The artifact and the float32 reference model read the same tokens, so every difference is paired. A bound is met only
 when the *whole* 95 % interval lies inside the bound. A text too short to decide fails the gate; the verdict says so.
+The ends of the intervals, `low` and `high`, come from evaluate/statistics.py for the metrics of a text, and from
+evaluate/paired.py for the accuracy on tasks.
 
-Without bounds from the caller, the narrowest weight format of the artifact chooses the default bounds below. They mean
-"still the same model": round-to-nearest and better methods meet them on small models, and large models stay well
-inside them.
+Without bounds from the caller, the default bounds below apply. The row is chosen by the bits of the artifact's
+narrowest weight format (`smallest_bits` in evaluate/models.py). The default bounds mean "still the same model":
+round-to-nearest and better methods meet them on small models, and large models stay well inside them.
 
     ======  =============  ===================
     bits    max mean KL    max perplexity rise
@@ -240,7 +242,7 @@ class _Judged(NamedTuple):
 
 
 def default_bounds(bits: int) -> tuple[float, float]:
-    """Return the default bounds on mean KL (nats) and relative perplexity rise for weights of `bits` or more bits."""
+    """Return the default bounds, mean KL (nats) and relative perplexity rise, if the narrowest weight has `bits` bits."""
     return next((kl, rise) for widest, kl, rise in DEFAULT_BOUNDS if bits <= widest)
 
 
@@ -251,7 +253,11 @@ def judge(
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
 ) -> tuple[BoundResult, ...]:
-    """Return one result for each bound that is not None, from a worker's quality entry `entry`."""
+    """Return one result for each bound that is not None.
+
+    `entry` is what the worker measured for the artifact. It maps `kl_divergence`, `perplexity_ratio` and
+    `top1_agreement` to `{"value", "low", "high", "detectable", ...}` (`Estimate.to_json` in statistics.py).
+    """
     rows: list[BoundResult] = []
 
     def add(

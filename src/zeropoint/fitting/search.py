@@ -3,6 +3,10 @@
 At low bits the loss of a plan is not the sum of its groups' losses. So the whole model is run for every plan that the
 integer program returns, and the ratio of measured loss to summed loss corrects the next program. Then plans that
 differ from the best one in one or two groups are measured too. Every returned plan has been run from end to end.
+
+A plan has three losses, each a mean KL in nats per token. Its *promised* loss is the sum of its groups' losses in the
+table. Its *expected* loss (`predict`) is the promised loss times the correcting ratio. Its *measured* loss comes from
+running the plan. `promise` inverts `predict`: it returns the promised loss that belongs to an expected loss.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ LOSS_MARGIN = 0.85
 SPEED_MARGIN = 0.97
 #: Maximum number of runs of the integer program before exchanges of single groups are tried.
 ROUNDS = 5
-#: Factor on the loss target after each measured plan that misses the target. The corrections alone approach the
-#: target from above, so they would miss again and again.
+#: Factor on the loss target after each measured plan that misses the target. Without the factor, every corrected plan
+#: would come closer to the target and still miss it.
 AFTER_A_MISS = 0.97
 
 
@@ -36,7 +40,8 @@ AFTER_A_MISS = 0.97
 class Point:
     """A measured plan: its costs by the tables, and its measured loss.
 
-    `decode` and `prefill` are seconds per token, `promised` is the sum of its groups' losses in the table.
+    `decode` and `prefill` are seconds per token. `promised` is the sum of the groups' losses in the table, `loss` is
+    measured.
     """
 
     picks: Picks
@@ -50,10 +55,9 @@ class Point:
 def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Step) -> Floats:
     """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
-    Column 0 (16 bits) is zero. Column 1, the first quantized format, is measured in the 16-bit model, one group
-    quantized at a time. For the later columns the rest of the model is in the first quantized format, because it runs
-    several times faster than in 16 bits; the loss of that base model is subtracted, and the group's own loss in the
-    first format is added.
+    Column 0 (16 bits) is zero. Column 1 is the first quantized format: one group at a time is quantized in the 16-bit
+    model. Columns from 2 on start from a faster base, the whole model in the first quantized format. One group at a
+    time is changed to the column's format, and its loss is KL(changed model) - KL(base) + the group's loss in column 1.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -111,7 +115,7 @@ class Search:
         return self._losses[key]
 
     def predict(self, picks: Picks) -> float:
-        """Return the expected mean KL of a plan: the sum of its groups' losses, corrected by `_ratio`."""
+        """Return the expected mean KL of a plan: the promised loss (the sum of its groups' losses) times `_ratio`."""
         promised = self.table.total("loss", picks)
         return promised * self._ratio(promised)
 
@@ -148,10 +152,10 @@ class Search:
         *,
         evaluations: int,
     ) -> Point | None:
-        """Return the best measured plan within the budget; None when the search finds none.
+        """Search, and return the measured plan of the smallest objective within the budget; None if there is none.
 
-        `minimize` weighs the quantities of the objective, `target` bounds the mean KL (None: no bound),
-        `evaluations` is the maximum number of exchanges to measure.
+        `minimize` holds the weights of the quantities in the objective. `target` bounds the measured mean KL (None: no
+        bound). At most `evaluations` exchanges are measured: plans that differ from the best in one or two groups.
         """
         limits = self.limits(budget)
         misses = 0
@@ -201,7 +205,7 @@ class Search:
     # -- correction of summed losses ---------------------------------------------------------------
 
     def _ratio(self, promised: float) -> float:
-        """Return measured loss / summed loss at a sum of `promised`, interpolated over the sum's logarithm."""
+        """Return measured / promised loss at the promised loss `promised`, interpolated over its logarithm."""
         ratios_by_sum = sorted(
             (p.promised, p.loss.kl / p.promised) for p in self.measured if p.promised > 0 < p.loss.kl
         )
@@ -211,7 +215,7 @@ class Search:
         return float(np.exp(np.interp(np.log(promised), np.log(sums), np.log(ratios))))
 
     def promise(self, target: float) -> float:
-        """Return the largest sum of the groups' losses at which the expected mean KL is at most `target`."""
+        """Return the largest promised loss at which the expected mean KL is at most `target`."""
         low, high = 0.0, max(float(self.table.loss.max(axis=1).sum()), 1e-12)
         if high * self._ratio(high) <= target:
             return high
@@ -297,7 +301,7 @@ class Search:
             scale = best.loss.kl / best.promised if best.promised > 0 else 1.0
             expected = best.loss.kl + scale * delta["loss"]
             allowed &= (rank < -1e-9) & (expected <= target * 1.02)
-        # Only as many plans as were run can be repeats, so one more is enough to find a new plan.
+        # At most len(_tried) of the ranked plans have been run, so the first len(_tried) + 1 include a new one.
         for index in np.flatnonzero(allowed)[np.argsort(rank[allowed], kind="stable")][
             : len(self._tried) + 1
         ]:

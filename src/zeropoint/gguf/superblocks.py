@@ -1,5 +1,7 @@
 """GGUF block types that no Zeropoint `Scheme` describes: K-quants, and Q4_1 and Q5_1 with any FP16 minimum.
 
+(`blocks.py` also writes Q4_1, for Zeropoint's 4-bit weights with a zero_point.)
+
 A K-quant has two-level scales. A block of 256 weights of one row shares an FP16 scale `d` (some types also an FP16
 `dmin`). Each group of 16 or 32 weights in the block has a small integer `s` (some types also `m`). A weight `w` follows
 from its stored unsigned code `q`::
@@ -11,8 +13,9 @@ from its stored unsigned code `q`::
     Q5_1   w = d * q + m                   q in 0..31, m FP16,       a block of 32       24 bytes
     Q4_1   w = d * q + m                   q in 0..15, m FP16,       a block of 32       20 bytes
 
-`SuperTensor` holds the centred code (`q - 32` for Q6_K, `q - 4` for Q3_K, `q` otherwise). It holds Q5_1 and Q4_1 as one
-group per block, with `scales` and `minima` 1 and `dmin = -m`. `encode` writes these fields (sizes in bytes)::
+`SuperTensor` holds the centred code: `q - 32` for Q6_K, `q - 4` for Q3_K, `q` otherwise. In Q5_1 and Q4_1 a block is
+one group, so all `scales` and `minima` are 1, and `dmin` is `-m`. `encode` writes the fields of a block in this order
+(sizes in bytes)::
 
     Q6_K   low 4 bits of q [128], upper 2 bits [64], s [16], d [2]
     Q5_K   d [2], dmin [2], s and m [12], bit 4 of q [32], low 4 bits [128]
@@ -51,7 +54,7 @@ class Format:
 
     - `bits`: bits per code;
     - `group`, `groups`: weights per group, groups per block;
-    - `most`: the largest `s`; 1 for the types with one group;
+    - `most`: the largest `s`; 1 for Q5_1 and Q4_1, where a block is one group;
     - `signed`: codes are centred on 0 and `s` may be negative. Otherwise codes start at 0 and the type has a minimum.
     """
 

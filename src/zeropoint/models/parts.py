@@ -61,7 +61,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Return the channels of all key heads together (the same for the values)."""
+        """Return the channels of all key heads together; the value heads have as many."""
         return self.kv_heads * self.head_dim
 
 
@@ -83,9 +83,9 @@ def read_shape(
 
     `kv_heads` and `head_dim` are the family's defaults where the config has no `num_key_value_heads` or `head_dim`;
     without a family default these are `num_attention_heads` and `hidden_size // num_attention_heads`.
-    `intermediate` is the family's name for `intermediate_size`. `grouped=False`: the family has no grouped-query
-    attention, and `num_key_value_heads` is not read. `own_head_dim=False`: the head size is always hidden / heads, and
-    a config with another `head_dim` is refused. Raises `UnsupportedError` if a field is missing or out of range.
+    `intermediate` is the family's name for `intermediate_size`. `grouped=False`: no grouped-query attention, and
+    `num_key_value_heads` is not read. `own_head_dim=False`: `head_dim` may only be `hidden_size // num_attention_heads`.
+    Raises `UnsupportedError` if a field is missing, refused or out of range.
     """
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     if not own_head_dim:
@@ -290,7 +290,7 @@ def head_norms(at: str, query: int, key: int, *, one_plus: bool = False) -> Norm
 def model_parts(
     shape: Shape, *, embedding: str, final_norm: NormSource, tied: bool, head_bias: bool = False
 ) -> LayerRecord:
-    """Return the layers outside the transformer blocks: embedding, final norm and output head.
+    """Return the record of what lies outside the transformer blocks: embedding, final norm and output head.
 
     `tied`: the output head uses the embedding matrix."""
     table = linear(embedding, (shape.vocab, shape.hidden))
@@ -324,8 +324,8 @@ def decoder(
 
     Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
     (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
-    `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` is the part of the tensor names that checkpoints of the
-    base model (without a head) leave out. `aliases` maps a tensor name to a second name that checkpoints use for it.
+    `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` (Llama: `model.`, GPT-2: `transformer.`) starts tensor
+    names, except in checkpoints without an output head. `aliases` maps a tensor name to another that checkpoints use.
     """
     tables = tuple(ropes) or (() if rope is None else (rope.table(shape.head_dim),))
     rotary_dim = 2 * len(tables[0].inverse_frequency) if tables else 0

@@ -1,4 +1,8 @@
-"""Uniform plans: the same scheme for every layer, with the exceptions that a model needs, each with its reason."""
+"""Uniform plans: the same scheme for every layer, with the exceptions that a model needs, each with its reason.
+
+This file decides which weights of a uniform plan get 8 bits whatever its integer format: the embedding and the output
+head (`_Picker._scheme_for`). Under a budget (`fit`) the choice of format is made elsewhere: see `fitting/planner.py`.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,11 @@ def uniform_plan(
 ) -> Plan:
     """Return a plan with one scheme for all layers, and int8 per channel for the embedding and the output head.
 
-    `scheme_or_format` is a preset (such as `int8` or `fp16`) or any scheme. `embedding` and `lm_head` replace the int8
-    default of those two; "keep" leaves the weight as it is. A tied pair is one weight: `lm_head` decides, or
-    `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a scheme's groups do not
-    divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason says so. The plan's
-    `nbytes` is exact.
+    `scheme_or_format` is a preset (such as `int8`), a float format (such as `fp16`) or any scheme. `embedding` and
+    `lm_head` replace the int8 default of those two; "keep" leaves the weight as it is. A tied pair is one weight:
+    `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a
+    scheme's groups do not divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason
+    says so. The plan's `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
@@ -68,13 +72,18 @@ def uniform_plan(
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """Return the facts that an artifact stores beside the plan: tied names, embeddings, transposed weights, experts."""
+    """Return the facts that an artifact stores beside the plan.
+
+    These are the tied names, and the names of embeddings, of transposed weights, of experts, and of weights in modules
+    that also have a buffer.
+    """
     views, _ = checkpoint.views()
     return Layout(
         tied={info.name: info.tied_to for info in checkpoint.parameters() if info.tied_to is not None},
         embeddings=tuple(view.name for view in views if view.kind == "embedding"),
         transposed=tuple(view.name for view in views if view.transposed),
         experts=tuple(view.name for view in views if view.kind == "expert"),
+        # modules with a buffer of their own beside the weight, such as Gemma's scaled embedding
         buffered=tuple(
             v.name for v in views if list(checkpoint.model.get_submodule(v.module).buffers(recurse=False))
         ),
@@ -129,8 +138,8 @@ class _Picker:
         self.tied = set(layout.tied.values())
         self.algorithm = algorithm
         self.options = options
-        # Algorithms that need a Hessian, a fold or a block cannot quantize the embedding and the output head: both lie
-        # outside the transformer blocks, and the embedding is a lookup without a matrix product.
+        # The embedding and the output head lie outside the transformer blocks, so algorithms with a Hessian, a fold or
+        # block tuning cannot quantize them. (The embedding is a lookup: it has no matrix product and so no Hessian.)
         by_kind = parts(algorithm)
         self.in_blocks_only = "hessian" in load(by_kind["quantize"]).NEEDS or not by_kind.keys().isdisjoint(
             ("fold", "quantize_block")

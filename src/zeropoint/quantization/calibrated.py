@@ -2,11 +2,13 @@
 
 Each block is processed in stages. A stage is the set of layers that share one input, in the order of execution.
 A stage's statistics are summed over all calibration tokens; its layers are quantized and written back into the block;
-then the next stage is observed. The finished block runs once more, and its outputs are the next block's inputs.
+then the next stage is observed. After the last stage `Replay.finish` (replay.py) runs the block once more, without the
+submodules that it can skip, and the outputs are the next block's inputs.
 If an algorithm needs the `drift` statistic or tunes whole blocks, the float model runs beside the quantized one.
 
-Memory: the hidden states of all tokens and the weights of one block. With the float model beside: the float model's
-hidden states too, and the inputs of one block's layers.
+Memory: the weights of one block, the hidden states of all tokens (float32), and what `Replay` keeps: in bfloat16, one
+input of all tokens for each submodule that it can skip. If the float model runs too: its hidden states of all tokens,
+and in bfloat16 one input of all tokens for each stage that needs `drift`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class CalibratedBlocks:
         self._runs_float_model = any("drift" in names for names in self._needs.values()) or any(self._tuners)
         self._done = 0  # quantized blocks
         self._hidden: list[torch.Tensor] = []  # the next block's input, one tensor per batch
-        self._exact: list[torch.Tensor] = []  # the same of the float model; empty if it does not run
+        self._exact: list[
+            torch.Tensor
+        ] = []  # the float model's input of the next block; empty if no float model runs
         self._ready: dict[str, Quantized] = {}  # results that `take` has not returned yet
 
     def covers(self, name: str) -> bool:
@@ -123,8 +127,11 @@ class CalibratedBlocks:
             self._start()  # records the blocks' other arguments (masks, rotary tables), which `states` lacks
         self._done, self._hidden, self._exact = states.done, list(states.hidden), list(states.exact)
 
-    def ends(self) -> set[str]:
-        """Return the names after which every block that was started is complete: safe points for a run checkpoint."""
+    def safe_names(self) -> set[str]:
+        """Return the weights after which a run checkpoint can be written.
+
+        After such a weight, in the order of the plan, no block has some of its weights yielded and others not.
+        """
         owners = {name: owner for name in self._plan.choices if (owner := self._block_of(name)) is not None}
         remaining, started, complete, safe_names = Counter(owners.values()), set[int](), 0, set[str]()
         for name, owner in owners.items():
@@ -176,6 +183,9 @@ class CalibratedBlocks:
         ]
         exact = self._run_exact(replay.observe, drifting)
         for stage in replay.stages:
+            # `again` runs the block up to this stage, without the submodules that are quantized already. If this stage
+            # is the last of a submodule (`keeps`), its inputs are stored: of that submodule, later runs need only the
+            # last layer, applied to the stored inputs.
             statistics = frozenset().union(*(self._needs[name] for name in stage.names))
             stage_inputs: dict[int, torch.Tensor] | None = {} if replay.keeps(stage) else None
             runs = [partial(replay.again, number, hidden) for number, hidden in enumerate(self._hidden)]
@@ -196,10 +206,10 @@ class CalibratedBlocks:
             self._ready[name] = self._ready[name].with_warning(why)
         if (tuner := self._tuners[index]) is not None:
             self._tune(index, block, tuner)
-            replay.forget()
+            replay.forget()  # tuning changed layers that the stored inputs were computed with
         if index + 1 < len(self._model.blocks):
             for number, batch in enumerate(self._hidden):
-                self._hidden[number] = replay.finish(number, batch)
+                self._hidden[number] = replay.finish(number, batch)  # also frees the batch's stored inputs
         self._model.drop(parameters)
 
     def _run(self, index: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Forward hooks on the layers of a running block: the inputs of each layer, and statistics summed over the inputs."""
+"""Forward hooks on the layers of a running block: the inputs of each layer, and statistics summed over the inputs.
+
+A *stack* is one parameter that holds the weight matrices of all experts of a layer, `[experts, ...]`.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,7 @@ class Sums:
         """
         flat = inputs.reshape(-1, inputs.shape[-1]).float()
         self._count += len(flat)
-        if "hessian" not in self._needs:  # the diagonal of the Hessian is the second moment (see `stats`)
+        if "hessian" not in self._needs:  # else `stats` reads it off the diagonal of the Hessian
             self._sum("second_moment", flat.square().sum(0))
         with torch.autocast("cpu", enabled=False):
             if "hessian" in self._needs:
@@ -194,9 +197,10 @@ def gather(
 ) -> dict[str, LayerStats]:
     """Return the statistics of each view of `stage` that at least one token reached.
 
-    `runs` holds one function per batch; the function runs the block with the hook that it is given. `exact` holds the
-    float model's inputs per batch (from `record`), or is empty; the entry of a shared stage is removed from `exact`
-    once used. If `stage_inputs` is not None, `stage_inputs[i]` becomes the shared input of batch i, in bfloat16.
+    `runs` holds one function per batch; the function runs the block with the hook that it is given. `exact` is empty,
+    or holds for each batch the float model's inputs by view name (from `record`). To free memory, `gather` removes
+    from `exact` the inputs that it has used. If `stage_inputs` is not None, `stage_inputs[i]` becomes the shared input
+    of batch i, in bfloat16.
     """
     sums = {name: Sums(needs) for name in (stage.names[:1] if stage.shared else stage.names)}
 
@@ -224,7 +228,7 @@ def gather(
 def record(names: Collection[str], run: Callable[[InputHook], Any]) -> dict[str, torch.Tensor]:
     """Return the inputs of the views `names` in one run.
 
-    The inputs are bfloat16: they only enter sums over thousands of tokens, where its rounding errors average out.
+    The inputs are bfloat16. Callers use them in sums over many tokens only, where the rounding errors average out.
     """
     inputs: dict[str, torch.Tensor] = {}
 

@@ -108,12 +108,12 @@ def _weights(
     total, done = sum(sizes[name] for name in plan.choices), 0
     blocks = None if tokens is None else CalibratedBlocks(checkpoint, plan, torch.from_numpy(tokens))
     make = _maker(checkpoint, plan, blocks)
-    ends: set[str] = set()
+    safe_names: set[str] = set()
     if blocks is None:
         run_checkpoint = None  # without text, weights are only read and rounded, which is not worth storing
     elif run_checkpoint is not None:
         blocks.restore(run_checkpoint.states())
-        ends = blocks.ends()
+        safe_names = blocks.safe_names()
     for name in plan.choices:
         restored = None if run_checkpoint is None else run_checkpoint.get(name)
         made = make(name) if restored is None else restored
@@ -127,7 +127,7 @@ def _weights(
         weight = made.weight
         del restored, made  # frees this weight as soon as the consumer has dropped it
         yield name, weight
-        if run_checkpoint is not None and blocks is not None and name in ends:
+        if run_checkpoint is not None and blocks is not None and name in safe_names:
             run_checkpoint.finish_blocks(blocks.states())
 
 

@@ -1,6 +1,10 @@
 """Running models: `open_runner` loads a path and returns a `Runner` (`protocol.py`), whichever engine runs the model.
 
 torch is imported only if the torch runtime is asked for, or if the native engine does not support the model.
+
+A new engine, for a GPU with CUDA say, implements `protocol.Runner` (not `model.py`, which wraps any runner for
+`zeropoint.load`) and enters `ENGINES`, `open_runner` and `prepare` here. CONTRIBUTING.md, "Add a runtime", has the
+whole list. All of today's engines run on the CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `Runner` protocol, which every engine implements."""
+"""The `Runner` protocol: the interface that every engine implements, one for a GPU (CUDA) included."""
 
 from __future__ import annotations
 

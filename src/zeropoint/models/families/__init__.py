@@ -1,4 +1,8 @@
-"""The model families of the native engine: one module per `model_type`, found by name, with `derive(config)`."""
+"""The model families of the native engine: one module per `model_type`, found by name, with `derive(config)`.
+
+A new family needs more than a module here (config fields, tests, docs, GGUF): CONTRIBUTING.md, "Add a model family",
+has the whole list.
+"""
 
 from __future__ import annotations
 

@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.models.spec import LinearSource, ModelSpec, Rows
-from zeropoint.runtime.native.library import Decoder, Floats, Weight, pack
+from zeropoint.runtime.native.library import Decoder, Floats, pack
+from zeropoint.runtime.native.library import Weight as PackedMatrix
 from zeropoint.values.qtensor import QuantizedTensor
-from zeropoint.values.qtensor import Weight as Stored
+from zeropoint.values.qtensor import Weight as StoredWeight
 
 #: Key of a packed matrix: (stored name, rows), where rows None means the whole matrix. A tied output head has the
 #: same key as the embedding, so the two share one packed matrix.
-Part = tuple[str, Rows | None]
+Key = tuple[str, Rows | None]
 
 
 @dataclass(slots=True)
 class PackedWeights:
     """The packed matrices of a model by (stored name, rows), and its float32 vectors by stored name."""
 
-    weights: dict[Part, Weight] = field(default_factory=dict)
+    weights: dict[Key, PackedMatrix] = field(default_factory=dict)
     vectors: dict[str, Floats] = field(default_factory=dict)
 
     @property
@@ -37,25 +38,25 @@ class PackedWeights:
         return sum(w.nbytes for w in self.weights.values()) + sum(v.nbytes for v in self.vectors.values())
 
     def add(self, packed: Packed) -> None:
-        if isinstance(packed.value, Weight):
+        if isinstance(packed.value, PackedMatrix):
             self.weights[packed.name, packed.rows] = packed.value
         else:
             self.vectors[packed.name] = packed.value
 
-    def decoder(self, record: ModelSpec) -> Decoder:
-        """Build the native decoder of the model spec `record`.
+    def decoder(self, spec: ModelSpec) -> Decoder:
+        """Build the native decoder of the model that `spec` describes.
 
         Raises `ArtifactError` if a matrix or vector is missing, `SchemeError` if one has the wrong shape, and
         `UnsupportedError` if the C++ decoder does not support a part of the model.
         """
-        check_vectors(record, self.vectors)
+        check_vectors(spec, self.vectors)
         weights = {}
-        for number, slot, source in record.linears():
-            part = (source.weight, source.rows)
-            if part not in self.weights:
+        for number, slot, source in spec.linears():
+            key = (source.weight, source.rows)
+            if key not in self.weights:
                 raise ArtifactError(f"the model lacks the weight {source.weight}, which its config asks for")
-            weights[number, slot] = self.weights[part]
-        return Decoder(record, weights, self.vectors)
+            weights[number, slot] = self.weights[key]
+        return Decoder(spec, weights, self.vectors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,33 +65,33 @@ class Packed:
 
     name: str
     rows: Rows | None
-    value: Weight | Floats
+    value: PackedMatrix | Floats
 
 
 def collect(packed: Iterable[Packed]) -> PackedWeights:
     """Gather all matrices and vectors of `packed` in memory."""
     packed_weights = PackedWeights()
-    for part in packed:
-        packed_weights.add(part)
+    for item in packed:
+        packed_weights.add(item)
     return packed_weights
 
 
-def pack_stream(record: ModelSpec, stream: Iterable[tuple[str, Stored]]) -> Iterator[Packed]:
+def pack_stream(spec: ModelSpec, stream: Iterable[tuple[str, StoredWeight]]) -> Iterator[Packed]:
     """Yield the packed matrices and float32 vectors of a model, in the order of `stream`.
 
     A fused matrix (query, key and value stored as one, say) yields one `Packed` per projection. Only one weight of the
-    stream is alive at a time. Raises `UnsupportedError` if the model spec `record` does not name a weight, or if the
-    kernels do not support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or
-    a vector holds NaN or infinite values.
+    stream is alive at a time. Raises `UnsupportedError` if `spec` does not name a weight, or if the kernels do not
+    support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or a vector holds
+    NaN or infinite values.
     """
     matrices: dict[str, dict[Rows | None, LinearSource]] = defaultdict(dict)
-    for _, _, source in record.linears():
+    for _, _, source in spec.linears():
         matrices[source.weight][source.rows] = source
-    vector_names = record.names()
+    vector_names = spec.names()
     for name, weight in stream:
         if name in matrices:
-            for rows, part in _parts(name, weight, matrices[name]):
-                yield Packed(name, rows, pack(part))
+            for rows, matrix in _cut(name, weight, matrices[name]):
+                yield Packed(name, rows, pack(matrix))
         elif name in vector_names:
             yield Packed(name, None, _vector(name, weight))
         else:
@@ -99,24 +100,30 @@ def pack_stream(record: ModelSpec, stream: Iterable[tuple[str, Stored]]) -> Iter
             )
 
 
-def _parts(
-    name: str, weight: Stored, sources: Mapping[Rows | None, LinearSource]
-) -> Iterator[tuple[Rows | None, Stored]]:
+def _cut(
+    name: str, weight: StoredWeight, sources: Mapping[Rows | None, LinearSource]
+) -> Iterator[tuple[Rows | None, StoredWeight]]:
+    """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
+
+    `sources` lists the projections by their rows of the weight. The last row that any of them takes must be the
+    weight's last row: a taller weight is not the one that the config describes. Raises `ArtifactError` then, and if
+    the weight is no matrix or has another number of columns.
+    """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
         if weight.ndim != 2:
             raise ArtifactError(f"{name} must be a matrix, not of shape {weight.shape}")
         weight = weight.T if first.transposed else weight
-    last = max(first.shape[0] if rows is None else int(rows.index().max()) + 1 for rows in sources)
-    if tuple(weight.shape) != (last, first.shape[1]):
+    height = max(first.shape[0] if rows is None else int(rows.index().max()) + 1 for rows in sources)
+    if tuple(weight.shape) != (height, first.shape[1]):
         raise ArtifactError(
-            f"{name} has the shape {tuple(weight.shape)}, and the config asks for {(last, first.shape[1])}"
+            f"{name} has the shape {tuple(weight.shape)}, and the config asks for {(height, first.shape[1])}"
         )
     for rows in sources:
         yield rows, weight if rows is None else take_rows(weight, rows)
 
 
-def take_rows(weight: Stored, rows: Rows) -> Stored:
+def take_rows(weight: StoredWeight, rows: Rows) -> StoredWeight:
     """Return the given rows of a weight `[out, in]`; a quantized weight keeps its scale and zero_point."""
     if not isinstance(weight, QuantizedTensor):
         return weight[rows.index()]
@@ -128,7 +135,7 @@ def take_rows(weight: Stored, rows: Rows) -> Stored:
     return QuantizedTensor(weight.scheme, weight.codes[index], weight.scale[per_row], zero_point)
 
 
-def _vector(name: str, weight: Stored) -> Floats:
+def _vector(name: str, weight: StoredWeight) -> Floats:
     # numpy reports the kind of ml_dtypes' bfloat16 as V
     if isinstance(weight, QuantizedTensor) or weight.ndim != 1 or weight.dtype.kind not in "fV":
         raise ArtifactError(f"{name} must be a vector of floats")
@@ -138,18 +145,18 @@ def _vector(name: str, weight: Stored) -> Floats:
     return values
 
 
-def check_vectors(record: ModelSpec, vectors: Mapping[str, Floats]) -> None:
+def check_vectors(spec: ModelSpec, vectors: Mapping[str, Floats]) -> None:
     """Check that every bias and norm weight of the model spec is present and has the right length.
 
     The C++ library reads these vectors without checking their lengths. Raises `ArtifactError` if a vector is missing,
     `SchemeError` if its length is wrong.
     """
     sizes: dict[str, int] = {}
-    for _, _, linear in record.linears():
+    for _, _, linear in spec.linears():
         if linear.bias is not None:
             end = linear.shape[0] if linear.rows is None else int(linear.rows.index().max()) + 1
             sizes[linear.bias] = max(end, sizes.get(linear.bias, 0))
-    for _, _, norm in record.norms():
+    for _, _, norm in spec.norms():
         sizes.update({name: norm.size for name in (norm.weight, norm.bias) if name is not None})
     for name, size in sizes.items():
         if name not in vectors:
