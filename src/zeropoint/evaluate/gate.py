@@ -242,7 +242,7 @@ class _Judged(NamedTuple):
 
 
 def default_bounds(bits: int) -> tuple[float, float]:
-    """Return the default bounds, mean KL (nats) and relative perplexity rise, if the narrowest weight has `bits` bits."""
+    """Return the default bounds (mean KL in nats, relative perplexity rise) for a narrowest weight of `bits` bits."""
     return next((kl, rise) for widest, kl, rise in DEFAULT_BOUNDS if bits <= widest)
 
 

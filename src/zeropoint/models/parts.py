@@ -84,7 +84,7 @@ def read_shape(
     `kv_heads` and `head_dim` are the family's defaults where the config has no `num_key_value_heads` or `head_dim`;
     without a family default these are `num_attention_heads` and `hidden_size // num_attention_heads`.
     `intermediate` is the family's name for `intermediate_size`. `grouped=False`: no grouped-query attention, and
-    `num_key_value_heads` is not read. `own_head_dim=False`: `head_dim` may only be `hidden_size // num_attention_heads`.
+    `num_key_value_heads` is not read. `own_head_dim=False`: `head_dim` must be `hidden_size // num_attention_heads`.
     Raises `UnsupportedError` if a field is missing, refused or out of range.
     """
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")

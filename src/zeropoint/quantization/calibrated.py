@@ -78,7 +78,7 @@ class CalibratedBlocks:
         self._hidden: list[torch.Tensor] = []  # the next block's input, one tensor per batch
         self._exact: list[
             torch.Tensor
-        ] = []  # the float model's input of the next block; empty if no float model runs
+        ] = []  # the float model's hidden states there; empty if it does not run
         self._ready: dict[str, Quantized] = {}  # results that `take` has not returned yet
 
     def covers(self, name: str) -> bool:
