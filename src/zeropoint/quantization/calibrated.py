@@ -76,9 +76,7 @@ class CalibratedBlocks:
         self._runs_float_model = any("drift" in names for names in self._needs.values()) or any(self._tuners)
         self._done = 0  # quantized blocks
         self._hidden: list[torch.Tensor] = []  # the next block's input, one tensor per batch
-        self._exact: list[
-            torch.Tensor
-        ] = []  # the float model's hidden states there; empty if it does not run
+        self._exact: list[torch.Tensor] = []  # the float model's input of that block; empty if none runs
         self._ready: dict[str, Quantized] = {}  # results that `take` has not returned yet
 
     def covers(self, name: str) -> bool:
