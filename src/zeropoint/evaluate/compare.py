@@ -72,7 +72,7 @@ def compare(
     for each in models:
         if each.doubts:
             logger.warning(
-                "%s: %s. The quality in its card is left out, because the card describes other weights",
+                "%s: %s. The quality in its card is left out: the card was written for another state of the artifact",
                 each.name,
                 "; ".join(each.doubts),
             )
