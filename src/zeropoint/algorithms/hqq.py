@@ -18,7 +18,7 @@ Differences from the paper:
   of `rtn`'s grid.
 - p is 1.5 instead of 0.7. The paper measures errors in the unit of the weights, where every error below 0.17 shrinks to
   0; weight errors are that small, so the paper's method reduces to least squares. In steps of the grid the shrinkage
-  has an effect, and p = 0.7 then has a higher loss (docs/algorithms.md).
+  has an effect, and p = 0.7 then has a higher loss (docs/decisions/hqq-norm.md).
 
 Cost: `iterations` times five passes over the weights in cache; 135 M weights take half a minute on one core.
 """
