@@ -19,7 +19,7 @@ pytestmark = pytest.mark.reference_model
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "eval.txt"
 TOKENS = "8192"
 #: Speed is measured, not tested: BF16 is slow in torch on processors without BF16 products.
-QUICK = ("--repeats", "3", "--new-tokens", "8", "--prompt-tokens", "64")
+QUICK = ("--repeats", "3", "--new-tokens", "8", "--prompt-tokens", "64", "--prompt", "Hello")
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_a_graph_that_is_no_decoder_is_refused(model: Path, tmp_path: Path) -> N
     opsets = [onnx.helper.make_opsetid("", 21)]
     onnx.save_model(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
     shutil.copy(model / "tokenizer.json", tmp_path)
-    with pytest.raises(UnsupportedError, match="wants x"):
+    with pytest.raises(UnsupportedError, match="has the input x, which"):
         open_runner(tmp_path / "m.onnx")
 
 
