@@ -17,6 +17,8 @@ def test_an_old_name_warns_and_gives_the_module(old: str, new: str) -> None:
         module = importlib.import_module(f"zeropoint.{old}")
     assert module is importlib.import_module(f"zeropoint.{new}")
     assert module.__name__ == f"zeropoint.{new}"
+    assert module.__spec__ is not None
+    assert module.__spec__.name == f"zeropoint.{new}"
 
 
 def test_submodules_follow() -> None:
@@ -24,6 +26,14 @@ def test_submodules_follow() -> None:
     with pytest.warns(DeprecationWarning, match="llama_cpp is now"):
         module = importlib.import_module("zeropoint.runtime.foreign.llama_cpp")
     assert module.__name__ == "zeropoint.runtime.external.llama_cpp"
+
+
+def test_machine_is_a_package_now_and_still_has_its_class() -> None:
+    machine = importlib.import_module("zeropoint.machine")
+    with pytest.warns(DeprecationWarning, match="zeropoint.machine.detect"):
+        assert machine.Machine is importlib.import_module("zeropoint.machine.detect").Machine
+    with pytest.raises(AttributeError, match="nothing"):
+        machine.nothing  # noqa: B018
 
 
 def test_other_names_are_still_missing() -> None:

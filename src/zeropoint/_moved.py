@@ -54,13 +54,18 @@ class OldNames(MetaPathFinder, Loader):
         new = _new_name(spec.name)
         assert new is not None
         warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
-        return import_module(new)
+        module = import_module(new)
+        spec.loader_state = module.__spec__  # the import system replaces it by `spec`
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the module ran when it was imported under its new name."""
+        """Give the module its own spec back. Its code ran when it was imported under its new name."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
 
 
 def _new_name(name: str) -> str | None:
+    """Return the new full name of a module with an old name, None for any other name."""
     if not name.startswith("zeropoint."):
         return None
     parts = name.removeprefix("zeropoint.").split(".")

@@ -18,6 +18,6 @@ def trim() -> None:
 
 
 def release() -> None:
-    """Free unreachable reference cycles (hooks make cycles with models), then `trim`."""
+    """Collect garbage, because hooks and models reference each other in cycles, then `trim`."""
     gc.collect()
     trim()
