@@ -67,6 +67,31 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_speed_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
+    """Add the options of speed measurements; `repeats` is the default number of timings."""
+    parser.add_argument(
+        "--prompt-tokens",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="tokens of the prompt for the prefill speed (default: 512)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=positive_int,
+        default=128,
+        metavar="N",
+        help="generated tokens for the decode speed (default: 128)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=repeats,
+        metavar="N",
+        help=f"timings of each kind; median and spread are shown (default: {repeats})",
+    )
+
+
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of sampling, key-value cache, speculation and engine."""
     from zeropoint.runtime import CACHE_TYPES

@@ -13,6 +13,7 @@ import sys
 from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
+    add_speed_options,
     add_threads_option,
     check_writable,
     default_threads,
@@ -29,29 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", metavar="MODEL", help="an artifact, a checkpoint, or another runtime's file or folder"
     )
-    parser.add_argument(
-        "--prompt-tokens",
-        type=positive_int,
-        default=512,
-        metavar="N",
-        help="tokens of the prompt for the prefill speed (default: 512)",
-    )
-    parser.add_argument(
-        "--new-tokens",
-        type=positive_int,
-        default=128,
-        metavar="N",
-        help="generated tokens for the decode speed (default: 128)",
-    )
+    add_speed_options(parser, repeats=5)
     parser.add_argument(
         "--batch", type=positive_int, default=1, metavar="N", help="sequences at once (default: 1)"
-    )
-    parser.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=5,
-        metavar="N",
-        help="timings of each kind; median and spread are shown (default: 5)",
     )
     add_engine_option(parser)
     add_threads_option(parser)

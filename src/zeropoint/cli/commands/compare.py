@@ -21,11 +21,11 @@ from pathlib import Path
 from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
+    add_speed_options,
     add_text_options,
     add_threads_option,
     check_writable,
     default_threads,
-    positive_int,
     progress_fraction,
     show_report,
     text_file,
@@ -65,27 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a question for each model's sample answers; repeatable (default: four questions)",
     )
-    parser.add_argument(
-        "--prompt-tokens",
-        type=positive_int,
-        default=512,
-        metavar="N",
-        help="tokens of the prompt for the prefill speed (default: 512)",
-    )
-    parser.add_argument(
-        "--new-tokens",
-        type=positive_int,
-        default=128,
-        metavar="N",
-        help="generated tokens for the decode speed (default: 128)",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=3,
-        metavar="N",
-        help="timings of each kind; median and spread are shown (default: 3)",
-    )
+    add_speed_options(parser, repeats=3)
     add_text_options(parser)
     add_engine_option(parser)
     add_threads_option(parser)
