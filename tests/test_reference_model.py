@@ -18,7 +18,8 @@ from zeropoint.cli.main import main
 pytestmark = pytest.mark.reference_model
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "eval.txt"
 TOKENS = "8192"
-#: Speed is measured, not tested: BF16 is slow in torch on processors without BF16 products.
+#: `compare` also measures speed, which no test here checks. Few tokens keep it short: torch decodes BF16 slowly on
+#: processors without BF16 instructions.
 QUICK = ("--repeats", "3", "--new-tokens", "8", "--prompt-tokens", "64", "--prompt", "Hello")
 
 

@@ -175,7 +175,8 @@ float nested_base(const float* scale, int64_t groups, int multiples) {
   return 0;
 }
 
-// Return false if the scales of a row have no common base.
+// Pack two-level scales: a float base per row and an int8 multiplier per group. Return false if the scales of some row
+// are not integer multiples of one base.
 bool pack_nested(const Weight& w, const float* scale, int multiples, uint8_t* memory, const Parts& parts) {
   auto* bases = reinterpret_cast<float*>(memory + parts.scale);
   auto* multipliers = reinterpret_cast<int8_t*>(memory + parts.multiplier);

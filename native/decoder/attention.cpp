@@ -142,7 +142,7 @@ void attend_part(const DecoderKernels& kernels, const Attention& a, int64_t part
   kernels.attend(a, part * kPagesInPart, (part + 1) * kPagesInPart, sums, s.kernel);
 }
 
-// Compute all parts of an item in order.
+// Compute the attention of one item over all its parts, first to last.
 void attend_item(const DecoderKernels& kernels, const AttentionStep& step, const Item& item, int64_t group,
                  const Scratch& s) {
   const Attention a = describe(step, item, group, s);

@@ -17,7 +17,8 @@ struct Groups {
   float qmin, qmax;
 };
 
-// Search for the best scale and zero point of each group, see grid.h. Results are [rows][groups].
+// Input and output of the search for the scale and zero point with the least squared error of each group (grid.h).
+// Outputs are [rows][groups].
 struct GridSearch {
   Groups groups;
   const float* importance;  // [columns]
@@ -56,12 +57,12 @@ struct ColumnDescent {
   int8_t* codes;  // [rows][columns], in and out
 };
 
-// The kernels of one level. Each call works on some rows, from `row` on.
+// The kernels of one instruction-set level. Each call processes rows from `row` on.
 struct QuantizerKernels {
-  // kLanes rows; `scratch` has grid_scratch floats.
+  // Process kLanes rows. The caller gives `scratch` of grid_scratch floats.
   void (*search)(const GridSearch& search, int64_t row, float* scratch);
   void (*errors)(const GridErrors& errors, int64_t row, float* scratch);
-  // kPanel rows; `scratch` has kPanel floats per column.
+  // Process kPanel rows. The caller gives `scratch` of kPanel floats per column.
   void (*round_columns)(const ColumnRounding& rounding, int64_t row, float* scratch);
   void (*descend_columns)(const ColumnDescent& descent, int64_t row, float* scratch);
 };

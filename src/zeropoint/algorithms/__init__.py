@@ -182,7 +182,7 @@ def read_options(algorithm: str, texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Parse a number, `true` or `false`; return anything else as text."""
+    """Return the value of JSON text (a number, `true`, `false`); return text that is not JSON unchanged."""
     try:
         return json.loads(text)
     except ValueError:

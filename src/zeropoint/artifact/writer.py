@@ -283,7 +283,10 @@ def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
 
 
 def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:
-    """Return the source's config.json with the quantization section, or with the dtype that all weights are cast to."""
+    """Return the artifact's config.json: the source's, with `section` as its quantization_config.
+
+    Without a section, `dtype` is set to the float format of the plan, if there is exactly one.
+    """
     merged = {
         key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")
     }

@@ -63,7 +63,7 @@ def _check_causal(path: Path, config: Any) -> None:
             f"{path} is a {config.model_type} model, which transformers cannot load as a causal language model: "
             "Zeropoint quantizes text generators only"
         )
-    # transformers maps some encoders too (BertLMHeadModel); their configs say that they are not decoders
+    # transformers' causal-LM mapping includes encoders (BertLMHeadModel), whose configs have is_decoder = False
     is_encoder = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
     if is_encoder and mapped not in architectures:
         raise CheckpointError(

@@ -269,7 +269,7 @@ class Checkpoint:
 
 
 def _worth_naming(model: torch.nn.Module, unused: Iterable[str]) -> list[str]:
-    """Return the unused tensors, without those that the model class itself ignores (layers for training only)."""
+    """Return the unused tensors, except those that the model class declares as ignored (layers for training only)."""
     ignored = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     return [name for name in unused if not any(each.search(name) for each in ignored)]
 

@@ -35,7 +35,7 @@ class EvaluationText:
 
     @property
     def digest(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of all documents."""
+        """Return the first 12 hexadecimal digits of the SHA-256 of all documents."""
         return hashlib.sha256("\0".join(self.documents).encode()).hexdigest()[:12]
 
 

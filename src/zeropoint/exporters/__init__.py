@@ -100,7 +100,7 @@ class Original(Protocol):
     warnings: list[str]
 
     def weights(self, kinds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield each weight once, in the order of `shapes`, and add to `warnings`.
+        """Yield each weight once, in the order of `shapes`, and append messages for the user to `warnings`.
 
         `kinds` maps the names of matrices to the target's types. Other weights are float32.
         """

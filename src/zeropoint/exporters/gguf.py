@@ -236,7 +236,7 @@ def _survey_original(original: Original, mix: str) -> Survey:
 
 
 def _misplaced(places: Mapping[str, Placement], names: Iterable[str]) -> list[str]:
-    """Return a problem for the weights that only the model has or only the GGUF file expects."""
+    """Return messages that name weights without a place in GGUF, and weights that GGUF expects but the model lacks."""
     present = set(names)
     strange = [(name, "GGUF has no place for a weight") for name in names if name not in places]
     return by_reason([*strange, *((name, "a weight is missing") for name in places if name not in present)])

@@ -105,7 +105,7 @@ class Candidates:
     def make(
         self, tokens: NDArray[np.int64] | None, step: Step, cache: Cache, key: Mapping[str, Any]
     ) -> None:
-        """Quantize and pack the whole model in each format, or read it from `cache` by `key` and plan.
+        """Read the packed model of each format from `cache` (under `key` and the plan), or quantize and pack it.
 
         `tokens` is the calibration text, None for algorithms without one. Raises the errors of `stream` and
         `pack_stream`.
@@ -140,7 +140,7 @@ class Candidates:
         return [w for part, w in self._packed_weights[format].weights.items() if part[0] in group.weights]
 
     def plan(self, picks: Picks, reasons: Sequence[str], label: str, seed: int) -> Plan:
-        """Return the mix of formats `picks` `[groups]` as a plan, with one reason per group."""
+        """Return the plan in which group i has format number `picks[i]` and the reason `reasons[i]`."""
         choices = dict(self._plans[self.formats[-1]].choices)
         for group, pick, reason in zip(self.groups, picks, reasons, strict=True):
             for name in group.weights:

@@ -24,7 +24,11 @@ USABLE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The machine to plan for. `decode_scale`: its seconds per second here. `described` is None for this machine."""
+    """The machine to plan for.
+
+    `decode_scale` is decode time on that machine divided by decode time on this one. `described` is None if the plan is
+    for this machine.
+    """
 
     isa: str
     threads: int

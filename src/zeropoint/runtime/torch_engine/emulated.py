@@ -46,17 +46,17 @@ class _Float32Products(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is torch.nn.functional.linear and _worth(args):
+        if func is torch.nn.functional.linear and _is_slow(args):
             bias = (kwargs or {}).get("bias", args[2] if len(args) > 2 else None)
             product = func(args[0].float(), args[1].float(), None if bias is None else bias.float())
             return product.to(torch.bfloat16)
         return func(*args, **(kwargs or {}))
 
 
-def _worth(args: tuple[Any, ...]) -> bool:
-    """Return True for an input and a weight that are plain BF16 tensors, with rows enough."""
+def _is_slow(args: tuple[Any, ...]) -> bool:
+    """Return whether torch multiplies these arguments slowly: plain BF16 tensors, at least `LEAST_ROWS` input rows."""
     if len(args) < 2 or not all(isinstance(each, torch.Tensor) for each in args[:2]):
         return False
     x, weight = args[:2]
-    is_half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return bool(is_half and x.numel() >= LEAST_ROWS * x.shape[-1])
+    is_bf16 = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return bool(is_bf16 and x.numel() >= LEAST_ROWS * x.shape[-1])
