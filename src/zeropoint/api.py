@@ -179,12 +179,12 @@ def quantize(
     model: str | Path,
     out: str | Path,
     *,
-    format: str = "int8",
+    format: str | None = None,
     plan: Plan | None = None,
-    algorithm: str = "rtn",
+    algorithm: str | None = None,
     options: Mapping[str, Any] | None = None,
     keep: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = None,
     min_coverage: float = 0.0,
     overwrite: bool = False,
     calibration: str | Path | None = None,
@@ -196,6 +196,8 @@ def quantize(
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
 
     - `model`: a checkpoint folder, a .gguf file or a hub name;
+    - `plan`: each weight's format and algorithm; or, without a plan, `format` (default: "int8"), `algorithm` (default:
+      "rtn") and its `options`, `keep` (patterns of the names of weights to leave unquantized) and `seed` (default: 0);
     - `calibration`: a text or chat `.jsonl` file for algorithms that need calibration (default: a built-in sample), of
       which `calibration_tokens` tokens are read;
     - `time_budget`: seconds that `algorithm="auto"` may take (default: 300); the log names the algorithm it picks;
@@ -204,23 +206,27 @@ def quantize(
     Raises `UsageError` for contradictory arguments or an existing `out`, `CheckpointError` if the model is missing or
     damaged, `ArtifactError` if `out` cannot be written.
     """
-    from zeropoint.calibrate.text import DEFAULT_TOKENS
+    from zeropoint.calibrate.text import DEFAULT_TOKENS, refuse_missing
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine.detect import Machine
-    from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import auto, quantize_checkpoint, read_calibration
+    from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_output
+    from zeropoint.quantization.request import Request
 
+    request = Request(
+        plan=plan,
+        format=format,
+        algorithm=algorithm,
+        options=options or {},
+        keep=keep,
+        seed=seed,
+        time_budget=time_budget,
+        calibration_tokens=calibration_tokens,
+        resume=resume,
+    )
+    refuse_missing(calibration)
+    refuse_output(out, resume=resume, overwrite=overwrite)
     checkpoint = open_checkpoint(str(model))
-    if time_budget is not None and (algorithm != auto.NAME or plan is not None):
-        raise UsageError('a time budget needs algorithm="auto" and no plan')
-    if plan is None and algorithm == auto.NAME:
-        if options:
-            raise UsageError('algorithm="auto" takes no options: name an algorithm to give it options')
-        auto.refuse_resume(resume)
-        picked = auto.pick(checkpoint, format, time_budget or auto.DEFAULT_BUDGET, tokens=calibration_tokens)
-        algorithm, options, calibration_tokens = picked.algorithm, picked.options, picked.tokens
-    if plan is None:
-        plan = uniform_plan(checkpoint, format, keep=keep, algorithm=algorithm, options=options, seed=seed)
+    plan, calibration_tokens, _ = request.resolve(checkpoint)
     if calibration_tokens is None and calibration is not None:
         calibration_tokens = DEFAULT_TOKENS
     calibration_data = None

@@ -14,8 +14,38 @@
 
 from __future__ import annotations
 
+import errno
+
 #: Longest message in characters: messages quote names from files, which can be of any length.
 MAX_SENTENCE = 1000
+
+#: Number of an operating system's error -> plain words.
+_PLAIN_WORDS = {
+    errno.ENOENT: "there is no such file or folder",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EACCES: "permission denied",
+    errno.ENOSPC: "no space left on the disk",
+}
+
+
+def reason(cause: BaseException, limit: int = 200) -> str:
+    """Return the message of another library's or the operating system's error on one line, in plain words.
+
+    A message longer than `limit` characters is cut after a whole word. An error without a message gives its type.
+    """
+    if isinstance(cause, OSError) and cause.strerror:
+        return _PLAIN_WORDS.get(cause.errno or 0, cause.strerror)
+    return shorten(str(cause), limit) or type(cause).__name__
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text on one line; one longer than `limit` characters is cut after a whole word, with " ..."."""
+    words = " ".join(text.split())
+    if len(words) <= limit:
+        return words
+    start = words[: limit - 3]
+    return f"{start[: start.rfind(' ')] if ' ' in start else start[:-1]} ..."
 
 
 class ZeropointError(Exception):

@@ -24,7 +24,7 @@ import ast
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,7 @@ def resolve(
     """
     if algorithm == "auto":
         raise UsageError("auto is chosen for one model and time budget: name an algorithm here")
+    check_name(algorithm)
     if algorithm not in STANDS_FOR:
         algorithm = canonical(algorithm)
         if "+" in algorithm:  # the keys are names of algorithms
@@ -84,6 +85,32 @@ def resolve(
     if options:
         raise UsageError(f"{algorithm} has options of its own: name the algorithm ({name}) to give others")
     return name, dict(own_options)
+
+
+def check_name(algorithm: str) -> None:
+    """Raise `UsageError` unless users may type this algorithm, alias, shorthand or composition.
+
+    Imports no algorithm, so the kinds of a composition's algorithms are not compared here (`parts` does).
+    """
+    if algorithm in SHORTHANDS:
+        return
+    for name in algorithm.split("+"):
+        if name in SHORTHANDS:
+            stands_for = "chooses" if name == "auto" else f"stands for {STANDS_FOR[name][0][0]},"
+            raise UsageError(
+                f"{algorithm!r}: {name} {stands_for} a whole combination of algorithms: give {name} alone, or name "
+                "the algorithms to combine, such as awq+gptq"
+            )
+        if name not in names() and name not in ALIASES:
+            raise UsageError(_unknown(name, [*names(), *SHORTHANDS, *ALIASES]))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """Return the message for an algorithm that does not exist, with the name that was probably meant."""
+    from difflib import get_close_matches  # only a message needs it
+
+    close = get_close_matches(name.lower(), known, 1)
+    return f"there is no algorithm {name!r}{f' (did you mean {close[0]}?)' if close else ''}: use {', '.join(known)}"
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -101,7 +128,7 @@ def _modules() -> list[str]:
 def load(name: str) -> ModuleType:
     """Import and return the module of an algorithm. Raises `UsageError` for a name that `names()` lacks."""
     if name not in names():
-        raise UsageError(f"there is no algorithm {name!r}: use {', '.join(names())}")
+        raise UsageError(_unknown(name, names()))
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -163,6 +190,7 @@ def read_options(algorithm: str, texts: Iterable[str]) -> dict[str, Any]:
         if texts:
             raise UsageError(f"{algorithm} has options of its own: name the algorithm to give others")
         return values
+    check_name(algorithm)
     algorithm = canonical(algorithm)
     algorithms = parts(algorithm).values()
     for text in texts:

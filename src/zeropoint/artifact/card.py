@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.artifact.layout import Layout
-from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.errors import ArtifactError, ZeropointError, reason
 from zeropoint.files import identity
 from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.values.plan import Plan
@@ -194,7 +194,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as cause:
-        raise ArtifactError(f"{path} cannot be written ({cause.strerror or cause})") from cause
+        raise ArtifactError(f"{path} cannot be written ({reason(cause)})") from cause
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

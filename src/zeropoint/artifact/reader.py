@@ -11,10 +11,11 @@ import numpy as np
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import check_card, read_card
 from zeropoint.artifact.layout import Layout
-from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
 from zeropoint.files.json_file import CARD_NAME, load_json
 from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.files.shards import SINGLE, shard_files
+from zeropoint.sources import quantized
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import Weight
 
@@ -109,8 +110,25 @@ def open(path: str | Path) -> Artifact:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a folder: give the folder of a Zeropoint artifact")
+        raise ArtifactError(
+            f"{folder} is not a folder: give an artifact's folder, which `zeropoint quantize MODEL -o FOLDER` makes"
+        )
+    if not is_artifact(folder) and (folder / "config.json").is_file():
+        raise ArtifactError(_not_an_artifact(folder))
     return Artifact(folder)
+
+
+def _not_an_artifact(folder: Path) -> str:
+    """Return the message for a model folder without a card, with the command that makes an artifact of the model."""
+    try:
+        is_float = quantized.section_of(folder) is None
+    except CheckpointError:  # a damaged config.json, which the command will refuse
+        is_float = True
+    command = "quantize" if is_float else "import"
+    return (
+        f"{folder} is not an artifact: it has no {CARD_NAME}; "
+        f"`zeropoint {command} {folder} -o OUT` makes an artifact of this model"
+    )
 
 
 def _open_files(folder: Path) -> dict[str, TensorFile]:

@@ -26,7 +26,7 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
-from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import identity, safetensors_file
 from zeropoint.files.json_file import CARD_NAME
 from zeropoint.files.model_files import copy_model_file
@@ -115,9 +115,7 @@ def check_space(out: Path, nbytes: int) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
     except OSError as cause:
-        raise ArtifactError(
-            f"{parent} cannot be written ({cause.strerror}): choose another output"
-        ) from cause
+        raise ArtifactError(f"{parent} cannot be written ({reason(cause)}): choose another output") from cause
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{parent} cannot be written (no permission): choose another output")
     if free < nbytes + SLACK_BYTES:
@@ -277,9 +275,7 @@ def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:
         )
     if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactError(f"{out} cannot be written (no permission): choose another output")
-    return ArtifactError(
-        f"{out} cannot be written ({cause.strerror or cause}): no half artifact was left behind"
-    )
+    return ArtifactError(f"{out} cannot be written ({reason(cause)}): no half artifact was left behind")
 
 
 def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ without them. If the tokenizer puts nothing before a text, no token is added.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +86,12 @@ def calibration(
     if windows.shape[1] < 2:
         raise UsageError(f"the calibration text {source} has fewer than two tokens")
     return Calibration(windows, source, hashlib.sha256(content.encode()).hexdigest())
+
+
+def refuse_missing(path: str | Path | None) -> None:
+    """Raise `UsageError` if the calibration file cannot be read; called before a model is opened. None is sound."""
+    if path is not None and (os.path.isdir(path) or not os.access(path, os.R_OK)):
+        documents.read_text(path, "the calibration text")
 
 
 def _read(path: str | Path | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, shorten
 from zeropoint.files.json_file import load_json
 
 
@@ -135,5 +135,4 @@ def _unknown(path: Path, model_type: str) -> str:
 
 def _line(cause: BaseException) -> str:
     """Return another library's error message in one line, without names of exception classes."""
-    message = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(str(cause).split()))
-    return message[:200] or type(cause).__name__
+    return shorten(re.sub(r"\b[A-Z]\w*Error: ", "", str(cause)), 200) or type(cause).__name__

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zeropoint.checkpoint.architecture import build_meta_model, config_from, load_config
 from zeropoint.checkpoint.resolve import Recipe, resolve
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, reason
 from zeropoint.sources import Source, Wanted, open_source
 from zeropoint.views import Kept, LayerView, layer_views
 
@@ -209,7 +209,7 @@ class Checkpoint:
             raise
         except Exception as cause:  # transformers' conversion raises many types
             raise CheckpointError(
-                f"{name} cannot be assembled from {len(recipe.sources)} checkpoint tensors ({cause}): "
+                f"{name} cannot be assembled from {len(recipe.sources)} checkpoint tensors ({reason(cause)}): "
                 "the checkpoint does not fit its config.json"
             ) from cause
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.cli.console import readable, rich_console
+from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, input_file, probability, whole
 from zeropoint.errors import UsageError
 from zeropoint.files import atomic
 
@@ -21,41 +22,46 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`."""
 
+#: A parser, or a group of options in one.
+Options = argparse._ActionsContainer
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
+DEFAULT_TEXT_TOKENS = 8192
+
+
+def add_json_option(parser: Options) -> None:
     """Add --json."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
 
-def add_threads_option(parser: argparse.ArgumentParser) -> None:
+def add_threads_option(parser: Options) -> None:
     """Add --threads."""
     parser.add_argument(
         "--threads",
-        type=positive_int,
+        type=whole(1, 4),
         default=None,
         metavar="N",
         help="CPU threads (default: the usable cores)",
     )
 
 
-def add_text_options(parser: argparse.ArgumentParser) -> None:
+def add_text_options(parser: Options) -> None:
     """Add --text and --tokens, the evaluation text."""
     parser.add_argument(
         "--text",
-        type=Path,
+        type=input_file,
         metavar="FILE",
         help="UTF-8 evaluation text, documents separated by two blank lines (default: prose shipped with Python)",
     )
     parser.add_argument(
         "--tokens",
-        type=positive_int,
-        default=8192,
+        type=whole(1, DEFAULT_TEXT_TOKENS),
+        default=DEFAULT_TEXT_TOKENS,
         metavar="N",
-        help="tokens of the evaluation text (default: 8192)",
+        help=f"tokens of the evaluation text (default: {DEFAULT_TEXT_TOKENS})",
     )
 
 
-def add_engine_option(parser: argparse.ArgumentParser) -> None:
+def add_engine_option(parser: Options) -> None:
     """Add --engine."""
     from zeropoint.runtime import ENGINES
 
@@ -63,77 +69,78 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="native (C++, no torch), universal (torch), or auto (default): native if it supports the model",
+        help="what runs the model: native (C++, without torch), universal (torch), or auto (default): native if it "
+        "supports the model",
     )
 
 
-def add_speed_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
+def add_speed_options(parser: Options, *, repeats: int) -> None:
     """Add the options of speed measurements; `repeats` is the default number of timings."""
     parser.add_argument(
         "--prompt-tokens",
-        type=positive_int,
+        type=whole(1, 512),
         default=512,
         metavar="N",
-        help="tokens of the prompt for the prefill speed (default: 512)",
+        help="tokens of the prompt that prefill is timed on (default: 512)",
     )
     parser.add_argument(
         "--new-tokens",
-        type=positive_int,
+        type=whole(1, 128),
         default=128,
         metavar="N",
-        help="generated tokens for the decode speed (default: 128)",
+        help="tokens to generate that decode is timed on (default: 128)",
     )
     parser.add_argument(
         "--repeats",
-        type=positive_int,
+        type=whole(3, repeats),
         default=repeats,
         metavar="N",
-        help=f"timings of each kind; median and spread are shown (default: {repeats})",
+        help=f"timings of each kind, at least 3; median and spread are shown (default: {repeats})",
     )
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
+def add_generation_options(parser: Options) -> None:
     """Add the options of sampling, key-value cache, speculation and engine."""
     from zeropoint.runtime import CACHE_TYPES
 
     group = parser.add_argument_group("choosing tokens")
     group.add_argument(
         "--temperature",
-        type=float,
+        type=at_least_zero("0.7"),
         default=0.0,
         metavar="T",
         help="sampling temperature; 0 (default) is greedy",
     )
     group.add_argument(
         "--top-k",
-        type=int,
+        type=whole(0, 40),
         default=0,
         metavar="K",
         help="sample from the K most likely tokens (default: from all)",
     )
     group.add_argument(
         "--top-p",
-        type=float,
+        type=probability("0.9", zero=False),
         default=1.0,
         metavar="P",
         help="sample from the most likely tokens whose probabilities add up to P (default: 1)",
     )
     group.add_argument(
         "--min-p",
-        type=float,
+        type=probability("0.05", zero=True),
         default=0.0,
         metavar="P",
         help="sample from tokens at least P times as likely as the most likely token (default: 0)",
     )
     group.add_argument(
         "--repetition-penalty",
-        type=float,
+        type=above_zero("a number", "1.1"),
         default=1.0,
         metavar="R",
         help="above 1, tokens of the text so far become less likely (default: 1)",
     )
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the sampling; no effect at temperature 0"
+        "--seed", type=SEED, default=0, metavar="N", help="seed of the sampling; no effect at temperature 0"
     )
     group.add_argument(
         "--stop",
@@ -151,7 +158,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--speculate",
-        type=positive_int,
+        type=whole(1, 8),
         default=0,
         metavar="N",
         help="guess up to N tokens per step from the text so far, and let the model verify them: the same greedy text, "
@@ -180,12 +187,17 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
-def positive_int(text: str) -> int:
-    """Parse an option's value: a whole number above zero."""
-    value = int(text) if text.lstrip("-").isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return value
+def refuse_ignored(args: argparse.Namespace, where: str, **defaults: Any) -> None:
+    """Raise `UsageError` for options that have no effect `where` ("without --check") and are not at their defaults.
+
+    `defaults` maps the names of such options, as in `args`, to their defaults.
+    """
+    names = [
+        f"--{name.replace('_', '-')}" for name, default in defaults.items() if getattr(args, name) != default
+    ]
+    if names:
+        verb = "has" if len(names) == 1 else "have"
+        raise UsageError(f"{', '.join(names)} {verb} no effect {where}: leave it out, or see --help")
 
 
 def default_threads(threads: int | None) -> int:
@@ -204,13 +216,6 @@ def this_machine(*, measure: bool) -> Machine:
     if not measure or library.missing() is not None:
         return machine
     return machine.with_bandwidth(library.read_bandwidth(threads=machine.cores))
-
-
-def text_file(path: Path | None) -> str | None:
-    """Return a text file's path as text, None for None. Raises `UsageError` if there is no such file."""
-    if path is not None and not path.is_file():
-        raise UsageError(f"there is no text file {path}")
-    return None if path is None else str(path)
 
 
 def write_json(path: Path | None, data: Mapping[str, Any]) -> None:

@@ -17,10 +17,14 @@ import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+#: The width for files and pipes, which have none of their own.
+PIPE_WIDTH = 1000
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -67,7 +71,7 @@ class _Output:
         except OSError as cause:
             self._drop()
             if self._name is not None:
-                raise UsageError(f"cannot write to {self._name}: {cause.strerror or cause}") from cause
+                raise UsageError(f"cannot write to {self._name}: {reason(cause)}") from cause
 
     def _drop(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -105,10 +109,24 @@ def reader_left() -> bool:
 
 
 def rich_console(*, stderr: bool = False) -> Console:
-    """Return rich's console on standard output, or on standard error."""
+    """Return rich's console on standard output, or on standard error; lines in files and pipes are not broken."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def whole_table(*titles: str) -> Table:
+    """Return a table that cuts no cell: text too long for a terminal's line goes on in the next line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(Text(title), overflow="fold")
+    return table
 
 
 def ask(prompt: str) -> str | None:
@@ -121,9 +139,7 @@ def ask(prompt: str) -> str | None:
     except EOFError:
         return None
     except (OSError, ValueError) as cause:
-        raise UsageError(
-            f"cannot read standard input: {getattr(cause, 'strerror', None) or cause}"
-        ) from cause
+        raise UsageError(f"cannot read standard input: {reason(cause)}") from cause
     return None if line is None else readable(line, sys.stdin.encoding)
 
 

@@ -16,11 +16,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
+from typing import NoReturn
 
 import zeropoint
 from zeropoint.cli import commands
 from zeropoint.cli.console import streams
-from zeropoint.errors import ZeropointError
+from zeropoint.errors import UsageError, ZeropointError, reason
 
 #: The order of the commands in the help text; commands that are not listed come last.
 ORDER = (
@@ -47,9 +48,17 @@ EXTRAS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UsageError`s of one sentence, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` with argparse's message."""
+        raise UsageError(f"{message.removeprefix('argument ')} (`{self.prog} --help` lists the options)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; it imports every command module."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zeropoint",
         description="Fit any LLM to the machine you have, and prove that it still works.",
         epilog="exit codes: 0 done; 1 the quality gate, the budget or --strict failed, or plans differ; 2 wrong usage "
@@ -68,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, interrupted=getattr(module, "INTERRUPTED", "interrupted"))
     return parser
 
 
@@ -79,14 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    """Do what `main` does, with the standard streams already replaced."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Progress bars and advice of libraries would mix with the program's own output; library errors are still shown.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # SIGTERM must remove a half-written artifact like Ctrl-C does.
     signal.signal(signal.SIGTERM, _terminate)
-    args = build_parser().parse_args(argv)
+    args = argparse.Namespace(debug=False, interrupted="interrupted")
     try:
+        build_parser().parse_args(argv, args)
         code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -99,7 +110,7 @@ def _main(argv: Sequence[str] | None) -> int:
         need = f"this command needs {error.name}: pip install 'zeropoint[{extra}]'"
         return _fail(error, 2, args.debug, need)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: no half-written artifact was left behind\n")
+        sys.stderr.write(f"\n{args.interrupted}\n")
         return 130
     except MemoryError as error:
         return _fail(
@@ -114,14 +125,17 @@ def _main(argv: Sequence[str] | None) -> int:
             return _fail(
                 error, 2, args.debug, f"no space left on the disk{where}: free some, or write elsewhere"
             )
-        return _fail(error, 2, args.debug)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(error, 2, args.debug, where + reason(error))
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def _fail(error: BaseException, code: int, debug: bool, message: str | None = None) -> int:
+    """Print the error as one sentence and return the exit code; with `debug`, raise the error instead."""
     if debug:
         raise error
     text = " ".join((message or str(error)).split())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 from zeropoint.evaluate import harness
 from zeropoint.runtime.protocol import Runner
 
@@ -179,7 +179,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], str]:
         with file.open(encoding="utf-8") as text:
             config = yaml.load(text, Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"the task {file} cannot be read: {error}") from error
+        raise UsageError(f"the task {file} cannot be read: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("task"), str):
         raise UsageError(f"{file} is not a task: it needs a name, `task: NAME`")
     if functions:

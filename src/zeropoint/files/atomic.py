@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -49,7 +49,7 @@ def refuse_unwritable(path: Path) -> None:
     except (OSError, ValueError) as cause:  # the name is too long, or has a zero byte
         raise UsageError(_sentence(path, cause)) from cause
     if not writable:
-        raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
+        raise UsageError(f"cannot write {path}: permission denied")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _sentence(path: Path, cause: Exception) -> str:
-    return f"cannot write {path}: {getattr(cause, 'strerror', None) or cause}"
+    return f"cannot write {path}: {reason(cause)}"
 
 
 def _replace(path: Path, data: bytes) -> bool:

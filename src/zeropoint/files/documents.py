@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 
 _BREAK = re.compile(r"\n{3,}")
 _OTHER_MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -22,7 +22,7 @@ def read_text(path: str | Path, what: str) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{what} {path} cannot be read: {reason(error)}") from error
     for mark, name in _OTHER_MARKS:
         if data.startswith(mark):
             raise UsageError(f"{what} {path} cannot be read: it is {name}, save it as UTF-8")

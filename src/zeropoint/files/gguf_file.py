@@ -23,7 +23,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError
+from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError, reason
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 has 32-bit counts; no tool writes it any more
@@ -153,7 +153,7 @@ def _open(path: Path, error: type[ZeropointError]) -> tuple[_Header, mmap.mmap]:
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except (OSError, ValueError) as cause:  # an empty file cannot be mapped
-        raise error(f"{path} is not a GGUF file ({cause})") from cause
+        raise error(f"{path} is not a GGUF file ({reason(cause)})") from cause
     try:
         return _Header(data), data
     except _DamageError as cause:

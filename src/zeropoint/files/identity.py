@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import ArtifactError
+from zeropoint.errors import ArtifactError, reason
 from zeropoint.files.json_file import (
     CARD_NAME,
     MAX_CARD_BYTES,
@@ -169,7 +169,7 @@ def file_states(folder: Path) -> Files:
             for s in [path.stat()]
         ]
     except OSError as cause:
-        raise ArtifactError(f"the weights in {folder} cannot be read ({cause.strerror})") from cause
+        raise ArtifactError(f"the weights in {folder} cannot be read ({reason(cause)})") from cause
 
 
 def _memo_path(folder: Path) -> Path | None:

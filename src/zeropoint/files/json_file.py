@@ -14,7 +14,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
+from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError, reason
 
 #: File name of the quality card. A folder with this file is an artifact.
 CARD_NAME = "zeropoint.json"
@@ -45,7 +45,9 @@ def load_json(
         data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing, so its folder is not complete: {advice}") from None
-    except (OSError, ValueError) as cause:
+    except OSError as cause:
+        raise error(f"{path} cannot be read ({reason(cause)}): {advice}") from cause
+    except ValueError as cause:
         raise error(f"{path} is not valid JSON ({cause}): {advice}") from cause
     if not isinstance(data, dict):
         raise error(f"{path} does not hold a JSON object: {advice}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from zeropoint.errors import CheckpointError, ZeropointError
+from zeropoint.errors import CheckpointError, ZeropointError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class TensorFile:
             raise error(f"{path} is missing: download or copy the model again") from None
         except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as cause:
             raise error(
-                f"{path} is truncated or not a safetensors file ({_one_line(cause)}): download or copy it again"
+                f"{path} is truncated or not a safetensors file ({reason(cause)}): download or copy it again"
             ) from cause
 
     def names(self) -> list[str]:
@@ -86,9 +86,7 @@ class TensorFile:
             self._read_since_open += nbytes
             return np.asarray(self._file.get_tensor(name))
         except (SafetensorError, OSError, ValueError, TypeError) as cause:
-            raise self._error(
-                f"{self.path.name}: tensor {name} cannot be read ({_one_line(cause)})"
-            ) from cause
+            raise self._error(f"{self.path.name}: tensor {name} cannot be read ({reason(cause)})") from cause
 
     def _slice(self, name: str) -> Any:
         try:
@@ -112,7 +110,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> int:
         save_file(contiguous, path, metadata={"format": "pt"})
     except SafetensorError as cause:
         # The library wraps OS errors; callers recognize a full disk by its errno.
-        raise OSError(_errno_of(cause), _one_line(cause)) from cause
+        raise OSError(_errno_of(cause), reason(cause)) from cause
     path.chmod(0o644)  # the library makes files private
     return sum(value.nbytes for value in contiguous.values())
 
@@ -134,7 +132,3 @@ def _errno_of(cause: Exception) -> int:
     marker = "os error "
     number = text[text.find(marker) + len(marker) :].split(")")[0] if marker in text else ""
     return int(number) if number.isdigit() else 5
-
-
-def _one_line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200]

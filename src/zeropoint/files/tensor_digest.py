@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.errors import ArtifactError, ZeropointError, reason
 from zeropoint.files.json_file import ADVICE, parse_json
 
 #: Largest header that the safetensors format allows.
@@ -68,10 +68,9 @@ def digest_files(files: Sequence[Path], error: type[ZeropointError] = ArtifactEr
             for entry, sha256 in zip(entries, pool.map(_sha256, entries), strict=True):
                 total.add_hashed(entry.name, entry.dtype, entry.shape, sha256)
     except (OSError, ValueError) as cause:
-        words = " ".join(str(cause).split())[:200]
         where = files[0].parent if files else "the folder"
         raise error(
-            f"the weights in {where} are truncated or not safetensors ({words}): {ADVICE[error]}"
+            f"the weights in {where} are truncated or not safetensors ({reason(cause)}): {ADVICE[error]}"
         ) from cause
     return total.hexdigest()
 

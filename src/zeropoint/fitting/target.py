@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 from zeropoint.files.json_file import parse_json
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine.detect import Machine
@@ -88,5 +88,5 @@ def read_machine(path: Path) -> Machine:
         return Machine.from_json(data.get("machine", data))
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as cause:
         raise UsageError(
-            f"{path} does not describe a machine ({cause}): write it there with `zeropoint doctor --json FILE`"
+            f"{path} does not describe a machine ({reason(cause)}): write it there with `zeropoint doctor --json FILE`"
         ) from cause

@@ -46,17 +46,13 @@ def uniform_plan(
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
     """
-    scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
+    scheme, algorithm, canonical_options = check_formats(
+        scheme_or_format, embedding=embedding, lm_head=lm_head, algorithm=algorithm, options=options
+    )
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
-    algorithm, canonical_options = resolve(algorithm, options or {}, scheme)
-    part_options(algorithm, canonical_options)  # refuses a mistyped option now, not after minutes
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
     _check_patterns(keep, checkpoint)
     if scheme.is_float:
-        if embedding is not None or lm_head is not None:
-            raise UsageError(
-                f"{scheme} applies to every parameter: it takes no separate embedding or lm_head format"
-            )
         choices = {info.name: _cast(info, scheme, keep) for info in infos.values()}
     else:
         pick = _Picker(
@@ -69,6 +65,30 @@ def uniform_plan(
         )
         choices = _integer_choices(checkpoint, pick, keep)
     return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
+
+
+def check_formats(
+    scheme_or_format: Scheme | str,
+    *,
+    embedding: Scheme | str | None = None,
+    lm_head: Scheme | str | None = None,
+    algorithm: str = "rtn",
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Scheme, str, dict[str, Any]]:
+    """Return the scheme, and the canonical algorithm with its options. Needs no model.
+
+    Raises what `uniform_plan` raises, except for `keep`: patterns can be compared only with a model's names.
+    """
+    scheme = parse(scheme_or_format) if isinstance(scheme_or_format, str) else scheme_or_format
+    for own_format in (embedding, lm_head):
+        _override(own_format)
+    if scheme.is_float and (embedding is not None or lm_head is not None):
+        raise UsageError(
+            f"{scheme} applies to every parameter: it takes no separate embedding or lm_head format"
+        )
+    algorithm, canonical_options = resolve(algorithm, options or {}, scheme)
+    part_options(algorithm, canonical_options)
+    return scheme, algorithm, canonical_options
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
@@ -287,8 +307,11 @@ def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
     }
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in names):
+            wider = f"*{pattern}*"
+            hint = f" (did you mean {wider!r}?)" if any(fnmatchcase(name, wider) for name in names) else ""
             raise UsageError(
-                f"keep pattern {pattern!r} matches no parameter: `zeropoint inspect` lists their names"
+                f"keep pattern {pattern!r} matches no parameter of this model{hint}: "
+                f"its names are like {min(names)}"
             )
 
 

@@ -20,9 +20,9 @@ from zeropoint.artifact import open as open_artifact
 from zeropoint.artifact.writer import check_space
 from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
-from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
+from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS, refuse_missing
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.errors import CheckpointError, UsageError, reason
 from zeropoint.files.json_file import load_json
 from zeropoint.files.model_files import model_files
 from zeropoint.machine.detect import Machine
@@ -296,6 +296,7 @@ def read_calibration(
     """
     from transformers import AutoTokenizer
 
+    refuse_missing(path)
     folder = checkpoint.path
     try:
         with ExitStack() as stack:
@@ -305,7 +306,7 @@ def read_calibration(
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as cause:  # missing and damaged tokenizers fail in many ways
         raise UsageError(
-            f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
+            f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({reason(cause)}): "
             "use --algorithm rtn without --calibration"
         ) from cause
     context_length = (

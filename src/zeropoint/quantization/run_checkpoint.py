@@ -32,7 +32,7 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact import refuse_existing
 from zeropoint.artifact.card import replace_text
 from zeropoint.artifact.writer import lock, sync
-from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import safetensors_file
 from zeropoint.files.json_file import MAX_CARD_BYTES, json_digest, load_json
 from zeropoint.quantization.layers import LayerError
@@ -165,7 +165,7 @@ class RunCheckpoint:
             self.folder.mkdir(exist_ok=True)
             descriptor = lock(self.folder)
         except OSError as cause:
-            raise ArtifactError(f"{self.folder} cannot be written ({cause.strerror or cause})") from cause
+            raise ArtifactError(f"{self.folder} cannot be written ({reason(cause)})") from cause
         if descriptor is None:
             raise UsageError(
                 f"another process is writing {self.folder}: wait for it, or choose another output"

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.errors import CheckpointError, UsageError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
     except Exception as cause:  # the client raises a dozen unrelated types: HTTP, cache, validation, gating
-        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise CheckpointError(
-            f"{name} is not a local folder and could not be fetched from the Hugging Face hub ({reason}): "
+            f"{name} is not a local folder and could not be fetched from the Hugging Face hub ({reason(cause)}): "
             "check the name and the network, or download the model first and give its folder"
         ) from cause

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import CheckpointError
-from zeropoint.files.json_file import load_json
+from zeropoint.files.json_file import CARD_NAME, load_json
 
 Section = Mapping[str, Any]
 
@@ -237,6 +237,11 @@ def _online(transforms: Any) -> str | None:
 
 def already_quantized(path: Path, section: Section) -> str:
     """Return the message for a quantized folder where float weights are needed."""
+    if (path / CARD_NAME).is_file():
+        return (
+            f"{path} is already quantized (a Zeropoint artifact; its plan is in {CARD_NAME}): "
+            "give the original model that it was made from"
+        )
     reason = why_not_imported(section)
     if reason is None:
         return (

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import ArtifactError, UnsupportedError
+from zeropoint.errors import ArtifactError, UnsupportedError, reason
 from zeropoint.files.json_file import load_json
 from zeropoint.tokenizer.special import read_special_tokens
 from zeropoint.tokenizer.templates import ChatTemplates, find_templates
@@ -91,8 +91,9 @@ def _build(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> tupl
     except ArtifactError:
         raise
     except Exception as cause:  # the library raises the bare Exception
-        reason = " ".join(str(cause).split())[:200]
-        raise ArtifactError(f"{path} is not a tokenizer ({reason}): copy it from the model again") from cause
+        raise ArtifactError(
+            f"{path} is not a tokenizer ({reason(cause)}): copy it from the model again"
+        ) from cause
     fast.no_truncation()
     fast.no_padding()
     return fast, dict(special.named)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files.json_file import MAX_CONFIG_BYTES, load_json
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def render(
     try:
         return template.render(messages=plain, **scope)
     except Exception as cause:  # a template is a program and may raise anything
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise UsageError(f"the model's chat template refuses the conversation: {reason}") from cause
+        raise UsageError(
+            f"the model's chat template refuses the conversation: {reason(cause, 500)}"
+        ) from cause
 
 
 def compile_template(text: str) -> jinja2.Template:
@@ -266,4 +267,6 @@ def _read(path: Path) -> str:
             )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}): copy it from the model again") from cause
+        raise ArtifactError(
+            f"{path} cannot be read ({reason(cause)}): copy it from the model again"
+        ) from cause

@@ -10,7 +10,9 @@ from typing import Any
 from zeropoint.errors import UsageError
 
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+#: A number below this needs a unit: no model is that small, so "110" is a forgotten "MB".
+SMALLEST_BYTES = 10**6
+_NUMBER = r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +40,6 @@ class Budget:
             if value is not None and not value > 0:
                 raise UsageError(f"the budget's {name} must be above zero, not {value}")
 
-    @classmethod
-    def parse(
-        cls,
-        *,
-        max_memory: str | None = None,
-        max_kl: str | None = None,
-        max_perplexity_increase: str | None = None,
-        min_decode: str | None = None,
-        min_prefill: str | None = None,
-        max_accuracy_drop: float | None = None,
-    ) -> Budget:
-        """Return the budget of texts with units (`80MB`, `1%`, `100tok/s`). Raises `UsageError` for other texts."""
-        return cls(
-            None if max_memory is None else parse_bytes(max_memory),
-            None if max_kl is None else parse_share(max_kl),
-            None if max_perplexity_increase is None else parse_share(max_perplexity_increase),
-            None if min_decode is None else parse_rate(min_decode),
-            None if min_prefill is None else parse_rate(min_prefill),
-            max_accuracy_drop,
-        )
-
     @property
     def bounds_loss(self) -> bool:
         """Return whether KL divergence or perplexity has a bound."""
@@ -85,11 +66,17 @@ class Budget:
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that `80MB`, `1.5 GiB` or `90000000` names. Raises `UsageError` for other texts."""
+    """Return the bytes that `80MB`, `1.5 GiB` or `90000000` names.
+
+    Raises `UsageError` for other texts, and for a number without a unit that is too small to be meant as bytes.
+    """
     match = re.fullmatch(rf"\s*{_NUMBER}\s*([kmg]?i?b?)\s*", text.lower())
     if match is None or match[2] not in _BYTES:
         raise UsageError(f"{text!r} is not an amount of memory: write 80MB or 1.5GB")
-    return round(float(match[1]) * _BYTES[match[2]])
+    size = round(float(match[1]) * _BYTES[match[2]])
+    if not match[2] and size < SMALLEST_BYTES:
+        raise UsageError(f"{text!r} needs a unit: write {match[1]}MB or {match[1]}GB")
+    return size
 
 
 def parse_share(text: str) -> float:

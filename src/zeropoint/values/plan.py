@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 from zeropoint.files.json_file import parse_json
 from zeropoint.values.scheme import Scheme, parse
 
@@ -86,8 +86,10 @@ class Plan:
             if path.stat().st_size > MAX_PLAN_BYTES:
                 raise ValueError(f"it is larger than {MAX_PLAN_BYTES >> 20} MB")
             return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the plan {path}: {error}") from error
+        except OSError as error:
+            raise UsageError(f"cannot read the plan {path}: {reason(error)}") from error
+        except ValueError as error:
+            raise UsageError(f"{path} is not a plan that --save-plan wrote: {reason(error)}") from error
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, reason
 from zeropoint.files.json_file import parse_json
 
 SENSITIVITY_VERSION = 1
@@ -149,7 +149,7 @@ def load(path: str | Path) -> Sensitivity:
     try:
         data = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise UsageError(f"the sensitivity file {path} cannot be read: {cause}") from cause
+        raise UsageError(f"the sensitivity file {path} cannot be read: {reason(cause)}") from cause
     return Sensitivity.from_json(data)
 
 

@@ -1,7 +1,8 @@
 """Measure one model in a fresh process: load time, prefill and decode speed, resident memory.
 
-MODEL may be an artifact, a checkpoint, or a file of another runtime: GGUF, ONNX, or a folder that another tool
-quantized. Files of other runtimes are run by those runtimes.
+Prefill is reading a prompt; decode is generating, one token after another. Besides artifacts and original models, files
+of other runtimes are measured: .gguf files in llama.cpp, or in Zeropoint if llama-cpp-python is not installed; .onnx
+files and ONNX folders in onnxruntime; GPTQ, AWQ and compressed-tensors folders in transformers.
 """
 
 from __future__ import annotations
@@ -17,22 +18,30 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
-    positive_int,
     progress_fraction,
     show_report,
     write_text,
 )
+from zeropoint.cli.option_values import whole
 
-HELP = "measure load time, prefill, decode and memory of one model"
+HELP = "measure load time, speed and memory of one model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint bench`."""
     parser.add_argument(
-        "artifact", metavar="MODEL", help="an artifact, a checkpoint, or another runtime's file or folder"
+        "artifact",
+        metavar="ARTIFACT|MODEL",
+        help="an artifact, an original model (checkpoint folder, .gguf file or hub name), or another runtime's file or "
+        "folder",
     )
     add_speed_options(parser, repeats=5)
     parser.add_argument(
-        "--batch", type=positive_int, default=1, metavar="N", help="sequences at once (default: 1)"
+        "--batch",
+        type=whole(1, 4),
+        default=1,
+        metavar="N",
+        help="sequences that are generated at once (default: 1)",
     )
     add_engine_option(parser)
     add_threads_option(parser)
@@ -40,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure the model, print and write the report, and return 0."""
     from zeropoint.evaluate import bench
 
     check_writable(args.json)

@@ -2,7 +2,7 @@
 
 /reset  start a new conversation
 /exit   quit; Ctrl-D does the same
-Ctrl-C  stop the answer
+Ctrl-C  stop the answer; while nothing is being written, quit
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from zeropoint.cli.common import (
     add_generation_options,
     add_threads_option,
     open_for_generation,
-    positive_int,
     sampling_of,
 )
 from zeropoint.cli.console import ask, readable, reader_left
+from zeropoint.cli.option_values import whole
 
 HELP = "chat with a model in the terminal"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint chat`."""
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
+        "artifact",
+        metavar="ARTIFACT|MODEL",
+        help="an artifact, or an original model: checkpoint folder, .gguf file or hub name",
     )
     parser.add_argument(
         "--system", type=readable, metavar="TEXT", help="the system message, if the chat template has one"
     )
     parser.add_argument(
         "--max-new-tokens",
-        type=positive_int,
+        type=whole(1, 512),
         default=512,
         metavar="N",
         help="most tokens of an answer (default: 512)",
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Talk until the input ends, and return 0."""
     from zeropoint.errors import UsageError
     from zeropoint.runtime.conversation import Conversation
 

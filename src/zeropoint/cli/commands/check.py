@@ -1,7 +1,7 @@
 """The quality gate: compare an artifact with its original model. Exit 0 if every bound is met, 1 if not.
 
-Both models read the same tokens and answer the same task items. A bound is met only if the whole 95 % interval of the
-measured value is within the bound. Without --max-kl, --max-perplexity-increase, --min-top1 and --max-accuracy-drop,
+Both models read the same tokens, and answer the same questions with --tasks. A bound is met only if the whole 95 %
+interval of the measured value is within the bound. Without --max-kl, --max-perplexity-increase, --min-top1 and --max-accuracy-drop,
 default bounds for the artifact's format apply.
 
 The verdict is written into the artifact's card (zeropoint.json) with a digest of the weights. An artifact whose
@@ -11,6 +11,7 @@ weights, config or card changed since it was written is refused (exit 2).
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import (
@@ -20,19 +21,20 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
-    positive_int,
     progress_fraction,
-    text_file,
     write_json,
 )
+from zeropoint.cli.option_values import CHANGE, DROP, KL, SEED, SHARE, whole
 
 if TYPE_CHECKING:
     from zeropoint.evaluate import TaskRequest
 
 HELP = "quality gate: compare an artifact with its original model, exit 0 or 1"
+INTERRUPTED = "interrupted: no verdict was written"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint check`."""
     parser.add_argument("artifact", metavar="ARTIFACT", help="the artifact folder to judge")
     parser.add_argument(
         "--against",
@@ -41,23 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the original model that the artifact was made from: checkpoint folder, .gguf file or hub name",
     )
     parser.add_argument(
-        "--max-kl", type=float, metavar="X", help="bound on the mean KL divergence, nats per token"
+        "--max-kl", type=KL, metavar="X", help="bound on the mean KL divergence, nats per token"
     )
     parser.add_argument(
         "--max-perplexity-increase",
-        type=_percentage,
+        type=CHANGE,
         metavar="X",
         help="bound on the relative increase of perplexity: 1%% or 0.01",
     )
     parser.add_argument(
         "--min-top1",
-        type=_percentage,
+        type=SHARE,
         metavar="X",
         help="bound on the share of tokens with the same most likely next token: 95%% or 0.95",
     )
     add_task_options(parser)
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap intervals (default: 0)"
+        "--seed", type=SEED, default=0, metavar="N", help="seed of the bootstrap intervals (default: 0)"
     )
     add_text_options(parser)
     add_engine_option(parser)
@@ -75,27 +77,20 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-accuracy-drop",
-        type=_percentage,
+        type=DROP,
         metavar="X",
         help="bound on the absolute fall of accuracy on each task: 2%% or 0.02",
     )
     group.add_argument(
-        "--limit", type=positive_int, metavar="N", help="use only the first N items of each task"
+        "--limit", type=whole(1, 100), metavar="N", help="ask only the first N questions of each task"
     )
     group.add_argument(
         "--allow-code", action="store_true", help="allow task files to run Python code (`!function`)"
     )
 
 
-def _percentage(text: str) -> float:
-    """Parse an option's value: `1%` or `0.01`."""
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a percentage") from None
-
-
 def run(args: argparse.Namespace) -> int:
+    """Run the gate. Return 0 if every bound is met, 1 if not."""
     return run_gate(
         args.artifact,
         args.against,
@@ -121,7 +116,11 @@ def task_request(args: argparse.Namespace) -> TaskRequest | None:
         if args.limit is not None or args.allow_code or args.max_accuracy_drop is not None:
             raise UsageError("--max-accuracy-drop, --limit and --allow-code need --tasks")
         return None
-    return TaskRequest([name for name in args.tasks.split(",") if name], args.limit, args.allow_code)
+    names = [name for name in args.tasks.split(",") if name]
+    for name in names:
+        if not Path(name).exists():
+            raise UsageError(f"--tasks: cannot read {name}: there is no such file or folder")
+    return TaskRequest(names, args.limit, args.allow_code)
 
 
 def run_gate(
@@ -137,9 +136,11 @@ def run_gate(
     max_accuracy_drop: float | None = None,
 ) -> int:
     """Run the gate, print the verdict, write the verdict into the artifact's card, and return the exit code."""
+    from zeropoint.artifact import open as open_artifact
     from zeropoint.evaluate import check
 
     check_writable(args.json)
+    open_artifact(artifact)  # refuses anything else before the long measurement
     with progress_fraction() as progress:
         verdict = check(
             artifact,
@@ -147,11 +148,11 @@ def run_gate(
             max_kl=max_kl,
             max_perplexity_increase=max_perplexity_increase,
             min_top1=min_top1,
-            text=text_file(args.text),
+            text=args.text,
             tokens=args.tokens,
             threads=default_threads(args.threads),
             engine=engine,
-            seed=args.seed,
+            seed=args.seed or 0,
             tasks=tasks,
             max_accuracy_drop=max_accuracy_drop,
             progress=progress,

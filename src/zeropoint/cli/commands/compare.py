@@ -1,13 +1,14 @@
 """Compare a model with artifacts made from it: size, memory, speed, quality, sample answers.
 
-Speed and memory of each model are measured in a fresh process. Quality is measured token by token against MODEL in
-float32.
+Speed and memory of each model are measured in a fresh process. Quality is measured on a text, token by token, against
+MODEL computed in float32.
 
   zeropoint compare MODEL INT8 INT4 --html report.html
   zeropoint compare MODEL INT4 INT4.gguf ONNX-FOLDER GPTQ-FOLDER
 
-Files of other runtimes are run by those runtimes, if they are installed: .gguf files by llama.cpp (llama-cpp-python),
-.onnx files and ONNX folders by onnxruntime, GPTQ, AWQ and compressed-tensors folders by transformers.
+Files of other runtimes may stand in the place of an artifact: .gguf files run in llama.cpp, or in Zeropoint if
+llama-cpp-python is not installed; .onnx files and ONNX folders run in onnxruntime; GPTQ, AWQ and compressed-tensors
+folders run in transformers.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from zeropoint.cli.common import (
     default_threads,
     progress_fraction,
     show_report,
-    text_file,
     write_text,
 )
 from zeropoint.cli.console import readable
+from zeropoint.cli.option_values import input_file
 
 HELP = "compare a model with artifacts made from it: table, JSON, HTML page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint compare`."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sensitivity",
-        type=Path,
+        type=input_file,
         metavar="FILE",
         help="add the sensitivity table to the page: a file written by `zeropoint inspect --sensitivity --json`",
     )
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure all models, print and write the report, and return 0."""
     from zeropoint.evaluate import compare
     from zeropoint.evaluate.answers import DEFAULT_PROMPTS
     from zeropoint.render import markdown, page
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         report = compare(
             args.model,
             args.artifacts,
-            text=text_file(args.text),
+            text=args.text,
             tokens=args.tokens,
             threads=default_threads(args.threads),
             engine=args.engine,

@@ -8,7 +8,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
-from zeropoint.cli.console import rich_console
+from zeropoint.cli.console import rich_console, whole_table
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ HELP = "show this machine, the kernels it uses, and the speed to expect"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint doctor`."""
     add_json_option(parser)
     parser.add_argument(
         "--no-measure", action="store_true", help="do not measure the memory bandwidth (saves a second)"
@@ -36,6 +37,7 @@ SHOWN = (
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print and write what was found, and return 0."""
     from rich.table import Table
 
     check_writable(args.json)
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for label, value in _facts(machine):
         facts.add_row(f"[bold]{label}", value)
     console.print(facts)
-    formats = Table("format", "kernel", "note", box=None, pad_edge=False)
+    formats = whole_table("format", "kernel", "note")
     rows = _kernels()
     for row in rows:
         formats.add_row(row["format"], row["kernel"], row["note"])

@@ -8,15 +8,14 @@ cannot represent exactly is refused with the reason. Verifying reads every weigh
 other runtime is installed, both models also run on the same tokens, so any difference comes from the arithmetic of the
 runtimes. If writing or verifying fails, no file is left behind.
 
-With --type, SOURCE is the original model, not an artifact: its float weights are quantized to a type that only the
-target has, such as GGUF's K-quants, with calibration on a text.
+With --type, an original MODEL is exported instead of an artifact: its float weights are quantized to a type that
+only the target has, such as GGUF's K-quants, with calibration on a text.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint import exporters
@@ -25,24 +24,26 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
-    positive_int,
     progress_bar,
     progress_fraction,
     write_json,
 )
+from zeropoint.cli.option_values import input_file, whole
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
     from zeropoint.evaluate.agreement import Agreement
 
 HELP = "export an artifact to another runtime's format, and verify it"
+INTERRUPTED = "interrupted: no file was left behind that was not verified"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint export`."""
     parser.add_argument(
         "source",
-        metavar="SOURCE",
-        help="an artifact folder; with --type the original model: checkpoint folder or hub name",
+        metavar="ARTIFACT|MODEL",
+        help="an artifact folder; with --type an original model: checkpoint folder or hub name",
     )
     parser.add_argument("--to", required=True, choices=exporters.names(), metavar="T", help=_targets())
     parser.add_argument(
@@ -59,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
-        metavar="TEXT",
+        type=input_file,
+        metavar="FILE",
         help="with --type: calibration text or chat .jsonl (default: a built-in sample)",
     )
     parser.add_argument(
         "--calibration-tokens",
-        type=positive_int,
+        type=whole(1, 65536),
         metavar="N",
         help="with --type: tokens of the calibration text to read (default: 65536)",
     )
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: verify)",
     )
     parser.add_argument(
-        "--no-run", action="store_true", help="compare the weights, but run nothing in the target runtime"
+        "--no-run", action="store_true", help="read the file back, but do not run it in the target runtime"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_threads_option(parser)
@@ -89,6 +90,7 @@ def _targets() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the file, verify it, print the result, and return 0."""
     from zeropoint.api import export
 
     check_writable(args.json)

@@ -1,12 +1,13 @@
 """Find the formats of all layers that meet a budget on this machine, quantize with them, and run the quality gate.
 
   zeropoint fit MODEL -o OUT --max-memory 110MB                    best quality within that size
-  zeropoint fit MODEL -o OUT --max-kl 0.02                         smallest and fastest within that loss
+  zeropoint fit MODEL -o OUT --max-kl 0.02                         smallest and fastest that loses no more
   zeropoint fit MODEL -o OUT --max-memory 120MB --max-kl 0.05 --min-decode 150tok/s
   zeropoint fit MODEL --max-memory 110MB --plan-only --save-plan plan.json
 
-The command first measures loss, size and speed of each layer at each format on this machine. Exit 0 if the artifact
-meets the budget, or if the 16-bit model does already. Exit 1 if no plan meets the budget (no artifact is written, and
+The command first measures size, speed and loss of each layer in each format on this machine. The loss is the mean KL
+divergence from the 16-bit model, in nats per token. Exit 0 if the artifact meets the budget, or if the 16-bit model
+does already. Exit 1 if no plan meets the budget (no artifact is written, and
 the output says which budget could be met) or if the artifact fails the gate (its card has the verdict).
 """
 
@@ -16,7 +17,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zeropoint.cli.commands.check import add_task_options, task_request
 from zeropoint.cli.common import (
@@ -24,12 +25,23 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
-    positive_int,
     progress_fraction,
-    text_file,
     write_json,
 )
-from zeropoint.cli.console import rich_console
+from zeropoint.cli.console import rich_console, whole_table
+from zeropoint.cli.option_values import (
+    CHANGE,
+    KL,
+    MEMORY,
+    RATE,
+    SEED,
+    Kind,
+    algorithm_name,
+    format_name,
+    input_file,
+    whole,
+)
+from zeropoint.errors import UsageError
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
     from zeropoint.values.budget import Budget
 
 HELP = "find and make the artifact that meets a budget of memory, loss and speed"
+INTERRUPTED = "interrupted: no half-written artifact was left behind; one in OUT has not passed the gate"
 
 #: The three questions without a budget on the command line: the option that an answer sets, and the question.
 QUESTIONS = (
@@ -51,8 +64,12 @@ QUESTIONS = (
     ("min_decode", "How many tokens per second must decoding reach? (100tok/s; empty: no minimum)"),
 )
 
+#: The parsers of the answers.
+KINDS: dict[str, Kind[Any]] = {"max_memory": MEMORY, "max_kl": KL, "min_decode": RATE}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint fit`."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
     parser.add_argument(
         "-o",
@@ -61,21 +78,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the artifact folder to write; must not exist unless --overwrite is given",
     )
     budget = parser.add_argument_group("budget (give at least one, or answer three questions in a terminal)")
-    budget.add_argument("--max-memory", metavar="BYTES", help="bound on the size of all weights: 80MB, 1.5GB")
+    budget.add_argument(
+        "--max-memory", type=MEMORY, metavar="BYTES", help="bound on the size of all weights: 80MB, 1.5GB"
+    )
     budget.add_argument(
         "--max-kl",
+        type=KL,
         metavar="X",
         help="bound on the mean KL divergence from the 16-bit model, nats per token",
     )
     budget.add_argument(
         "--max-perplexity-increase",
+        type=CHANGE,
         metavar="X",
         help="bound on the relative increase of perplexity: 1%% or 0.01",
     )
     budget.add_argument(
-        "--min-decode", metavar="RATE", help="tokens per second to generate one sequence: 100tok/s"
+        "--min-decode",
+        type=RATE,
+        metavar="RATE",
+        help="least speed of generating one sequence, in tokens per second: 100tok/s",
     )
-    budget.add_argument("--min-prefill", metavar="RATE", help="tokens per second to read a prompt: 1000tok/s")
+    budget.add_argument(
+        "--min-prefill",
+        type=RATE,
+        metavar="RATE",
+        help="least speed of reading a prompt, in tokens per second: 1000tok/s",
+    )
     parser.add_argument(
         "--objective",
         metavar="O",
@@ -85,54 +114,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats",
         nargs="+",
+        type=format_name,
         metavar="F",
         help="formats to choose from besides 16 bits, widest first (default: int8 int5 int4)",
     )
     parser.add_argument(
-        "--algorithm", default="rtn", metavar="A", help="the quantization algorithm (default: rtn)"
+        "--algorithm",
+        type=algorithm_name,
+        default="rtn",
+        metavar="A[+A...]",
+        help="how the weights are rounded, as in `zeropoint quantize` (default: rtn)",
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
+        type=input_file,
         metavar="FILE",
         help="text for algorithms that need calibration (default: a built-in sample)",
     )
     parser.add_argument(
         "--calibration-tokens",
-        type=positive_int,
+        type=whole(1, 65536),
         metavar="N",
         help="tokens of the calibration text to read (default: 65536)",
     )
     parser.add_argument(
         "--text",
-        type=Path,
+        type=input_file,
         metavar="FILE",
-        help="UTF-8 text of at least three documents for plans, trials and gate (default: prose shipped with Python)",
+        help="UTF-8 text of at least three documents for planning, trials and the quality gate (default: prose "
+        "shipped with Python)",
     )
     parser.add_argument(
         "--tokens",
-        type=positive_int,
+        type=whole(1, 8192),
         default=8192,
         metavar="N",
-        help="tokens that the gate reads of the text (default: 8192)",
+        help="tokens of the text that the quality gate reads (default: 8192)",
     )
     parser.add_argument(
         "--planning-tokens",
-        type=positive_int,
+        type=whole(1, 2048),
         default=2048,
         metavar="N",
-        help="tokens that each plan is measured on (default: 2048)",
+        help="tokens of the text that each plan is measured on (default: 2048)",
     )
     parser.add_argument(
         "--evaluations",
-        type=int,
+        type=whole(0, 12),
         default=12,
         metavar="N",
-        help="plans near the predicted optimum to measure (default: 12)",
+        help="how many plans near the predicted optimum are measured too (default: 12)",
     )
     parser.add_argument(
         "--machine",
-        type=Path,
+        type=input_file,
         metavar="FILE",
         help="plan for another machine, with estimated speeds: a file written there by `zeropoint doctor --json FILE`",
     )
@@ -147,7 +182,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anyway", action="store_true", help="quantize even if the 16-bit model meets the budget"
     )
-    parser.add_argument("--plan-only", action="store_true", help="find the plan, but do not quantize")
+    parser.add_argument(
+        "--plan-only", action="store_true", help="find the plan, but do not quantize; -o is not needed"
+    )
     parser.add_argument(
         "--save-plan", type=Path, metavar="FILE", help="write the plan as JSON, to edit and `quantize --plan`"
     )
@@ -157,14 +194,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)"
+        "--seed", type=SEED, default=0, metavar="N", help="seed of all random choices (default: 0)"
     )
     add_threads_option(parser)
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from zeropoint.errors import UsageError
+    """Find the plan, quantize and check. Return 1 if no plan meets the budget or the gate fails, else 0."""
     from zeropoint.fitting import FORMATS, Settings, default_folder, fit, read_machine
 
     check_writable(args.json, args.save_plan, args.html)
@@ -175,19 +212,19 @@ def run(args: argparse.Namespace) -> int:
         formats=tuple(args.formats or FORMATS),
         algorithm=args.algorithm,
         objective=args.objective,
-        calibration=text_file(args.calibration),
+        calibration=args.calibration,
         calibration_tokens=args.calibration_tokens,
-        text=text_file(args.text),
+        text=args.text,
         tokens=args.planning_tokens,
         gate_tokens=args.tokens,
-        evaluations=max(0, args.evaluations),
+        evaluations=args.evaluations,
         threads=default_threads(args.threads),
         seed=args.seed,
         overwrite=args.overwrite,
         anyway=args.anyway,
         cache=None if args.no_cache else args.cache or default_folder(),
         tasks=task_request(args),
-        machine=None if args.machine is None else read_machine(args.machine),
+        machine=None if args.machine is None else read_machine(Path(args.machine)),
     )
     with progress_fraction() as progress:
         result = fit(args.model, None if args.plan_only else args.out, budget, settings, progress)
@@ -201,6 +238,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_page(args: argparse.Namespace, result: Fit) -> None:
+    """Write the page of --html."""
     from zeropoint.machine.detect import Machine
     from zeropoint.render import write_page
     from zeropoint.values.report import Report
@@ -217,7 +255,6 @@ def _write_page(args: argparse.Namespace, result: Fit) -> None:
 
 def _budget(args: argparse.Namespace) -> Budget:
     """Return the budget of the command line, or of the answers to `QUESTIONS`. Raises `UsageError` without either."""
-    from zeropoint.errors import UsageError
     from zeropoint.values.budget import Budget
 
     names = ("max_memory", "max_kl", "max_perplexity_increase", "min_decode", "min_prefill")
@@ -227,22 +264,35 @@ def _budget(args: argparse.Namespace) -> Budget:
             raise UsageError(
                 "give a budget: --max-memory, --max-kl, --max-perplexity-increase, --min-decode or --min-prefill"
             )
-        bounds = _ask()
-        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in bounds.items())
+        answers = _ask()
+        bounds = {name: _bound(name, answer) for name, answer in answers.items()}
+        options = " ".join(f"{_option(name)} {answer}" for name, answer in answers.items())
         out = "--plan-only" if args.out is None else f"-o {args.out}"
         print(f"the same command without questions: zeropoint fit {args.model} {out} {options}\n")
-    return Budget.parse(**bounds, max_accuracy_drop=args.max_accuracy_drop)
+    return Budget(**bounds, max_accuracy_drop=args.max_accuracy_drop)
+
+
+def _bound(name: str, answer: str) -> Any:
+    """Return the bound that an answer to one of `QUESTIONS` sets. Raises `UsageError` like the option's parser."""
+    try:
+        return KINDS[name](answer)
+    except argparse.ArgumentTypeError as cause:
+        raise UsageError(f"{_option(name)}: {cause}") from None
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _ask() -> dict[str, str]:
+    """Return the answers to `QUESTIONS`, without empty ones, by the name of the option that each sets."""
     answers = {name: input(f"{question}\n> ").strip() for name, question in QUESTIONS}
     return {name: answer for name, answer in answers.items() if answer}
 
 
 def _show(result: Fit) -> None:
-    from rich.table import Table
-
-    table = Table("plan", "weights", "decode", "prefill", "mean KL", "", box=None, pad_edge=False)
+    """Print the plans that were compared, the notes, and the refusal or the verdict."""
+    table = whole_table("plan", "weights", "decode", "prefill", "mean KL", "")
     for point in [*result.uniform, *([] if result.predicted is None else [result.predicted])]:
         chosen = point is result.predicted
         mix = (

@@ -12,24 +12,27 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     open_for_generation,
-    positive_int,
     sampling_of,
     write_json,
 )
 from zeropoint.cli.console import readable, reader_left
+from zeropoint.cli.option_values import whole
 
 HELP = "continue a prompt with a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint generate`."""
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="an artifact or checkpoint folder, a .gguf file or a hub name"
+        "artifact",
+        metavar="ARTIFACT|MODEL",
+        help="an artifact, or an original model: checkpoint folder, .gguf file or hub name",
     )
     parser.add_argument("--prompt", type=readable, required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
     parser.add_argument(
         "--max-new-tokens",
-        type=positive_int,
+        type=whole(1, 64),
         default=64,
         metavar="N",
         help="most tokens to generate (default: 64)",
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the continuation, write --json, and return 0."""
     from zeropoint.errors import UsageError
     from zeropoint.runtime.model import generate_text
 

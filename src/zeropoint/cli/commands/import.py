@@ -16,10 +16,16 @@ from zeropoint.cli.common import add_json_option, check_writable, progress_bar, 
 from zeropoint.render import numbers
 
 HELP = "convert a model that another tool quantized into an artifact"
+INTERRUPTED = "interrupted: no half-written artifact was left behind"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="SRC", help="a .gguf file, or the folder of a quantized model")
+    """Add the arguments of `zeropoint import`."""
+    parser.add_argument(
+        "model",
+        metavar="QUANTIZED",
+        help="a .gguf file, or the folder of a model that another tool quantized",
+    )
     parser.add_argument(
         "-o",
         "--out",
@@ -32,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the artifact, print what it holds, and return 0."""
     from zeropoint.importers import import_model
 
     check_writable(args.json)

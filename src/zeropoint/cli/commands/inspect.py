@@ -1,7 +1,8 @@
 """Inspect a model before quantizing: its layers, and its size and decode speed in each format.
 
-No weights are loaded. With --sensitivity, the command instead runs the model on a text and measures how much each group
-of layers alone would lose at each format:
+No weights are loaded. With --sensitivity, the command instead runs the model on a text and measures what quantizing
+each group of layers alone would lose in each format. A group of layers has a common input, such as query, key and
+value; the loss is the mean KL divergence from the unquantized model, in nats per token.
 
   zeropoint inspect MODEL --sensitivity --formats int4 int8 a8token --json FILE --html FILE
 
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 from zeropoint.cli.common import (
     add_json_option,
     check_writable,
-    positive_int,
     progress_bar,
+    refuse_ignored,
     this_machine,
     write_json,
     write_text,
 )
-from zeropoint.cli.console import rich_console
+from zeropoint.cli.console import rich_console, whole_table
+from zeropoint.cli.option_values import format_name, input_file, whole
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -32,12 +34,17 @@ if TYPE_CHECKING:
 
 HELP = "show a model's layers, and its size and speed in each format"
 
+#: Defaults of --formats, --tokens and --swaps.
+FORMATS, TOKENS, SWAPS = ["int4", "int8", "a8token"], 2048, 16
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint inspect`."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
     parser.add_argument(
         "--format",
         action="append",
+        type=format_name,
         default=None,
         metavar="F",
         help="a format to show; repeatable (default: bf16 int8 int4)",
@@ -48,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )
     add_json_option(parser)
-    group = parser.add_argument_group("sensitivity of the layers")
+    group = parser.add_argument_group("sensitivity of the layers (all but the first need --sensitivity)")
     group.add_argument(
         "--sensitivity",
         action="store_true",
@@ -57,32 +64,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--formats",
         nargs="+",
-        default=["int4", "int8", "a8token"],
+        default=FORMATS,
         metavar="F",
         help="formats to measure; a8token quantizes only the inputs, to 8 bits (default: int4 int8 a8token)",
     )
     group.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to run the model on (default: a built-in sample)"
+        "--text",
+        type=input_file,
+        metavar="FILE",
+        help="text to run the model on (default: a built-in sample)",
     )
     group.add_argument(
-        "--tokens", type=positive_int, default=2048, metavar="N", help="tokens of the text (default: 2048)"
+        "--tokens",
+        type=whole(1, TOKENS),
+        default=TOKENS,
+        metavar="N",
+        help="tokens of the text (default: 2048)",
     )
     group.add_argument(
         "--swaps",
-        type=int,
-        default=16,
+        type=whole(0, SWAPS),
+        default=SWAPS,
         metavar="N",
-        help="groups per format whose predicted loss is checked by measuring it (default: 16)",
+        help="groups of layers per format whose predicted loss is checked by measuring it (default: 16)",
     )
     group.add_argument("--html", type=Path, metavar="FILE", help="also write the heat maps as one page")
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.table import Table
-
+    """Print the layers, sizes and speeds, or with --sensitivity the losses, and return 0."""
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.planning.survey import survey
 
+    if args.sensitivity:
+        from zeropoint.quantization.sensitivity import check_formats
+
+        refuse_ignored(args, "with --sensitivity", format=None, no_measure=False)
+        check_formats(args.formats)
+    else:
+        refuse_ignored(
+            args, "without --sensitivity", formats=FORMATS, text=None, tokens=TOKENS, swaps=SWAPS, html=None
+        )
     check_writable(args.json, args.html)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
     if args.sensitivity:
@@ -97,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     for kind, count in overview.parameters_by_kind.items():
         if count:
             console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / overview.parameters:6.1%}")
-    table = Table("format", "size", "of source", "quantized", "decode bound here", box=None, pad_edge=False)
+    table = whole_table("format", "size", "of source", "quantized", "decode bound here")
     for surveyed in overview.formats:
         bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
         ratio = f"{surveyed.nbytes / overview.source_bytes:.3f}x"
@@ -126,26 +148,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:
+    """Measure the sensitivity, or read it from the file of --json, print and write it, and return 0."""
     from zeropoint.cli import fragility
     from zeropoint.machine.detect import Machine
     from zeropoint.quantization import read_calibration
-    from zeropoint.quantization.sensitivity import check_formats, measure, sensitivity_key
+    from zeropoint.quantization.sensitivity import measure, sensitivity_key
     from zeropoint.render import page
     from zeropoint.values.report import Report
     from zeropoint.values.sensitivity import load
 
-    check_formats(args.formats)
     tokens = read_calibration(checkpoint, args.text, tokens=args.tokens).tokens
-    swaps = max(args.swaps, 0)
     earlier = load(args.json) if args.json is not None and args.json.exists() else None
     if earlier is not None and earlier.key == sensitivity_key(
-        checkpoint, tokens, args.formats, swaps=swaps, seed=0
+        checkpoint, tokens, args.formats, swaps=args.swaps, seed=0
     ):
         print(f"read from {args.json}: measured on the same model, formats and text")
         table = earlier
     else:
         with progress_bar() as bar:
-            table = measure(checkpoint, tokens, args.formats, swaps=swaps, progress=bar)
+            table = measure(checkpoint, tokens, args.formats, swaps=args.swaps, progress=bar)
     fragility.show(table)
     write_json(args.json, table.to_json())
     if args.html is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_json_option, check_writable, write_json
-from zeropoint.cli.console import rich_console
+from zeropoint.cli.console import rich_console, whole_table
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ HELP = "compare two plans"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint plan`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     diff = actions.add_parser(
         "diff", help="list the weights that two plans treat differently; exit 1 if there are any"
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.table import Table
+    """Print the differences of two plans. Return 1 if there are any, else 0."""
+    from rich.text import Text
 
     from zeropoint.values.plan import differences
 
@@ -41,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     first, second = _read(args.first), _read(args.second)
     rows = differences(first, second)
     console = rich_console()
-    table = Table("weight", str(args.first), str(args.second), box=None, pad_edge=False)
+    table = whole_table("weight", str(args.first), str(args.second))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     if rows:
         console.print(table)
     console.print(
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> Plan:
+    """Return the plan of a plan file, or of an artifact's card."""
     from zeropoint import artifact
     from zeropoint.values.plan import Plan
 

@@ -1,7 +1,7 @@
 """Quantize a checkpoint into an artifact: a Hugging Face folder in the compressed-tensors format.
 
   zeropoint quantize MODEL -o OUT --format int8     8-bit weights, 16-bit activations
-  zeropoint quantize MODEL -o OUT --format int4     4-bit weights in groups of 32, 8-bit embedding, 16-bit activations
+  zeropoint quantize MODEL -o OUT --format int4     4-bit weights, 32 to a scale; 8-bit embedding; 16-bit activations
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
   zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
@@ -10,39 +10,53 @@
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. The default algorithm, rtn, needs no data. gptq runs
 the model on a calibration text and loses about half as much as rtn at 4 bits. "+" combines algorithms of different
-kinds, in any order; they run as rotation, folds, layers, transformer blocks, then the whole model.
+kinds, whatever the order of their names: what changes the whole model first (rotation), then what prepares single
+layers (awq, smoothquant), quantizes them (rtn, gptq, hqq), improves transformer blocks (rounding) and the whole model
+(distill).
 """
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint import algorithms
 from zeropoint.cli.common import (
+    DEFAULT_TEXT_TOKENS,
     add_json_option,
     add_text_options,
     add_threads_option,
     check_writable,
-    positive_int,
     progress_bar,
+    refuse_ignored,
     write_json,
 )
-from zeropoint.cli.console import rich_console
-from zeropoint.errors import UsageError
+from zeropoint.cli.console import rich_console, whole_table
+from zeropoint.cli.option_values import (
+    SECONDS,
+    SEED,
+    SHARE,
+    algorithm_name,
+    format_name,
+    format_or_keep,
+    input_file,
+    whole,
+)
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
-    from zeropoint.checkpoint import Checkpoint
     from zeropoint.planning import CoverageRow
-    from zeropoint.values.plan import Plan
+    from zeropoint.quantization.request import Request
 
 HELP = "quantize a model into an artifact in INT8, INT4, FP16 or a mix"
+INTERRUPTED = "interrupted: no half-written artifact was left behind"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zeropoint quantize`."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub name")
     parser.add_argument(
         "-o",
@@ -53,24 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        default="int8",
+        type=format_name,
         metavar="F",
-        help="fp16, bf16, int8 (default), int5, int4 or a scheme string such as int4:g64:asym:bf16:a8g32",
-    )
-    listed = "; ".join(
-        f"{name}: {algorithms.summary(name).rstrip('.').replace('%', '%%')}" for name in algorithms.names()
+        help="number format of the weights: fp16, bf16, int8 (default), int5, int4 or a scheme string such as "
+        "int4:g64:asym:bf16:a8g32",
     )
     parser.add_argument(
         "--algorithm",
-        default="rtn",
+        type=algorithm_name,
         metavar="A[+A...]",
-        help="the quantization algorithm (default: rtn). best: the combination with the least measured loss; good: the "
-        "best combination in a fifth of that time; auto: the best combination within --time-budget. Or by name: "
-        f"{listed}",
+        help="how the weights are rounded (default: rtn): best, good, auto, or names from the list below, joined by +",
     )
     parser.add_argument(
         "--time-budget",
-        type=_seconds,
+        type=SECONDS,
         metavar="SECONDS",
         help="with --algorithm auto: bound on the estimated time of quantizing on this machine (default: 300)",
     )
@@ -83,21 +93,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
+        type=input_file,
         metavar="FILE",
         help="calibration text or chat .jsonl (default: a built-in sample if the algorithm needs calibration)",
     )
     parser.add_argument(
         "--calibration-tokens",
-        type=positive_int,
+        type=whole(1, 65536),
         metavar="N",
         help="tokens of the calibration text to read (default: 65536)",
     )
     parser.add_argument(
         "--plan",
-        type=Path,
+        type=input_file,
         metavar="FILE",
-        help="quantize by this plan (JSON) instead of --format and --algorithm",
+        help="quantize by this plan (JSON): it chooses every weight's format and algorithm, so --format, --algorithm, "
+        "--keep and the like are refused beside it",
     )
     parser.add_argument(
         "--save-plan", type=Path, metavar="FILE", help="write the plan as JSON, to edit and use with --plan"
@@ -111,19 +122,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--embedding",
+        type=format_or_keep,
         metavar="F",
-        help="format of the embedding and of an lm_head tied to it (default: 8 bits)",
+        help="format of the embedding, or keep to leave it unquantized (default: 8 bits)",
     )
-    parser.add_argument("--lm-head", metavar="F", help="format of the lm_head (default: 8 bits)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)"
+        "--lm-head",
+        type=format_or_keep,
+        metavar="F",
+        help="format of the output head, or keep to leave it unquantized (default: 8 bits); if the output head is tied "
+        "to the embedding, they are one weight, and --lm-head wins over --embedding",
     )
+    parser.add_argument("--seed", type=SEED, metavar="N", help="seed of all random choices (default: 0)")
     parser.add_argument(
         "--min-coverage",
-        type=_fraction,
+        type=SHARE,
         default=0.0,
         metavar="X",
-        help="fail unless at least this share of the parameters is quantized, for example 0.95",
+        help="fail unless at least this share of the parameters is quantized: 95%% or 0.95",
     )
     parser.add_argument(
         "--coverage", action="store_true", help="list every parameter with its format and the reason"
@@ -148,28 +164,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="run the quality gate afterwards, like `zeropoint check`"
     )
-    add_text_options(parser)
-    add_threads_option(parser)
+    gate = parser.add_argument_group("with --check")
+    add_text_options(gate)
+    add_threads_option(gate)
     add_json_option(parser)
+    parser.epilog = _list_of_algorithms()
 
 
-def _fraction(text: str) -> float:
-    """Parse an option's value from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    """Parse an option's value above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
+def _list_of_algorithms() -> str:
+    """Return the end of the help text: one line or two for each value of --algorithm."""
+    described = {
+        "best": "the combination with the least measured loss",
+        "good": "the best combination in a fifth of the time of best",
+        "auto": "the best combination within --time-budget",
+        **{name: algorithms.summary(name).rstrip(".") for name in algorithms.names()},
+    }
+    lines = [
+        textwrap.fill(text, 118, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
+        for name, text in described.items()
+    ]
+    return "\n".join(["algorithms:", *lines])
 
 
 def run(args: argparse.Namespace) -> int:
+    """Quantize the model and print the result. Return 1 if --strict or --check fails, else 0."""
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine.detect import Machine
@@ -177,9 +195,14 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.quantization import quantize_checkpoint, read_calibration, refuse_output
 
     check_writable(args.json, args.save_plan)
+    if not args.check:
+        refuse_ignored(args, "without --check", text=None, tokens=DEFAULT_TEXT_TOKENS)
+    request = _request(args)
     refuse_output(args.out, resume=args.resume, overwrite=args.overwrite)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
-    plan, tokens = _plan(checkpoint, args)
+    plan, tokens, why = request.resolve(checkpoint)
+    if why:
+        print(f"auto: {why}")
     if tokens is None and args.calibration is not None:
         tokens = DEFAULT_TOKENS
     calibration = None
@@ -199,9 +222,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.resume:
         blocks = (
-            f"{summary.resumed} finished blocks were found"
+            f"{summary.resumed} finished transformer blocks were found"
             if summary.resumed
-            else "no finished block was found"
+            else "no finished transformer block was found"
         )
         print(f"resumed: {blocks}")
     if args.save_plan is not None:
@@ -233,48 +256,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[Plan, int | None]:
-    """Return the plan and the number of calibration tokens to read.
-
-    0 tokens means no calibration; None means the default number if an algorithm needs calibration.
-    """
-    from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import auto
+def _request(args: argparse.Namespace) -> Request:
+    """Return the arguments that choose formats and algorithms. Raises `UsageError` if they contradict each other."""
+    from zeropoint.quantization.request import Request
     from zeropoint.values.plan import Plan
 
-    if args.time_budget is not None and (args.algorithm != auto.NAME or args.plan is not None):
-        raise UsageError("--time-budget needs --algorithm auto and no --plan")
-    tokens = args.calibration_tokens
     if args.plan is not None:
-        return Plan.read(args.plan), tokens
-    options = algorithms.read_options(args.algorithm, args.option)
-    algorithm = args.algorithm
-    if algorithm == auto.NAME:
-        auto.refuse_resume(args.resume)
-        picked = auto.pick(checkpoint, args.format, args.time_budget or auto.DEFAULT_BUDGET, tokens=tokens)
-        print(f"auto: {picked.reason}")
-        algorithm, options, tokens = picked.algorithm, dict(picked.options), picked.tokens
-    plan = uniform_plan(
-        checkpoint,
-        args.format,
+        plan, options = (
+            Plan.read(Path(args.plan)),
+            dict.fromkeys(args.option),
+        )  # refused beside a plan, whatever they say
+    else:
+        plan, options = None, algorithms.read_options(args.algorithm or "rtn", args.option)
+    return Request(
+        plan=plan,
+        format=args.format,
+        algorithm=args.algorithm,
+        options=options,
+        keep=args.keep,
         embedding=args.embedding,
         lm_head=args.lm_head,
-        keep=tuple(args.keep),
-        algorithm=algorithm,
-        options=options,
         seed=args.seed,
+        time_budget=args.time_budget,
+        calibration_tokens=args.calibration_tokens,
+        resume=args.resume,
+        spelling=lambda name: "--option" if name == "options" else f"--{name.replace('_', '-')}",
     )
-    return plan, tokens
 
 
 def _shorten(name: str, width: int = 42) -> str:
+    """Return a weight's name for the progress bar; of a long name the end, which differs from weight to weight."""
     return name if len(name) <= width else "…" + name[1 - width :]
 
 
 def _print_coverage(rows: list[CoverageRow]) -> None:
-    from rich.table import Table
-
-    table = Table("parameter", "shape", "what", "format", "bytes", "why", box=None, pad_edge=False)
+    """Print the table of --coverage."""
+    table = whole_table("parameter", "shape", "decision", "format", "bytes", "reason")
     for row in rows:
         shape = "x".join(map(str, row.shape))
         table.add_row(row.name, shape, row.decision, row.scheme, f"{row.bytes:,}", row.reason)
@@ -291,16 +308,20 @@ def _warnings(texts: Sequence[str]) -> list[str]:
 def _surprises(rows: list[CoverageRow]) -> list[str]:
     """Return one line for each unquantized matrix, six at most. Vectors are never quantized and get no line."""
     lines = [
-        f"kept: {row.name} ({row.reason})" for row in rows if row.decision == "kept" and len(row.shape) > 1
+        f"not quantized: {row.name} ({row.reason})"
+        for row in rows
+        if row.decision == "kept" and len(row.shape) > 1
     ]
-    return _shortened(lines, "kept: {} more matrices (--coverage lists them)")
+    return _shortened(lines, "not quantized: {} more matrices (--coverage lists them)")
 
 
 def _shortened(lines: list[str], more: str, most: int = 6) -> list[str]:
+    """Return at most `most` lines; the last one says how many `more` there are."""
     return lines if len(lines) <= most else [*lines[: most - 1], more.format(len(lines) - most + 1)]
 
 
 def _as_json(nbytes: int, source: int, seconds: float, rows: list[CoverageRow]) -> dict[str, object]:
+    """Return the result of --json, without calibration and warnings."""
     return {
         "weights_bytes": nbytes,
         "source_bytes": source,

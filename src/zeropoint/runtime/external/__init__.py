@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from zeropoint.errors import UnsupportedError
+from zeropoint.errors import UnsupportedError, shorten
 from zeropoint.files.json_file import CARD_NAME
 
 if TYPE_CHECKING:
@@ -104,4 +104,4 @@ def require(package: str, install: str, what: str) -> ModuleType:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, or the error's type if it has no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return shorten(lines[0], 300) if lines else type(error).__name__

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from zeropoint.errors import SchemeError, UnsupportedError
+from zeropoint.errors import SchemeError, UnsupportedError, reason
 from zeropoint.files.json_file import parse_json
 from zeropoint.files.user_folder import open_own
 from zeropoint.kernels import library
@@ -137,7 +137,7 @@ def read(path: Path, key: str) -> PackedWeights:
             raise StoreError("belongs to another state of the artifact")
         return _packed_weights(memory, index["entries"])
     except (KeyError, TypeError, ValueError, ArithmeticError, SchemeError, UnsupportedError) as cause:
-        raise StoreError(f"is damaged ({' '.join(str(cause).split())[:100]})") from cause
+        raise StoreError(f"is damaged ({reason(cause, 100)})") from cause
 
 
 def _index(memory: Bytes) -> dict[str, Any]:

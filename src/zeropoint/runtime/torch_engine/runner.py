@@ -21,7 +21,7 @@ from transformers import (
 
 from zeropoint import artifact, tokenizer
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.errors import CheckpointError, UsageError
+from zeropoint.errors import CheckpointError, UsageError, reason
 from zeropoint.files import identity
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.protocol import Logits, Tokens
@@ -91,9 +91,8 @@ def build(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
     except CheckpointError:
         raise
     except Exception as error:  # a wrong config can raise anything in transformers
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{checkpoint.name} does not load as a causal language model: {reason}"
+            f"{checkpoint.name} does not load as a causal language model: {reason(error)}"
         ) from error
     if random := sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])}):
         raise CheckpointError(
@@ -126,8 +125,7 @@ def load_tokenizer(path: str) -> Text:
         hub_tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         return HubTokenizer(hub_tokenizer, _generation_config(path))
     except Exception as cause:  # missing and damaged files raise many kinds of errors
-        reason = " ".join(str(cause).split())[:300]
-        raise CheckpointError(f"the tokenizer of {path} cannot be read: {reason}") from cause
+        raise CheckpointError(f"the tokenizer of {path} cannot be read: {reason(cause)}") from cause
 
 
 def _generation_config(path: str) -> GenerationConfig | None:
