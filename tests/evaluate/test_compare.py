@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import bench, check, compare
 from zeropoint.evaluate.gate import default_bounds, judge
+from zeropoint.render import markdown, page
+from zeropoint.render.terminal import plain_text
 from zeropoint.values.report import Report
 
 CONTRACT = {
@@ -41,6 +43,29 @@ def models(tmp_path: Path) -> list[str]:
             save_file({"a.weight": np.zeros((2, 2), np.int8)}, folder / "model.safetensors")
         paths.append(str(folder))
     return paths
+
+
+@pytest.mark.usefixtures("stub_worker")
+def test_compare_without_speed(models: list[str], text_file: str) -> None:
+    report = compare(
+        models[0],
+        models[1:],
+        text=text_file,
+        tokens=600,
+        context=64,
+        threads=1,
+        prompts=[],
+        engine="stub",
+        speed=False,
+    )
+    assert {m.metric for m in report.measurements if m.unit in ("bytes", "seconds", "tokens/s")} == {
+        "weights_bytes"
+    }
+    assert set(report.extra["engines"]) == set(report.models())
+    assert "settings" not in report.extra
+    for shown in (plain_text(report), markdown(report).replace("\\", ""), page(report)):
+        assert "Speed and memory were not measured." in shown
+    assert "Decode" not in plain_text(report)
 
 
 @pytest.mark.usefixtures("stub_worker")

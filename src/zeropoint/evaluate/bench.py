@@ -13,6 +13,9 @@ from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.machine.detect import Machine
 from zeropoint.values.report import Measurement, Report
 
+#: What `weights_bytes` counts.
+ON_DISK = "tensors on disk"
+
 
 def bench(
     path: str,
@@ -88,7 +91,7 @@ def measurements(name: str, result: Mapping[str, Any], settings: SpeedSettings) 
     fresh = "fresh process, libraries included"
     step = "after load and one step of 8 tokens"
     exact = {
-        "weights_bytes": (result["weights_bytes"], "tensors on disk"),
+        "weights_bytes": (result["weights_bytes"], ON_DISK),
         "packed_bytes": (result["packed_bytes"], "weights in memory, as the engine holds them"),
         "resident_bytes": (loaded["resident_bytes"], f"{step}, {fresh}"),
         "resident_at_load_bytes": (

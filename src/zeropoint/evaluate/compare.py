@@ -16,7 +16,7 @@ from typing import Any
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import client, environment
 from zeropoint.evaluate.answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
-from zeropoint.evaluate.bench import measure
+from zeropoint.evaluate.bench import ON_DISK, measure
 from zeropoint.evaluate.models import Model, describe
 from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.settings import SpeedSettings
@@ -53,6 +53,7 @@ def compare(
     new_tokens: int = 128,
     batch: int = 1,
     repeats: int = 3,
+    speed: bool = True,
     engine: str = "auto",
     seed: int = 0,
     command: str | None = None,
@@ -62,7 +63,8 @@ def compare(
 
     `artifacts` may include files of external runtimes (GGUF, ONNX, folders that other tools quantized); each runs in
     its own runtime. `text` is a UTF-8 file with two blank lines between documents, None for a built-in text; at least
-    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Raises `UsageError` if a
+    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Without `speed`, of the
+    cost only the size on disk is reported: no load time, memory or speed. Raises `UsageError` if a
     setting is out of range or an artifact is of another model, and each model's own errors.
     """
     if not artifacts:
@@ -78,9 +80,10 @@ def compare(
             )
     rows: list[Measurement] = []
     engines: dict[str, dict[str, str]] = {}
+    timed = models if speed else []
     # For the progress bar, quality counts as two steps per model.
-    steps = 3 * len(models)
-    for index, each in enumerate(models):
+    steps = len(timed) + 2 * len(models)
+    for index, each in enumerate(timed):
         measured, engines[each.name] = measure(
             each,
             settings,
@@ -98,16 +101,25 @@ def compare(
         "answer_tokens": answer_tokens,
         "speakers": [m.name for m in models],
     }
-    share = len(models) / steps
+    share = len(timed) / steps
     result = client.call(
         request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
     )
+    runs = result.pop("runs")
+    if not speed:
+        for name, run in ((each.name, runs[each.name]) for each in models):
+            engines[name] = {"engine": run["engine"], "reason": run["reason"]}
+            rows.append(
+                Measurement.exact(name, "weights_bytes", float(run["weights_bytes"]), "bytes", ON_DISK)
+            )
     rows += quality_measurements(models[0].name, result)
     names = [model, *artifacts]
     shown = command or shlex.join(
         ["zeropoint", "compare", *names, "--tokens", str(tokens), "--threads", str(threads)]
     )
-    extra = {**_extra(models, result, settings, shown), "engines": engines}
+    extra = {**_extra(models, result, shown), "engines": engines}
+    if speed:
+        extra["settings"] = settings.within(models[0].context).to_json()
     return Report(tuple(rows), Machine.detect().to_json(), extra)
 
 
@@ -227,15 +239,12 @@ def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Meas
     return rows
 
 
-def _extra(
-    models: Sequence[Model], result: Mapping[str, Any], settings: SpeedSettings, command: str
-) -> dict[str, Any]:
+def _extra(models: Sequence[Model], result: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Return the report's values besides the measurements."""
     sound = [model for model in models if not model.doubts]
     return {
         "kind": "compare",
         "models": {m.name: m.to_json() for m in models},
-        "settings": settings.within(models[0].context).to_json(),
         "quality": {k: v for k, v in result.items() if k != "answers"},
         "layer_errors": {m.name: m.card["layer_errors"] for m in sound if m.card.get("layer_errors")},
         "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},

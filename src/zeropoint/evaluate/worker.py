@@ -112,6 +112,14 @@ def quality(request: Mapping[str, Any], opener: Open, tell: Tell) -> dict[str, A
     pairing.keep(entries)
     runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
     return {
+        "runs": {
+            name: {
+                "engine": runner.engine,
+                "reason": runner.engine_reason,
+                "weights_bytes": runner.artifact_bytes,
+            }
+            for name, runner in pairing.candidates.items()
+        },
         "reference_perplexity": run.reference_perplexity.to_json(),
         "candidates": {**pairing.known, **entries},
         "scored_tokens": run.scored_tokens,

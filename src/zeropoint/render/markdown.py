@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from zeropoint.render.summary import engine_lines, headline, noise_lines, warnings
+from zeropoint.render.summary import footnotes, headline, warnings
 from zeropoint.render.table import Cell, table
 from zeropoint.values.report import Report
 
@@ -20,7 +20,7 @@ def markdown(report: Report) -> str:
     for head, cells in content.rows:
         lines.append("| " + " | ".join(_cell(cell) for cell in (head, *cells)) + " |")
     notes = [f"- **{_escape(line)}**" for line in warnings(report)]
-    notes += [f"- {_escape(line)}" for line in engine_lines(report) + noise_lines(report)]
+    notes += [f"- {_escape(line)}" for line in footnotes(report)]
     if notes:
         lines += ["", *notes]
     if command := report.extra.get("command"):

@@ -45,7 +45,7 @@ def page(report: Report) -> str:
         headline=_headline(report, sensitivity, fitted),
         sentences=summary.other_sentences(report),
         warnings=summary.warnings(report),
-        noise=summary.engine_lines(report) + summary.noise_lines(report),
+        noise=summary.footnotes(report),
         legend=[(n, classes[n], summary.format_of(report, n)) for n in summary.ordered_models(report)],
         cards=cards(report, classes),
         costs=costs(report, classes),

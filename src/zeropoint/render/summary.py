@@ -232,6 +232,19 @@ def _engine_reasons(report: Report) -> list[str]:
     ]
 
 
+def footnotes(report: Report) -> list[str]:
+    """Return the lines for below a table: what was not measured, the engines, and the noise floor."""
+    return _unmeasured_lines(report) + engine_lines(report) + noise_lines(report)
+
+
+def _unmeasured_lines(report: Report) -> list[str]:
+    """Return a line if models were compared without measuring their speed."""
+    has_speed = any(m.metric == "decode_tokens_per_second" for m in report.measurements)
+    return (
+        [] if has_speed or report.extra.get("kind") != "compare" else ["Speed and memory were not measured."]
+    )
+
+
 def engine_lines(report: Report) -> list[str]:
     """Return lines for below a table: the models of each engine."""
     engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from zeropoint.render.summary import engine_lines, noise_lines, warnings
+from zeropoint.render.summary import footnotes, warnings
 from zeropoint.render.table import Cell, Table, table
 from zeropoint.values.report import Report
 
@@ -27,7 +27,7 @@ def terminal(report: Report) -> RenderableType:
     return Group(
         _Comparison(table(report)),
         *(Text.assemble(("! ", "yellow bold"), line) for line in warnings(report)),
-        *(Text(line, style="dim") for line in engine_lines(report) + noise_lines(report)),
+        *(Text(line, style="dim") for line in footnotes(report)),
     )
 
 

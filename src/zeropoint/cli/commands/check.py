@@ -1,8 +1,8 @@
 """The quality gate: compare an artifact with its original model. Exit 0 if every bound is met, 1 if not.
 
 Both models read the same tokens, and answer the same questions with --tasks. A bound is met only if the whole 95 %
-interval of the measured value is within the bound. Without --max-kl, --max-perplexity-increase, --min-top1 and --max-accuracy-drop,
-default bounds for the artifact's format apply.
+interval of the measured value is within the bound. Without --max-kl, --max-perplexity-increase, --min-top1 and
+--max-accuracy-drop, default bounds for the artifact's format apply.
 
 The verdict is written into the artifact's card (zeropoint.json) with a digest of the weights. An artifact whose
 weights, config or card changed since it was written is refused (exit 2).

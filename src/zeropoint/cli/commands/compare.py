@@ -28,6 +28,7 @@ from zeropoint.cli.common import (
     check_writable,
     default_threads,
     progress_fraction,
+    refuse_ignored,
     show_report,
     write_text,
 )
@@ -35,6 +36,9 @@ from zeropoint.cli.console import readable
 from zeropoint.cli.option_values import input_file
 
 HELP = "compare a model with artifacts made from it: table, JSON, HTML page"
+
+#: Default of --repeats.
+REPEATS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a question for each model's sample answers; repeatable (default: four questions)",
     )
-    add_speed_options(parser, repeats=3)
+    add_speed_options(parser, repeats=REPEATS)
+    parser.add_argument(
+        "--no-speed",
+        action="store_true",
+        help="compare size and quality alone: do not measure speed and memory",
+    )
     add_text_options(parser)
     add_engine_option(parser)
     add_threads_option(parser)
@@ -81,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.render import markdown, page
     from zeropoint.values.sensitivity import load
 
+    if args.no_speed:
+        refuse_ignored(args, "with --no-speed", prompt_tokens=512, new_tokens=128, repeats=REPEATS)
     check_writable(args.json, args.html, args.markdown)
     table = None if args.sensitivity is None else load(args.sensitivity)
     with progress_fraction() as progress:
@@ -95,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,
             repeats=args.repeats,
+            speed=not args.no_speed,
             command=shlex.join(["zeropoint", *sys.argv[1:]]),
             progress=progress,
         )
