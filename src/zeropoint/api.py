@@ -54,7 +54,7 @@ class AutoModelForCausalLM:
         - An artifact folder loads as it is.
         - A checkpoint (local folder, hub name, GGUF) is quantized to `int8` (`load_in_8bit`), `int4` (`load_in_4bit`)
           or any `format` string. Weights are rounded to nearest one at a time while they load, so the full float model
-          is never in memory and no calibration data is needed. `keep` lists name patterns (`*.lm_head.*`) of weights
+          is never in memory and no calibration data is needed. `keep` lists name patterns (`*.down_proj.*`) of weights
           that stay unquantized.
         - Without these three arguments the checkpoint loads unquantized, like in transformers.
 

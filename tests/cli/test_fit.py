@@ -95,7 +95,7 @@ def test_bad_use(model: Path, cache: Path, tmp_path: Path, capsys: pytest.Captur
     for arguments, words in (
         (["-o", tmp_path / "o"], "give a budget"),
         (["--max-kl", "0.1"], "-o OUT"),
-        (["-o", tmp_path / "o", "--max-memory", "much"], "write 80MB"),
+        (["-o", tmp_path / "o", "--max-memory", "much"], "--max-memory: must be an amount of memory"),
         (["-o", tmp_path / "o", "--max-kl", "0.1", "--objective", "fun"], "no objective 'fun'"),
         (["-o", model, "--max-kl", "0.1"], "exists"),
     ):

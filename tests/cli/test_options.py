@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,19 @@ def test_a_wrong_value_is_told_first_with_its_option(
     assert words in told
     assert told.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_examples_of_the_help_texts_are_command_lines(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    parser, count = build_parser(), 0
+    for command in next(action for action in parser._actions if action.dest == "command").choices.values():
+        for line in (command.description or "").splitlines():
+            if line.startswith("  zeropoint "):
+                words = shlex.split(line.strip().split("   ")[0].replace("FILE", str(file)))[1:]
+                assert parser.parse_args(words).run
+                count += 1
+    assert count > 15
 
 
 BESIDE_A_PLAN = {

@@ -79,7 +79,7 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         "--max-accuracy-drop",
         type=DROP,
         metavar="X",
-        help="bound on the absolute fall of accuracy on each task: 2%% or 0.02",
+        help="bound on the fall of accuracy on each task, in points of accuracy: 2%% or 0.02",
     )
     group.add_argument(
         "--limit", type=whole(1, 100), metavar="N", help="ask only the first N questions of each task"

@@ -5,14 +5,13 @@
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --calibration FILE
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq+rounding --option gptq.damping=0.05
   zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
-  zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.lm_head.*'
+  zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.down_proj.*'
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     continue after an interruption
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. The default algorithm, rtn, needs no data. gptq runs
 the model on a calibration text and loses about half as much as rtn at 4 bits. "+" combines algorithms of different
-kinds, whatever the order of their names: what changes the whole model first (rotation), then what prepares single
-layers (awq, smoothquant), quantizes them (rtn, gptq, hqq), improves transformer blocks (rounding) and the whole model
-(distill).
+kinds. Whatever the order of their names, they run in this order: rotation; awq or smoothquant; rtn, gptq or hqq;
+rounding; distill.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="do not quantize weights whose names match, such as '*.lm_head.*'; repeatable",
+        help="do not quantize weights whose names match, such as '*.down_proj.*'; repeatable",
     )
     parser.add_argument(
         "--embedding",
