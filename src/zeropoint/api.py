@@ -6,6 +6,7 @@ The functions combine the layers below, as the command line does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,10 +275,10 @@ def fit(
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill, max_accuracy_drop)
-    try:
-        fit_settings = Settings(threads=threads or Machine.detect().cores, **settings)
-    except TypeError as cause:
-        raise UsageError(f"fit has no such setting: {cause}") from None
+    names = [field.name for field in fields(Settings)]
+    if unknown := sorted(set(settings) - set(names)):
+        raise UsageError(f"fit has no such setting: {unknown[0]}; it has {', '.join(names)}")
+    fit_settings = Settings(threads=threads or Machine.detect().cores, **settings)
     return run(model, out, budget, fit_settings, progress or (lambda what, share: None))
 
 

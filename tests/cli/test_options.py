@@ -141,6 +141,9 @@ IGNORED = {
     "inspect m --text T": "--text has no effect without --sensitivity",
     "inspect m --formats int8 --swaps 1": "--formats, --swaps have no effect without --sensitivity",
     "inspect m --html page.html": "--html has no effect without --sensitivity",
+    "fit m --max-kl 1 --plan-only -o o": "--out has no effect with --plan-only",
+    "fit m -o o --max-kl 1 --no-cache --cache c": "--cache has no effect with --no-cache",
+    "compare m a --no-speed --repeats 5": "--repeats has no effect with --no-speed",
     "inspect m --sensitivity --format int4": "--format has no effect with --sensitivity",
 }
 

@@ -217,6 +217,10 @@ def _value(text: str) -> Any:
         return text
 
 
+#: Type of an option's default -> the option's values in words.
+_TYPES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+
+
 def make_options(name: str, values: Mapping[str, Any]) -> Any:
     """Return the algorithm's `Options` with these values. Raises `UsageError` for an unknown option or a wrong type."""
     options = load(name).Options
@@ -230,7 +234,5 @@ def make_options(name: str, values: Mapping[str, Any]) -> Any:
     for key, value in values.items():
         type_expected = type(getattr(default, key))
         if not isinstance(value, type_expected) and not (type_expected is float and isinstance(value, int)):
-            raise UsageError(
-                f"option {key} of algorithm {name} takes a value of type {type_expected.__name__}, not {value!r}"
-            )
+            raise UsageError(f"option {key} of algorithm {name} takes {_TYPES[type_expected]}, not {value!r}")
     return options(**values)

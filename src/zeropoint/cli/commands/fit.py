@@ -26,6 +26,7 @@ from zeropoint.cli.common import (
     check_writable,
     default_threads,
     progress_fraction,
+    refuse_ignored,
     write_json,
 )
 from zeropoint.cli.console import rich_console, whole_table
@@ -207,6 +208,10 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json, args.save_plan, args.html)
     if args.out is None and not args.plan_only:
         raise UsageError("name the artifact folder with -o OUT, or give --plan-only")
+    if args.plan_only:
+        refuse_ignored(args, "with --plan-only", out=None, overwrite=False)
+    if args.no_cache:
+        refuse_ignored(args, "with --no-cache", cache=None)
     budget = _budget(args)
     settings = Settings(
         formats=tuple(args.formats or FORMATS),
