@@ -58,6 +58,7 @@ WRONG = {
     "check --against m --limit many": ("--limit", "got 'many'"),
     "compare a --repeats 2": ("--repeats", "at least 3, got '2'"),
     "compare a --text nope.txt": ("--text", "there is no such file"),
+    "compare a --text /dev/null": ("--text", "save it as a plain file"),
     "compare a --sensitivity nope.json": ("--sensitivity", "there is no such file"),
     "bench --threads 0": ("--threads", "at least 1, got '0'"),
     "generate --prompt x --temperature -1": ("--temperature", "at least 0, got '-1'"),

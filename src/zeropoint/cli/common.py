@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.cli.console import readable, rich_console
-from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, input_file, probability, whole
+from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, plain_file, probability, whole
 from zeropoint.errors import UsageError
 from zeropoint.files import atomic
 
@@ -48,7 +48,7 @@ def add_text_options(parser: Options) -> None:
     """Add --text and --tokens, the evaluation text."""
     parser.add_argument(
         "--text",
-        type=input_file,
+        type=plain_file,
         metavar="FILE",
         help="UTF-8 evaluation text, documents separated by two blank lines (default: prose shipped with Python)",
     )

@@ -97,6 +97,13 @@ def input_file(text: str) -> str:
     return text
 
 
+def plain_file(text: str) -> str:
+    """Return the path of a file that several processes read, so it must not be a pipe; see `input_file`."""
+    if not os.path.isfile(input_file(text)):
+        raise argparse.ArgumentTypeError(f"cannot read {text} twice: save it as a plain file")
+    return text
+
+
 def format_name(text: str) -> str:
     """Return the name of a number format. Raises `argparse.ArgumentTypeError` for an unknown one."""
     from zeropoint.values.scheme import parse

@@ -40,6 +40,7 @@ from zeropoint.cli.option_values import (
     algorithm_name,
     format_name,
     input_file,
+    plain_file,
     whole,
 )
 from zeropoint.errors import UsageError
@@ -128,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=input_file,
+        type=plain_file,
         metavar="FILE",
         help="text for algorithms that need calibration (default: a built-in sample)",
     )
@@ -140,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--text",
-        type=input_file,
+        type=plain_file,
         metavar="FILE",
         help="UTF-8 text of at least three documents for planning, trials and the quality gate (default: prose "
         "shipped with Python)",
