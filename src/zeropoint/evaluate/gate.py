@@ -118,7 +118,7 @@ class Verdict:
             *(bound.sentence() for bound in self.bounds),
             *(task.sentence() for task in self.tasks),
             *(() if self.had_digests else (NO_DIGESTS,)),
-            f"noise floor: mean KL {self.noise_floor_kl:.2g} (the reference in 16 bits against itself)",
+            f"noise floor: mean KL {self.noise_floor_kl:.2g} (the original model in 16 bits against itself in float32)",
             f"smallest change of mean KL this text can show: {self.minimal_detectable_kl:.2g} "
             f"({self.scored_tokens} tokens, {self.units} {self.unit_kind})",
         ]

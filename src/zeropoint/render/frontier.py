@@ -42,7 +42,9 @@ def headline(answer: Mapping[str, Any]) -> str:
         words = str(answer["refusal"])
         return f"{words[:1].upper()}{words[1:]}."
     plan = answer["predicted"]
-    mix = " and ".join(f"{count} groups of layers in {name}" for name, count in answer["formats"].items() if count)
+    mix = " and ".join(
+        f"{count} groups of layers in {name}" for name, count in answer["formats"].items() if count
+    )
     return f"{mix}: {numbers.size(plan['weights_bytes'])} for a mean KL of {numbers.nats(plan['kl'])}."
 
 

@@ -302,7 +302,9 @@ def _show(result: Fit) -> None:
     for point in [*result.uniform, *([] if result.predicted is None else [result.predicted])]:
         chosen = point is result.predicted
         mix = (
-            ", ".join(f"{count} groups of layers in {name}" for name, count in result.formats.items() if count)
+            ", ".join(
+                f"{count} groups of layers in {name}" for name, count in result.formats.items() if count
+            )
             if chosen
             else ""
         )
