@@ -73,7 +73,8 @@ native-test: $(STAMP)
 	ctest --test-dir build/tsan --output-on-failure --no-tests=error
 
 pytest: $(STAMP) $(MODEL)/model.safetensors
-	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--hypothesis-profile=ci
 
 # The documentation site, in build/site; a link that leads nowhere fails.
 docs: $(STAMP)

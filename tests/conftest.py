@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How many examples a property test tries, and which. `pytest --hypothesis-profile=NAME` chooses the profile.
+settings.register_profile("dev", deadline=None, max_examples=60)
+# The same examples in every run, for `make pytest`: a failure there is a failure everywhere.
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None, print_blob=True)
+# A search that takes hours, for changes to the kernels and readers.
+settings.register_profile("search", settings.get_profile("dev"), max_examples=5000)
+settings.load_profile("dev")
 
 
 @pytest.fixture(scope="session", autouse=True)

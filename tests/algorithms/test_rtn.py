@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -34,7 +34,6 @@ def test_search_gains(text: str, gain: float) -> None:
     hnp.arrays(np.float32, (3, 40), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     st.sampled_from(["int4:g32", "int4:g16:asym", "int8", "int2:channel:asym", "int3:tensor"]),
 )
-@settings(max_examples=60, deadline=None)
 def test_search_never_loses_to_min_max(values: np.ndarray, text: str) -> None:
     scheme = parse(text)
     found = group_errors(values, quantize(values, None, scheme, Options()), scheme)

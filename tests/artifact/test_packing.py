@@ -6,19 +6,22 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zeropoint.artifact.packing import pack, unpack
 from zeropoint.errors import SchemeError
 
-SHAPES = [(1, 1), (3, 8), (5, 31), (4, 32), (7, 33), (16, 97), (33, 5)]
 
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("bits", range(2, 8))
-def test_words_are_compressed_tensors_words(bits: int, axis: int, shape: tuple[int, int]) -> None:
+@given(
+    bits=st.integers(2, 7),
+    axis=st.sampled_from([0, 1]),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 100)),
+    seed=st.integers(0, 10**6),
+)
+def test_words_are_compressed_tensors_words(bits: int, axis: int, shape: tuple[int, int], seed: int) -> None:
     low = -(1 << (bits - 1))
-    codes = np.random.default_rng(bits).integers(low, -low, shape).astype(np.int8)
+    codes = np.random.default_rng(seed).integers(low, -low, shape).astype(np.int8)
     codes.flat[0], codes.flat[-1] = low, -low - 1
     theirs = pack_to_int32(torch.from_numpy(codes), bits, packed_dim=axis)
     ours = pack(codes, bits, axis=axis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -50,7 +50,6 @@ def assert_exact(weight: QuantizedTensor) -> None:
     np.testing.assert_array_equal(blocks.decode(raw, kind).dequantize(), weight.dequantize())
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     bits=st.integers(2, 5),
     symmetric=st.booleans(),

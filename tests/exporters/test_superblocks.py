@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import SchemeError
@@ -37,7 +37,6 @@ def random_tensor(kind: GGMLQuantizationType, rows: int, blocks: int, seed: int)
     return SuperTensor(kind, codes, halves(), multiples(0), halves(), multiples(0))
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(KINDS),
     rows=st.integers(1, 3),

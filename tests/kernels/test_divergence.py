@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import ZeropointError
@@ -14,7 +14,7 @@ from zeropoint.kernels import active_isa, isa_levels, library
 from zeropoint.kernels.divergence import divergence, plain
 
 
-@pytest.fixture(params=isa_levels())
+@pytest.fixture(scope="module", params=isa_levels())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     before = active_isa()
     library.select_isa(request.param)
@@ -30,29 +30,22 @@ def near(p: np.ndarray, q: np.ndarray, targets: np.ndarray, threads: int = 1) ->
     assert (found.agrees == expected.agrees).all()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     rows=st.integers(1, 40),
-    words=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
+    words=st.one_of(st.integers(1, 70), st.integers(500, 1100), st.just(3001)),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 10.0, 100.0]),
     apart=st.sampled_from([0.0, 1e-4, 0.1, 3.0]),
     threads=st.integers(1, 3),
 )
-def test_it_is_the_definition(
-    seed: int, rows: int, words: int, scale: float, apart: float, threads: int
+def test_it_is_the_definition_on_every_instruction_set(
+    level: str, seed: int, rows: int, words: int, scale: float, apart: float, threads: int
 ) -> None:
+    assert active_isa() == level
     rng = np.random.default_rng(seed)
     p = (scale * rng.normal(size=(rows, words)) + rng.normal() * 50).astype(np.float32)
     q = p + (apart * rng.normal(size=p.shape)).astype(np.float32)
     near(p, q, rng.integers(0, words, rows), threads)
-
-
-def test_on_every_instruction_set(level: str) -> None:
-    assert active_isa() == level
-    rng = np.random.default_rng(1)
-    p = (5 * rng.normal(size=(9, 3001))).astype(np.float32)
-    near(p, p + rng.normal(size=p.shape).astype(np.float32), rng.integers(0, 3001, 9))
 
 
 def test_extremes(level: str) -> None:

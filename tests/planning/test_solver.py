@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.optimize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import UnsupportedError
@@ -35,7 +35,6 @@ def random_table(seed: int, groups: int) -> CostTable:
     return CostTable(tuple(f"g{i}" for i in range(groups)), FORMATS, nbytes, seconds, prefill, loss, 50.0)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.floats(0.2, 1.1))
 def test_nothing_beats_the_solution(seed: int, groups: int, share: float) -> None:
     table = random_table(seed, groups)

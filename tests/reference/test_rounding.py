@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,7 +33,6 @@ def assert_within_half_a_step(weight: np.ndarray, scheme: Scheme) -> None:
 
 
 @given(WEIGHTS, schemes())
-@settings(max_examples=150, deadline=None)
 def test_error_is_at_most_half_a_step(weight: np.ndarray, scheme: Scheme) -> None:
     assert_within_half_a_step(weight, scheme)
 
