@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import SchemeError
-from zeropoint.values.scheme import PRESETS, Activation, Scheme, parse
+from zeropoint.values.scheme import MAX_GROUP_SIZE, PRESETS, Activation, Scheme, parse
 
 
 @st.composite
@@ -20,7 +20,7 @@ def schemes(draw: st.DrawFn) -> Scheme:
     return Scheme(
         bits=bits,
         granularity=granularity,  # type: ignore[arg-type]
-        group_size=draw(st.integers(1, 256)) if granularity == "group" else 0,
+        group_size=draw(st.integers(1, MAX_GROUP_SIZE)) if granularity == "group" else 0,
         symmetric=symmetric,
         scale_dtype=draw(st.sampled_from(["bf16", "fp16", "fp32", *(["nested"] if nests else [])])),  # type: ignore[arg-type]
         activation=draw(st.sampled_from([None, Activation(8, 0), Activation(8, 32), Activation(16)])),
@@ -53,10 +53,21 @@ def test_bad_strings_are_refused(text: str) -> None:
         parse(text)
 
 
-@given(st.text(max_size=30))
+@given(st.text("int0123456789:gatokenchlsymbfp \n-\u00b2\u0664\u0130\U0001f600", max_size=30))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     with contextlib.suppress(SchemeError):
         parse(text)
+
+
+@pytest.mark.parametrize("size", [10**7, 2**31 - 8, 2**31, 2**32 + 32, 2**63, 2**64 + 32])
+def test_group_sizes_that_the_kernels_could_not_hold_are_refused(size: int) -> None:
+    with pytest.raises(SchemeError, match="at most 9999999 channels"):
+        Scheme(4, "group", size)
+    with pytest.raises(SchemeError, match=r"at most 9999999 channels|multiple of 8"):
+        Activation(8, size)
+    for text in (f"int4:g{size}", f"int8:a8g{size}"):
+        with pytest.raises(SchemeError):
+            parse(text)
 
 
 def test_float_formats_take_no_integer_fields() -> None:

@@ -10,6 +10,7 @@ the original weights.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -279,7 +280,7 @@ def _write_header(writer: GGUFWriter, survey: Survey) -> None:
 def _nbytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     """Return the bytes of a tensor of this shape and type."""
     block, size = GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape, dtype=np.int64)) // int(block) * int(size)
+    return math.prod(shape) // int(block) * int(size)
 
 
 def _bytes(weight: Storable, kind: GGMLQuantizationType) -> blocks.Bytes:

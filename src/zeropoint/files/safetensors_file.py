@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class TensorFile:
         dtype, shape = self.info(name)
         if dtype not in DTYPES:
             raise self._error(f"{self.path.name}: tensor {name} has the type {dtype}, which is not supported")
-        return int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+        return math.prod(shape) * DTYPES[dtype].itemsize
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a tensor as a numpy array that owns its data."""

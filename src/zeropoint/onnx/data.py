@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +65,7 @@ class DataReader:
         place = {entry.key: entry.value for entry in tensor.external_data}
         path, dtype = self._folder / place["location"], helper.tensor_dtype_to_np_dtype(tensor.data_type)
         offset, shape = int(place["offset"]), tuple(tensor.dims)
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if path.parent != self._folder or nbytes != int(place["length"]):
             raise ArtifactError(f"{name} is not stored as its shape says")
         if offset < 0 or offset + nbytes > path.stat().st_size:

@@ -28,6 +28,7 @@ Granularity = Literal["tensor", "channel", "group"]
 SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "nested": 2}
 FLOAT_FORMATS: dict[str, int] = {"fp16": 16, "bf16": 16, "fp32": 32}
 MIN_BITS, MAX_BITS = 2, 8
+MAX_GROUP_SIZE = 9_999_999  # channels: what the string form can say, and the kernels' int32 can hold
 QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}
 #: A two-level scale ("nested") is one number per row times a signed integer per group, the multiple. Its absolute value
 #: is at most `Scheme.max_multiple`. `NESTED_BITS` is the largest code width with two-level scales.
@@ -37,6 +38,11 @@ MAX_MULTIPLE, NESTED_BITS = 15, 5
 def ceil_div(a: int, b: int) -> int:
     """Return `a / b` rounded up."""
     return -(-a // b)
+
+
+def _check_group_size(size: int) -> None:
+    if size > MAX_GROUP_SIZE:
+        raise SchemeError(f"a group has at most {MAX_GROUP_SIZE} channels, not {size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Activation:
             raise SchemeError("16-bit activations have one scale per token: write a16token")
         if self.group_size < 0 or self.group_size % 8:
             raise SchemeError(f"an activation group holds a multiple of 8 channels, not {self.group_size}")
+        _check_group_size(self.group_size)
 
     @property
     def qmax(self) -> int:
@@ -99,6 +106,7 @@ class Scheme:
             )
         if (self.granularity == "group") != (self.group_size > 0):
             raise SchemeError("a group size goes with group granularity, and only with it")
+        _check_group_size(self.group_size)
         if self.scale_dtype not in SCALE_BYTES:
             raise SchemeError(f"unknown scale type {self.scale_dtype!r}: use {', '.join(SCALE_BYTES)}")
         nests = self.granularity == "group" and self.symmetric and self.bits <= NESTED_BITS

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +17,11 @@ import pytest
 from zeropoint.errors import ZeropointError
 from zeropoint.kernels import library
 from zeropoint.runtime.native import library as native
+from zeropoint.runtime.native import store
+from zeropoint.runtime.native.packed_weights import Packed
 
 LIBRARY = native.load()
+HEAD = struct.Struct("<16sQQQ")
 
 #: Products of these with each other, and with the bytes of a row, wrap around in 64 bits, some to a small number.
 ODD = (2**31, 2**32 + 1, 2**40 + 1, 2**58, 2**59 + 16, 2**60, 2**62, 2**63 - 64, 2**63 - 1, -1, -(2**63), 0)
@@ -139,6 +146,88 @@ def test_rows_that_there_are_not_are_refused(fields: dict[str, int]) -> None:
     for stride in (63, 0, -64, -(2**63)):
         assert LIBRARY.zp_rows(weight.address, ids.ctypes.data, 4, out.ctypes.data, stride) != 0, stride
     library.check(LIBRARY.zp_rows(weight.address, ids.ctypes.data, 4, out.ctypes.data, 64))
+
+
+#: Where 32 and 64 bits end. With WIDE of something, each is more than 2^40 values.
+ENDS = (2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**62, 2**63 - 1, -1, -(2**31), -(2**63))
+WIDE = 1024
+
+
+@pytest.mark.parametrize("size", ENDS)
+def test_no_function_takes_such_a_size(size: int) -> None:
+    lib, weight = LIBRARY, made(FORMATS["int8 input"], WIDE, WIDE)
+    w, at = weight.address, aligned(1 << 16).ctypes.data
+    tall, broad = library.Groups(at, size, WIDE, WIDE, -8, 7), library.Groups(at, WIDE, size, 8, -8, 7)
+    square, one = library.Groups(at, 1, size, 8, -8, 7), library.Groups(at, WIDE, 1, 1, -8, 7)
+    rate = ctypes.c_double()
+    refused = {
+        "linear: rows": lib.zp_linear(w, at, size, WIDE, None, at, WIDE, 1),
+        "linear: x_stride": lib.zp_linear(w, at, WIDE, size, None, at, WIDE, 1),
+        "linear: y_stride": lib.zp_linear(w, at, WIDE, WIDE, None, at, size, 1),
+        "quantize: rows": lib.zp_quantize(w, at, size, WIDE, at, 1),
+        "quantize: x_stride": lib.zp_quantize(w, at, WIDE, size, at, 1),
+        "multiply: rows": lib.zp_multiply(w, at, size, None, at, WIDE, 1),
+        "multiply: y_stride": lib.zp_multiply(w, at, WIDE, None, at, size, 1),
+        "rows: count": lib.zp_rows(w, at, size, at, WIDE),
+        "rows: out_stride": lib.zp_rows(w, at, WIDE, at, size),
+        "divergence: rows": lib.zp_divergence(at, WIDE, at, WIDE, at, size, WIDE, at, 1),
+        "divergence: count": lib.zp_divergence(at, WIDE, at, WIDE, at, 1, size, at, 1),
+        "divergence: p_stride": lib.zp_divergence(at, size, at, WIDE, at, WIDE, WIDE, at, 1),
+        "divergence: q_stride": lib.zp_divergence(at, WIDE, at, size, at, WIDE, WIDE, at, 1),
+        "grid_errors: grids": lib.zp_grid_errors(ctypes.byref(one), at, size, at, None, at, 1),
+    }
+    for name, groups in {"rows": tall, "columns": broad}.items():
+        by = ctypes.byref(groups)
+        refused |= {
+            f"grid_search: {name}": lib.zp_grid_search(by, at, at, 1, at, at, at, None, 1),
+            f"grid_errors: {name}": lib.zp_grid_errors(by, at, 1, at, None, at, 1),
+            f"round_columns: {name}": lib.zp_round_columns(by, at, None, at, at, at, 1),
+            f"descend_columns: {name}": lib.zp_descend_columns(by, at, None, at, 1, at, 1),
+        }
+    by = ctypes.byref(square)
+    refused["round_columns: square"] = lib.zp_round_columns(by, at, None, at, at, at, 1)
+    refused["descend_columns: square"] = lib.zp_descend_columns(by, at, None, at, 1, at, 1)
+    view = ctypes.c_void_p()
+    refused["view: bytes"] = lib.zp_view(ctypes.byref(weight.format), at, size, ctypes.byref(view))
+    if not 0 < size <= 2**40:
+        refused["read_bandwidth: bytes"] = lib.zp_read_bandwidth(size, 1, 1, ctypes.byref(rate))
+        by = ctypes.byref(library.Groups(at, 1, 8, size, -8, 7))
+        refused["grid_search: group_size"] = lib.zp_grid_search(by, at, at, 1, at, at, at, None, 1)
+    assert [name for name, status in refused.items() if status == 0] == []
+    assert lib.zp_input_bytes(w, size) == 0
+
+
+@pytest.mark.parametrize("size", [*ENDS, 2**63, 2**64 - 64, 2**64, 2**64 + 64, 2**32 + 8])
+def test_no_number_of_a_packed_files_index_is_trusted(size: int, tmp_path: Path) -> None:
+    weight = made(FORMATS["int8"])
+    path = tmp_path / "x.packed"
+    store.write(path, "key", [Packed("w", None, weight)])
+    whole = path.read_bytes()
+    _, at, length, _ = HEAD.unpack_from(whole)
+    index = json.loads(whole[at : at + length])
+    assert list(store.read(path, "key").weights) == [("w", None)]
+
+    def rewrite(entry: dict[str, Any]) -> None:
+        text = json.dumps({**index, "entries": [{**index["entries"][0], **entry}]}).encode()
+        path.write_bytes(
+            HEAD.pack(store.MAGIC, at, len(text), zlib.crc32(text)) + whole[HEAD.size : at] + text
+        )
+
+    form = index["entries"][0]["format"]
+    changes = [{"at": size}, {"bytes": size}, {"at": size, "bytes": size}, {"sum": size}]
+    flags = ("per_tensor", "asymmetric")  # any number but 0 is true
+    for i, (name, _) in enumerate(library.Format._fields_):
+        if name not in flags and form[i] != size:
+            changes.append({"format": [*form[:i], size, *form[i + 1 :]]})
+    for change in changes:
+        rewrite(change)
+        with pytest.raises(store.StoreError):
+            store.read(path, "key")
+    if 0 <= size < 2**64:
+        for head in ((size, length), (at, size), (size, size)):
+            path.write_bytes(HEAD.pack(store.MAGIC, *head, 0) + whole[HEAD.size :])
+            with pytest.raises(store.StoreError):
+                store.read(path, "key")
 
 
 LIMITED = """

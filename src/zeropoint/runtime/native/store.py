@@ -162,6 +162,10 @@ def _packed_weights(memory: Bytes, entries: Iterable[dict[str, Any]]) -> PackedW
             packed_weights.add(Packed(name, None, blob.view(np.float32)))
             continue
         format = library.Format(**dict(zip(_FORMAT_FIELDS, entry["format"], strict=True)))
+        if [getattr(format, field) for field in _FORMAT_FIELDS] != entry[
+            "format"
+        ]:  # ctypes cuts off large numbers
+            raise StoreError(f"is damaged at {name}")
         rows = None if entry["rows"] is None else Rows(*entry["rows"])
         packed_weights.add(Packed(name, rows, view(format, blob)))
     return packed_weights
