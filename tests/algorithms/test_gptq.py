@@ -3,6 +3,8 @@ of the Hessian of the columns that are left."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -141,18 +143,67 @@ def test_silent_channels_are_rounded_plainly() -> None:
     np.testing.assert_array_equal(made.codes[:, 10:20], plain.codes[:, 10:20])
 
 
-def test_damping_grows_until_the_hessian_can_be_factored() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "less", "given", "used"),
+    [
+        (400, 0.0, 0.0, 0.0),  # a Hessian of full rank needs none
+        (400, 0.0, 0.3, 0.3),
+        (40, 0.0, 0.01, 0.01),  # rank 40 of 64: damping makes up for the rest
+        (40, 0.0, 1.0, 1.0),
+        (5, 0.05, 0.01, 0.1),  # smallest eigenvalue -0.05 of the diagonal's mean: ten times as much, once
+        (5, 0.3, 0.01, 1.0),  # and twice
+        (5, 0.0005, 0.0, 0.001),  # from 0 it goes on at 1e-6
+    ],
+)
+def test_damping_is_what_the_naive_procedure_takes(
+    tokens: int, less: float, given: float, used: float
+) -> None:
+    """`used`, or the first of `given`, 10 `given`, 100 `given` ... with which the Hessian can be factored."""
     weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
-    inputs = correlated(tokens=5, columns=64)  # rank 5 of 64, and then a little less than that
-    stats = statistics(inputs)
+    stats, scheme = statistics(correlated(tokens=tokens, columns=64)), parse("int4:g16")
     assert stats.hessian is not None
-    worse = LayerStats(
-        stats.second_moment,
-        5,
-        stats.hessian - 0.05 * np.float32(stats.second_moment.mean()) * np.eye(64, dtype=np.float32),
-    )
-    made = gptq.quantize(weight, worse, parse("int4:g16"), gptq.Options())
-    assert np.abs(made.dequantize() - weight).max() < 4
+    mean = np.float32(stats.second_moment.mean())
+    stats = replace(stats, hessian=stats.hessian - np.float32(less) * mean * np.eye(64, dtype=np.float32))
+    assert stats.hessian is not None
+    made = gptq.quantize(weight, stats, scheme, gptq.Options(damping=given, propagate=0))
+    grid = rtn.quantize(weight, stats, scheme, rtn.Options())
+    # relative to the mean of the diagonal that is given, of which `less` has been taken
+    order = np.argsort(-stats.hessian.diagonal(), kind="stable")
+    np.testing.assert_array_equal(made.codes, naive(weight, grid, stats.hessian, order, used))
+
+
+def test_more_damping_corrects_less() -> None:
+    """Each step trusts the calibration text less: its output error grows, and codes go back to the plain ones."""
+    weight = np.random.default_rng(3).standard_normal((64, 200)).astype(np.float32)
+    inputs, scheme = correlated(tokens=150), parse("int4:g32")
+    stats = statistics(inputs)
+    plain = rtn.quantize(weight, stats, scheme, rtn.Options())
+    made = [gptq.quantize(weight, stats, scheme, gptq.Options(damping=d)) for d in (0.001, 0.01, 0.1, 1.0)]
+    errors = [output_error(weight, each, inputs) for each in [*made, plain]]
+    changed = [(each.codes != plain.codes).mean() for each in made]
+    assert errors == sorted(errors)
+    assert changed == sorted(changed, reverse=True)
+    assert changed[0] > 1.2 * changed[-1]
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_dead_columns_neither_give_nor_take_errors(damping: float) -> None:
+    """Their weights change no code of another column; undamped, they make the Hessian singular."""
+    weight = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    other = weight.copy()
+    other[:, 16:32] *= -3  # a group of its own
+    inputs = correlated(columns=64)
+    inputs[:, 16:32] = 0
+    stats, scheme = statistics(inputs), parse("int4:g16")
+    assert stats.hessian is not None
+    options = gptq.Options(damping=damping)
+    made, changed = (gptq.quantize(each, stats, scheme, options) for each in (weight, other))
+    alive = np.r_[0:16, 32:64]
+    np.testing.assert_array_equal(made.codes[:, alive], changed.codes[:, alive])
+    grid = rtn.quantize(weight, stats, scheme, rtn.Options())
+    np.testing.assert_array_equal(made.codes[:, 16:32], grid.codes[:, 16:32])
+    order = np.argsort(-stats.hessian.diagonal(), kind="stable")
+    np.testing.assert_array_equal(made.codes, naive(weight, grid, stats.hessian, order, damping or 1e-6))
 
 
 @pytest.mark.parametrize(
