@@ -92,10 +92,17 @@ class Recorded:
         file = store / "reference.npy"
         if not file.exists():
             runner = open_runner(model, dtype="float32", threads=threads)
-            np.save(
-                file.with_suffix(".partial.npy"), np.stack([runner.logits(row) for row in windows.tokens])
-            )
-            file.with_suffix(".partial.npy").rename(file)
+            partial, logits = file.with_suffix(".partial.npy"), None
+            for index, row in enumerate(
+                windows.tokens
+            ):  # a window at a time: Gemma's logits take 1 MB a token
+                values = runner.logits(row)
+                if logits is None:
+                    shape = (len(windows.tokens), *values.shape)
+                    logits = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+                logits[index] = values
+            del logits
+            partial.rename(file)
         self._logits = np.load(file, mmap_mode="r")
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

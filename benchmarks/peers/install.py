@@ -51,7 +51,7 @@ PEERS = {
                 "openvino-genai==2026.4.1.0",
                 "optimum-intel==2.2.0",
                 "nncf==3.4.0",
-                "transformers==5.5.4",
+                "transformers==5.0.0",  # the newest that optimum-intel exports Gemma 3 with
             ),
         ),
         # optimum-intel asks for it; a build that does not match a CPU-only torch stops every import of transformers

@@ -8,18 +8,85 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from ctypes import c_void_p
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "Q8_0-nofa", "Q4_0-nofa")
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
+MAX_SEQUENCES = 8
+
+
+@dataclass(frozen=True)
+class Family:
+    """How llama.cpp's converter writes the models of one `model_type`.
+
+    - `norms`: names of a block's norms, in GGUF's words;
+    - `paired_rotation`: whether llama.cpp rotates channels (2i, 2i + 1) where Hugging Face rotates (i, i + half);
+    - `norm_offset`: what llama.cpp's norm weights hold beyond the checkpoint's (Gemma's norms multiply by 1 + weight);
+    - `write_extra`: writes the metadata that only this family has.
+    """
+
+    architecture: str
+    norms: dict[str, str]
+    paired_rotation: bool = False
+    norm_offset: float = 0.0
+    write_extra: Callable[[Any, dict[str, Any]], None] = lambda writer, config: None
+
+    def gguf_name(self, name: str) -> str:
+        """Return GGUF's name of a tensor of the checkpoint."""
+        stem = name.removesuffix(".weight")
+        if not stem.startswith("model.layers."):
+            return OUTER_NAMES[stem] + ".weight"
+        index, rest = stem.removeprefix("model.layers.").split(".", 1)
+        return f"blk.{index}.{(LAYER_NAMES | self.norms)[rest]}.weight"
+
+    def to_gguf(self, name: str, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+        """Return the float32 weight of the checkpoint as llama.cpp expects it."""
+        if weight.ndim == 1:
+            return weight + np.float32(self.norm_offset)
+        heads = rotated_heads(name, config) if self.paired_rotation else 0
+        return swap_rotation_order(weight, heads, (2, -1)) if heads else weight
+
+    def from_gguf(self, name: str, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+        """Undo `to_gguf`."""
+        if weight.ndim == 1:
+            return weight - np.float32(self.norm_offset)
+        heads = rotated_heads(name, config) if self.paired_rotation else 0
+        return swap_rotation_order(weight, heads, (-1, 2)) if heads else weight
+
+
+def rotated_heads(name: str, config: dict[str, Any]) -> int:
+    """Return how many heads a projection has whose output is rotated, or 0 for another weight."""
+    key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    return config[key] if key else 0
+
+
+def swap_rotation_order(weight: np.ndarray, heads: int, pairs: tuple[int, int]) -> np.ndarray:
+    """Transpose each head's rows, seen as a matrix of shape `pairs`: (i, i + half) becomes (2i, 2i + 1), or back."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, *pairs, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gemma3(writer: Any, config: dict[str, Any]) -> None:
+    rotations = config["rope_parameters"]
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_rope_freq_base(rotations["full_attention"]["rope_theta"])
+
+
+def write_llama(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+
+
+OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYER_NAMES = {
     "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -28,21 +95,33 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-MAX_SEQUENCES = 8
+FAMILIES = {
+    "llama": Family(
+        "llama", {"post_attention_layernorm": "ffn_norm"}, paired_rotation=True, write_extra=write_llama
+    ),
+    "gemma3_text": Family(
+        "gemma3",
+        {
+            "self_attn.q_norm": "attn_q_norm",
+            "self_attn.k_norm": "attn_k_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        norm_offset=1.0,
+        write_extra=write_gemma3,
+    ),
+}
 
 
-def gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if not stem.startswith("model.layers."):
-        return NAMES[stem] + ".weight"
-    index, rest = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{index}.{NAMES[rest]}.weight"
-
-
-def interleave_rope_pairs(weight, heads: int):
-    """Rows of each head from Hugging Face's order (i, i + half) to llama.cpp's (2i, 2i + 1)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+def read_config(model: Path) -> tuple[dict[str, Any], Family]:
+    """Return config.json and the family of a checkpoint folder."""
+    config = json.loads((model / "config.json").read_text())
+    if config["model_type"] not in FAMILIES:
+        raise SystemExit(
+            f"this driver writes GGUF files of {', '.join(FAMILIES)}, not {config['model_type']}"
+        )
+    return config, FAMILIES[config["model_type"]]
 
 
 def write_f16(model: Path, out: Path) -> None:
@@ -50,27 +129,25 @@ def write_f16(model: Path, out: Path) -> None:
     import ml_dtypes  # noqa: F401  (numpy's bfloat16, for safetensors)
     from safetensors import safe_open
 
-    config = json.loads((model / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(out, "llama")
+    config, family = read_config(model)
+    writer = gguf.GGUFWriter(out, family.architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
+    family.write_extra(writer, config)
     writer.add_tokenizer_model("none")  # it is fed token ids
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     with safe_open(model / "model.safetensors", "np") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (not a dict)
-            weight = tensors.get_tensor(name).astype(np.float32)
-            if "q_proj" in name or "k_proj" in name:
-                weight = interleave_rope_pairs(weight, heads if "q_proj" in name else kv_heads)
-            writer.add_tensor(gguf_name(name), weight if weight.ndim == 1 else weight.astype(np.float16))
+            weight = family.to_gguf(name, tensors.get_tensor(name).astype(np.float32), config)
+            writer.add_tensor(
+                family.gguf_name(name), weight if weight.ndim == 1 else weight.astype(np.float16)
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

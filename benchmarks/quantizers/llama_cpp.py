@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from contestant import import_driver
@@ -29,7 +29,8 @@ def quantize(
 ) -> Iterator[tuple[str, np.ndarray, int]]:
     f16, file = out / "f16.gguf", out / "model.gguf"
     engine.write_f16(model, f16)
-    convert(f16, file, fmt, calibration.moments)
+    family = engine.read_config(model)[1]
+    convert(f16, file, fmt, {matrix_name(family, name): m for name, m in calibration.moments.items()})
     f16.unlink()
     return weights(model, file)
 
@@ -46,14 +47,18 @@ def convert(source: Path, file: Path, fmt: str, moments: dict[str, np.ndarray], 
         raise SystemExit(f"llama.cpp could not quantize {source} to {fmt}")
 
 
+def matrix_name(family: Any, name: str) -> str:
+    """Return GGUF's name of the weight that a layer multiplies by: a tied head multiplies by the embedding."""
+    return "token_embd.weight" if name == "lm_head.weight" else str(family.gguf_name(name))
+
+
 def importance(moments: dict[str, np.ndarray]) -> ctypes.Array:
-    """`moments` as the array of `{name, data, size}`, closed by a null name, that llama.cpp reads."""
+    """Return `moments`, by GGUF's names, as llama.cpp's array of `{name, data, size}`, which a null name ends."""
     import llama_cpp
 
     entries = (llama_cpp.llama_model_imatrix_data * (len(moments) + 1))()
     for entry, (name, moment) in zip(entries, moments.items(), strict=False):
-        # a tied head multiplies by the embedding
-        entry.name = engine.gguf_name(name).encode() if name != "lm_head.weight" else b"token_embd.weight"
+        entry.name = name.encode()
         entry.data = moment.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = moment.size
     return entries
@@ -64,20 +69,11 @@ def weights(model: Path, file: Path) -> Iterator[tuple[str, np.ndarray, int]]:
     from gguf.quants import dequantize
     from safetensors import safe_open
 
-    config = json.loads((model / "config.json").read_text())
+    config, family = engine.read_config(model)
     with safe_open(model / "model.safetensors", "np") as tensors:
-        names = {engine.gguf_name(name): name for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+        names = {family.gguf_name(name): name for name in tensors.keys()}  # noqa: SIM118  (not a dict)
     names.setdefault("output.weight", "lm_head.weight")
     for tensor in GGUFReader(file).tensors:
         name = names[tensor.name]
         weight = dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
-        if "q_proj" in name or "k_proj" in name:
-            key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
-            weight = part_rope_pairs(weight, config[key])
-        yield name, weight, int(tensor.n_bytes)
-
-
-def part_rope_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes `interleave_rope_pairs`: rows of each head from llama.cpp's order (2i, 2i + 1) to (i, i + half)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        yield name, family.from_gguf(name, weight, config), int(tensor.n_bytes)
