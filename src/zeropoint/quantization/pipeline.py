@@ -22,7 +22,8 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS, refuse_missing
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
-from zeropoint.errors import CheckpointError, UsageError, reason
+from zeropoint.checkpoint.tokenizer import load_tokenizer
+from zeropoint.errors import CheckpointError, UsageError, ZeropointError, reason
 from zeropoint.files.json_file import load_json
 from zeropoint.files.model_files import model_files
 from zeropoint.machine.detect import Machine
@@ -32,6 +33,7 @@ from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.run_checkpoint import Run, RunCheckpoint, forget, is_unfinished, refuse_output
 from zeropoint.quantization.streaming import Progress, needs_calibration, stream
+from zeropoint.sources.texts import text_folder
 from zeropoint.sources.vocabulary import tokens_beyond
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import Weight
@@ -294,17 +296,10 @@ def read_calibration(
 
     Raises `UsageError` if the text or the model's tokenizer cannot be read.
     """
-    from transformers import AutoTokenizer
-
     refuse_missing(path)
-    folder = checkpoint.path
     try:
-        with ExitStack() as stack:
-            if checkpoint.source.tokenizer_files is not None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zeropoint-")))
-                checkpoint.source.tokenizer_files(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as cause:  # missing and damaged tokenizers fail in many ways
+        tokenizer = load_tokenizer(str(text_folder(checkpoint.path)))
+    except ZeropointError as cause:
         raise UsageError(
             f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({reason(cause)}): "
             "use --algorithm rtn without --calibration"

@@ -110,7 +110,7 @@ def prepare(path: str | Path, *, engine: str = "auto", dtype: str = "auto") -> N
             loading.check(Path(path))
             tokenizer.load_tokenizer(text_folder(Path(path)))
             return
-    from zeropoint.runtime.torch_engine.runner import load_tokenizer
+    from zeropoint.checkpoint.tokenizer import load_tokenizer
 
     with suppress(ZeropointError, OSError, ValueError):
         load_tokenizer(str(text_folder(Path(path))))

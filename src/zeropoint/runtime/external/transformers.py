@@ -55,7 +55,8 @@ def open(path: Path, *, threads: int, dtype: str) -> TorchRunner:
     prepare(path)
     import torch
 
-    from zeropoint.runtime.torch_engine.runner import TorchRunner, load_tokenizer, tensor_bytes
+    from zeropoint.checkpoint.tokenizer import load_tokenizer
+    from zeropoint.runtime.torch_engine.runner import TorchRunner, tensor_bytes
 
     torch.set_num_threads(threads)
     method = str(_section(path)["quant_method"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
-from zeropoint import artifact, tokenizer
+from zeropoint import artifact
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
+from zeropoint.checkpoint.tokenizer import generation_defaults, load_tokenizer
 from zeropoint.errors import CheckpointError, UsageError, reason
 from zeropoint.files import identity
 from zeropoint.runtime.generation import OnToken, generate
@@ -34,7 +32,7 @@ from zeropoint.runtime.torch_engine.pretrained import adopt
 from zeropoint.runtime.torch_engine.saving import Origin, noting_dtypes
 from zeropoint.sources import open_source
 from zeropoint.sources.texts import text_folder
-from zeropoint.tokenizer import HubTokenizer, Text
+from zeropoint.tokenizer import Text
 from zeropoint.tokenizer.folder import stop_ids
 
 logger = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> Pret
 
 def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
     """Set the model's generation defaults (stop tokens, say) to those of the folder, if it has any."""
-    if (defaults := _generation_config(str(path))) is not None:
+    if (defaults := generation_defaults(str(path))) is not None:
         model.generation_config = defaults
 
 
@@ -110,29 +108,6 @@ class _Unread:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         return self._checkpoint.read_stored(self._name)
-
-
-@lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> Text:
-    """Return the folder's tokenizer; callers with the same folder share one object.
-
-    With a tokenizer.json it is Zeropoint's own tokenizer, otherwise that of transformers. Raises `CheckpointError` if
-    the files are missing or damaged.
-    """
-    if (Path(path) / "tokenizer.json").is_file():
-        return tokenizer.load_tokenizer(Path(path))
-    try:
-        hub_tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        return HubTokenizer(hub_tokenizer, _generation_config(path))
-    except Exception as cause:  # missing and damaged files raise many kinds of errors
-        raise CheckpointError(f"the tokenizer of {path} cannot be read: {reason(cause)}") from cause
-
-
-def _generation_config(path: str) -> GenerationConfig | None:
-    """Return the folder's generation defaults, or None."""
-    if not (Path(path) / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 def tensor_bytes(path: str | Path) -> int:
