@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,3 +101,29 @@ def _add_siblings(recipe: Recipe, recipes: dict[str, Recipe], expected: Mapping[
         sibling = recipe.lead.replace(first, other)
         if sibling in expected:
             recipes.setdefault(sibling, recipe)
+
+
+def missing_parameters(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the parameters for which `names` (a checkpoint's tensors) has no tensor, or not one for each expert."""
+    recipes, _ = resolve(model, names)
+    found = set(recipes)
+    for pair in tied_names(model).items():
+        if found & set(pair):
+            found |= set(pair)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return [
+        name for name, shape in shapes.items() if name not in found or _lacks_expert(recipes.get(name), shape)
+    ]
+
+
+def _lacks_expert(recipe: Recipe | None, shape: tuple[int, ...]) -> bool:
+    """Return whether a stack of experts of the shape `[experts, ...]` lacks the tensor of one of them."""
+    counts = Counter(pattern for _, pattern in recipe.sources if "*" in pattern) if recipe else Counter()
+    return any(count != shape[0] for count in counts.values())
+
+
+def tied_names(model: torch.nn.Module) -> dict[str, str]:
+    """Map each alias to its stored name, for the tied parameters of a model."""
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    # `source.assemble` removes a tie if the checkpoint holds two different tensors
+    return {alias: name for alias, name in tied.items() if alias != name}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint.architecture import build_meta_model, config_from, load_config
-from zeropoint.checkpoint.resolve import Recipe, resolve
+from zeropoint.checkpoint.resolve import Recipe, resolve, tied_names
 from zeropoint.errors import CheckpointError, reason
 from zeropoint.sources import Source, Wanted, open_source
 from zeropoint.views import Kept, LayerView, layer_views
@@ -79,7 +79,7 @@ class Checkpoint:
         self.untied = untied
         self.model_type: str = config.model_type
         self._recipes, unused = resolve(model, source.tensors)
-        self._tied = _tied_names(model)
+        self._tied = tied_names(model)
         self.notes = source.check(self._wanted(), _worth_naming(model, unused))
         self._check_assembled()
         self._infos = self._inspect()
@@ -274,13 +274,6 @@ def _worth_naming(model: torch.nn.Module, unused: Iterable[str]) -> list[str]:
     return [name for name in unused if not any(each.search(name) for each in ignored)]
 
 
-def _tied_names(model: torch.nn.Module) -> dict[str, str]:
-    """Map each alias to its stored name, for the tied parameters of a model."""
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    # `assemble` removes a tie if the checkpoint holds two different tensors
-    return {alias: name for alias, name in tied.items() if alias != name}
-
-
 def _shape_message(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
     """Return the message for a tensor of the wrong shape."""
     return f"{name} has the shape {shape} but its config.json implies {expected}: the two belong to different models"
@@ -328,7 +321,7 @@ def _tie_is_contradicted(model: torch.nn.Module, source: Source) -> bool:
     In that case transformers uses the tensors and ignores the tie, and so does Zeropoint.
     """
     recipes, _ = resolve(model, source.tensors)
-    for alias, name in _tied_names(model).items():
+    for alias, name in tied_names(model).items():
         pair = [recipes[each].sources[0][0] for each in (alias, name) if each in recipes]
         if len(pair) == 2 and pair[0] != pair[1] and not source.same(*pair):
             return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.files.json_file import load_json
 from zeropoint.runtime.external import first_line, require
+from zeropoint.sources.folder import open_files, weight_files
 from zeropoint.sources.source import listed
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _load(path: Path, method: str, dtype: Any) -> Any:
         import torch
         from gptqmodel import BACKEND, GPTQModel
 
+        _refuse_incomplete(path)
         # GPTQModel cannot load float32, and bfloat16 would round the float16 scales: load float16, then widen
         model = GPTQModel.load(str(path), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
         return torch.nn.Module.float(model)
@@ -141,13 +143,37 @@ def _load(path: Path, method: str, dtype: Any) -> Any:
 
 def _refuse_random(path: Path, loaded: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` if a weight is missing or has another shape: transformers made it random."""
-    if missing := sorted(loaded["missing_keys"]):
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors that its config.json asks for, {listed(missing)}: the download is "
-            "incomplete, or the config belongs to another model"
-        )
+    _refuse_missing(path, sorted(loaded["missing_keys"]))
     if mismatched := sorted(str(each[0]) for each in loaded["mismatched_keys"]):
         raise CheckpointError(
             f"{path} holds {len(mismatched)} tensors in another shape than its config.json implies, "
             f"{listed(mismatched)}: the two belong to different models"
+        )
+
+
+def _refuse_incomplete(path: Path) -> None:
+    """Raise `CheckpointError` if a GPTQ or AWQ folder lacks a tensor: GPTQModel would make the weight random.
+
+    Compares the names of the stored tensors with the parameters of transformers' architecture.
+    """
+    from zeropoint.checkpoint.architecture import build_meta_model, config_from
+    from zeropoint.checkpoint.resolve import missing_parameters
+
+    stored = set(open_files(weight_files(path)))
+    modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+    _refuse_missing(
+        path, sorted({f"{each}.{leaf}" for each in modules for leaf in ("qzeros", "scales")} - stored)
+    )
+    config = load_json(path / "config.json", error=CheckpointError)
+    del config["quantization_config"]
+    model = build_meta_model(config_from(path, config), allow_remote_code=False)
+    _refuse_missing(path, missing_parameters(model, {*stored, *(f"{each}.weight" for each in modules)}))
+
+
+def _refuse_missing(path: Path, names: Sequence[str]) -> None:
+    """Raise `CheckpointError` if `names`, the tensors that a folder lacks, are any."""
+    if names:
+        raise CheckpointError(
+            f"{path} lacks {len(names)} tensors that its config.json asks for, {listed(names)}: the download is "
+            "incomplete, or the config belongs to another model"
         )
