@@ -11,7 +11,7 @@ import numpy as np
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import check_card, read_card
 from zeropoint.artifact.layout import Layout
-from zeropoint.errors import ArtifactError, CheckpointError, ZeropointError
+from zeropoint.errors import ArtifactError, CheckpointError, UnsupportedError, ZeropointError
 from zeropoint.files.json_file import CARD_NAME, load_json
 from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.files.shards import SINGLE, shard_files
@@ -68,12 +68,46 @@ class Artifact:
         return sum(file.nbytes(name) for name, file in self._where.items())
 
     def verify(self) -> None:
-        """Read every tensor and check every value and shape. Raises `ArtifactError`."""
+        """Read every tensor and check every value, and every shape against config.json. Raises `ArtifactError`.
+
+        Shapes are those of the native engine's model spec. Of a model that this engine does not support, the shapes are
+        not checked here: the torch runtime checks them when it loads the artifact.
+        """
+        shapes = self._expected_shapes()
+        if missing := sorted(set(shapes) - set(self.plan.choices)):
+            raise ArtifactError(
+                f"{self.path} lacks {missing[0]}, which its config.json asks for: the two belong to different models"
+            )
         for name, weight in self.stream():
+            if weight.shape != shapes.get(name, weight.shape):
+                raise ArtifactError(
+                    f"{self.path}: {name} has the shape {weight.shape} but its config.json implies {shapes[name]}: the "
+                    "two belong to different models"
+                )
             if isinstance(weight, np.ndarray) and weight.dtype.kind in "fV" and not np.isfinite(weight).all():
                 raise ArtifactError(
                     f"{self.path}: {name} holds NaN or infinite values: make the artifact again"
                 )
+
+    def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return {weight name: shape} that config.json implies; empty if the native engine does not support the model.
+
+        A quantized weight has the shape `[out, in]`, also if checkpoints store it transposed.
+        """
+        from zeropoint.sources.records import (
+            derive_stored,  # on demand: opening an artifact needs no model families
+        )
+
+        try:
+            record = derive_stored(self.config, self.plan.choices)
+        except UnsupportedError:
+            return {}
+        shapes, transposed = record.shapes(), set(self.layout.transposed)
+        for name in transposed & set(shapes):
+            scheme = self.plan.choices[name].scheme if name in self.plan.choices else None
+            if scheme is not None and not scheme.is_float:
+                shapes[name] = shapes[name][::-1]
+        return shapes
 
     def _check_names(self) -> None:
         """Raise `ArtifactError` unless the files have exactly the tensors, and the bytes, that the plan implies."""
