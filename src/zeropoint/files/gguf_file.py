@@ -15,8 +15,8 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -39,6 +39,8 @@ STRING, ARRAY = 8, 9
 #: File name of a part; numbers start at 1.
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_PARTS = 10_000
+
+PathKind = TypeVar("PathKind", bound=PurePath)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,7 @@ class GgufFile:
                 f"{self.path} is part {number} of {count} of a model: rename each part to its original name, which "
                 f"ends in -{number:05d}-of-{count:05d}.gguf"
             )
-        self.files = tuple(
-            self.path.with_name(f"{name['stem']}-{each:05d}-of-{count:05d}.gguf")
-            for each in range(1, count + 1)
-        )
+        self.files = tuple(self.path.with_name(each) for each in part_names(self.path.name))
         if missing := [file.name for file in self.files if not file.is_file()]:
             raise self._error(
                 f"{self.path} is part {number} of {count} of a model, and {missing[0]} is missing beside it: download "
@@ -136,13 +135,22 @@ class GgufFile:
         return entry
 
 
-def first_parts(paths: Iterable[Path]) -> list[Path]:
+def first_parts(paths: Iterable[PathKind]) -> list[PathKind]:
     """Return the paths in order, but only the first part of each model in parts."""
-    models: dict[str, Path] = {}
+    models: dict[PurePath, PathKind] = {}
     for path in sorted(paths):
         name = PART.fullmatch(path.name)
-        models.setdefault(f"{name['stem']} of {name['count']}" if name else path.name, path)
+        models.setdefault(path.with_name(f"{name['stem']} of {name['count']}") if name else path, path)
     return list(models.values())
+
+
+def part_names(file: str) -> list[str]:
+    """Return the names of all parts of the model of which `file` (with its folder) is a part; else `file` alone."""
+    name = PART.fullmatch(file)
+    if name is None or int(name["count"]) > MAX_PARTS:
+        return [file]
+    count = int(name["count"])
+    return [f"{name['stem']}-{each:05d}-of-{count:05d}.gguf" for each in range(1, count + 1)]
 
 
 def _open(path: Path, error: type[ZeropointError]) -> tuple[_Header, mmap.mmap]:
