@@ -51,7 +51,8 @@ class Source:
       transformers model);
     - `read`: reads one parameter as a `QuantizedTensor` or a float array;
     - `tokenizer_files`: returns the paths of the tokenizer files; an importer that must create them writes them into
-      the folder given.
+      the folder given;
+    - `notes`: messages for the user: what of the source the artifact does not hold.
     """
 
     format: str
@@ -60,6 +61,7 @@ class Source:
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     read: Callable[[str], Weight]
     tokenizer_files: Callable[[Path], list[Path]]
+    notes: tuple[str, ...] = ()
 
 
 class Importer(Protocol):
@@ -128,7 +130,8 @@ def import_model(
     artifact.refuse_existing(out, overwrite=overwrite)
     source = open_source(path)
     checkpoint = _checkpoint(Path(path).expanduser(), source)
-    choices, notes = _choices(checkpoint, source, progress)
+    choices, kept_in_float = _choices(checkpoint, source, progress)
+    notes = (*source.notes, *checkpoint.notes, *kept_in_float)
     plan = Plan(choices, plan_nbytes(checkpoint, choices), f"as in the {source.format} source")
     config = {**source.config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
     with TemporaryDirectory(prefix="zeropoint-") as folder:

@@ -33,6 +33,9 @@ METHOD = quantized.COMPRESSED
 #: The suffix of the tensor that every quantized module has.
 SCALE = ".weight_scale"
 
+#: Suffixes of the tensors that quantize the key-value cache.
+CACHE_ENDINGS = (".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point")
+
 
 def recognizes(path: Path) -> bool:
     """Return whether `path` is a compressed-tensors folder."""
@@ -67,10 +70,13 @@ def open(path: Path) -> Source:
         raise CheckpointError(f"{path} lacks the tensor {min(missing)}: download or copy it again")
     for name, scheme in schemes.items():
         tensors[name] = ("F32", _shape(where, name, scheme))
-    copies = {key for key in where if key.endswith((SCALE, ".weight_zero_point"))}
-    tensors |= float_headers(where, own | copies)
+    note = quantized.kv_cache_note(section)
+    endings = (SCALE, ".weight_zero_point", *(CACHE_ENDINGS if note else ()))
+    left_out = {key for key in where if key.endswith(endings)}
+    tensors |= float_headers(where, own | left_out)
     read = partial(_read, where, schemes)
-    return Source(METHOD, config, tuple(files), tensors, read, lambda _: model_files(path))
+    notes = () if note is None else (note,)
+    return Source(METHOD, config, tuple(files), tensors, read, lambda _: model_files(path), notes)
 
 
 def _read(where: Mapping[str, TensorFile], schemes: Mapping[str, Scheme], name: str) -> Weight:

@@ -235,6 +235,19 @@ def _online(transforms: Any) -> str | None:
     return None
 
 
+def kv_cache_note(section: Section) -> str | None:
+    """Return a note on a quantized key-value cache (`kv_cache_scheme` of compressed-tensors); None if there is none."""
+    scheme = section.get("kv_cache_scheme")
+    if not scheme:
+        return None
+    own = scheme if isinstance(scheme, Mapping) else {"type": scheme}
+    bits, kind = str(own.get("num_bits", "?"))[:10], str(own.get("type", "?"))[:20]
+    return (
+        f"its kv_cache_scheme ({bits} bits, {kind}) is left out: Zeropoint keeps the key-value cache in a type of its "
+        "own, float16 or what --kv-cache says"
+    )
+
+
 def already_quantized(path: Path, section: Section) -> str:
     """Return the message for a quantized folder where float weights are needed."""
     if (path / CARD_NAME).is_file():
