@@ -333,6 +333,7 @@ def export(
     out: str | Path,
     *,
     type: str | None = None,
+    revision: str | None = None,
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     verify: bool = True,
@@ -343,8 +344,8 @@ def export(
     `zeropoint.exporters`.
 
     With `verify`, the file is read back and its weights are compared bit for bit. With a `type` that only the target
-    has (`Q4_K_M`), `path` is the original model: its weights are quantized with calibration on `calibration_tokens`
-    tokens of the text `calibration` (default: 65536 tokens of a built-in sample).
+    has (`Q4_K_M`), `path` is the original model, a hub model in its `revision`. Its weights are quantized with
+    calibration on `calibration_tokens` tokens of the text `calibration` (default: 65536 tokens of a built-in sample).
     """
     from zeropoint import artifact, exporters
     from zeropoint.files import identity
@@ -354,6 +355,8 @@ def export(
             raise UsageError(
                 "a calibration text is for --type: without a type, export writes the artifact's weights unchanged"
             )
+        if revision is not None:
+            raise UsageError("a revision is of a hub model: without a type, export takes an artifact folder")
         opened = artifact.open(path)
         identity.verify(opened.path)
         return exporters.export(opened, target, out, verify=verify, overwrite=overwrite, progress=progress)
@@ -361,7 +364,7 @@ def export(
     exporters.refuse_existing(Path(out), overwrite=overwrite)
     from zeropoint.originals import open_original
 
-    original = open_original(path, calibration=calibration, tokens=calibration_tokens)
+    original = open_original(path, revision=revision, calibration=calibration, tokens=calibration_tokens)
     return exporters.export_original(
         original, target, type, out, verify=verify, overwrite=overwrite, progress=progress
     )

@@ -52,7 +52,11 @@ SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
 
 
 def open_original(
-    path: str | Path, *, calibration: str | Path | None = None, tokens: int | None = None
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    calibration: str | Path | None = None,
+    tokens: int | None = None,
 ) -> OriginalModel:
     """Return a float model to calibrate on `tokens` tokens of the text `calibration`.
 
@@ -67,7 +71,7 @@ def open_original(
                 f"{path} is quantized already, and quantizing it again would lose accuracy twice: with --type, give "
                 f"the model that it was made from ({opened.card['source']['name']})"
             )
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, revision=revision)
     if not checkpoint.path.is_dir():
         raise UsageError(
             f"{path} is converted already: with --type, give the model's own folder, as it was published"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,26 @@ DEFAULT_TEXT_TOKENS = 8192
 def add_json_option(parser: Options) -> None:
     """Add --json."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+
+
+def add_revision_option(parser: Options, model: str = "MODEL") -> None:
+    """Add --revision; `model` is the argument that it is about."""
+    parser.add_argument(
+        "--revision", metavar="REV", help=f"branch, tag or commit, if {model} is the name of a hub model"
+    )
+
+
+def add_strict_option(parser: Options, when: str = "a weight was not quantized as planned") -> None:
+    """Add --strict: exit with 1 `when`."""
+    parser.add_argument("--strict", action="store_true", help=f"exit with 1 if {when}")
+
+
+def strict_code(args: argparse.Namespace, warnings: Sequence[str]) -> int:
+    """Return the exit code: 1 with --strict if there are warnings, of which the first is printed, else 0."""
+    if not args.strict or not warnings:
+        return 0
+    print(f"strict: {len(warnings)} warnings, the first: {warnings[0]}")
+    return 1
 
 
 def add_threads_option(parser: Options) -> None:
@@ -100,7 +120,7 @@ def add_speed_options(parser: Options, *, repeats: int) -> None:
 
 
 def add_generation_options(parser: Options) -> None:
-    """Add the options of sampling, key-value cache, speculation and engine."""
+    """Add the options of sampling, key-value cache, speculation, engine and revision."""
     from zeropoint.runtime import CACHE_TYPES
 
     group = parser.add_argument_group("choosing tokens")
@@ -165,6 +185,7 @@ def add_generation_options(parser: Options) -> None:
         "faster if the text repeats itself",
     )
     add_engine_option(parser)
+    add_revision_option(parser, "ARTIFACT")
 
 
 def open_for_generation(args: argparse.Namespace) -> Runner:
@@ -175,6 +196,7 @@ def open_for_generation(args: argparse.Namespace) -> Runner:
         args.artifact,
         threads=default_threads(args.threads),
         engine=args.engine,
+        revision=args.revision,
         cache_type=args.kv_cache,
         draft_tokens=args.speculate,
     )

@@ -89,6 +89,7 @@ def agreement(
     *,
     weights: int,
     lossy: bool = False,
+    revision: str | None = None,
     threads: int,
     progress: Progress | None = None,
 ) -> Agreement:
@@ -102,7 +103,7 @@ def agreement(
     if other is None:
         raise UnsupportedError(f"no external runtime is known for {exported}")
     other.prepare()  # raises if it is missing; else the file would run in our own engine and agree trivially
-    (model,) = describe(str(source))
+    (model,) = describe(str(source), revision=revision)
     dtypes = {OWN: "auto"}
     skipped = ""
     if other.exact_dtype != "auto" and not lossy:

@@ -20,6 +20,7 @@ ON_DISK = "tensors on disk"
 def bench(
     path: str,
     *,
+    revision: str | None = None,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
     threads: int = 2,
@@ -37,7 +38,7 @@ def bench(
     `UsageError` if a setting is out of range, and the model's own errors.
     """
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
-    (model,) = describe(path)
+    (model,) = describe(path, revision=revision)
     rows, ran = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
     extra = {
         "kind": "bench",

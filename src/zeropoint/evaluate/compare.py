@@ -43,6 +43,7 @@ def compare(
     model: str,
     artifacts: Sequence[str],
     *,
+    revision: str | None = None,
     text: str | None = None,
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
@@ -70,7 +71,7 @@ def compare(
     if not artifacts:
         raise UsageError("compare needs at least one artifact beside the model")
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
-    models = describe(model, artifacts)
+    models = describe(model, artifacts, revision=revision)
     for each in models:
         if each.doubts:
             logger.warning(

@@ -148,6 +148,7 @@ def check(
     artifact: str,
     against: str,
     *,
+    revision: str | None = None,
     max_kl: float | None = None,
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
@@ -178,7 +179,7 @@ def check(
     """
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
-    reference, candidate = describe(against, [artifact])
+    reference, candidate = describe(against, [artifact], revision=revision)
     identity_before = _identity(Path(candidate.path))
     has_bounds = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
     if not has_bounds:

@@ -51,12 +51,14 @@ class Written:
 
     - `formats`: the target's name of a weight format -> number of weights;
     - `notes`: messages for the user;
+    - `warnings`: those of the notes that are on weights not quantized as asked;
     - `digests`: weight name -> `digest` of its values, set by `write_original` for the later comparison.
     """
 
     formats: Mapping[str, int]
     notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,8 @@ def write_original(original: Original, mix: str, path: Path, progress: Progress)
     weights = original.weights(matrices)
     digests = {name: digest(_floats(weight)) for name, weight in _write(path, survey, weights, progress)}
     digests |= {name: digest(values) for name, values in survey.description.extras.items()}
-    return Written(_formats(survey), (*_notes(survey), *original.warnings), digests)
+    warnings = tuple(original.warnings)
+    return Written(_formats(survey), (*_notes(survey), *warnings), digests, warnings)
 
 
 def read_original(path: Path) -> Iterator[tuple[str, Floats]]:

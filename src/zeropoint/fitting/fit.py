@@ -58,7 +58,7 @@ def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Se
         raise UsageError(f"there is no objective {settings.objective!r}: use {', '.join(OBJECTIVES)}")
     if out is not None:
         refuse_output(out, overwrite=settings.overwrite)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, revision=settings.revision)
     tell(checkpoint.notes)
     try:
         planner = Planner(checkpoint, budget, settings, step)
@@ -105,8 +105,9 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
     """Quantize the model by the answer's plan into the folder `out`; `again` overwrites an earlier try."""
     assert answer.plan is not None
     settings = planner.settings
-    quantize_checkpoint(
-        planner.candidates.checkpoint,
+    checkpoint = planner.candidates.checkpoint
+    summary = quantize_checkpoint(
+        checkpoint,
         out,
         plan=answer.plan,
         overwrite=settings.overwrite or again,
@@ -114,7 +115,8 @@ def _carry_out(planner: Planner, out: Path, answer: Fit, *, again: bool) -> Fit:
         calibration=planner.calibration,
         resumable=False,
     )
-    return replace(answer, path=out)
+    warnings = [text for text in summary.warnings if text not in checkpoint.notes]  # those are told already
+    return replace(answer, path=out, warnings=warnings)
 
 
 def _gate(planner: Planner, answer: Fit) -> Fit:

@@ -32,7 +32,7 @@ class Settings:
 
     `tokens`: scored tokens for each measured plan; `gate_tokens`: for the gate. `cache`: folder for measurements, None
     for no cache. `machine`: the target machine, None for this one. `tasks`: tasks of the gate. `anyway`: plan even if
-    16 bits meet the budget. `evaluations`: maximum number of exchanges to measure.
+    16 bits meet the budget. `evaluations`: maximum number of exchanges to measure. `revision`: of a hub model.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -46,6 +46,7 @@ class Settings:
     evaluations: int = 12
     threads: int = 1
     seed: int = 0
+    revision: str | None = None
     overwrite: bool = False
     anyway: bool = False
     cache: Path | None = None
@@ -79,8 +80,9 @@ class Fit:
 
     `refusal`: why there is no plan, else None. `formats`: number of groups by format. `wider`: groups with a wider
     format than the narrowest, most fragile first. `front`: plans of lowest expected loss by size. `measured`: plans
-    that were run. `uniform`: plans with one format. `verdict`, `decode` and `prefill` (tokens/s) are measured on the
-    artifact, None without one. `unneeded`: the refusal is that 16 bits already meet the budget.
+    that were run. `uniform`: plans with one format. `warnings`: on weights that were not quantized as planned.
+    `verdict`, `decode` and `prefill` (tokens/s) are measured on the artifact, None without one. `unneeded`: the refusal
+    is that 16 bits already meet the budget.
     """
 
     budget: Budget
@@ -93,6 +95,7 @@ class Fit:
     measured: Sequence[Prediction] = ()
     uniform: Sequence[Prediction] = ()
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     verdict: Verdict | None = None
     decode: float | None = None
     prefill: float | None = None
@@ -132,6 +135,7 @@ class Fit:
             "front": [point.to_json() for point in self.front],
             "measured": [point.to_json() for point in self.measured],
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "uniform": [point.to_json() for point in self.uniform],
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "decode_tokens_per_second": self.decode,

@@ -14,6 +14,7 @@ import sys
 from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
+    add_revision_option,
     add_speed_options,
     add_threads_option,
     check_writable,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sequences that are generated at once (default: 1)",
     )
     add_engine_option(parser)
+    add_revision_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_fraction() as progress:
         report = bench(
             args.artifact,
+            revision=args.revision,
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,
             threads=default_threads(args.threads),

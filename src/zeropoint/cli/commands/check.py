@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
+    add_revision_option,
     add_text_options,
     add_threads_option,
     check_writable,
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_text_options(parser)
     add_engine_option(parser)
+    add_revision_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -145,6 +147,7 @@ def run_gate(
         verdict = check(
             artifact,
             against,
+            revision=args.revision,
             max_kl=max_kl,
             max_perplexity_increase=max_perplexity_increase,
             min_top1=min_top1,

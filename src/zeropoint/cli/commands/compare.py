@@ -22,6 +22,7 @@ from pathlib import Path
 from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
+    add_revision_option,
     add_speed_options,
     add_text_options,
     add_threads_option,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_text_options(parser)
     add_engine_option(parser)
+    add_revision_option(parser)
     add_threads_option(parser)
     add_json_option(parser)
 
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         report = compare(
             args.model,
             args.artifacts,
+            revision=args.revision,
             text=args.text,
             tokens=args.tokens,
             threads=default_threads(args.threads),

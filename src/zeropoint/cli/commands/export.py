@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING
 from zeropoint import exporters
 from zeropoint.cli.common import (
     add_json_option,
+    add_revision_option,
+    add_strict_option,
     add_threads_option,
     check_writable,
     default_threads,
     progress_bar,
     progress_fraction,
+    strict_code,
     write_json,
 )
 from zeropoint.cli.option_values import input_file, whole
@@ -80,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-run", action="store_true", help="read the file back, but do not run it in the target runtime"
     )
+    add_revision_option(parser, "with --type, SOURCE")
+    add_strict_option(parser, "with --type, a weight was rounded to nearest instead of calibrated")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_threads_option(parser)
     add_json_option(parser)
@@ -101,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             args.to,
             args.out,
             type=args.type,
+            revision=args.revision,
             calibration=args.calibration,
             calibration_tokens=args.calibration_tokens,
             verify=args.verify,
@@ -121,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     section = {} if agreement is None else {"agreement": agreement.to_json()}
     write_json(args.json, {**result.to_json(), "seconds": seconds, **section})
-    return 0
+    return strict_code(args, result.written.warnings)
 
 
 def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
@@ -139,6 +145,7 @@ def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
                 args.out,
                 weights=weights,
                 lossy=args.type is not None,
+                revision=args.revision,
                 threads=default_threads(args.threads),
                 progress=progress,
             )

@@ -7,8 +7,8 @@
 
 The command first measures size, speed and loss of each layer in each format on this machine. The loss is the mean KL
 divergence from the 16-bit model, in nats per token. Exit 0 if the artifact meets the budget, or if the 16-bit model
-does already. Exit 1 if no plan meets the budget (no artifact is written, and
-the output says which budget could be met) or if the artifact fails the gate (its card has the verdict).
+does already. Exit 1 if no plan meets the budget (no artifact is written, and the output says which budget could be
+met), if the artifact fails the gate (its card has the verdict), or if --strict is given and a warning is printed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 from zeropoint.cli.commands.check import add_task_options, task_request
 from zeropoint.cli.common import (
     add_json_option,
+    add_revision_option,
+    add_strict_option,
     add_threads_option,
     check_writable,
     default_threads,
     progress_fraction,
     refuse_ignored,
+    strict_code,
     write_json,
 )
 from zeropoint.cli.console import rich_console, whole_table
@@ -194,6 +197,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", type=Path, metavar="FILE", help="write a page with the possible plans and the chosen one"
     )
     add_task_options(parser)
+    add_revision_option(parser)
+    add_strict_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact")
     parser.add_argument(
         "--seed", type=SEED, default=0, metavar="N", help="seed of all random choices (default: 0)"
@@ -226,6 +231,7 @@ def run(args: argparse.Namespace) -> int:
         evaluations=args.evaluations,
         threads=default_threads(args.threads),
         seed=args.seed,
+        revision=args.revision,
         overwrite=args.overwrite,
         anyway=args.anyway,
         cache=None if args.no_cache else args.cache or default_folder(),
@@ -240,6 +246,8 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.json, result.to_json())
     if args.html is not None:
         _write_page(args, result)
+    if code := strict_code(args, result.warnings):
+        return code
     return 0 if result.met or result.unneeded or (args.plan_only and result.plan is not None) else 1
 
 
@@ -320,7 +328,7 @@ def _show(result: Fit) -> None:
     console = rich_console()
     if result.uniform:
         console.print(table)
-    for note in result.notes:
+    for note in [*result.notes, *(f"warning: {text}" for text in result.warnings)]:
         console.print(note, soft_wrap=True, highlight=False)
     if result.refusal is not None:
         console.print(f"\n{result.refusal}", soft_wrap=True, highlight=False)

@@ -12,7 +12,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from zeropoint.cli.common import add_json_option, check_writable, progress_bar, write_json
+from zeropoint.cli.common import (
+    add_json_option,
+    add_strict_option,
+    check_writable,
+    progress_bar,
+    strict_code,
+    write_json,
+)
 from zeropoint.render import numbers
 
 HELP = "convert a model that another tool quantized into an artifact"
@@ -34,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the artifact folder to write; must not exist unless --overwrite is given",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an artifact")
+    add_strict_option(parser, "something of the model is kept in float or left out, as a note says")
     add_json_option(parser)
 
 
@@ -54,4 +62,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     data = {"format": result.format, "weights_bytes": result.tensor_bytes, "formats": dict(result.formats)}
     write_json(args.json, {**data, "notes": list(result.notes), "seconds": seconds})
-    return 0
+    return strict_code(args, result.notes)

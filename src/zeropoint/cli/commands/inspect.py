@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import (
     add_json_option,
+    add_revision_option,
     check_writable,
     progress_bar,
     refuse_ignored,
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a format to show; repeatable (default: bf16 int8 int4)",
     )
     parser.add_argument("--no-measure", action="store_true", help="do not measure the memory bandwidth")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    add_revision_option(parser)
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )

@@ -26,11 +26,14 @@ from zeropoint import algorithms
 from zeropoint.cli.common import (
     DEFAULT_TEXT_TOKENS,
     add_json_option,
+    add_revision_option,
+    add_strict_option,
     add_text_options,
     add_threads_option,
     check_writable,
     progress_bar,
     refuse_ignored,
+    strict_code,
     write_json,
 )
 from zeropoint.cli.console import rich_console, whole_table
@@ -153,13 +156,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue an interrupted run of the same command, with the same result; start anew if there is none",
     )
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    add_revision_option(parser)
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="allow Python code of the checkpoint to run"
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 if a weight was not quantized as planned"
-    )
+    add_strict_option(parser)
     parser.add_argument(
         "--check", action="store_true", help="run the quality gate afterwards, like `zeropoint check`"
     )
@@ -244,9 +245,8 @@ def run(args: argparse.Namespace) -> int:
     result = _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows)
     result |= {"calibration": summary.calibration, "warnings": list(summary.warnings)}
     write_json(args.json, result)
-    if args.strict and summary.warnings:
-        print(f"strict: {len(summary.warnings)} warnings, the first: {summary.warnings[0]}")
-        return 1
+    if code := strict_code(args, summary.warnings):
+        return code
     if args.check:
         from zeropoint.cli.commands.check import run_gate
 
