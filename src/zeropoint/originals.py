@@ -2,7 +2,7 @@
 
 No `Scheme` describes a K-quant, so no artifact can hold one, and converting an artifact would round its weights twice.
 An export to such types therefore starts from the float model. Its transformer blocks are calibrated and quantized one
-after another, as by `quantize --algorithm good`, but on the grids of the GGUF types (`algorithms/_ggml_grids.py`). The
+after another, as by `quantize --algorithm good`, but on the grids of the GGUF types (`algorithms/_gguf_grids.py`). The
 embedding and the output head, which are outside the blocks, are rounded to nearest.
 """
 
@@ -20,12 +20,13 @@ import torch
 from gguf import GGMLQuantizationType
 
 from zeropoint import artifact
-from zeropoint.algorithms import _ggml_grids as grids
+from zeropoint.algorithms import _gguf_grids as grids
 from zeropoint.algorithms import gptq, part_options, parts, resolve
 from zeropoint.calibrate import Calibration
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
-from zeropoint.gguf.superblocks import Storable, SuperTensor
+from zeropoint.gguf.types import TYPES, is_float
+from zeropoint.gguf.types.superblocks import Storable, SuperTensor
 from zeropoint.quantization.calibrated import CalibratedBlocks
 from zeropoint.quantization.layers import Quantized, measure, quantize_views
 from zeropoint.quantization.pipeline import read_calibration, source_config
@@ -33,22 +34,12 @@ from zeropoint.reference.rounding import check_finite
 from zeropoint.sources.notes import tell
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Coded, Floats, QuantizedTensor
-from zeropoint.values.scheme import Scheme, parse
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
 logger = logging.getLogger(__name__)
 
 Kind = GGMLQuantizationType
-
-FLOATS = (Kind.F32, Kind.F16)
-
-#: GGUF types with an equivalent scheme: `quantize_views` quantizes to them.
-SCHEMES: Mapping[GGMLQuantizationType, Scheme] = {
-    Kind.Q8_0: parse("int8:g32:sym:fp16"),
-    Kind.Q5_0: parse("int5:g32:sym:fp16"),
-    Kind.Q4_0: parse("int4:g32:sym:fp16"),
-}
 
 
 def open_original(
@@ -126,13 +117,13 @@ class OriginalModel:
         Every quantized weight has the scheme of the most common type, because layers that share an input need one
         scheme for the search of their fold. `quantize_to` quantizes each weight to its own type.
         """
-        integer = Counter(kind for kind in kinds.values() if kind not in FLOATS)
-        scheme = scheme_of(integer.most_common(1)[0][0]) if integer else None
+        integer = Counter(kind for kind in kinds.values() if not is_float(kind))
+        scheme = TYPES[integer.most_common(1)[0][0]].scheme if integer else None
         in_block = Choice(scheme, *resolve("good", {}, scheme))
 
         def choose(name: str) -> Choice:
             """Return the choice of one weight."""
-            if kinds.get(name, Kind.F32) in FLOATS:
+            if is_float(kinds.get(name, Kind.F32)):
                 return Choice(None)
             return Choice(scheme) if self._views[name].kind in ("embedding", "lm_head") else in_block
 
@@ -154,11 +145,6 @@ class OriginalModel:
         return halves
 
 
-def scheme_of(kind: GGMLQuantizationType) -> Scheme:
-    """Return the scheme equivalent to a GGUF type, else a scheme with the same number of codes and the same groups."""
-    return SCHEMES.get(kind) or grids.flat_scheme(kind)
-
-
 def quantize_to(
     kinds: Mapping[str, GGMLQuantizationType],
     views: Sequence[LayerView],
@@ -169,8 +155,8 @@ def quantize_to(
     by_name: dict[str, Quantized] = {}
     for kind in dict.fromkeys(kinds[view.name] for view in views):
         same_kind = [view for view in views if kinds[view.name] == kind]
-        if kind in SCHEMES:
-            results = quantize_views(same_kind, replace(choice, scheme=SCHEMES[kind]), stats)
+        if TYPES[kind].grid is None:  # the scheme describes the type
+            results = quantize_views(same_kind, replace(choice, scheme=TYPES[kind].scheme), stats)
         else:
             results = _quantize_blocks(same_kind, kind, choice, stats)
         by_name |= {view.name: result for view, result in zip(same_kind, results, strict=True)}

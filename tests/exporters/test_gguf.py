@@ -17,7 +17,7 @@ from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
-from zeropoint.files.gguf_file import GgufFile
+from zeropoint.gguf.file import GgufFile
 from zeropoint.gguf.vocabulary import read_vocabulary
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.uniform import plan_nbytes
@@ -195,7 +195,7 @@ def test_merges_that_no_score_expresses_are_a_problem(
 def test_a_changed_weight_is_caught_and_nothing_is_left(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zeropoint.gguf import blocks
+    from zeropoint.gguf.types import blocks
 
     honest = blocks.encode
 

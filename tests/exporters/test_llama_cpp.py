@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from tests.conftest import ROOT
 from tests.support import tiny
 from zeropoint import artifact, exporters
-from zeropoint.files.gguf_file import GgufFile
-from zeropoint.gguf.recipes import RECIPES, Model
+from zeropoint.gguf.file import GgufFile
+from zeropoint.gguf.types.mixes import MIXES, Model
 from zeropoint.quantization import quantize_checkpoint
 
 PYTHON = ROOT / "build/peers/llama_cpp/bin/python"
@@ -98,7 +98,7 @@ def test_our_mixes_of_types_are_llama_cpps(kind: str, tmp_path: Path) -> None:
         arch for arch, name in MODEL_ARCH_NAMES.items() if name == source.metadata["general.architecture"]
     )
     model = Model(arch, 17, "output.weight" not in source.tensors)
-    for mix, recipe in RECIPES.items():
+    for mix, recipe in MIXES.items():
         out = tmp_path / f"{mix}.gguf"
         command = [PYTHON, "-P", QUANTIZER, source.path, out, mix, tmp_path / "moments.npz"]
         subprocess.run(command, check=True)

@@ -12,12 +12,12 @@ from gguf import MODEL_ARCH, GGMLQuantizationType
 
 from tests.support import tiny
 from zeropoint import exporters
-from zeropoint.algorithms import _ggml_grids as grids
+from zeropoint.algorithms import _gguf_grids as grids
 from zeropoint.cli.main import main
 from zeropoint.errors import GateError, UnsupportedError, UsageError
-from zeropoint.files.gguf_file import GgufFile
-from zeropoint.gguf import superblocks
-from zeropoint.gguf.recipes import RECIPES, Model
+from zeropoint.gguf.file import GgufFile
+from zeropoint.gguf.types import TYPES, superblocks
+from zeropoint.gguf.types.mixes import MIXES, Model
 from zeropoint.originals import OriginalModel, open_original, quantize_to
 from zeropoint.values.plan import Choice
 from zeropoint.values.stats import LayerStats
@@ -52,7 +52,7 @@ def test_every_type_is_read_back_equal(make: Make, mix: str, tmp_path: Path) -> 
     out = tmp_path / "m.gguf"
     made = exporters.export_original(opened(make("llama_untied")), "gguf", mix, out)
     assert made.verified == sum(int(np.prod(entry.shape)) for entry in GgufFile(out).tensors.values())
-    recipe, model = RECIPES[mix], Model(MODEL_ARCH.LLAMA, 2, tied=False)
+    recipe, model = MIXES[mix], Model(MODEL_ARCH.LLAMA, 2, tied=False)
     for name, entry in GgufFile(out).tensors.items():
         assert entry.kind == recipe.choose(name, entry.shape, model)
     assert GgufFile(out).metadata["general.file_type"] == recipe.file_type
@@ -87,7 +87,7 @@ def test_codes_make_up_for_each_other_on_a_types_own_grid(kind: Kind) -> None:
     hessian = inputs.T @ inputs
     stats = LayerStats(hessian.diagonal().copy(), len(inputs), hessian)
     view: Any = _View("w", weight)
-    made = quantize_to({"w": kind}, [view], Choice(grids.flat_scheme(kind), "gptq"), stats)[0].weight
+    made = quantize_to({"w": kind}, [view], Choice(TYPES[kind].scheme, "gptq"), stats)[0].weight
     nearest = grids.fit(weight, stats, kind)
 
     def lost(found: Any) -> float:
@@ -111,14 +111,14 @@ class _View:
 
 def test_without_statistics_it_is_said() -> None:
     view: Any = _View("w", np.ones((4, 256), np.float32))
-    choice = Choice(grids.flat_scheme(Kind.Q4_K), "gptq")
+    choice = Choice(TYPES[Kind.Q4_K].scheme, "gptq")
     (made,) = quantize_to({"w": Kind.Q4_K}, [view], choice, None)
     assert made.warning.startswith("w was rounded to nearest instead: gptq needs the Hessian")
 
 
 def test_the_mix_is_llama_cpps() -> None:
     """As llama.cpp's own quantizer made it of a model of 30 layers with rows of 576 and 1,536."""
-    model, recipe = Model(MODEL_ARCH.LLAMA, 30, tied=True), RECIPES["Q4_K_M"]
+    model, recipe = Model(MODEL_ARCH.LLAMA, 30, tied=True), MIXES["Q4_K_M"]
     wide = [
         i for i in range(30) if recipe.choose(f"blk.{i}.ffn_down.weight", (576, 1536), model) == Kind.Q6_K
     ]

@@ -16,8 +16,8 @@ from tests.support import tiny
 from zeropoint import artifact, exporters, importers
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UnsupportedError
-from zeropoint.gguf.families import FAMILIES, MODEL_TYPES
-from zeropoint.gguf.graphs import describe
+from zeropoint.gguf.architecture.description import describe
+from zeropoint.gguf.architecture.families import FAMILIES, MODEL_TYPES
 from zeropoint.gguf.model import GgufModel
 from zeropoint.models.families import families
 from zeropoint.quantization import quantize_checkpoint
@@ -171,7 +171,7 @@ def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
 
 
 def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeropoint.files.gguf_file import GgufFile
+    from zeropoint.gguf.file import GgufFile
     from zeropoint.machine.detect import Machine
     from zeropoint.planning.survey import survey
 

@@ -16,10 +16,10 @@ from tests.support import tiny
 from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.files.gguf_file import GgufFile
+from zeropoint.gguf.file import GgufFile
 from zeropoint.gguf.model import GgufModel
-from zeropoint.gguf.sentencepiece import merges
-from zeropoint.gguf.tokenizer import HeaderTokenizer
+from zeropoint.gguf.vocabulary.sentencepiece import merges
+from zeropoint.gguf.vocabulary.to_tokenizer import HeaderTokenizer
 from zeropoint.quantization import quantize_checkpoint
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
@@ -225,7 +225,7 @@ def test_no_token_is_made_up() -> None:
 def test_how_a_name_splits_text(name: str, pieces_of: list[str]) -> None:
     from tokenizers import pre_tokenizers
 
-    from zeropoint.gguf.splits import SPLITS
+    from zeropoint.gguf.vocabulary.splits import SPLITS
 
     made = Tokenizer.from_str(
         json.dumps(

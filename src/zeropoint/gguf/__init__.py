@@ -1,5 +1,11 @@
-"""The GGUF format: blocks of weights, architectures, headers and vocabularies. Does not import torch.
+"""The GGUF format, for reading and writing. Does not import torch. Needs the `gguf` package (`zeropoint[export]`).
 
-`exporters/gguf.py` and `importers/gguf.py` both use this package. It needs the `gguf` package
-(`pip install 'zeropoint[export]'`). `zeropoint.files.gguf_file` reads the files themselves.
+    file.py          one file's bytes: header fields, names, types and places of tensors, checked before use
+    types/           number types: the bytes of a weight in each
+    architecture/    models: which ones GGUF can hold, their header fields and their tensors
+    vocabulary/      tokenizers: header fields and tokenizer files
+    model.py         a file as a checkpoint, for `importers/gguf.py`, `sources/` and both engines
+    writer.py        a file to write, for `exporters/gguf.py`
+
+docs/architecture.md, "gguf/ in one picture", shows how they work together.
 """

@@ -15,28 +15,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
-from zeropoint.files.gguf_file import MAGIC, GgufFile
-from zeropoint.gguf import blocks
-from zeropoint.gguf.configs import config_of
-from zeropoint.gguf.graphs import restored
-from zeropoint.gguf.headers import ROPE_FACTORS
-from zeropoint.gguf.placements import Placement
-from zeropoint.gguf.tokenizer import HeaderTokenizer
+from zeropoint.gguf import types
+from zeropoint.gguf.architecture.description import restored
+from zeropoint.gguf.architecture.tensors import Placement
+from zeropoint.gguf.architecture.to_config import config_of
+from zeropoint.gguf.architecture.to_header import ROPE_FACTORS
+from zeropoint.gguf.file import MAGIC, GgufFile
+from zeropoint.gguf.vocabulary.to_tokenizer import HeaderTokenizer
 from zeropoint.reference.rounding import check_finite
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 logger = logging.getLogger(__name__)
-
-Kind = GGMLQuantizationType
-
-FLOATS = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: ml_dtypes.bfloat16}
-DTYPES = {Kind.F16: "F16", Kind.BF16: "BF16"}
 
 #: Tensors without a counterpart in the checkpoint: config.json holds the same information.
 TABLES = frozenset({ROPE_FACTORS})
@@ -90,13 +83,13 @@ class GgufModel:
         Raises `CheckpointError` if a float value is NaN or infinite.
         """
         place = self._places[name]
-        kind = self._file.tensors[place.name].kind
-        if kind in blocks.DECODERS:
-            try:
-                return place.restore(blocks.decode(self._file.raw(place.name), kind))
-            except SchemeError:
-                pass  # Q4_1 whose minima are not integer multiples of the scales
-        return self._floats(place)
+        try:
+            weight = types.decode(self._file.raw(place.name), self._file.tensors[place.name].kind)
+        except SchemeError:  # a K-quant, say, or Q4_1 whose minima are not integer multiples of the scales
+            weight = self._file.floats(place.name)
+        if isinstance(weight, np.ndarray):
+            check_finite(weight, place.name)
+        return place.restore(weight)
 
     def floats(self, name: str) -> NDArray[Any]:
         """Return one parameter dequantized, in the type that `tensors` states."""
@@ -133,18 +126,9 @@ class GgufModel:
         """Return a parameter's safetensors type and its shape in the checkpoint."""
         entry = self._file.tensors[place.name]
         shape = entry.shape[::-1] if place.transposed and len(entry.shape) == 2 else entry.shape
-        return ("F32" if len(shape) == 1 else DTYPES.get(entry.kind, "F32")), shape
-
-    def _floats(self, place: Placement) -> NDArray[Any]:
-        """Return a parameter as floats, in the checkpoint's row order."""
-        kind = self._file.tensors[place.name].kind
-        raw: NDArray[Any] = (
-            self._file.raw(place.name).view(FLOATS[kind]) if kind in FLOATS else self._file.floats(place.name)
-        )
-        check_finite(raw, place.name)
-        restored_weight = place.restore(raw)
-        assert isinstance(restored_weight, np.ndarray)
-        return restored_weight
+        if len(shape) > 1 and types.is_float(entry.kind):
+            return types.TYPES[entry.kind].safetensors, shape
+        return "F32", shape
 
 
 def _has_tokens(metadata: Mapping[str, Any]) -> bool:

@@ -43,7 +43,7 @@ def find_gguf(path: Path) -> Path | None:
         return path
     if (path / "config.json").exists() or not any(path.glob("*.gguf")):
         return None
-    from zeropoint.files.gguf_file import first_parts
+    from zeropoint.gguf.file import first_parts
 
     files = first_parts(path.glob("*.gguf"))
     if len(files) > 1:

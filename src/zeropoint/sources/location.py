@@ -76,7 +76,7 @@ def _model(name: str, revision: str | None) -> Path:
 
 def _file(name: str, file: str, revision: str | None) -> Path:
     """Fetch a GGUF file of a hub model, with all its parts, and return its path in the hub's cache."""
-    from zeropoint.files.gguf_file import part_names
+    from zeropoint.gguf.file import part_names
 
     path = _fetch(name, revision, [escape(part) for part in part_names(file)]) / file
     if path.is_file():
@@ -97,7 +97,7 @@ def _gguf_models(name: str, revision: str | None) -> list[str]:
         return []
     if not (paths := [PurePosixPath(file) for file in files if file.endswith(".gguf")]):
         return []
-    from zeropoint.files.gguf_file import first_parts
+    from zeropoint.gguf.file import first_parts
 
     return [str(path) for path in first_parts(paths)]
 

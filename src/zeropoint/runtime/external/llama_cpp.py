@@ -42,7 +42,7 @@ def label(path: Path) -> str:
     try:
         from gguf import LlamaFileType
 
-        from zeropoint.files.gguf_file import GgufFile
+        from zeropoint.gguf.file import GgufFile
     except ImportError:
         return "GGUF"
     file_type = GgufFile(path).metadata.get("general.file_type")

@@ -1,4 +1,4 @@
-"""The GGUF type of each matrix under llama.cpp's quantization names, such as Q4_K_M.
+"""`MIXES`: the type of each matrix under llama.cpp's quantization names, such as Q4_K_M.
 
 A name is a mix: most matrices have one type, and error-sensitive ones have a wider type. These mixes are llama.cpp's
 own, matrix by matrix, so a file has the same size as llama.cpp's file of the same name. A K-quant needs rows of a
@@ -59,7 +59,7 @@ def _first(
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Mix:
     """A mix of types.
 
     - `kind`: the type of most matrices;
@@ -101,42 +101,42 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model properties that a recipe depends on. `tied`: the embedding is also the output head."""
+    """The model properties that a mix depends on. `tied`: the embedding is also the output head."""
 
     arch: MODEL_ARCH
     layers: int
     tied: bool
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "Q3_K_S": Recipe(Kind.Q3_K, LlamaFileType.MOSTLY_Q3_K_S),
-    "Q3_K_M": Recipe(
+MIXES: Mapping[str, Mix] = {
+    "Q3_K_S": Mix(Kind.Q3_K, LlamaFileType.MOSTLY_Q3_K_S),
+    "Q3_K_M": Mix(
         Kind.Q3_K,
         LlamaFileType.MOSTLY_Q3_K_M,
         value=_first(lambda layers: 2, Kind.Q5_K, Kind.Q4_K),
         out=_every(Kind.Q4_K),
         down=_first(lambda layers: layers // 16, Kind.Q5_K, Kind.Q4_K),
     ),
-    "Q3_K_L": Recipe(
+    "Q3_K_L": Mix(
         Kind.Q3_K,
         LlamaFileType.MOSTLY_Q3_K_L,
         value=_every(Kind.Q5_K),
         out=_every(Kind.Q5_K),
         down=_every(Kind.Q5_K),
     ),
-    "Q4_K_S": Recipe(
+    "Q4_K_S": Mix(
         Kind.Q4_K,
         LlamaFileType.MOSTLY_Q4_K_S,
         value=_first(lambda layers: 4, Kind.Q5_K),
         down=_first(lambda layers: layers // 8, Kind.Q5_K),
     ),
-    "Q4_K_M": Recipe(Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, value=_half(Kind.Q6_K), down=_half(Kind.Q6_K)),
-    "Q5_K_S": Recipe(Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_S),
-    "Q5_K_M": Recipe(Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, value=_half(Kind.Q6_K), down=_half(Kind.Q6_K)),
-    "Q6_K": Recipe(Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K),
-    "Q4_0": Recipe(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, down=_first(lambda layers: layers // 8, Kind.Q4_1)),
-    "Q4_1": Recipe(Kind.Q4_1, LlamaFileType.MOSTLY_Q4_1),
-    "Q5_0": Recipe(Kind.Q5_0, LlamaFileType.MOSTLY_Q5_0, down=_first(lambda layers: layers // 8, Kind.Q5_1)),
-    "Q5_1": Recipe(Kind.Q5_1, LlamaFileType.MOSTLY_Q5_1),
-    "Q8_0": Recipe(Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "Q4_K_M": Mix(Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, value=_half(Kind.Q6_K), down=_half(Kind.Q6_K)),
+    "Q5_K_S": Mix(Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_S),
+    "Q5_K_M": Mix(Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, value=_half(Kind.Q6_K), down=_half(Kind.Q6_K)),
+    "Q6_K": Mix(Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K),
+    "Q4_0": Mix(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, down=_first(lambda layers: layers // 8, Kind.Q4_1)),
+    "Q4_1": Mix(Kind.Q4_1, LlamaFileType.MOSTLY_Q4_1),
+    "Q5_0": Mix(Kind.Q5_0, LlamaFileType.MOSTLY_Q5_0, down=_first(lambda layers: layers // 8, Kind.Q5_1)),
+    "Q5_1": Mix(Kind.Q5_1, LlamaFileType.MOSTLY_Q5_1),
+    "Q8_0": Mix(Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }

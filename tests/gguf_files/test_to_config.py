@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.gguf.configs import config_of
-from zeropoint.gguf.rotations import fit_llama3
+from zeropoint.gguf.architecture.rotations import fit_llama3
+from zeropoint.gguf.architecture.to_config import config_of
 from zeropoint.models.families import derive
 from zeropoint.models.rope import RopeParameters
 

@@ -1,26 +1,24 @@
-"""Checks that llama.cpp computes the same function as a model.
+"""Differences between a model and what llama.cpp computes from a GGUF file of it.
 
-`models.families.derive` turns config.json into a model spec. `describe` compares the spec, field by field, with
-llama.cpp's graph of the family, and with the spec that results when the GGUF header is read back. Each difference is a
-problem that prevents export, or a note if llama.cpp's own files of the family have the same difference.
+A model spec is compared, field by field, with llama.cpp's graph of the family (`problems`), and with the spec that
+results when the GGUF header is read back (`lost_in_header`). Each difference prevents export, or is a note if
+llama.cpp's own files of the family have the same difference (`notes`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.gguf.configs import LARGEST_GEMMA, config_of
-from zeropoint.gguf.families import FAMILIES, PRE, Family
-from zeropoint.gguf.headers import ROPE_FACTORS, hyperparameters, narrow_windows, rope_factors, write
-from zeropoint.gguf.placements import Placement, placements
+from zeropoint.gguf.architecture.families import FAMILIES, PRE, Family
+from zeropoint.gguf.architecture.tensors import Placement
+from zeropoint.gguf.architecture.to_config import LARGEST_GEMMA, config_of
+from zeropoint.gguf.architecture.to_header import ROPE_FACTORS, narrow_windows
 from zeropoint.models.families import derive
 from zeropoint.models.spec import Activation, LinearSlot, ModelSpec, NormSlot, Rope
 
@@ -28,67 +26,9 @@ from zeropoint.models.spec import Activation, LinearSlot, ModelSpec, NormSlot, R
 STATED_ROTATIONS = frozenset({"default", "linear", "yarn"})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Description:
-    """A model in GGUF's form.
-
-    - `placements`: the file's tensors;
-    - `values`: header field -> value;
-    - `extras`: tensors of the file that the checkpoint does not have;
-    - `notes`: known differences between llama.cpp's results and the model's.
-    """
-
-    family: Family
-    record: ModelSpec
-    placements: tuple[Placement, ...]
-    values: Mapping[str, Any]
-    extras: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def architecture(self) -> str:
-        """Return llama.cpp's name of the architecture."""
-        return self.family.name
-
-    def write_metadata(self, writer: GGUFWriter) -> None:
-        """Write the hyperparameters to the header."""
-        write(writer, self.values)
-
-
-def describe(config: Mapping[str, Any]) -> tuple[Description | None, list[str]]:
-    """Return `(description, [])` for a model's config.json, or `(None, reasons)` if GGUF cannot hold the model."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        supported = ", ".join(FAMILIES)
-        return None, [
-            f"no GGUF architecture is known for {config.get('model_type')!r}: Zeropoint writes {supported}"
-        ]
-    try:
-        record = derive(config)
-    except UnsupportedError as cause:
-        return None, [str(cause)]
-    if problems := [
-        *_differences(family, record),
-        *_parts(family, record),
-        *_rotation_problems(family, record),
-    ]:
-        return None, problems
-    placed, values = tuple(placements(family, record)), hyperparameters(family, record)
-    factors = rope_factors(family, record)
-    extras = {} if factors is None else {ROPE_FACTORS: factors}
-    if problems := list(_lost(family, record, placed, values, extras)):
-        return None, problems
-    return Description(family, record, placed, values, extras, tuple(_notes(family, record))), []
-
-
-def restored(config: Mapping[str, Any]) -> Description:
-    """Return the description of a model from a GGUF file, by the config.json that `config_of` returned.
-
-    Raises `UnsupportedError` if `derive` does not support the config.
-    """
-    family = FAMILIES[config["model_type"]]
-    record = derive(config)
-    return Description(family, record, tuple(placements(family, record)), {})
+def problems(family: Family, record: ModelSpec) -> list[str]:
+    """Return each difference between the spec and llama.cpp's graph of the family that changes results."""
+    return [*_differences(family, record), *_parts(family, record), *_rotation_problems(family, record)]
 
 
 def _differences(family: Family, record: ModelSpec) -> Iterator[str]:
@@ -173,7 +113,7 @@ def _rotation_problems(family: Family, record: ModelSpec) -> Iterator[str]:
             yield f"llama.cpp fixes yarn's {', '.join(sorted(unusual))}, which this model sets"
 
 
-def _lost(
+def lost_in_header(
     family: Family,
     record: ModelSpec,
     placed: tuple[Placement, ...],
@@ -210,7 +150,7 @@ def _turns(record: ModelSpec) -> list[NDArray[np.float32]]:
     return [tables[layer.table] for layer in record.layers]
 
 
-def _notes(family: Family, record: ModelSpec) -> Iterator[str]:
+def notes(family: Family, record: ModelSpec) -> Iterator[str]:
     """Yield the differences in results that llama.cpp's own files of this family have too."""
     windows = narrow_windows(record)
     if family.windows == "unused" and any(windows):

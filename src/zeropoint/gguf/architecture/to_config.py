@@ -1,4 +1,4 @@
-"""Conversion of a GGUF header to the config.json of the same model. `headers.py` is the inverse.
+"""Conversion of a GGUF header to the config.json of the same model. `to_header.py` is the inverse.
 
 Each config field comes from the header, or from llama.cpp's default if the header may leave it out. Only fields that
 transformers knows for the family are set.
@@ -6,18 +6,16 @@ transformers knows for the family are set.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.gguf.families import FAMILIES, MODEL_TYPES, Family
-from zeropoint.gguf.headers import ROPE_FACTORS, default_slides
-from zeropoint.gguf.rotations import fit_llama3
-from zeropoint.models.config import MAX_NUMBER, MAX_SIZE
+from zeropoint.gguf.architecture.families import FAMILIES, MODEL_TYPES, Family
+from zeropoint.gguf.architecture.header import Header
+from zeropoint.gguf.architecture.rotations import Factors, rope_parameters
+from zeropoint.gguf.architecture.to_header import default_slides
 
 ARCHITECTURES: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",
@@ -47,70 +45,6 @@ STATE_HEAD_DIM = frozenset({"gemma", "gemma2", "gemma3_text", "qwen3"})
 #: Number of layers of the largest Gemma 2 and 3. For these llama.cpp scales attention by hidden_size / heads, for the
 #: smaller ones by head_dim.
 LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
-
-Factors = Callable[[], NDArray[np.float32]]
-
-
-class Header:
-    """The fields of a GGUF header under the architecture's prefix (`llama.` in `llama.block_count`).
-
-    Accessors raise `CheckpointError`, with the key, for a missing or malformed value. The constructor raises
-    `UnsupportedError` for an architecture that Zeropoint does not know.
-    """
-
-    def __init__(self, metadata: Mapping[str, Any], tensors: Container[str]) -> None:
-        arch = metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in MODEL_TYPES:
-            raise UnsupportedError(
-                f"GGUF architecture {str(arch)[:40]!r} is not read here: {', '.join(sorted(MODEL_TYPES))} are"
-            )
-        self.arch = arch
-        self.tensors = tensors
-        self.metadata = metadata
-
-    def get(self, key: str) -> Any:
-        """Return a field's value, None if missing. A list with the same number for each layer becomes that number.
-
-        Raises `UnsupportedError` if the numbers differ between layers.
-        """
-        value = self.metadata.get(f"{self.arch}.{key}")
-        if isinstance(value, np.ndarray) and len(value) and key != "attention.sliding_window_pattern":
-            if not bool((value == value[0]).all()):
-                raise UnsupportedError(f"its header's {self.arch}.{key} differs from layer to layer")
-            return value[0].item()
-        return value
-
-    def has(self, key: str) -> bool:
-        """Return whether the header has the field."""
-        return self.get(key) is not None
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """Return an integer from 1 to `MAX_SIZE`."""
-        value = self.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(f"its header has no {self.arch}.{key}")
-        if type(value) is not int or not 0 < value <= MAX_SIZE:
-            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a size")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return a number, as the shortest decimal with the same float32 value."""
-        value = self.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(f"its header has no {self.arch}.{key}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
-            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a number")
-        short = float(str(np.float32(value)))
-        return short if np.float32(short) == np.float32(value) else float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Return a flag, or `default` if the header does not have the field."""
-        value = self.get(key)
-        if value is not None and not isinstance(value, bool | np.bool_):
-            raise CheckpointError(f"its header's {self.arch}.{key} is {str(value)[:40]}, not a flag")
-        return default if value is None else bool(value)
 
 
 def config_of(
@@ -142,7 +76,7 @@ def config_of(
     if model_type == "gpt2":
         return config | _gpt2(header)
     config |= _sizes(header, model_type)
-    config |= _rotation(header, model_type, config, factors)
+    config |= rope_parameters(header, model_type, config, factors)
     config |= _windows(header, model_type, family, config["num_hidden_layers"])
     if model_type in SPECIFIC:
         config |= SPECIFIC[model_type](header, config)
@@ -197,80 +131,6 @@ def _gpt2(header: Header) -> dict[str, Any]:
         "n_positions": header.whole("context_length"),
         "layer_norm_epsilon": header.number("attention.layer_norm_epsilon"),
     }
-
-
-# -- rotation -------------------------------------------------------------------------------------
-
-
-def _rotation(
-    header: Header, model_type: str, config: Mapping[str, Any], factors: Factors | None
-) -> dict[str, Any]:
-    """Return the config field `rope_parameters`."""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    size = config.get("head_dim", hidden // heads)
-    rotary_dim = header.whole("rope.dimension_count", size)
-    rope = _scaling(header)
-    if ROPE_FACTORS in header.tensors:
-        if rope["rope_type"] != "default" or factors is None:
-            raise UnsupportedError("its rotation is scaled twice, by a table of factors and by its header")
-        rope = fit_llama3(factors(), rope["rope_theta"], rotary_dim, config["max_position_embeddings"])
-    if rotary_dim != size:
-        if not FAMILIES[model_type].partial or rotary_dim > size:
-            raise UnsupportedError(f"its rotation turns {rotary_dim} of {size} channels of a head")
-        rope["partial_rotary_factor"] = _share(rotary_dim, size)
-    if model_type in ("gemma3_text", "olmo3"):
-        base = 10_000.0 if model_type == "gemma3_text" else rope["rope_theta"]
-        sliding = {"rope_theta": header.number("rope.freq_base_swa", base), "rope_type": "default"}
-        return {"rope_parameters": {"full_attention": rope, "sliding_attention": sliding}}
-    return {"rope_parameters": rope}
-
-
-def _share(rotary_dim: int, size: int) -> float:
-    """Return the shortest decimal `share` with `int(size * share) == rotary_dim`."""
-    for digits in range(1, 18):
-        share = round(rotary_dim / size, digits)
-        if int(size * share) == rotary_dim:
-            return share
-    return math.nextafter(rotary_dim / size, 1.0)
-
-
-def _scaling(header: Header) -> dict[str, Any]:
-    """Return the rope parameters that the header states: theta, and the scaling if there is one."""
-    kind = header.get("rope.scaling.type")
-    rope: dict[str, Any] = {"rope_theta": header.number("rope.freq_base", 10_000.0), "rope_type": "default"}
-    old = header.number("rope.scale_linear", 0.0)  # the key in files of 2023
-    if kind is None and old not in (0.0, 1.0):
-        return rope | {"rope_type": "linear", "factor": old}
-    factor = header.number("rope.scaling.factor", 1.0)
-    if "rope_factors_long.weight" in header.tensors:
-        raise UnsupportedError(
-            "its rotation is scaled by one table up to its first context and by another beyond it"
-        )
-    if kind is None or kind == "none" or factor in (0.0, 1.0):
-        return rope
-    if kind == "linear":
-        return rope | {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise UnsupportedError(f"its rotation is scaled by {str(kind)[:40]!r}, which is not supported")
-    return rope | _yarn(header, factor)
-
-
-def _yarn(header: Header, factor: float) -> dict[str, Any]:
-    """Return the rope parameters of YaRN scaling."""
-    parameters: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
-    parameters["original_max_position_embeddings"] = header.whole(
-        "rope.scaling.original_context_length", header.whole("context_length")
-    )
-    for key in ("yarn_ext_factor", "yarn_log_multiplier"):
-        if header.number(f"rope.scaling.{key}", 1.0 if key == "yarn_ext_factor" else 0.0) not in (1.0, 0.0):
-            raise UnsupportedError(f"its rotation sets {key}, which is not supported")
-    for key in ("beta_fast", "beta_slow"):
-        if header.has(f"rope.scaling.yarn_{key}"):
-            parameters[key] = header.number(f"rope.scaling.yarn_{key}")
-    own = header.number("rope.scaling.yarn_attn_factor", header.number("rope.scaling.attn_factor", 1.0))
-    if own != 1.0:  # config.json's factor includes YaRN's own, the header's does not
-        parameters["attention_factor"] = own * (0.1 * math.log(factor) + 1)
-    return parameters
 
 
 # -- windows --------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from gguf import GGUFWriter, TokenType
 
 from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.files.json_file import load_json
-from zeropoint.gguf.sentencepiece import is_sentencepiece, kind, scores, space_prefix
-from zeropoint.gguf.splits import DIGITS, GPT2, name_of
+from zeropoint.gguf.vocabulary.sentencepiece import is_sentencepiece, kind, scores, space_prefix
+from zeropoint.gguf.vocabulary.splits import DIGITS, GPT2, name_of
 from zeropoint.tokenizer import chat_template
 
 MAX_TOKENIZER_BYTES = 256 << 20

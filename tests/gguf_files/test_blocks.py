@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.gguf import blocks
+from zeropoint.gguf.types import blocks
 from zeropoint.reference.rounding import quantize_min_max
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import parse

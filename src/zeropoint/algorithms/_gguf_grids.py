@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType
 
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
-from zeropoint.gguf.superblocks import FORMATS, Format, SuperTensor
+from zeropoint.gguf.types.superblocks import FORMATS, Format, SuperTensor
 from zeropoint.reference import rounding
 from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
 from zeropoint.values.scheme import Scheme
@@ -49,7 +49,7 @@ def fit(weight: Floats, stats: LayerStats | None, kind: GGMLQuantizationType) ->
     form, (_, columns) = FORMATS[kind], weight.shape
     if columns % form.block:
         raise SchemeError(f"rows of {columns} weights do not divide into blocks of {form.block}")
-    start = rtn.quantize(weight, stats, flat_scheme(kind), rtn.Options())
+    start = rtn.quantize(weight, stats, form.scheme, rtn.Options())
     importance = np.ones(columns, np.float32) if stats is None else rtn.importance_of(stats)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy releases the GIL
         pieces = pool.map(
@@ -57,12 +57,6 @@ def fit(weight: Floats, stats: LayerStats | None, kind: GGMLQuantizationType) ->
             rounding.pieces(weight),
         )
         return stacked(list(pieces))
-
-
-def flat_scheme(kind: GGMLQuantizationType) -> Scheme:
-    """Return the scheme with the format's code range and group size, and one float32 scale per group."""
-    form = FORMATS[kind]
-    return Scheme(form.bits, "group", form.group, form.signed, "fp32")
 
 
 def stacked(parts: list[SuperTensor]) -> SuperTensor:

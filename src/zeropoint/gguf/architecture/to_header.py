@@ -1,4 +1,4 @@
-"""The hyperparameters of a GGUF header, from a model spec. `configs.py` is the inverse."""
+"""The hyperparameters of a GGUF header, from a model spec. `to_config.py` is the inverse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from zeropoint.gguf.families import Family
+from zeropoint.gguf.architecture.families import Family
 from zeropoint.models.rope import RopeParameters
 from zeropoint.models.spec import ModelSpec, NormKind, Rope, RopeTable
 

@@ -24,6 +24,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, UnsupportedError, ZeropointError, reason
+from zeropoint.gguf import types
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 has 32-bit counts; no tool writes it any more
@@ -109,8 +110,7 @@ class GgufFile:
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Return the stored bytes of a tensor, uint8 `[..., bytes of a row]`: a view of the mapped file."""
         entry = self._entry(name)
-        block, size = GGML_QUANT_SIZES[entry.kind]
-        row = entry.shape[-1] // block * size
+        row = types.nbytes(entry.shape[-1:], entry.kind)
         data = np.frombuffer(self._data[entry.part], np.uint8, entry.nbytes, entry.start)
         return data.reshape(*entry.shape[:-1], row)
 
@@ -298,10 +298,7 @@ def _nbytes(name: str, shape: tuple[int, ...], kind: int) -> int:
     """Return the bytes of a tensor. Raises `_DamageError` for an unknown type or a shape that does not suit it."""
     if kind not in GGML_QUANT_SIZES:
         raise _DamageError(f"tensor {name[:60]!r} has the type {kind}, which is not known")
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if shape[-1] % block or not all(shape):
         raise _DamageError(f"tensor {name[:60]!r} of shape {shape} does not fit blocks of {block}")
-    count = 1
-    for each in shape:
-        count *= each
-    return count // int(block) * int(size)
+    return types.nbytes(shape, GGMLQuantizationType(kind))

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
 from zeropoint.values.qtensor import Codes, Floats, Weight
+from zeropoint.values.scheme import Scheme
 
 Bytes = NDArray[np.uint8]
 Multiples = NDArray[np.int16]
@@ -68,6 +69,11 @@ class Format:
     def block(self) -> int:
         """Return the number of weights in a block."""
         return self.group * self.groups
+
+    @property
+    def scheme(self) -> Scheme:
+        """Return the scheme with the code range and group size, and one float32 scale per group."""
+        return Scheme(self.bits, "group", self.group, self.signed, "fp32")
 
     @property
     def low(self) -> int:
@@ -164,7 +170,7 @@ class SuperTensor:
         )
 
 
-#: Any weight that `exporters/gguf.py` can write to a GGUF file.
+#: Any weight that a GGUF file can hold.
 Storable: TypeAlias = Weight | SuperTensor
 
 

@@ -9,11 +9,11 @@ import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from zeropoint.algorithms import _ggml_grids as grids
+from zeropoint.algorithms import _gguf_grids as grids
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
-from zeropoint.gguf import superblocks
-from zeropoint.gguf.superblocks import FORMATS
+from zeropoint.gguf.types import superblocks
+from zeropoint.gguf.types.superblocks import FORMATS
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.gguf.families import FUSED, LINEARS, NORMS, Family
-from zeropoint.gguf.superblocks import Storable, SuperTensor
+from zeropoint.gguf.architecture.families import FUSED, LINEARS, NORMS, Family
+from zeropoint.gguf.types.superblocks import Storable, SuperTensor
 from zeropoint.models.spec import MODEL, LayerRecord, LinearSlot, LinearSource, ModelSpec
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 

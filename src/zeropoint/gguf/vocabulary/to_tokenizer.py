@@ -1,4 +1,4 @@
-"""Conversion of a GGUF header's tokenizer to the tokenizer files of a model folder. `vocabulary.py` is the inverse.
+"""Conversion of a GGUF header's tokenizer to the tokenizer files of a model folder. `to_header.py` is the inverse.
 
 llama.cpp's defaults replace missing header fields. A SentencePiece vocabulary has BOS token 1 and EOS token 2, puts a
 space before a text and starts a text with BOS. A byte-level BPE vocabulary starts a text with BOS only if its split is
@@ -17,8 +17,8 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError, UnsupportedError
-from zeropoint.gguf.sentencepiece import PREPEND, REPLACE, SPACE, merges
-from zeropoint.gguf.splits import SPLITS, Split
+from zeropoint.gguf.vocabulary.sentencepiece import PREPEND, REPLACE, SPACE, merges
+from zeropoint.gguf.vocabulary.splits import SPLITS, Split
 
 #: tokenizer_config.json's name of a special token -> GGUF's name.
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

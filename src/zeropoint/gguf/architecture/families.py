@@ -1,7 +1,7 @@
 """The architectures of llama.cpp that Zeropoint can read and write.
 
 `Family` states what llama.cpp's graph of an architecture computes (llama.cpp's src/models/*.cpp) and how its converter
-stores the weights. `graphs.py` compares a model spec with the family.
+stores the weights. `differences.py` compares a model spec with the family.
 """
 
 from __future__ import annotations
@@ -225,5 +225,5 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-#: llama.cpp's architecture name -> transformers' model type. `configs.py` tells apart types with the same name.
+#: llama.cpp's architecture name -> transformers' model type. `to_config.py` tells apart types with the same name.
 MODEL_TYPES: Mapping[str, str] = {family.name: name for name, family in reversed(tuple(FAMILIES.items()))}

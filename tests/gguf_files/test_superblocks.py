@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import SchemeError
-from zeropoint.gguf import superblocks
-from zeropoint.gguf.superblocks import FORMATS, SuperTensor
+from zeropoint.gguf.types import superblocks
+from zeropoint.gguf.types.superblocks import FORMATS, SuperTensor
 
 KINDS = sorted(FORMATS)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from zeropoint.errors import CheckpointError
-from zeropoint.files.gguf_file import GgufFile
+from zeropoint.gguf.file import GgufFile
 
 U = gguf.GGUFValueType
 INTEGERS = {
