@@ -4,18 +4,9 @@ sliding-window attention in every other layer (arXiv:2408.00118)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    gated_mlp,
-    read_activation,
-    read_layer_types,
-    read_shape,
-    read_window,
-    rms_model,
-    sandwich_norms,
-)
+from zeropoint.models.parts import attention, blocks, gated_mlp, rms_model, sandwich_norms
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_activation, read_layer_types, read_shape, read_window
 from zeropoint.models.spec import LayerRecord, ModelSpec
 
 

@@ -4,19 +4,9 @@ layer, which use a second rotary table (arXiv:2503.19786)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    gated_mlp,
-    head_norms,
-    read_activation,
-    read_layer_types,
-    read_shape,
-    read_window,
-    rms_model,
-    sandwich_norms,
-)
+from zeropoint.models.parts import attention, blocks, gated_mlp, head_norms, rms_model, sandwich_norms
 from zeropoint.models.rope import read_rope_by_layer_type
+from zeropoint.models.shape import read_activation, read_layer_types, read_shape, read_window
 from zeropoint.models.spec import LayerRecord, ModelSpec
 
 FULL, SLIDING = 0, 1

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from zeropoint.models.config import Config
 from zeropoint.models.parts import (
-    Shape,
     blocks,
-    check_shape,
     decoder,
     linear,
     model_parts,
     norm,
     plain_mlp,
-    read_activation,
     stacked,
     with_positions,
 )
+from zeropoint.models.shape import Shape, check_shape, read_activation
 from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec, NormKind, NormSlot
 
 

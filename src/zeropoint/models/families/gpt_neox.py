@@ -4,20 +4,9 @@ interleaved by head; rotation of a quarter of each head (arXiv:2204.06745)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    Linears,
-    Shape,
-    blocks,
-    decoder,
-    linear,
-    model_parts,
-    norm,
-    plain_mlp,
-    pre_norms,
-    read_activation,
-    read_shape,
-)
+from zeropoint.models.parts import Linears, blocks, decoder, linear, model_parts, norm, plain_mlp, pre_norms
 from zeropoint.models.rope import read_rope_under
+from zeropoint.models.shape import Shape, read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec, NormKind, Rows
 
 

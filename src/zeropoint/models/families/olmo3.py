@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    gated_mlp,
-    head_norms,
-    post_norms,
-    read_layer_types,
-    read_shape,
-    read_window,
-    rms_model,
-)
+from zeropoint.models.parts import attention, blocks, gated_mlp, head_norms, post_norms, rms_model
 from zeropoint.models.rope import read_rope_by_layer_type
+from zeropoint.models.shape import read_layer_types, read_shape, read_window
 from zeropoint.models.spec import LayerRecord, ModelSpec
 
 FULL, SLIDING = 0, 1

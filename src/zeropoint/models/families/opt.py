@@ -11,10 +11,9 @@ from zeropoint.models.parts import (
     model_parts,
     norm,
     plain_mlp,
-    read_activation,
-    read_shape,
     with_positions,
 )
+from zeropoint.models.shape import read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot, Rows
 
 #: Row of the position table for the first token; the original code reserved the rows before for padding.

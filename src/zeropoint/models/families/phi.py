@@ -4,17 +4,9 @@ of each head (arXiv:2309.05463)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    decoder,
-    model_parts,
-    norm,
-    plain_mlp,
-    read_activation,
-    read_shape,
-)
+from zeropoint.models.parts import attention, blocks, decoder, model_parts, norm, plain_mlp
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot
 
 

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    blocks,
-    linear,
-    pre_norms,
-    read_shape,
-    read_window,
-    rms_model,
-    stacked,
-)
+from zeropoint.models.parts import blocks, linear, pre_norms, rms_model, stacked
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_shape, read_window
 from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec
 
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    gated_mlp,
-    head_norms,
-    pre_norms,
-    read_qwen_windows,
-    read_shape,
-    rms_model,
-)
+from zeropoint.models.parts import attention, blocks, gated_mlp, head_norms, pre_norms, rms_model
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_qwen_windows, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec
 
 

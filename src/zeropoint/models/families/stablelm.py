@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    decoder,
-    gated_mlp,
-    model_parts,
-    norm,
-    pre_norms,
-    read_activation,
-    read_shape,
-)
+from zeropoint.models.parts import attention, blocks, decoder, gated_mlp, model_parts, norm, pre_norms
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot
 
 

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import (
-    attention,
-    blocks,
-    decoder,
-    model_parts,
-    norm,
-    plain_mlp,
-    pre_norms,
-    read_activation,
-    read_shape,
-    read_window,
-)
+from zeropoint.models.parts import attention, blocks, decoder, model_parts, norm, plain_mlp, pre_norms
 from zeropoint.models.rope import read_rope
+from zeropoint.models.shape import read_activation, read_shape, read_window
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind
 
 
