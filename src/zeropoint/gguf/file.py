@@ -129,6 +129,7 @@ class GgufFile:
         return values.reshape(entry.shape)
 
     def _entry(self, name: str) -> Entry:
+        """Return a tensor's type and place. Raises the file's error if there is no such tensor."""
         entry = self.tensors.get(name)
         if entry is None:
             raise self._error(f"{self.path} has no tensor {name}")
@@ -210,6 +211,7 @@ class _Header:
         return taken
 
     def _number(self, code: str) -> Any:
+        """Return the next number, of the type `code` of `struct`."""
         return struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
 
     def _check_count(self, count: int, least_bytes: int, what: str) -> None:
@@ -218,6 +220,7 @@ class _Header:
             raise _DamageError(f"it claims {count} {what}, more than it has room for")
 
     def _text(self) -> str:
+        """Return the next text: its length, then UTF-8."""
         try:
             return self._take(self._number("Q")).decode("utf-8")
         except UnicodeDecodeError:
@@ -242,10 +245,12 @@ class _Header:
         return texts
 
     def _pair(self) -> tuple[str, Any]:
+        """Return the next key of the metadata and its value."""
         key = self._text()
         return key, self._value(self._number("I"), key)
 
     def _value(self, kind: int, key: str) -> Any:
+        """Return the next value, of the type number `kind`."""
         if kind in SCALARS:
             return self._number(SCALARS[kind])
         if kind == STRING:

@@ -17,6 +17,7 @@ _TABLE = Path(__file__).with_name("fields.json")
 
 @cache
 def _families() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the recorded fields of every family."""
     loaded: dict[str, dict[str, dict[str, Any]]] = json.loads(_TABLE.read_text())["families"]
     return loaded
 

@@ -104,6 +104,7 @@ class RopeParameters:
         return replace(self._table(self.rotary_dim(head_dim)), parameters=self)
 
     def _table(self, dim: int) -> RopeTable:
+        """Return the table of `dim` rotated channels, without `parameters`."""
         if self.kind == "yarn":
             return _yarn(self.theta, dim, self.numbers, truncate=self.truncate)
         plain = _inverse_frequency(self.theta, dim)
@@ -165,6 +166,7 @@ def _parameters(config: Config) -> dict[str, Any]:
 def _rope(
     config: Config, values: dict[str, Any], original: int | None, *, max_positions: int, partial: bool
 ) -> RopeParameters:
+    """Return the rope parameters in `values`, with the original context of the config, else `original`."""
     original = config.get("original_max_position_embeddings", original)
     if original is not None:
         values["original_max_position_embeddings"] = original
@@ -266,6 +268,7 @@ def _yarn_scale(factor: float, numbers: Mapping[str, float]) -> float:
     """Return YaRN's factor on cosine and sine."""
 
     def magnitude(weight: float) -> float:
+        """Return `0.1 * weight * ln(factor) + 1`; 1 if nothing is stretched."""
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
     if "attention_factor" in numbers:

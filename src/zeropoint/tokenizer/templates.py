@@ -73,6 +73,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
+        """Return the compiled template."""
         return compile_template(self.text)
 
     def write(
@@ -157,12 +158,14 @@ def compile_template(text: str) -> jinja2.Template:
         tags = {"generation"}  # noqa: RUF012 -- jinja2's interface
 
         def parse(self, parser: Parser) -> nodes.Node:
+            """Parse the tag's content as a block."""
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             # A block with a scope of its own, as in transformers: variables set inside are not visible after it
             return nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
 
         def _write(self, caller: Any) -> str:
+            """Return the content's text."""
             return str(caller())
 
     def raise_exception(message: str) -> NoReturn:
@@ -201,6 +204,7 @@ class _Dict:
         return dict(*pairs, **named)
 
     def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        """Return `dict.fromkeys(keys, value)`."""
         return dict.fromkeys(keys, value)
 
 

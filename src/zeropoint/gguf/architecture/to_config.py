@@ -172,18 +172,22 @@ def _bias(header: Header, name: str) -> bool:
 
 
 def _llama(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether attention and MLP have biases."""
     return {"attention_bias": _bias(header, "attn_q"), "mlp_bias": _bias(header, "ffn_up")}
 
 
 def _attention_bias(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether attention has biases."""
     return {"attention_bias": _bias(header, "attn_q")}
 
 
 def _gemma1(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of Gemma 1."""
     return {"hidden_act": "gelu_pytorch_tanh"} | _attention_bias(header, config)
 
 
 def _gemma(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of Gemma 2 and 3: activation, soft caps, and the factor on attention logits."""
     model_type, size = config["model_type"], config["head_dim"]
     if config["num_hidden_layers"] == LARGEST_GEMMA[model_type]:
         size = config["hidden_size"] // config["num_attention_heads"]
@@ -198,11 +202,13 @@ def _gemma(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stablelm(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of StableLM."""
     parallel = "blk.0.ffn_norm.weight" not in header.tensors
     return {"use_qkv_bias": _bias(header, "attn_q"), "use_parallel_residual": parallel}
 
 
 def _granite(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the multipliers of Granite, and its biases."""
     if not header.flag("rope.scaling.finetuned", True):
         raise UnsupportedError("its layers have no rotation")
     size = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
@@ -216,6 +222,7 @@ def _granite(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_neox(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of GPT-NeoX."""
     # The header does not state the form of GELU. Published models use the exact form, llama.cpp the tanh form
     return {
         "hidden_act": "gelu",
@@ -225,14 +232,17 @@ def _gpt_neox(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cohere(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of Cohere."""
     return {"logit_scale": header.number("logit_scale", 1.0) or 1.0, **_attention_bias(header, config)}
 
 
 def _smollm3(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of SmolLM3, of which every fourth layer has no rotation."""
     return {"no_rope_layer_interval": 4, "use_sliding_window": False, **_llama(header, config)}
 
 
 def _starcoder2(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of StarCoder 2."""
     return {"use_bias": _bias(header, "attn_q"), "hidden_act": "gelu_pytorch_tanh"}
 
 
