@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 import zeropoint
+from tests.support.tiny import write_tokenizer
 from zeropoint import fitting, originals
 from zeropoint.cli.main import main
 from zeropoint.files.json_file import CARD_NAME
@@ -44,7 +45,7 @@ COMMANDS = {
     "fit": ["fit", "MODEL", "-o", "OUT", "--max-memory", "1MB"],
     "check": ["check", "ARTIFACT", "--against", "MODEL"],
     "compare": ["compare", "MODEL", "ARTIFACT"],
-    "bench": ["bench", "MODEL", "--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1"],
+    "bench": ["bench", "MODEL", "--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "3"],
     "generate": ["generate", "MODEL", "--prompt", "hi", "--max-new-tokens", "4"],
     "chat": ["chat", "MODEL"],
     "export": ["export", "MODEL", "--to", "gguf", "--type", "Q8_0", "--out", "OUT"],
@@ -127,7 +128,9 @@ def test_strict_fit(
 def test_strict_export(
     strict: list[str], code: int, tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = originals.open_original(tiny_checkpoint("llama_untied"), tokens=64)
+    folder = Path(shutil.copytree(tiny_checkpoint("llama_untied"), tmp_path / "model"))
+    write_tokenizer(folder, [("t", "h")])
+    original = originals.open_original(folder, tokens=64)
     original.warnings.append("w was rounded to nearest")
     monkeypatch.setattr(originals, "open_original", lambda *_, **__: original)
     arguments = ["--to", "gguf", "--type", "Q8_0", "--out", str(tmp_path / "x.gguf"), "--no-run"]
