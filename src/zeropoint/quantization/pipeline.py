@@ -23,7 +23,7 @@ from zeropoint.calibrate import calibration as read_text
 from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS, refuse_missing
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
-from zeropoint.errors import CheckpointError, UsageError, ZeropointError, reason
+from zeropoint.errors import CheckpointError, UsageError, ZeropointError
 from zeropoint.files.json_file import load_json
 from zeropoint.files.model_files import model_files
 from zeropoint.machine.detect import Machine
@@ -301,7 +301,7 @@ def read_calibration(
         tokenizer = load_tokenizer(str(text_folder(checkpoint.path)))
     except ZeropointError as cause:
         raise UsageError(
-            f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({reason(cause)}): "
+            f"calibration needs the tokenizer of {checkpoint.name}, which cannot be read ({cause}): "
             "use --algorithm rtn without --calibration"
         ) from cause
     context_length = (
