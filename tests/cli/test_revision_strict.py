@@ -115,7 +115,7 @@ def test_strict_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fit(*_: Any) -> Fit:
-        return Fit(Budget.parse(max_memory="1MB"), None, warnings=["w was rounded to nearest"], unneeded=True)
+        return Fit(Budget(max_memory=1_000_000), None, warnings=["w was rounded to nearest"], unneeded=True)
 
     monkeypatch.setattr(fitting, "fit", fit)
     assert main(["fit", "x", "-o", str(tmp_path / "out"), "--max-memory", "1MB", *strict]) == code
