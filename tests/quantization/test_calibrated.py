@@ -238,7 +238,7 @@ def test_the_command_observes_the_text(
         "gptq",
     ]
     assert main([*arguments, "--calibration-tokens", "512", "--json", str(report)]) == 0
-    assert "observed on 512 tokens of built-in sample" in capsys.readouterr().out
+    assert "calibrated on 512 tokens of built-in sample" in capsys.readouterr().out
     data = json.loads(report.read_text())
     assert data["calibration"] == artifact.open(out).card["calibration"]
     assert (data["calibration"]["windows"], data["calibration"]["length"]) == (4, 128)

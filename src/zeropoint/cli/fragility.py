@@ -57,7 +57,7 @@ def _most_fragile(table: Sensitivity, format: str) -> Table:
     from zeropoint.render import numbers
     from zeropoint.render.layers import percent
 
-    grid = _grid(f"fragile at {format}", "predicted KL", "+-", "measured KL", "output error")
+    grid = _grid(f"fragile at {format}", "predicted KL", "± error", "measured KL", "output error")
     for cost in table.fragile(format)[:_ROWS]:
         measured = "" if cost.measured is None else numbers.nats(cost.measured.value)
         spread = numbers.nats(cost.fisher.standard_error)

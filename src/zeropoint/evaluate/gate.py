@@ -51,6 +51,21 @@ NO_DIGESTS = (
 _TASKS_SHARE = 0.6
 
 
+#: Metric -> its name in a sentence.
+_WORDS = {
+    "kl_divergence": "mean KL divergence",
+    "perplexity_increase": "relative increase of perplexity",
+    "top1_agreement": "top-1 agreement",
+    "accuracy_drop": "drop of accuracy on",
+}
+
+
+def _words(metric: str) -> str:
+    """Return a metric's name in words; that of an accuracy drop is followed by its task."""
+    name, _, task = metric.partition(" ")
+    return f"{_WORDS.get(name, name)} {task}".rstrip()
+
+
 @dataclass(frozen=True, slots=True)
 class BoundResult:
     """One bound and the measured value. The interval must lie on the `direction` side of `bound`."""
@@ -79,7 +94,8 @@ class BoundResult:
         state = "meets" if self.passed else "misses"
         tail = f"; {self.remedy}" if self.undecided else ""
         return (
-            f"{self.metric} {self.value:.4g} ({self.low:.4g} to {self.high:.4g}): its {end} end {limit:.4g} "
+            f"{_words(self.metric)} {self.value:.4g} (95 % interval {self.low:.4g} to {self.high:.4g}): "
+            f"its {end} end {limit:.4g} "
             f"{state} the bound {self.bound:.4g}{tail}"
         )
 

@@ -243,7 +243,7 @@ class Planner:
             *self.target.notes,
             *([unproven] if self.search.unproven else []),
             *(
-                f"{name} is not faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
+                f"{name} decodes no faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
                 for (before, least), (name, rate) in pairwise(pairs)
                 if rate <= least
             ),

@@ -75,12 +75,17 @@ def maps(table: Sensitivity | None) -> list[dict[str, Any]]:
     return sections
 
 
+#: Name of a score in the table -> its column's title.
+_SCORES = {"fisher": "predicted KL", "measured": "measured KL"}
+
+
 def agreement(table: Sensitivity, format: str) -> str:
     """Return in words how well the sensitivity scores agree at a format."""
     pairs = [
-        f"{pair.replace(' ~ ', ' and ')} {value:.2f}"
+        f"{_SCORES.get(one, one)} and {_SCORES.get(other, other)} {value:.2f}"
         for pair, _, text in (key.rpartition(", ") for key in table.agreement)
         if text == format
+        for one, _, other in [pair.partition(" ~ ")]
         for value in [table.agreement[f"{pair}, {text}"]]
     ]
     return f"Rank correlation of the scores: {'; '.join(pairs)}." if pairs else ""

@@ -74,7 +74,7 @@ def _facts(machine: Machine) -> list[tuple[str, str]]:
         ("instruction sets", " ".join(machine.isa_levels)),
         (
             "kernels",
-            missing or f"native, running on {library.active_isa()} (ZEROPOINT_ISA forces another level)",
+            missing or f"native, with {library.active_isa()} instructions (ZEROPOINT_ISA forces others)",
         ),
         (
             "memory",
@@ -96,7 +96,11 @@ def _kernels() -> list[dict[str, str]]:
         note = "; ".join(f"{kernel}: {why}" for kernel, why in refusals.items())
         short = backend.__name__.rpartition(".")[2]
         rows.append(
-            {"format": name, "kernel": short, "note": note or (f"= {scheme}" if name in PRESETS else "")}
+            {
+                "format": name,
+                "kernel": short,
+                "note": note or (f"short for {scheme}" if name in PRESETS else ""),
+            }
         )
     return rows
 

@@ -306,7 +306,7 @@ def _ask() -> dict[str, str]:
 
 def _show(result: Fit) -> None:
     """Print the plans that were compared, the notes, and the refusal or the verdict."""
-    table = whole_table("plan", "weights", "decode", "prefill", "mean KL", "")
+    table = whole_table("plan", "weights", "decode", "prefill", "mean KL", "formats")
     for point in [*result.uniform, *([] if result.predicted is None else [result.predicted])]:
         chosen = point is result.predicted
         mix = (

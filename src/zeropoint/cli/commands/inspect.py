@@ -114,15 +114,15 @@ def run(args: argparse.Namespace) -> int:
     overview = survey(checkpoint, tuple(args.format or ("bf16", "int8", "int4")), machine=machine)
     console = rich_console()
     console.print(
-        f"[bold]{overview.architecture}[/] ({overview.model_type}), {overview.layers} blocks, "
+        f"[bold]{overview.architecture}[/] ({overview.model_type}), {overview.layers} transformer blocks, "
         f"{overview.parameters / 1e6:.1f}M parameters, {numbers.size(overview.source_bytes)} as stored"
     )
     for kind, count in overview.parameters_by_kind.items():
         if count:
             console.print(f"  {kind:34s} {count / 1e6:9.2f}M  {count / overview.parameters:6.1%}")
-    table = whole_table("format", "size", "of source", "quantized", "decode bound here")
+    table = whole_table("format", "size", "of the original", "quantized", "decodes here at most")
     for surveyed in overview.formats:
-        bound = "not measured" if surveyed.decode_bound is None else f"<= {surveyed.decode_bound:.0f} tok/s"
+        bound = "not measured" if surveyed.decode_bound is None else f"{surveyed.decode_bound:,.0f} tok/s"
         ratio = f"{surveyed.nbytes / overview.source_bytes:.3f}x"
         size = numbers.size(surveyed.nbytes)
         table.add_row(surveyed.format, size, ratio, f"{surveyed.quantized_fraction:.1%}", bound)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(table)
     if machine.memory_bandwidth_gbps:
         console.print(
-            "\nThe decode bound assumes that each token reads every weight once, at the "
+            "\nDecoding cannot be faster than that, because each token reads every weight once, at the "
             f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )

@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if summary.calibration is not None:
         text = summary.calibration
-        print(f"observed on {text['windows'] * text['length']} tokens of {text['source']}")
+        print(f"calibrated on {text['windows'] * text['length']} tokens of {text['source']}")
     for line in [*_warnings(summary.warnings), *_surprises(rows)]:
         print(line)
     result = _as_json(summary.tensor_bytes, summary.source_tensor_bytes, summary.seconds, rows)
