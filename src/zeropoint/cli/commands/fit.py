@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     from zeropoint.values.budget import Budget
 
 HELP = "find and make the artifact that meets a budget of memory, loss and speed"
-INTERRUPTED = "interrupted: no half-written artifact was left behind; a whole one in OUT may not have passed the gate"
+INTERRUPTED = (
+    "interrupted: no half-written artifact was left behind; a whole one in OUT may not have passed the gate"
+)
 
 #: The three questions without a budget on the command line: the option that an answer sets, and the question.
 QUESTIONS = (
