@@ -1,13 +1,14 @@
 // Instruction set levels: which ones this machine can run, and which one is in use.
 //
-// AMX is a level, but has no kernel tables: at ZP_AMX the functions below return the AVX-512 tables. Whether AMX tiles
-// multiply is decided per product in product.cpp (uses_amx), because it depends on the number of rows and on the
-// weight's layout.
+// This file makes every choice by level, but one. AMX is a level without kernel tables: at ZP_AMX the functions below
+// return the AVX-512 tables. Whether AMX tiles multiply is decided per product in product.cpp (uses_amx), because it
+// depends on the number of rows and on the weight's layout.
 #include <pthread.h>
 
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <thread>
 
 #include "core/internal.h"
@@ -122,52 +123,35 @@ int active_level() {
   return level;
 }
 
-const Kernels* active_kernels() {
-  switch (active_level()) {
-    case ZP_SCALAR:
-      return scalar::kernels();
+namespace {
+
+// Return the table of the level in use, of tables in the order of zp_isa; null if there is no usable level.
+template <class Table>
+const Table* table_of_level(std::initializer_list<const Table* (*)()> tables) {
+  const int level = active_level();
+  return level < 0 ? nullptr : tables.begin()[level]();
+}
+
+}  // namespace
+
+// The last table is AMX's: it has none of its own, and uses AVX-512's. product.cpp puts amx_integer in place of that
+// table's `integer` where AMX multiplies.
 #if defined(__x86_64__)
-    case ZP_AVX2:
-      return avx2::kernels();
-    case ZP_AVX512:
-    case ZP_AMX:  // product.cpp puts amx_integer in place of `integer`
-      return avx512::kernels();
+#define ZP_TABLES(function) {scalar::function, avx2::function, avx512::function, avx512::function}
+#else
+#define ZP_TABLES(function) {scalar::function}
 #endif
-    default:
-      return nullptr;
-  }
+
+const Kernels* active_kernels() {
+  return table_of_level<Kernels>(ZP_TABLES(kernels));
 }
 
 const DecoderKernels* active_decoder_kernels() {
-  switch (active_level()) {
-    case ZP_SCALAR:
-      return scalar::decoder_kernels();
-#if defined(__x86_64__)
-    case ZP_AVX2:
-      return avx2::decoder_kernels();
-    case ZP_AVX512:
-    case ZP_AMX:
-      return avx512::decoder_kernels();
-#endif
-    default:
-      return nullptr;
-  }
+  return table_of_level<DecoderKernels>(ZP_TABLES(decoder_kernels));
 }
 
 const QuantizerKernels* active_quantizer_kernels() {
-  switch (active_level()) {
-    case ZP_SCALAR:
-      return scalar::quantizer_kernels();
-#if defined(__x86_64__)
-    case ZP_AVX2:
-      return avx2::quantizer_kernels();
-    case ZP_AVX512:
-    case ZP_AMX:
-      return avx512::quantizer_kernels();
-#endif
-    default:
-      return nullptr;
-  }
+  return table_of_level<QuantizerKernels>(ZP_TABLES(quantizer_kernels));
 }
 
 }  // namespace zp

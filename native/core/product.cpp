@@ -14,16 +14,19 @@
 namespace zp {
 namespace {
 
-// Number of rows from which AMX is used: fewer leave most tile rows empty, and AVX-512 is as fast.
+// The sizes below follow from the machine where a comment gives a reason. The others are choices: no measurement of
+// them is on record.
+
+// Rows from which AMX is used: fewer leave most tile rows empty, and AVX-512 is as fast. A choice.
 constexpr int64_t kAmxMinRows = 4;
-// Bytes of input codes to quantize and multiply at a time, so that they stay in a second-level cache of 2 MiB.
+// Bytes of input codes to quantize and multiply at a time: half of a second-level cache of 2 MiB.
 constexpr int64_t kBytesAtOnce = 1 << 20;
-// The rows at a time and the rows of a thread are rounded up to a multiple of this: the tile rows of two AMX tiles.
+// Rows of two AMX tiles. The rows at a time and the rows of a thread are rounded up to a multiple of it.
 constexpr int64_t kRowUnit = 32;
-// Threads split the rows (rows_of_each) if each gets at least this many, after rounding up to kRowUnit: 129 rows per
-// thread suffice, because they round up to 160. With fewer, threads split the output channels.
+// Rows from which threads split the rows (rows_of_each), per thread and rounded up to kRowUnit: 129 rows suffice,
+// because they round up to 160. With fewer, threads split the output channels. A choice.
 constexpr int64_t kMinRowsOfThread = 160;
-// Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps.
+// Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps. A choice.
 constexpr int64_t kStepsOfThread = 8;
 // Most rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;

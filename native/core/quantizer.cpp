@@ -65,7 +65,8 @@ zp_status search(const zp_groups* groups, const float* importance, const float* 
   if (const zp_status status = check(groups, threads); status != ZP_OK) return status;
   if (const zp_status status = check_pointers({importance, parts, low, high, scale}); status != ZP_OK)
     return status;
-  if (count < 1) return fail(ZP_INVALID, "a search needs at least one fraction of the range to try");
+  if (count < 1 || count > kMostValues)
+    return fail(ZP_INVALID, "a search needs at least one fraction of the range to try, and at most 2^40");
   const GridSearch search{describe(*groups), importance, parts, count, low, high, scale, zero};
   const auto kernel = active_quantizer_kernels()->search;
   return each_piece(search.groups, kLanes, grid_scratch(search.groups), threads,

@@ -1,10 +1,12 @@
 /* The C interface of Zeropoint's CPU kernels and decoder.
  *
- * Errors: every function that can fail returns a zp_status. After an error, zp_last_error() returns the message, in
- * the thread that made the call. No exception leaves the library.
+ * Errors: most functions return a zp_status; the descriptions of the others say what they return instead. After a
+ * status other than ZP_OK, zp_last_error() returns the message, in the thread that made the call. No exception leaves
+ * the library.
  * Threads: all functions may be called from several threads at once. Calls that use several threads take turns on one
  * shared pool. If the system refuses to start a thread, the others do its work.
- * Sizes: arrays have at most 2^40 values. Matrices are row-major. Strides count elements.
+ * Sizes: arrays have at most 2^40 values; larger or negative sizes are ZP_INVALID. Matrices are row-major. Strides
+ * count elements.
  */
 #ifndef ZEROPOINT_H
 #define ZEROPOINT_H
@@ -44,11 +46,12 @@ typedef struct {
   int64_t columns;
   int32_t kind;            /* ZP_INTEGER or a float type */
   int32_t bits;            /* 2 to 8; codes of up to 4 bits take half a byte, of 5 bits 5/8, of more bits one byte */
-  int32_t group_size;      /* input channels that share a scale; 0: the whole row */
+  int32_t group_size;      /* input channels that share a scale, a multiple of 8; 0: the whole row */
   int32_t per_tensor;      /* 1: one scale (and zero point) for the weight; group_size is 0 */
   int32_t asymmetric;      /* 1: the weight has zero points */
-  int32_t activation;      /* input channels of a token that share an activation scale, or ZP_ACTIVATION_TOKEN (all),
-                              or ZP_ACTIVATION_FLOAT (the input is not quantized) */
+  int32_t activation;      /* input channels of a token that share an activation scale: a multiple of 8, and a multiple
+                              or divisor of group_size; or ZP_ACTIVATION_TOKEN (all), or ZP_ACTIVATION_FLOAT (the input
+                              is not quantized) */
   int32_t activation_bits; /* 8; 16 (two int8 limbs, ZP_ACTIVATION_TOKEN only); 0 for ZP_ACTIVATION_FLOAT */
   int32_t scale_type;      /* ZP_SCALE_... */
 } zp_format;
@@ -58,12 +61,13 @@ typedef struct zp_weight zp_weight;
 ZP_API int32_t zp_abi_version(void);
 ZP_API const char* zp_last_error(void);
 
-/* Return ZP_OK if zp_pack accepts the format. */
+/* Return ZP_OK if zp_pack accepts the format, which is not of a float type. */
 ZP_API zp_status zp_check(const zp_format* format);
 
 /* Pack codes [rows, columns] with scales and zero points, both [rows, groups] (per_tensor: one value), where
- * w = (code - zero_point) * scale. `zero_point` is null for a symmetric weight. The packed bytes do not depend on the
- * instruction set. The caller frees the weight with zp_free. */
+ * w = (code - zero_point) * scale. `zero_point` is null for a symmetric weight. Codes of up to 4 bits are -8 to 7, of 5
+ * bits -16 to 15; their zero points are -96 to 96. The packed bytes do not depend on the instruction set. The caller
+ * frees the weight with zp_free. */
 ZP_API zp_status zp_pack(const zp_format* format, const int8_t* codes, const float* scale,
                          const int8_t* zero_point, zp_weight** out);
 
@@ -89,7 +93,7 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
 
 /* zp_linear in two steps, for weights with quantized input: zp_quantize quantizes x into `input`, 64-byte aligned
  * memory of zp_input_bytes; zp_multiply multiplies `input` by a weight. zp_input_bytes returns 0 for weights with float
- * input.
+ * input, for a null weight and for a number of rows that is negative or too large.
  *
  * Several weights can share an input, if both calls have the same `rows` and the weights agree in
  * - columns, activation and activation_bits;
@@ -120,7 +124,7 @@ typedef struct {
 
 /* Compare `rows` rows of `count` logits each; p is the reference model, q the candidate. `targets` [rows] are
  * the tokens that followed. Logits are finite, or -infinity for a masked token. A logit that only one model masks
- * counts as 10000 below that model's largest logit. */
+ * counts as 10000 below that model's largest logit, as does every logit below that. */
 ZP_API zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_t q_stride,
                                const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
                                int32_t threads);
@@ -166,12 +170,14 @@ ZP_API zp_status zp_descend_columns(const zp_groups* groups, const float* scale,
 
 /* Return a bit set: bit i is set if this CPU and operating system can run level i. */
 ZP_API uint32_t zp_isa_levels(void);
-/* Return the level in use; negative if ZEROPOINT_ISA names a level that does not exist or cannot run here. */
+/* Return the level in use; negative if ZEROPOINT_ISA names a level that does not exist or cannot run here, and
+ * zp_last_error() says so. */
 ZP_API int32_t zp_isa_active(void);
 /* Choose the level of this process. Returns ZP_UNSUPPORTED while another thread computes. */
 ZP_API zp_status zp_isa_select(int32_t level);
 
-/* Measure memory bandwidth: read `bytes` of memory `repeats` times; `rate` is the best, in bytes per second. */
+/* Measure memory bandwidth: read `bytes` of memory (1 MiB to 1 TiB) `repeats` times; `rate` is the best, in bytes per
+ * second. */
 ZP_API zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeats, double* rate);
 
 /* -- the decoder: a forward step of a causal language model ---------------------------------------
@@ -223,7 +229,7 @@ typedef enum {
   ZP_UP,
   ZP_DOWN,
   ZP_EMBEDDING,
-  ZP_POSITIONS,
+  ZP_POSITIONS, /* optional; at least max_positions rows */
   ZP_HEAD, /* tied to the embedding: pass the same weight for both */
   ZP_LINEAR_COUNT
 } zp_linear_slot;
@@ -235,7 +241,7 @@ typedef enum {
   ZP_MLP_NORM,
   ZP_POST_MLP_NORM,
   ZP_Q_NORM,
-  ZP_K_NORM, /* Q and K norms come before the rotation; they have head_dim values, or heads * head_dim */
+  ZP_K_NORM, /* Q and K norms come before the rotation; they have head_dim values, or those of all (kv_)heads */
   ZP_EMBEDDING_NORM,
   ZP_FINAL_NORM,
   ZP_NORM_COUNT
@@ -265,7 +271,8 @@ ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
  * wide from the start. */
 enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
-/* Create a cache for the keys and values of `tokens` tokens in all, in pages that up to `sequences` sequences share. */
+/* Create a cache for the keys and values of `tokens` tokens in all (1 to 2^31), in pages that `sequences` sequences (1
+ * to 2^20) share. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);

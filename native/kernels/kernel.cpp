@@ -32,10 +32,11 @@ struct Form {
   static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // load adds it to the codes
   static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // bytes of 8 columns of a block
   static constexpr int64_t kFifthsPer8 = 16;                  // bytes of their fifth bits
-  // How far ahead of the codes in use a block's codes are prefetched, in bytes. Measured when decoding a model of 1.1B
-  // parameters in int4: docs/decisions/decode-blocks.md.
+  // How far ahead of the codes in use a block's codes are prefetched, in bytes. 3072 and kStreams = 2 were measured
+  // together, decoding a model of 1.1B parameters in int4: docs/decisions/decode-blocks.md. 2048 is what nibbles had
+  // before; no measurement with byte codes is on record.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Blocks of the tile for one token of two limbs. A core reads two streams of nibbles faster than four: same page.
+  // Blocks of the tile for one token of two limbs, each a stream of codes.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
   // Load 8 columns of a block: columns 0 to 3 into `first`, 4 to 7 into `second`.
@@ -340,7 +341,8 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
 
 // -- memory bandwidth -----------------------------------------------------------------------------
 
-constexpr int64_t kStreamAhead = 2048;  // prefetch distance in bytes
+// Prefetch distance in bytes, that of byte codes (kPrefetchBytes).
+constexpr int64_t kStreamAhead = 2048;
 
 // Read all bytes, for bandwidth.cpp: four streams side by side, as a product of one row reads four blocks of a weight.
 // The result only keeps the compiler from removing the reads.

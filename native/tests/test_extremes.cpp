@@ -180,6 +180,7 @@ void test_quantizer_sizes() {
   expect(refused(zp_grid_errors(&one, value, kHuge, value, nullptr, out, 1)), "grids without end");
   expect(refused(zp_grid_errors(&one, value, -1, value, nullptr, out, 1)), "fewer grids than none");
   expect(refused(zp_grid_search(&one, nullptr, value, 1, out, out, out, nullptr, 1)), "no importance");
+  expect(refused(zp_grid_search(&one, value, value, kHuge, out, out, out, nullptr, 1)), "fractions without end");
   expect(refused(zp_round_columns(&wide, value, nullptr, value, order, codes, 1)), "a square without end");
   expect(refused(zp_descend_columns(&one, value, nullptr, nullptr, 1, codes, 1)), "no Hessian");
   expect(refused(zp_round_columns(&one, value, nullptr, value, nullptr, codes, 1)), "no order");
