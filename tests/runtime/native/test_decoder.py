@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from tests.runtime.native.conftest import Artifacts
 from zeropoint.errors import UsageError, ZeropointError
+from zeropoint.kernels import active_isa, isa_levels
+from zeropoint.kernels.library import select_isa
 from zeropoint.runtime.native import session
 from zeropoint.runtime.native.batch import generate_batch
-from zeropoint.runtime.native.library import Cache, Decoder
+from zeropoint.runtime.native.library import CACHE_TYPES, Cache, Decoder
 from zeropoint.runtime.native.runner import NativeRunner
 from zeropoint.runtime.native.session import Session
 from zeropoint.runtime.sampling import Sampling
@@ -27,8 +29,10 @@ def decoder(request: pytest.FixtureRequest, artifact_of: Artifacts) -> Decoder:
     return NativeRunner.open(artifact_of("gemma3_text", request.param), threads=1).decoder
 
 
-def logits_of(decoder: Decoder, steps: list[NDArray[np.int32]], threads: int = 1) -> NDArray[np.float32]:
-    cache, found, first = decoder.cache(256), [], 0
+def logits_of(
+    decoder: Decoder, steps: list[NDArray[np.int32]], threads: int = 1, type: str = "float16"
+) -> NDArray[np.float32]:
+    cache, found, first = decoder.cache(256, type=type), [], 0
     for step in steps:
         positions = np.arange(first, first + len(step), dtype=np.int32)
         found.append(decoder.forward(cache, step, np.zeros_like(step), positions, threads=threads))
@@ -36,17 +40,26 @@ def logits_of(decoder: Decoder, steps: list[NDArray[np.int32]], threads: int = 1
     return np.concatenate(found)
 
 
-def close(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    return float(np.linalg.norm(a - b)) < 2e-3 * float(np.linalg.norm(b))
-
-
-def test_chunks_do_not_matter(decoder: Decoder) -> None:
-    whole = logits_of(decoder, [TOKENS])
-    one_by_one = logits_of(decoder, list(TOKENS[:, None]))
-    chunked = logits_of(decoder, np.split(TOKENS, [1, 8, 40, 41]))
-    assert close(one_by_one, whole)
-    assert close(chunked, whole)
-    assert (one_by_one.argmax(-1) == whole.argmax(-1)).mean() > 0.98
+@pytest.mark.parametrize(
+    "format",
+    ["fp16", "bf16", "int8", "int5", "int4", "int4:g16:asym", "int8:channel:a8g32", "int4:g32:asym:a8g16",
+     "int8:a8token"],
+)  # fmt: skip
+@pytest.mark.parametrize("level", isa_levels())
+def test_chunks_give_the_same_bits(level: str, format: str, artifact_of: Artifacts) -> None:
+    decoder = NativeRunner.open(artifact_of("gemma3_text", format), threads=1).decoder
+    tokens, before = TOKENS[:72], active_isa()  # more than a page of the cache
+    select_isa(level)
+    try:
+        for cache_type in CACHE_TYPES:
+            whole = logits_of(decoder, [tokens], type=cache_type)
+            splits = [np.split(tokens, [1, 8, 40, 41]), np.split(tokens, [17, 33])]
+            if cache_type == "float16":
+                splits.append(list(tokens[:, None]))
+            for steps in splits:
+                np.testing.assert_array_equal(logits_of(decoder, steps, type=cache_type), whole)
+    finally:
+        select_isa(before)
 
 
 def test_threads_do_not_matter(decoder: Decoder) -> None:
@@ -100,7 +113,7 @@ def test_wanted_rows_are_those_of_all(decoder: Decoder) -> None:
     some = decoder.forward(
         decoder.cache(256), TOKENS, np.zeros_like(TOKENS), positions, wanted=wanted, threads=1
     )
-    assert close(some, every[[3, 50, 89]])
+    np.testing.assert_array_equal(some, every[[3, 50, 89]])
 
 
 def test_truncating_forgets(decoder: Decoder) -> None:
@@ -110,7 +123,7 @@ def test_truncating_forgets(decoder: Decoder) -> None:
     assert cache.length() == 10
     again = forward(decoder, cache, TOKENS[50:60], 10)
     fresh = logits_of(decoder, [TOKENS[:10], TOKENS[50:60]])[10:]
-    assert close(again, fresh)
+    np.testing.assert_array_equal(again, fresh)
 
 
 def forward(decoder: Decoder, cache: Cache, tokens: NDArray[np.int32], first: int) -> NDArray[np.float32]:
@@ -140,7 +153,7 @@ def test_a_session_grows_and_chunks(decoder: Decoder, monkeypatch: pytest.Monkey
     sequence = Session(decoder, threads=1)
     for part in np.split(TOKENS, [5, 37, 70]):
         last = sequence.feed(part.tolist()).copy()
-    assert close(last, whole)
+    np.testing.assert_array_equal(last, whole)
     assert sequence.tokens == TOKENS.tolist()
 
 

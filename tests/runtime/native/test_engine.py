@@ -49,11 +49,15 @@ def agrees_where_it_is_clear(got: NDArray[np.float32], want: NDArray[np.float32]
 def test_fp16_is_close_to_transformers(
     name: str, random_checkpoint: Callable[[str], Path], artifact_of: Artifacts
 ) -> None:
+    """Over the whole context of 128 tokens: beyond every window, and the 32 tokens that scaled rotations began with."""
+    tokens = np.random.default_rng(1).integers(0, 256, 128)
     model = AutoModelForCausalLM.from_pretrained(random_checkpoint(name), dtype=torch.float32).eval()
     with torch.inference_mode():
-        want = model(input_ids=torch.from_numpy(TOKENS)[None]).logits[0].numpy()
-    got = open_runner(artifact_of(name, "fp16"), engine="native").logits(TOKENS)
-    assert relative_error(got, want) < 2e-2
+        want = model(input_ids=torch.from_numpy(tokens)[None]).logits[0].numpy()
+    got = open_runner(artifact_of(name, "fp16"), engine="native").logits(tokens)
+    outliers = name == "gpt2"  # the only tiny model with outlier weights
+    assert relative_error(got, want) < (1e-2 if outliers else 2e-3)
+    assert relative_error(got[-16:], want[-16:]) < (2e-2 if outliers else 2e-3)
     assert agrees_where_it_is_clear(got, want)
 
 
@@ -70,7 +74,7 @@ def test_quantized_is_the_universal_runtime(name: str, format: str, artifact_of:
 def test_a_checkpoint_runs_in_its_own_type(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tiny.make_checkpoint("gpt2", tmp_path / "model", dtype=dtype)
     want = open_runner(path, engine="universal", dtype="float32").logits(TOKENS)
-    assert relative_error(open_runner(path, engine="native").logits(TOKENS), want) < 2e-2
+    assert relative_error(open_runner(path, engine="native").logits(TOKENS), want) < 2e-3
 
 
 def test_sequences_of_a_batch_do_not_see_each_other(artifact_of: Artifacts) -> None:

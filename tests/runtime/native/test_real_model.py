@@ -53,7 +53,7 @@ def test_fp16_says_what_transformers_says(reference_model: Path, artifact: Calla
     with torch.inference_mode():
         want = model(input_ids=ids).logits[0].numpy()
         text = model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
-    assert relative_error(native.logits(np.array(tokens)), want) < 2e-2
+    assert relative_error(native.logits(np.array(tokens)), want) < 2e-3
     assert native.generate(tokens, max_new_tokens=64) == text[0, len(tokens) :].tolist()
 
 
@@ -81,7 +81,7 @@ def test_a_prompt_in_chunks_is_one_token_at_a_time(format: str, artifact: Callab
     tokens = runner.encode(TEXT)
     session = Session(runner.decoder, threads=2)
     one_by_one = np.stack([session.feed([token]).copy() for token in tokens])
-    assert divergence(one_by_one, runner.logits(np.array(tokens))).mean() < 1e-5
+    np.testing.assert_array_equal(one_by_one, runner.logits(np.array(tokens)))
 
 
 def test_the_whole_context_of_8192_tokens(artifact: Callable[[str], Path]) -> None:
