@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.artifact import is_artifact
-from zeropoint.evaluate.quality import measure_quality
-from zeropoint.evaluate.windows import Windows, load_text, make_windows
+from zeropoint.evaluate.quality.token_scores import measure_quality
+from zeropoint.evaluate.quality.windows import Windows, load_text, make_windows
 from zeropoint.runtime import open_runner
 
 HERE = Path(__file__).parent

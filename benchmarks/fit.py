@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from zeropoint.checkpoint import open_checkpoint
-from zeropoint.evaluate.windows import make_windows
+from zeropoint.evaluate.quality.windows import make_windows
 from zeropoint.fitting import Settings, default_folder
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.planner import WINDOW, Planner

@@ -23,8 +23,8 @@ from quality import input_moments
 
 from zeropoint import artifact, exporters
 from zeropoint.checkpoint import open_checkpoint
-from zeropoint.evaluate.quality import Quality, measure_quality
-from zeropoint.evaluate.windows import Windows, load_text, make_windows
+from zeropoint.evaluate.quality.token_scores import Quality, measure_quality
+from zeropoint.evaluate.quality.windows import Windows, load_text, make_windows
 from zeropoint.quantization import quantize_checkpoint, read_calibration
 from zeropoint.tokenizer import load_tokenizer
 

@@ -9,7 +9,7 @@ weights is compared; our own artifacts run on the integer kernels. Rows are kept
 table can be made in pieces with `--only`, and `--again` makes rows anew. A peer that is not installed or does not
 quantize is listed with the reason. "What it says" in an existing table is written by hand and kept.
 
-- KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality`)
+- KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality.token_scores`)
 - MB: all tensors as stored; bits per weight: over all parameters, tied ones once
 - seconds, peak MB: of quantizing, from reading the checkpoint on, imports left out of the seconds only
 """
@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from quality_table import Row, by_kind, costs_alone, duels, front
 
 from zeropoint.checkpoint import open_checkpoint
-from zeropoint.evaluate.quality import measure_quality
-from zeropoint.evaluate.windows import Windows, load_text, make_windows
+from zeropoint.evaluate.quality.token_scores import measure_quality
+from zeropoint.evaluate.quality.windows import Windows, load_text, make_windows
 from zeropoint.machine.detect import Machine
 from zeropoint.quantization import read_calibration
 from zeropoint.runtime import open_runner

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from zeropoint.evaluate import client
+from zeropoint.evaluate.worker import client
 
-STUB_COMMAND = (sys.executable, str(Path(__file__).with_name("stub.py")))
+STUB_COMMAND = (sys.executable, str(Path(__file__).parent / "worker" / "stub.py"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import bench, check, compare
-from zeropoint.evaluate.gate import default_bounds, judge
+from zeropoint.evaluate.gate.bounds import default_bounds, judge
 from zeropoint.render import markdown, page
 from zeropoint.render.terminal import plain_text
 from zeropoint.values.report import Report

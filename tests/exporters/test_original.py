@@ -195,7 +195,9 @@ def test_what_is_run_beside_the_file(
     lossy: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The float model in float32, where the file is made of it; an artifact as it is."""
-    from zeropoint.evaluate import agreement, client
+    from zeropoint.evaluate.gate import export_agreement as agreement
+    from zeropoint.evaluate.worker import client
+    from zeropoint.evaluate.worker.messages import QualityRequest, QualityResult
     from zeropoint.quantization import quantize_checkpoint
     from zeropoint.runtime import external
 
@@ -206,33 +208,42 @@ def test_what_is_run_beside_the_file(
     if not lossy:
         quantize_checkpoint(source, tmp_path / "int8", format="int8")
         source = tmp_path / "int8"
-    asked: dict[str, Any] = {}
+    asked: list[QualityRequest] = []
 
-    def answer(request: dict[str, Any], **_: object) -> dict[str, Any]:
-        asked.update(request)
+    def answer(request: QualityRequest, **_: object) -> QualityResult:
+        asked.append(request)
         own, exact = agreement.OWN, agreement.EXACT
         said = {own: (0.034, 12), exact: (7e-6, None)}
-        return {
-            "candidates": {
+        return QualityResult(
+            runs={},
+            reference_perplexity={},
+            candidates={
                 name: {"kl_divergence": {"value": said[name][0]}, "top1_agreement": {"value": 0.9}}
-                for name in request["candidates"]
+                for name in request.candidates
             },
-            "scored_tokens": 1000,
-            "answers": [
+            scored_tokens=1000,
+            context=256,
+            units=1,
+            unit_kind="documents",
+            text="",
+            text_digest="",
+            seed=0,
+            resamples=1,
+            answers=[
                 {
                     "answers": [
                         {"token_count": 64, "first_difference": said[name][1] if name else None}
-                        for name in request["speakers"]
+                        for name in request.speakers
                     ]
                 }
             ],
-        }
+        )
 
     monkeypatch.setattr(client, "call", answer)
     (tmp_path / "m.gguf").write_bytes(b"")
     found = agreement.agreement(source, tmp_path / "m.gguf", weights=1, lossy=lossy, threads=1)
-    assert asked["reference"]["dtype"] == ("float32" if lossy else "auto")
-    assert asked["candidates"][agreement.OWN]["path"] == str(tmp_path / "m.gguf")
+    assert asked[0].reference.dtype == ("float32" if lossy else "auto")
+    assert asked[0].candidates[agreement.OWN].path == str(tmp_path / "m.gguf")
     own, *exact = found.sentences()
     assert own == (
         f"llama.cpp runs it: KL 0.034 nats/token from "

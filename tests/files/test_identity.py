@@ -19,7 +19,7 @@ from tests.support.tiny import make_checkpoint
 from zeropoint import artifact
 from zeropoint.cli.main import main
 from zeropoint.errors import ArtifactError
-from zeropoint.evaluate.models import describe
+from zeropoint.evaluate.model_description import describe
 from zeropoint.files import identity, safetensors_file, tensor_digest
 from zeropoint.files.shards import SINGLE
 from zeropoint.files.tensor_digest import TensorDigest, digest_files

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from zeropoint.errors import CheckpointError
-from zeropoint.evaluate import memory
 from zeropoint.files import safetensors_file
 from zeropoint.files.safetensors_file import DTYPES, TensorFile
+from zeropoint.runtime import host_memory as memory
 
 #: Where 32 and 64 bits end.
 ENDS = (2**31 - 1, 2**31, 2**32, 2**61, 2**62 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64)

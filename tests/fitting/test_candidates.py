@@ -11,8 +11,8 @@ from tests.fitting.conftest import candidates_of, silent
 from tests.support.tiny import make_checkpoint
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.evaluate.quality import measure_quality
-from zeropoint.evaluate.windows import Windows
+from zeropoint.evaluate.quality.token_scores import measure_quality
+from zeropoint.evaluate.quality.windows import Windows
 from zeropoint.fitting.candidates import WIDE, Candidates, groups_of, read_record
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.speed import Seconds, measure_seconds, measured_again

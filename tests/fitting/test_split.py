@@ -11,7 +11,7 @@ import pytest
 from tests.support.tiny import make_checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import check
-from zeropoint.evaluate.windows import EvaluationText, default_text
+from zeropoint.evaluate.quality.windows import EvaluationText, default_text
 from zeropoint.fitting import Settings
 from zeropoint.fitting.cache import Cache
 from zeropoint.fitting.planner import SHARES, split

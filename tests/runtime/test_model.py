@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zeropoint.errors import UsageError
-from zeropoint.evaluate import harness
+from zeropoint.evaluate.tasks import lm_eval_model as harness
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.model import Model
 from zeropoint.runtime.protocol import Logits, Tokens

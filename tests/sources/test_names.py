@@ -15,7 +15,7 @@ import zeropoint
 from tests.support.tiny import write_tokenizer
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
-from zeropoint.evaluate.models import describe
+from zeropoint.evaluate.model_description import describe
 from zeropoint.originals import open_original
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.torch_engine.runner import load_checkpoint

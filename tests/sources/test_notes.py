@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import zeropoint
 from tests.support import tiny
-from zeropoint.evaluate import bench, check, client, compare
+from zeropoint.evaluate import bench, check, compare
+from zeropoint.evaluate.worker import client
 from zeropoint.fitting import Settings, fit
 from zeropoint.originals import open_original
 from zeropoint.values.budget import Budget

@@ -5,8 +5,8 @@ no path, so the same inputs give the same bytes. It has digests of the tensors, 
 a verdict to the weights that it judges (`zeropoint.files.identity`).
 
 `write` in writer.py writes the card first, from a `Card`, without quality and verdict. `update_card` adds these later.
-It is called by `Verdict.write` in evaluate/gate.py after a check, and by runtime/torch_engine/saving.py, which copies
-quality and verdict to an unchanged model that is saved again.
+It is called by `Verdict.write` in evaluate/gate/verdict.py after a check, and by runtime/torch_engine/saving.py, which
+copies quality and verdict to an unchanged model that is saved again.
 """
 
 from __future__ import annotations

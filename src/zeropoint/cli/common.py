@@ -83,14 +83,14 @@ def add_text_options(parser: Options) -> None:
 
 def add_engine_option(parser: Options) -> None:
     """Add --engine."""
-    from zeropoint.runtime import ENGINES
+    from zeropoint.runtime import AUTO, ENGINES, engines
 
+    named = ", ".join(f"{each.NAME} ({each.SUMMARY})" for each in engines() if each.NAME in ENGINES)
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        default="auto",
-        help="what runs the model: native (C++, without torch), universal (torch), or auto (default): native if it "
-        "supports the model",
+        default=AUTO,
+        help=f"what runs the model: {named}, or {AUTO} (default): the first of them that supports the model",
     )
 
 

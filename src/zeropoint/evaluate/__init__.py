@@ -4,9 +4,9 @@
 imports torch directly; the measuring process opens models with `zeropoint.runtime.open_runner`.
 """
 
-from zeropoint.evaluate.accuracy import TaskRequest
 from zeropoint.evaluate.bench import bench
 from zeropoint.evaluate.compare import compare
-from zeropoint.evaluate.gate import Verdict, check
+from zeropoint.evaluate.gate.check import Verdict, check
+from zeropoint.evaluate.tasks.accuracy import TaskRequest
 
 __all__ = ["TaskRequest", "Verdict", "bench", "check", "compare"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
-from zeropoint.evaluate import client, environment
-from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate import environment
+from zeropoint.evaluate.model_description import Model, describe
 from zeropoint.evaluate.progress import Progress
-from zeropoint.evaluate.settings import SpeedSettings
+from zeropoint.evaluate.speed.settings import SpeedSettings
+from zeropoint.evaluate.worker import client
+from zeropoint.evaluate.worker.messages import ModelToOpen, PerformanceRequest, PerformanceResult
 from zeropoint.machine.detect import Machine
 from zeropoint.values.report import Measurement, Report
 
@@ -72,71 +72,68 @@ def measure(
     """
     settings = settings.within(model.context)
     result = client.call(
-        {
-            "task": "performance",
-            "model": {"path": model.path, "dtype": dtype, "engine": engine},
-            "text": text,
-            **settings.to_json(),
-        },
+        PerformanceRequest(ModelToOpen(model.path, dtype, engine), text=text, **settings.to_json()),
         threads=settings.threads,
         subject=model.name,
         progress=progress,
     )
-    ran = {"engine": result["engine"], "reason": result["engine_reason"]}
+    ran = {"engine": result.engine, "reason": result.engine_reason}
     return measurements(model.name, result, settings), ran
 
 
-def measurements(name: str, result: Mapping[str, Any], settings: SpeedSettings) -> list[Measurement]:
+def measurements(name: str, result: PerformanceResult, settings: SpeedSettings) -> list[Measurement]:
     """Return the worker's performance result as measurements."""
-    loaded, baseline = result["loaded"], result["baseline"]
+    loaded, baseline = result.loaded, result.baseline
     fresh = "fresh process, libraries included"
     step = "after load and one step of 8 tokens"
     exact = {
-        "weights_bytes": (result["weights_bytes"], ON_DISK),
-        "packed_bytes": (result["packed_bytes"], "weights in memory, as the engine holds them"),
-        "resident_bytes": (loaded["resident_bytes"], f"{step}, {fresh}"),
+        "weights_bytes": (result.weights_bytes, ON_DISK),
+        "packed_bytes": (result.packed_bytes, "weights in memory, as the engine holds them"),
+        "resident_bytes": (loaded.resident_bytes, f"{step}, {fresh}"),
         "resident_at_load_bytes": (
-            result["mapped"]["resident_bytes"],
+            result.mapped.resident_bytes,
             f"after load, before the first step has touched mapped weights, {fresh}",
         ),
         "resident_increase_bytes": (
-            loaded["resident_bytes"] - baseline["resident_bytes"],
+            loaded.resident_bytes - baseline.resident_bytes,
             f"{step}, less resident before load with libraries and tokenizer loaded",
         ),
-        "resident_anonymous_bytes": (loaded["anonymous_bytes"], f"allocated share, {step}, {fresh}"),
-        "resident_file_bytes": (loaded["file_bytes"], f"mapped files' share, {step}, {fresh}"),
+        "resident_anonymous_bytes": (loaded.anonymous_bytes, f"allocated share, {step}, {fresh}"),
+        "resident_file_bytes": (loaded.file_bytes, f"mapped files' share, {step}, {fresh}"),
         "baseline_bytes": (
-            baseline["resident_bytes"],
+            baseline.resident_bytes,
             "resident before load, libraries and tokenizer loaded",
         ),
-        "load_peak_bytes": (loaded["peak_bytes"], f"peak until the first step, {fresh}"),
-        "peak_bytes": (result["after"]["peak_bytes"], f"peak while running, {fresh}"),
+        "load_peak_bytes": (loaded.peak_bytes, f"peak until the first step, {fresh}"),
+        "peak_bytes": (result.after.peak_bytes, f"peak while running, {fresh}"),
     }
     rows = [
         Measurement.exact(name, metric, float(value), "bytes", where)
         for metric, (value, where) in exact.items()
-        if (loaded["resident_bytes"] or metric in ("weights_bytes", "packed_bytes"))
+        if (loaded.resident_bytes or metric in ("weights_bytes", "packed_bytes"))
         and (value or metric != "packed_bytes")  # not every runtime reports packed bytes
     ]
-    engine = result["engine"]
+    engine = result.engine
     one = f"{engine} engine, one load, file cache as found"
-    for metric, where in (("load_seconds", one), ("ready_seconds", f"{one}, and one step of 8 tokens")):
-        rows.append(Measurement.exact(name, metric, result[metric], "seconds", where))
-    during = "kept busy by other programs while speed was measured"
-    rows.append(Measurement.exact(name, "other_load_cores", result["other_load_cores"], "cores", during))
-    for kind, where in (
-        ("prefill", settings.prefill_where(engine)),
-        ("decode", settings.decode_where(engine)),
+    for metric, seconds, where in (
+        ("load_seconds", result.load_seconds, one),
+        ("ready_seconds", result.ready_seconds, f"{one}, and one step of 8 tokens"),
     ):
-        rate = result["speed"][kind]
+        rows.append(Measurement.exact(name, metric, seconds, "seconds", where))
+    during = "kept busy by other programs while speed was measured"
+    rows.append(Measurement.exact(name, "other_load_cores", result.other_load_cores, "cores", during))
+    for kind, rate, where in (
+        ("prefill", result.speed.prefill, settings.prefill_where(engine)),
+        ("decode", result.speed.decode, settings.decode_where(engine)),
+    ):
         rows.append(
             Measurement(
                 name,
                 f"{kind}_tokens_per_second",
-                rate["median"],
-                rate["slowest"],
-                rate["fastest"],
-                rate["repeats"],
+                rate.median,
+                rate.slowest,
+                rate.fastest,
+                rate.repeats,
                 "tokens/s",
                 where,
             )

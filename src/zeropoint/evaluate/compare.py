@@ -11,19 +11,21 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from zeropoint.errors import UsageError
-from zeropoint.evaluate import client, environment
-from zeropoint.evaluate.answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
+from zeropoint.evaluate import environment
 from zeropoint.evaluate.bench import ON_DISK, measure
-from zeropoint.evaluate.models import Model, describe
+from zeropoint.evaluate.model_description import Model, describe
 from zeropoint.evaluate.progress import Progress, part
-from zeropoint.evaluate.settings import SpeedSettings
-from zeropoint.evaluate.statistics import RESAMPLES
-from zeropoint.evaluate.windows import DEFAULT_CONTEXT
+from zeropoint.evaluate.quality.greedy_answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
+from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT
+from zeropoint.evaluate.speed.settings import SpeedSettings
+from zeropoint.evaluate.worker import client
+from zeropoint.evaluate.worker.messages import ModelToOpen, QualityRequest, QualityResult
 from zeropoint.machine.detect import Machine
-from zeropoint.runtime import ENGINES
+from zeropoint.runtime import ENGINES, reference_engine
 from zeropoint.values.report import Measurement, Report
 
 logger = logging.getLogger(__name__)
@@ -97,22 +99,17 @@ def compare(
     request = quality_request(
         models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
     )
-    request |= {
-        "prompts": list(prompts),
-        "answer_tokens": answer_tokens,
-        "speakers": [m.name for m in models],
-    }
+    request = replace(
+        request, prompts=tuple(prompts), answer_tokens=answer_tokens, speakers=[m.name for m in models]
+    )
     share = len(timed) / steps
     result = client.call(
         request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
     )
-    runs = result.pop("runs")
     if not speed:
-        for name, run in ((each.name, runs[each.name]) for each in models):
-            engines[name] = {"engine": run["engine"], "reason": run["reason"]}
-            rows.append(
-                Measurement.exact(name, "weights_bytes", float(run["weights_bytes"]), "bytes", ON_DISK)
-            )
+        for name, run in ((each.name, result.runs[each.name]) for each in models):
+            engines[name] = {"engine": run.engine, "reason": run.reason}
+            rows.append(Measurement.exact(name, "weights_bytes", float(run.weights_bytes), "bytes", ON_DISK))
     rows += quality_measurements(models[0].name, result)
     names = [model, *artifacts]
     shown = command or shlex.join(
@@ -140,7 +137,7 @@ def running_engine(model: Model, engine: str) -> str:
     """
     if model.runtime:
         return "auto"
-    return "universal" if engine in ENGINES and not model.card else engine
+    return reference_engine().NAME if engine in ENGINES and not model.card else engine
 
 
 def quality_request(
@@ -152,72 +149,40 @@ def quality_request(
     tokens: int,
     context: int,
     seed: int,
-) -> dict[str, Any]:
+) -> QualityRequest:
     """Return the worker's quality request, without prompts to answer.
 
     `models[0]` in float32 is the reference model; all models are candidates. If `models[0]` is not in bfloat16, a
     bfloat16 run of it is one more candidate, for the noise floor.
     """
     first = models[0]
-    reference_engine = running_engine(first, engine)
-    candidates = {
-        m.name: {"path": m.path, "dtype": running_dtype(m), "engine": running_engine(m, engine)}
-        for m in models
-    }
+    reference_runs_on = running_engine(first, engine)
+    candidates = {m.name: ModelToOpen(m.path, running_dtype(m), running_engine(m, engine)) for m in models}
     if first.dtype != "bfloat16":
-        candidates[f"{first.name} {_FLOOR}"] = {
-            "path": first.path,
-            "dtype": "bfloat16",
-            "engine": reference_engine,
-        }
-    reference = {"path": first.path, "dtype": "float32", "engine": reference_engine}
-    context = min(context, first.context or context)
-    return paired_request(
-        reference, candidates, threads, text=text, tokens=tokens, context=context, seed=seed
+        candidates[f"{first.name} {_FLOOR}"] = ModelToOpen(first.path, "bfloat16", reference_runs_on)
+    return QualityRequest(
+        ModelToOpen(first.path, "float32", reference_runs_on),
+        candidates,
+        threads,
+        text,
+        tokens,
+        min(context, first.context or context),
+        seed,
     )
 
 
-def paired_request(
-    reference: Mapping[str, str],
-    candidates: Mapping[str, Mapping[str, str]],
-    threads: int,
-    *,
-    text: str | None,
-    tokens: int,
-    context: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the worker's quality request, without prompts; each model is a `path`, a `dtype` and an `engine`."""
-    return {
-        "task": "quality",
-        "reference": reference,
-        "candidates": candidates,
-        "threads": threads,
-        "text": text,
-        "tokens": tokens,
-        "context": context,
-        "seed": seed,
-        "resamples": RESAMPLES,
-        "prompts": [],
-        "answer_tokens": 0,
-        "speakers": [],
-        "keep": None,
-    }
-
-
-def noise_floor(reference: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def noise_floor(reference: str, result: QualityResult) -> Mapping[str, Any]:
     """Return the quality entry of the reference model's own 16-bit run, from the worker's quality result."""
-    candidates = result["candidates"]
-    entry: dict[str, Any] = candidates.get(f"{reference} {_FLOOR}", candidates[reference])
-    return entry
+    candidates = result.candidates
+    return candidates.get(f"{reference} {_FLOOR}", candidates[reference])
 
 
-def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Measurement]:
+def quality_measurements(reference: str, result: QualityResult) -> list[Measurement]:
     """Return the worker's quality result as measurements; the noise floor is a measurement of the reference model."""
     where = (
-        f"{result['text']} ({result['text_digest']}), {result['scored_tokens']} tokens, "
-        f"context {result['context']}, against the float32 reference, "
-        f"95 % bootstrap over {result['units']} {result['unit_kind']}"
+        f"{result.text} ({result.text_digest}), {result.scored_tokens} tokens, "
+        f"context {result.context}, against the float32 reference, "
+        f"95 % bootstrap over {result.units} {result.unit_kind}"
     )
     rows = []
 
@@ -226,7 +191,7 @@ def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Meas
             Measurement(model, metric, entry["value"], entry["low"], entry["high"], entry["n"], unit, where)
         )
 
-    for name, entry in result["candidates"].items():
+    for name, entry in result.candidates.items():
         if name.endswith(_FLOOR):
             continue
         for metric, unit in _QUALITY_UNITS.items():
@@ -240,17 +205,17 @@ def quality_measurements(reference: str, result: Mapping[str, Any]) -> list[Meas
     return rows
 
 
-def _extra(models: Sequence[Model], result: Mapping[str, Any], command: str) -> dict[str, Any]:
+def _extra(models: Sequence[Model], result: QualityResult, command: str) -> dict[str, Any]:
     """Return the report's values besides the measurements."""
     sound = [model for model in models if not model.doubts]
     return {
         "kind": "compare",
         "models": {m.name: m.to_json() for m in models},
-        "quality": {k: v for k, v in result.items() if k != "answers"},
+        "quality": {k: v for k, v in result.to_json().items() if k not in ("runs", "answers")},
         "layer_errors": {m.name: m.card["layer_errors"] for m in sound if m.card.get("layer_errors")},
         "coverage": {m.name: coverage(m) for m in models if m.card.get("plan")},
         "verdicts": {m.name: m.card["verdict"] for m in sound if m.card.get("verdict")},
-        "answers": result["answers"],
+        "answers": result.answers,
         "command": command,
         "versions": environment.versions(),
     }

@@ -20,7 +20,7 @@ from typing import Any
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import GateError, UsageError
 from zeropoint.evaluate import Verdict, bench, check
-from zeropoint.evaluate.windows import EvaluationText
+from zeropoint.evaluate.quality.windows import EvaluationText
 from zeropoint.files import documents
 from zeropoint.fitting.candidates import WIDE, Step
 from zeropoint.fitting.planner import Planner
@@ -28,6 +28,7 @@ from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
 from zeropoint.machine.detect import Machine
 from zeropoint.quantization import quantize_checkpoint, refuse_output
+from zeropoint.runtime import fitting_engine
 from zeropoint.sources.notes import tell
 from zeropoint.values.budget import Budget
 
@@ -163,7 +164,7 @@ def _measure_speed(planner: Planner, answer: Fit) -> Fit:
     """Measure the final artifact's speed in a fresh process, unless the plan is for another machine."""
     if planner.target.described is not None:
         return answer
-    speed = bench(str(answer.path), threads=planner.settings.threads, engine="native")
+    speed = bench(str(answer.path), threads=planner.settings.threads, engine=fitting_engine().NAME)
     rates = {m.metric: m.value for m in speed.measurements}
     timed = replace(
         answer, decode=rates["decode_tokens_per_second"], prefill=rates["prefill_tokens_per_second"]

@@ -21,7 +21,7 @@ from zeropoint.calibrate import Calibration
 from zeropoint.calibrate.text import DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.evaluate.windows import EvaluationText, Windows, load_text, make_windows
+from zeropoint.evaluate.quality.windows import EvaluationText, Windows, load_text, make_windows
 from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
 from zeropoint.fitting.loss import LossMeter

@@ -1,25 +1,24 @@
 """Timing: the seconds per token of each group in each format, for decode and for prefill, measured on this machine.
 
-Each group's matrix products are timed alone, group after group as in the forward pass, so that weights come from the
-same cache or memory as in decode. Whole models in one format are timed too. Their extra time (attention, norms, thread
-synchronisation) is shared out over the groups in proportion to the products, so predictions are exact for uniform
-models.
+The engine times its own kernels (`runtime.engine.Timing`). Each group's matrix products are timed alone, group
+after group as in the forward pass, so that weights come from the same cache or memory as in decode. Whole models in one
+format are timed too. Their extra time (attention, norms, thread synchronisation) is shared out over the groups in
+proportion to the products, so predictions are exact for uniform models.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.fitting.candidates import Candidates, Group, Step
-from zeropoint.kernels import library
 from zeropoint.planning.solver import Picks
-from zeropoint.runtime.native.library import Decoder, Weight
-from zeropoint.runtime.native.session import read
+from zeropoint.runtime import fitting_engine
+from zeropoint.runtime.engine import Timing
 
 Floats = NDArray[np.float64]
 
@@ -90,40 +89,16 @@ def _whole_models(
     return np.asarray(times.min(axis=0))
 
 
-def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
+def token_seconds(decoder: Any, *, threads: int) -> tuple[float, float]:
     """Return the seconds per token of prefill, and of greedy decode after the prompt."""
-    config = decoder.record.config
-    steps = max(1, min(STEPS, config.max_positions // 2))
-    prompt = max(1, min(PROMPT, config.max_positions - steps))
-    cache = decoder.cache(prompt + steps)
-    ids = (np.arange(prompt) * 7919 % config.vocab).astype(np.int32)
-    logits = np.empty((1, config.vocab), np.float32)
-    start = time.perf_counter()
-    read(decoder, cache, ids, threads=threads, out=logits)
-    prefilled = time.perf_counter()
-    for position in range(prompt, prompt + steps):
-        token = logits.argmax(-1).astype(np.int32)
-        positions = np.full(1, position, np.int32)
-        decoder.forward(cache, token, np.zeros(1, np.int32), positions, threads=threads, out=logits)
-    return (prefilled - start) / prompt, (time.perf_counter() - prefilled) / steps
+    return _timing().token_seconds(decoder, prompt=PROMPT, steps=STEPS, threads=threads)
 
 
 def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Floats:
     """Return the seconds of each group's products `[groups]`: the median of several passes, without the first."""
-    weights = [candidates.weights(group, format) for group in candidates.groups]
-    widest = max(max(w.format.rows, w.format.columns) for parts in weights for w in parts)
-    x, y = np.ones((rows, widest), np.float32), np.empty((rows, widest), np.float32)
-
-    def passes(count: int) -> list[list[float]]:
-        return [
-            [
-                _time(parts, x, y, _rows_of(group, rows), threads)
-                for group, parts in zip(candidates.groups, weights, strict=True)
-            ]
-            for _ in range(count)
-        ]
-
-    return np.asarray(np.median(passes(ROUNDS + 1)[1:], axis=0))
+    groups = [(candidates.weights(group, format), _rows_of(group, rows)) for group in candidates.groups]
+    passes = _timing().product_seconds(groups, passes=ROUNDS + 1, threads=threads)
+    return np.asarray(np.median(passes[1:], axis=0))
 
 
 def _rows_of(group: Group, rows: int) -> int:
@@ -131,15 +106,8 @@ def _rows_of(group: Group, rows: int) -> int:
     return 1 if group.kind in ("embedding", "head") else rows
 
 
-def _time(
-    parts: list[Weight], x: NDArray[np.float32], y: NDArray[np.float32], count: int, threads: int
-) -> float:
-    """Return the seconds of multiplying `count` rows of `x` by each weight."""
-    start = time.perf_counter()
-    for weight in parts:
-        rows, columns = weight.format.rows, weight.format.columns
-        status = library.load().zp_linear(
-            weight.address, x.ctypes.data, count, columns, None, y.ctypes.data, rows, threads
-        )
-        library.check(status)
-    return time.perf_counter() - start
+def _timing() -> Timing:
+    """Return the timing of the engine that `fit` plans for."""
+    timing = fitting_engine().timing()
+    assert timing is not None
+    return timing

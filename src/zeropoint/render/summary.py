@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from zeropoint import runtime
 from zeropoint.render import numbers
 from zeropoint.values.report import Measurement, Report
-
-#: Names of engines in a report.
-ENGINES = {
-    "native": "Run by the native engine",
-    "universal": "Run by the universal engine (torch)",
-    "transformers": "Run by transformers (torch)",
-}
 
 # Two values whose ratio is smaller than this count as equal, because measurements are noisy.
 TIE = 1.05
@@ -223,10 +217,11 @@ def _pair(report: Report, mine: str, other: str, metric: str, show: Callable[[fl
 
 
 def _engine_reasons(report: Report) -> list[str]:
-    """Return a warning for each model that did not run in the native engine, with the reason."""
+    """Return a warning for each model that did not run in the preferred engine, with the reason."""
     engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
+    places = {name: each.FALLBACK for each in runtime.engines() for name in each.LABELS}
     return [
-        f"{name} ran in torch, slower and in more memory than natively: {ran['reason']}."
+        f"{name} ran {places.get(ran['engine'], 'in ' + ran['engine'])}: {ran['reason']}."
         for name, ran in engines.items()
         if ran.get("reason")
     ]
@@ -248,10 +243,11 @@ def _unmeasured_lines(report: Report) -> list[str]:
 def engine_lines(report: Report) -> list[str]:
     """Return lines for below a table: the models of each engine."""
     engines: Mapping[str, Mapping[str, str]] = report.extra.get("engines", {})
+    labels = {name: label for each in runtime.engines() for name, label in each.LABELS.items()}
     by_engine: dict[str, list[str]] = {}
     for name, ran in engines.items():
-        by_engine.setdefault(ENGINES.get(ran["engine"], f"Run by {ran['engine']}"), []).append(name)
-    return [f"{engine}: {', '.join(names)}." for engine, names in by_engine.items()]
+        by_engine.setdefault(labels.get(ran["engine"], ran["engine"]), []).append(name)
+    return [f"Run by {engine}: {', '.join(names)}." for engine, names in by_engine.items()]
 
 
 def noise_lines(report: Report) -> list[str]:

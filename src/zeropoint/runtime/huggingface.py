@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.generate_options import GenerateOptions
-from zeropoint.runtime.protocol import Logits, Runner
+from zeropoint.runtime.protocol import Logits, TokenModel
 
 Ids = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ class HuggingFaceModel:
     and the same greedy continuation as alone.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: TokenModel) -> None:
         self.runner = runner
         self.device = "cpu"
         self.config = SimpleNamespace(

@@ -1,4 +1,7 @@
-"""The `Runner` protocol: the interface that every engine implements, one for a GPU (CUDA) included."""
+"""What a loaded model offers: `TokenModel` (token ids), `TextModel` (text), `Measured` (cost), and `Runner`, all three.
+
+Every engine implements `Runner`, one for a GPU (CUDA) included. Code that needs one part asks for that part only.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,16 @@ Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 
-class Runner(Protocol):
-    """A loaded model: logits, text generation, tokenization, and timed prefill and decode."""
+class TokenModel(Protocol):
+    """A loaded model that reads and generates token ids, on one engine. It knows no text."""
 
     name: str
     engine: str
     engine_reason: str
-    """Why `auto` did not choose the native engine; empty if it did, or if another engine was asked for."""
+    """Why `auto` did not choose the preferred engine; empty if it did, or if another engine was asked for."""
     vocab_size: int
-    weights_bytes: int
-    """Bytes of the weights in memory, in the kernels' layout."""
-    artifact_bytes: int
-    """Bytes of the tensors on disk."""
-
     stop_tokens: frozenset[int]
     """End-of-sequence ids of the model."""
-
-    @property
-    def start_token(self) -> int | None:
-        """Return the token to put before a text so that its first token has a prediction: BOS, else EOS, else None."""
-        ...
 
     def logits(self, tokens: Tokens) -> Logits:
         """Return float32 logits `[T, vocab]` for tokens `[T]`, `[B, T, vocab]` for tokens `[B, T]`."""
@@ -56,8 +49,13 @@ class Runner(Protocol):
         """
         ...
 
-    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
-        """Return the seconds to prefill tokens `[B, T]` and the seconds of `new_tokens` greedy decode steps."""
+
+class TextModel(Protocol):
+    """The model's tokenizer and chat template. `zeropoint.runtime.text.Reads` implements them for every engine."""
+
+    @property
+    def start_token(self) -> int | None:
+        """Return the token to put before a text so that its first token has a prediction: BOS, else EOS, else None."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -89,3 +87,20 @@ class Runner(Protocol):
         Without a template, return the ids of the last turn as a prompt. Raises like `chat_text`.
         """
         ...
+
+
+class Measured(Protocol):
+    """The cost of a loaded model: its bytes, and the time of prefill and decode."""
+
+    weights_bytes: int
+    """Bytes of the weights in memory, in the kernels' layout."""
+    artifact_bytes: int
+    """Bytes of the tensors on disk."""
+
+    def prefill_decode(self, tokens: Tokens, new_tokens: int) -> tuple[float, float]:
+        """Return the seconds to prefill tokens `[B, T]` and the seconds of `new_tokens` greedy decode steps."""
+        ...
+
+
+class Runner(TokenModel, TextModel, Measured, Protocol):
+    """A loaded model with everything that the commands ask of it, as `zeropoint.runtime.open_runner` returns it."""

@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure all models, print and write the report, and return 0."""
     from zeropoint.evaluate import compare
-    from zeropoint.evaluate.answers import DEFAULT_PROMPTS
+    from zeropoint.evaluate.quality.greedy_answers import DEFAULT_PROMPTS
     from zeropoint.render import markdown, page
     from zeropoint.values.sensitivity import load
 

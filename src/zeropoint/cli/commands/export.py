@@ -35,7 +35,7 @@ from zeropoint.cli.option_values import input_file, whole
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
-    from zeropoint.evaluate.agreement import Agreement
+    from zeropoint.evaluate.gate.export_agreement import Agreement
 
 HELP = "export an artifact to another runtime's format, and verify it"
 INTERRUPTED = "interrupted: no file was left behind that was not verified"
@@ -136,7 +136,7 @@ def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
     Returns None, with the reason printed, if the target runtime cannot run the file here.
     """
     from zeropoint.errors import UnsupportedError
-    from zeropoint.evaluate.agreement import agreement
+    from zeropoint.evaluate.gate.export_agreement import agreement
 
     try:
         with progress_fraction() as progress:

@@ -1,6 +1,6 @@
 """External runtimes: other tools' model files run by llama.cpp, onnxruntime or transformers, to compare with Zeropoint.
 
-There is one module per runtime, found by name. Each module provides:
+There is one module per runtime, found by name; `engine.py` makes one engine of them. Each module provides:
 
 - `RUNTIME`: the runtime's name in reports;
 - `EXACT`: the dtype in which the runtime computes with the stored weights without further rounding;
@@ -84,7 +84,8 @@ def identify(path: str | Path) -> ExternalModel | None:
     where = Path(path).expanduser()
     if (where / CARD_NAME).is_file():
         return None
-    for name in sorted(each.name for each in pkgutil.iter_modules(__path__) if each.name[0] != "_"):
+    names = {each.name for each in pkgutil.iter_modules(__path__) if each.name[0] != "_"} - {"engine"}
+    for name in sorted(names):
         module = cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
         if module.recognizes(where):
             return ExternalModel(where, module)

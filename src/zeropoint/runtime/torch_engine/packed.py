@@ -26,12 +26,12 @@ from zeropoint.values.qtensor import QuantizedTensor
 
 
 class PackedWeight:
-    """One quantized weight `[out, in]`, packed by the first kernel backend that supports its scheme."""
+    """One quantized weight `[out, in]`, packed by the first kernel backend that takes its scheme on `device`."""
 
-    def __init__(self, weight: QuantizedTensor) -> None:
-        self.scheme = weight.scheme
+    def __init__(self, weight: QuantizedTensor, device: str = "cpu") -> None:
+        self.scheme, self.device = weight.scheme, device
         self.out_features, self.in_features = weight.shape
-        self._backend, self.refusals = kernels.choose(weight.scheme, weight.shape)
+        self._backend, self.refusals = kernels.choose(weight.scheme, weight.shape, device)
         self._packed = self._backend.pack(weight)
         self.nbytes: int = self._packed.nbytes
         self.replaced = False
@@ -46,9 +46,11 @@ class PackedWeight:
         return self.product(x, bias)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return `x W^T + bias` without gradients. Raises `UnsupportedError` if `x` is not on the CPU."""
-        if x.device.type != "cpu":
-            raise UnsupportedError(f"the integer kernels run on the CPU; the input is on {x.device}")
+        """Return `x W^T + bias` without gradients. Raises `UnsupportedError` if `x` is on another device."""
+        if x.device.type != self.device:
+            raise UnsupportedError(
+                f"the integer kernels run on the {self.device.upper()}; the input is on {x.device}"
+            )
         rows = x.reshape(-1, self.in_features).to(torch.float32).contiguous()
         out = torch.empty(rows.shape[0], self.out_features, dtype=torch.float32)
         addend = None if bias is None else bias.detach().to(torch.float32).contiguous()
@@ -101,7 +103,7 @@ class PackedWeight:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the packed bytes cannot be pickled, so the unpacked weight is
-        return PackedWeight, (self.unpack(),), {"replaced": self.replaced}
+        return PackedWeight, (self.unpack(), self.device), {"replaced": self.replaced}
 
 
 class _DifferentiableLinear(torch.autograd.Function):
@@ -139,7 +141,7 @@ class PackedTensor(Tensor):
     def __new__(cls, packed: PackedWeight, transposed: bool = False) -> Self:
         shape = (packed.out_features, packed.in_features)
         tensor = Tensor._make_wrapper_subclass(
-            cls, shape[::-1] if transposed else shape, dtype=torch.float32, device=torch.device("cpu")
+            cls, shape[::-1] if transposed else shape, dtype=torch.float32, device=torch.device(packed.device)
         )
         tensor.packed, tensor.transposed = packed, transposed
         return tensor

@@ -1,0 +1,1 @@
+"""A made-up engine, which tests put beside the real ones."""
