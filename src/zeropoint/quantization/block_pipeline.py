@@ -1,15 +1,16 @@
 """Quantization of the transformer blocks, in order; `quantize_block` reads from top to bottom.
 
-    first_inputs -> for each block: fold -> for each stage (capture its inputs -> quantize its layers) -> tune
-                                    -> run the quantized block -> the next block's inputs
+    first_inputs -> for each block: fold_block -> find_stages -> run_float_block
+                    -> quantize_layers (for each stage: capture_stage -> quantizer -> overwrite)
+                    -> tune_block -> run_quantized_block -> the next block's inputs
 
 A stage is a set of layers that share one input. Each step is a function of values, and its result is the next step's
 argument. Only two things change in place, because a second copy would not fit in memory: the weights of the block that
 is in memory (first folded, then replaced by dequantized ones, so that a layer's inputs carry the rounding errors of the
 layers before it), and the lists of hidden states, whose batches become the block's outputs one by one.
 
-If an algorithm needs the `drift` statistic or tunes whole blocks, the float model's hidden states go through the same
-steps beside the quantized model's.
+If an algorithm needs the `drift` statistic or tunes whole blocks, the float model's hidden states go through each block
+beside the quantized model's, before the block is quantized (`run_float_block`).
 
 Memory: the weights of one block, the hidden states of all tokens (float32), and in bfloat16 one input of all tokens for
 each submodule that runs can skip (`stages.py`). If the float model runs too: its hidden states of all tokens, and in
