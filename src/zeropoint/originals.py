@@ -27,9 +27,9 @@ from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.errors import CheckpointError, SchemeError, StatisticsError, UsageError
 from zeropoint.gguf.types import TYPES, is_float
 from zeropoint.gguf.types.superblocks import Storable, SuperTensor
-from zeropoint.quantization.calibrated import CalibratedBlocks
+from zeropoint.quantization.calibrated_blocks import CalibratedBlocks
 from zeropoint.quantization.layers import Quantized, measure, quantize_views
-from zeropoint.quantization.pipeline import read_calibration, source_config
+from zeropoint.quantization.to_artifact import read_calibration, source_config
 from zeropoint.reference.rounding import check_finite
 from zeropoint.sources.notes import tell
 from zeropoint.values.plan import Choice, Plan

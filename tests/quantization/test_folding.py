@@ -14,8 +14,8 @@ from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.planning import uniform_plan
-from zeropoint.quantization import Progress, calibrated, stream
-from zeropoint.quantization.folding import Folder
+from zeropoint.quantization import Progress, calibrated_blocks, stream
+from zeropoint.quantization.folding import _Folder
 from zeropoint.values.qtensor import QuantizedTensor
 
 #: Where a fold has nothing to do, which is said too: never that it was taken back.
@@ -34,7 +34,7 @@ def folded_model(
     """The float model with everything folded and nothing rounded, what was said, and how many folds were made."""
     checkpoint = open_checkpoint(folder)
     values: dict[str, torch.Tensor] = {}
-    original, applied = calibrated.quantize_views, []
+    original, applied = calibrated_blocks.quantize_views, []
 
     def spy(views, choice, stats):  # type: ignore[no-untyped-def]
         values.update({v.name: v.read().t() if v.transposed else v.read() for v in views})
@@ -45,9 +45,9 @@ def folded_model(
         applied.extend([names] * same)
         return same
 
-    apply = Folder._apply
-    monkeypatch.setattr(calibrated, "quantize_views", spy)
-    monkeypatch.setattr(Folder, "_apply", count)
+    apply = _Folder._apply
+    monkeypatch.setattr(calibrated_blocks, "quantize_views", spy)
+    monkeypatch.setattr(_Folder, "_apply", count)
     steps: list[Progress] = []
     plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm, keep=keep)
     made = dict(stream(checkpoint, plan, tokens=tokens(), progress=steps.append))

@@ -102,6 +102,7 @@ def tune_model(student: Student, tokens: torch.Tensor, options: Options, seed: i
     factors = {name: torch.ones_like(value) for name, value in start.items()}
 
     def stored() -> dict[str, torch.Tensor]:
+        """Return the trained values, rounded to the types in which the artifact stores them."""
         return {name: student.store(name, factor * start[name]) for name, factor in factors.items()}
 
     optimizer = torch.optim.Adam(factors.values(), lr=options.rate, betas=(0.9, 0.99))

@@ -86,6 +86,7 @@ def quantize(weight: Any, stats: LayerStats | None, scheme: Scheme, options: Opt
     """
 
     def find(target: Floats) -> Grid:
+        """Return the grid that `rtn` finds for a weight."""
         return Grid(scheme, *rtn.find_grid(target, stats, scheme, rtn.Options()))
 
     return quantize_on(find, weight, stats, options)

@@ -87,6 +87,7 @@ def quantize_block(
     generator = torch.Generator().manual_seed(seed)
 
     def measure() -> float:
+        """Return the mean distance of the current codes over all batches."""
         with torch.no_grad():
             weights = {name: part.weight() for name, part in learned.items()}
             return sum(float(loss(weights, number)) for number in range(batches)) / batches

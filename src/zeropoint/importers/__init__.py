@@ -26,7 +26,7 @@ from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.files.json_file import CARD_NAME
 from zeropoint.models.families import engine_of
 from zeropoint.planning.uniform import layout_of, plan_nbytes
-from zeropoint.quantization.pipeline import versions
+from zeropoint.quantization.to_artifact import versions
 from zeropoint.sources import quantized
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight

@@ -2,7 +2,9 @@
 
 from zeropoint.artifact import refuse_existing
 from zeropoint.quantization.layers import LayerError
-from zeropoint.quantization.pipeline import (
+from zeropoint.quantization.run_checkpoint import refuse_output
+from zeropoint.quantization.streaming import Progress, stream
+from zeropoint.quantization.to_artifact import (
     Summary,
     card_of,
     quantize_checkpoint,
@@ -10,8 +12,6 @@ from zeropoint.quantization.pipeline import (
     source_config,
     tokenizer_files,
 )
-from zeropoint.quantization.run_checkpoint import refuse_output
-from zeropoint.quantization.streaming import Progress, stream
 
 __all__ = [
     "LayerError",

@@ -25,8 +25,8 @@ from zeropoint.calibrate.text import DEFAULT_LENGTH, DEFAULT_TOKENS
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UnsupportedError, UsageError
 from zeropoint.planning import uniform_plan
-from zeropoint.quantization.blocks import BATCH_TOKENS
-from zeropoint.quantization.calibrated import CalibratedBlocks
+from zeropoint.quantization.block_runner import BATCH_TOKENS
+from zeropoint.quantization.calibrated_blocks import CalibratedBlocks
 from zeropoint.values.plan import Plan
 from zeropoint.values.scheme import Scheme, parse
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,11 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms._folds import Group
-from zeropoint.quantization.hooks import InputHook, norm_outputs, record, stages, tapped
+from zeropoint.quantization.block_runner import Block
+from zeropoint.quantization.hooks import bfloat16_inputs, input_calls, input_of, norm_outputs
+from zeropoint.quantization.module_weights import owner_of, weight_of
+from zeropoint.quantization.precision import TOLERANCE, full_precision
+from zeropoint.quantization.stages import group_by_input
 from zeropoint.values.plan import Choice
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
@@ -35,14 +39,8 @@ logger = logging.getLogger(__name__)
 #: Tokens of a group's input on which a fold is chosen, and the number of batches from which they are taken.
 SAMPLE, BATCHES = 512, 8
 
-#: Largest relative change (in float32) that a fold may make to the difference between a block's output and input.
-TOLERANCE = 1e-4
-
 #: Number of layers that a refusal lists by name.
 NAMED = 4
-
-Run = Callable[[torch.Tensor], torch.Tensor]
-"""Runs the block on one batch of hidden states `[windows, length, width]` and returns the block's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,7 @@ class Folded:
             return view
 
         def read() -> torch.Tensor:
+            """Return the folded weight, computed from the checkpoint's."""
             values = view.read()
             if (columns := self.columns.get(view.name)) is not None:
                 values = values * columns
@@ -95,35 +94,51 @@ def folds(choices: Sequence[Choice]) -> bool:
     return any("fold" in parts(choice.algorithm) for choice in choices)
 
 
-class Folder:
-    """The folding of one block that holds its float weights.
+def fold_block(
+    block: Block,
+    views: Sequence[LayerView],
+    choices: Mapping[str, Choice],
+    dtypes: Mapping[str, torch.dtype],
+    hidden: Sequence[torch.Tensor],
+) -> Folded:
+    """Fold scales into the float weights of `block` in place, as the choices say, and return the changes.
 
-    `path` is the module path of `block`, `dtypes` are the stored dtypes of parameters, `run` runs the block, and
-    `hidden` are its inputs, batch by batch.
+    `dtypes` are the stored dtypes of parameters, `hidden` are the block's inputs, batch by batch.
     """
+    return _Folder(block, views, choices, dtypes, hidden).fold()
+
+
+class _Folder:
+    """The state of `fold_block`: what one run on the first batch showed, and the folds so far."""
 
     def __init__(
         self,
-        block: torch.nn.Module,
-        path: str,
+        block: Block,
         views: Sequence[LayerView],
         choices: Mapping[str, Choice],
         dtypes: Mapping[str, torch.dtype],
-        run: Run,
         hidden: Sequence[torch.Tensor],
     ) -> None:
-        self._block, self._path, self._run, self._hidden = block, path, run, hidden
+        self._block, self._path, self._hidden = block, block.path, hidden
         self._views = {view.name: view for view in views}
         self._choices, self._dtypes = choices, dtypes
         self._done = Folded()
+        with (
+            full_precision(),
+            norm_outputs(block.module) as self._emitted,
+            input_calls(block, views) as calls,
+        ):
+            self._outputs = block.run(hidden[0])
+        self._stages = group_by_input(views, calls)
+        self._inputs: dict[str, torch.Tensor] = {}  # the first input of each view, in order of execution
+        for name, layer_input in calls:
+            self._inputs.setdefault(name, layer_input)
 
     def fold(self) -> Folded:
         """Fold scales into the block's parameters in place, and return the changes."""
-        with full_precision(), norm_outputs(self._block) as self._emitted:
-            block_stages = stages(list(self._views.values()), self._observe)
-        samples = self._samples([stage.names[0] for stage in block_stages if stage.shared])
+        samples = self._samples([stage.views[0] for stage in self._stages if stage.shared])
         with full_precision():
-            for stage in block_stages:
+            for stage in self._stages:
                 if stage.shared:
                     self._fold_group(stage.names, samples[stage.names[0]])
                 elif folds([self._choices[name] for name in stage.names]):
@@ -158,12 +173,12 @@ class Folder:
 
     def _makers(self, names: Sequence[str]) -> list[Maker]:
         """Return the modules that may produce a group's input; `_apply` tries each."""
-        group_input = self._given[names[0]]
+        group_input = self._inputs[names[0]]
         width = group_input.shape[-1]
         emitter = next((inner for inner, out in self._emitted.items() if out is group_input), None)
         if emitter is not None:
             return [Maker(emitter, "gain", np.arange(width)), Maker(emitter, "offset gain", np.arange(width))]
-        earlier = list(self._given)[: list(self._given).index(names[0])] if len(names) == 1 else []
+        earlier = list(self._inputs)[: list(self._inputs).index(names[0])] if len(names) == 1 else []
         for name in reversed(earlier):  # most often the layer just before is the producer
             view = self._views[name]
             if view.expert is None and width % view.shape[0] == 0:
@@ -180,7 +195,7 @@ class Folder:
         scale = torch.exp2(torch.linspace(-1, 1, view.shape[0]))
         saved = self._saved(view)
         self._scale_rows(view, scale)
-        changed_input = self._look(name)
+        changed_input = input_of(self._block, self._views[name], partial(self._block.run, self._hidden[0]))
         self._restore(saved)
         flat = changed_input.reshape(-1, changed_input.shape[-1])
         before = group_input.reshape(-1, group_input.shape[-1])
@@ -198,7 +213,7 @@ class Folder:
 
         The fold is undone if the block's output changes, or if the scale is all 1 after rounding to the norm's type.
         """
-        module = self._block.get_submodule(maker.inner)
+        module = self._block.module.get_submodule(maker.inner)
         saved = [pair for name in names for pair in self._saved(self._views[name])]
         saved += [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
         rows: torch.Tensor | None = None
@@ -238,25 +253,22 @@ class Folder:
     def _scale_rows(self, view: LayerView, rows: torch.Tensor) -> None:
         """Divide the rows of a layer's weight, and its bias, by `rows` `[out]`."""
         self._weight(view.name).div_(rows[:, None])
-        bias = getattr(self._block.get_submodule(view.module.removeprefix(f"{self._path}.")), "bias", None)
+        bias = getattr(owner_of(self._block.module, self._path, view), "bias", None)
         if bias is not None:
             bias.detach().div_(rows)
 
     def _same(self) -> bool:
         """Return whether the block's output for the first batch is the same as before, within `TOLERANCE`."""
         added = self._outputs - self._hidden[0]
-        return bool((self._run(self._hidden[0]) - self._outputs).norm() <= TOLERANCE * added.norm())
+        return bool((self._block.run(self._hidden[0]) - self._outputs).norm() <= TOLERANCE * added.norm())
 
     def _weight(self, name: str) -> torch.Tensor:
         """Return a view's weight in the block as `[out, in]` (no copy)."""
-        view = self._views[name]
-        owner = self._block.get_submodule(view.module.removeprefix(f"{self._path}."))
-        weight = owner.get_parameter(view.parameter.rpartition(".")[2]).detach()
-        return weight.t() if view.transposed else weight
+        return weight_of(self._block.module, self._path, self._views[name])
 
     def _saved(self, view: LayerView) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the parameters of a view's module, each with a copy of its value."""
-        module = self._block.get_submodule(view.module.removeprefix(f"{self._path}."))
+        module = owner_of(self._block.module, self._path, view)
         return [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
 
     def _restore(self, saved: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -270,35 +282,14 @@ class Folder:
         self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
         logger.info("%s", self._done.refusals[names[0]])
 
-    def _observe(self, on_input: InputHook) -> None:
-        """Run the block on the first batch; store each view's input in `_given` and the block's output."""
-        self._given: dict[str, torch.Tensor] = {}
-
-        def note(name: str, layer_input: torch.Tensor) -> None:
-            self._given.setdefault(name, layer_input)
-            on_input(name, layer_input)
-
-        with tapped(self._block, list(self._views.values()), self._path, note):
-            self._outputs = self._run(self._hidden[0])
-
-    def _look(self, name: str) -> torch.Tensor:
-        """Return the current input of view `name` for the first batch."""
-        inputs: list[torch.Tensor] = []
-        with tapped(self._block, [self._views[name]], self._path, lambda _name, value: inputs.append(value)):
-            self._run(self._hidden[0])
-        return inputs[0]
-
-    def _samples(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _samples(self, views: Sequence[LayerView]) -> dict[str, torch.Tensor]:
         """Return about `SAMPLE` inputs `[tokens, in]` of each view, evenly spaced over the first `BATCHES` batches."""
         batches = self._hidden[:BATCHES]
-        samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        samples: dict[str, list[torch.Tensor]] = {view.name: [] for view in views}
         for batch in batches:
-
-            def run(on_input: InputHook, batch: torch.Tensor = batch) -> Any:
-                with tapped(self._block, list(self._views.values()), self._path, on_input):
-                    return self._run(batch)
-
-            for name, inputs in record(names, run).items():
+            with bfloat16_inputs(self._block, views) as inputs_by_name:
+                self._block.run(batch)
+            for name, inputs in inputs_by_name.items():
                 flat = inputs.reshape(-1, inputs.shape[-1])
                 samples[name].append(flat[:: max(1, len(flat) * len(batches) // SAMPLE)].float())
         return {name: torch.cat(parts) for name, parts in samples.items()}
@@ -308,15 +299,3 @@ def _fold_choice(choice: Choice) -> tuple[Any, ...]:
     """Return the fold algorithm, scheme and fold options, which must be equal for all layers of a group."""
     name = parts(choice.algorithm).get("fold")
     return name, choice.scheme, None if name is None else part_options(choice.algorithm, choice.options)[name]
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute matrix products in full float32 inside the context, for comparisons to `TOLERANCE`."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -20,9 +20,9 @@ from zeropoint.algorithms.distill import Tuned
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.machine.detect import Machine
-from zeropoint.quantization.blocks import FilledModel
-from zeropoint.quantization.calibrated import bfloat16_layers, reduced_precision
-from zeropoint.quantization.tuning import stored
+from zeropoint.quantization.filled_model import FilledModel
+from zeropoint.quantization.module_weights import as_parameters
+from zeropoint.quantization.precision import bfloat16_layers, reduced_precision
 from zeropoint.reference.rounding import round_scale
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight, expand_groups
@@ -136,7 +136,7 @@ class Twin:
         weights = {**self._fixed, **{name: self._weight(name, value) for name, value in values.items()}}
         views = [self._views[name] for name in weights if name in self._views]
         parameters = {name: value for name, value in weights.items() if name not in self._views}
-        parameters |= stored(self._model.module, "", views, weights)
+        parameters |= as_parameters(self._model.module, "", views, weights)
         parameters |= {alias: parameters[name] for alias, name in self._ties.items() if name in parameters}
         return self._run(parameters, tokens)
 
@@ -185,6 +185,7 @@ def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a block's `forward` with its layers in bfloat16. (The output head, outside the blocks, stays float32.)"""
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        """Run `forward` with its layers in bfloat16."""
         with bfloat16_layers():
             return forward(*args, **kwargs)
 

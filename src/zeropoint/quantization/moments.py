@@ -19,7 +19,7 @@ import torch
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import ZeropointError
 from zeropoint.machine.heap import release
-from zeropoint.quantization.blocks import FilledModel
+from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.values.stats import LayerStats
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,9 +24,10 @@ from torch.func import functional_call
 from zeropoint.algorithms import load, part_options, parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UnsupportedError, UsageError
-from zeropoint.quantization.blocks import BlockRunner, FilledModel
-from zeropoint.quantization.folding import TOLERANCE, full_precision
+from zeropoint.quantization.block_runner import Block, BlockRunner
+from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.hooks import norm_outputs
+from zeropoint.quantization.precision import TOLERANCE, full_precision
 from zeropoint.values.plan import Plan
 from zeropoint.views import LayerView
 
@@ -122,16 +122,14 @@ class _Rotation:
         self._model.fill(outside)
         hidden = self._runner.start()[0]
         changes: dict[str, Change] = {}
-        for index, path in enumerate(self._model.blocks):
-            names = self._model.names(f"{path}.")
-            self._model.fill(names)
-            block = _Block(self._runner, index, path, self._model.module.get_submodule(path), hidden)
-            if residual:
-                changes |= self._turn_residual(block)
-            if heads:
-                changes |= self._turn_heads(block)
-            hidden = block.out
-            self._model.drop(names)
+        for number in range(len(self._model.blocks)):
+            with self._runner.block(number) as filled:
+                block = _Block(filled, hidden)
+                if residual:
+                    changes |= self._turn_residual(block)
+                if heads:
+                    changes |= self._turn_heads(block)
+                hidden = block.out
         if residual:
             changes |= self._turn_ends(outside, hidden)
         self._model.drop(outside)
@@ -237,17 +235,15 @@ class _Block:
     `out` is the block's output, `changes` and `turn` are the changes and the rotation of the hidden states so far.
     """
 
-    def __init__(
-        self, runner: BlockRunner, index: int, path: str, module: torch.nn.Module, hidden: torch.Tensor
-    ) -> None:
-        self.path, self._module, self._hidden = path, module, hidden
-        self._run = partial(runner.run_with, index, module)
-        self.names = {f"{path}.{inner}" for inner, _ in module.named_parameters()}
+    def __init__(self, block: Block, hidden: torch.Tensor) -> None:
+        self.path, self._module, self._hidden = block.path, block.module, hidden
+        self._run = block.run_with
+        self.names = {f"{block.path}.{inner}" for inner, _ in block.module.named_parameters()}
         self.changes: dict[str, Change] = {}
         self.turn = torch.eye(hidden.shape[-1])
         self._fed: dict[str, str] = {}
         self._norms: dict[str, torch.nn.Module] = {}
-        with torch.no_grad(), norm_outputs(module) as emitted, self._noting(emitted):
+        with torch.no_grad(), norm_outputs(block.module) as emitted, self._noting(emitted):
             self.out = self._run({}, hidden)
 
     def value(self, name: str) -> torch.Tensor:
@@ -295,7 +291,10 @@ class _Block:
         width = self._hidden.shape[-1]
 
         def note(inner: str) -> Callable[..., None]:
+            """Return a hook for the module at path `inner`."""
+
             def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                """Note the norm whose output is among the module's arguments."""
                 for value in (*args, *kwargs.values()):
                     for norm, out in emitted.items():
                         if isinstance(value, torch.Tensor) and out.shape[-1] == width and _shares(value, out):

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from zeropoint.artifact.writer import lock, sync
 from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import safetensors_file
 from zeropoint.files.json_file import MAX_CARD_BYTES, json_digest, load_json
+from zeropoint.quantization.block_runner import States
 from zeropoint.quantization.layers import LayerError
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight
@@ -58,18 +59,6 @@ class Made(NamedTuple):
     weight: Weight
     error: LayerError | None = None
     warning: str = ""
-
-
-class States(NamedTuple):
-    """The number of finished blocks, and the next block's input, float32 `[windows, length, width]` per batch.
-
-    `hidden` is the quantized model's; `exact` is the float model's, empty if it does not run beside. Both are empty
-    before the first and after the last block.
-    """
-
-    done: int
-    hidden: Sequence[torch.Tensor] = ()
-    exact: Sequence[torch.Tensor] = ()
 
 
 @dataclass(frozen=True, slots=True)

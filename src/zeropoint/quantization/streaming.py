@@ -15,7 +15,7 @@ from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.planning.coverage import check_complete
-from zeropoint.quantization.calibrated import CalibratedBlocks
+from zeropoint.quantization.calibrated_blocks import CalibratedBlocks
 from zeropoint.quantization.layers import LayerError, needs, quantize_view
 from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
@@ -138,6 +138,7 @@ def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) 
     stats = _moments(checkpoint, plan) if blocks is None else {}
 
     def make(name: str) -> Made:
+        """Return the weight `name`, as the plan says."""
         choice = plan.choices[name]
         if choice.scheme is None or choice.scheme.is_float:
             folded = None if blocks is None else blocks.folded(name)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.files.json_file import json_digest
 from zeropoint.machine.heap import release
-from zeropoint.quantization.calibrated import reduced_precision
 from zeropoint.quantization.moments import input_moments
+from zeropoint.quantization.precision import reduced_precision
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
 from zeropoint.quantization.sensitivity.model import FloatModel
 from zeropoint.quantization.sensitivity.scores import Scores

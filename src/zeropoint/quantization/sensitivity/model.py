@@ -12,8 +12,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zeropoint.checkpoint import Checkpoint
-from zeropoint.quantization.blocks import FilledModel
+from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.hooks import PRODUCTS
+from zeropoint.quantization.module_weights import weight_of
 from zeropoint.values.sensitivity import Group
 from zeropoint.views import LayerView
 
@@ -47,10 +48,7 @@ class FloatModel:
 
     def weight(self, view: LayerView) -> torch.Tensor:
         """Return a view's weight as `[out, in]` (no copy)."""
-        owner = self.module.get_submodule(view.module)
-        parameter: torch.Tensor = getattr(owner, view.parameter.rpartition(".")[2]).detach()
-        target = parameter if view.expert is None else parameter[view.expert]
-        return target.t() if view.transposed else target
+        return weight_of(self.module, "", view)
 
     def modules_of(self, view: LayerView) -> list[torch.nn.Module]:
         """Return the modules that use a view's weight: none for an expert, two for a tied embedding."""
@@ -89,6 +87,7 @@ class FloatModel:
         inputs: list[torch.Tensor] = []  # keeps the tensors alive, so that no id() is used twice
 
         def on_product(name: str, layer_input: torch.Tensor, _out: torch.Tensor) -> None:
+            """Note the view's first input and the parent of its module."""
             if any(name in names for names in names_by_input.values()):
                 return
             inputs.append(layer_input)
@@ -126,6 +125,7 @@ class _ExpertProducts(TorchFunctionMode):
         self._on_product = on_product
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, pass a product with a known expert's weight to `on_product`, and return the result."""
         out = func(*args, **(kwargs or {}))
         if self._names and func in PRODUCTS:
             name = self._names.get(args[1].data_ptr())

@@ -54,6 +54,7 @@ class Scores:
         reached: set[str] = set()
 
         def on_product(name: str, inputs: torch.Tensor, out: torch.Tensor) -> None:
+            """Add the forward pass, and the backward pass once the gradient of `out` is there."""
             reached.add(self._owner[name])
             inputs = inputs.detach()
             self._add_forward(name, inputs, out.detach())

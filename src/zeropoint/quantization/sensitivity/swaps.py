@@ -76,6 +76,7 @@ def _rounding(change: Perturbation) -> Callable[..., tuple[torch.Tensor, ...] | 
     """Return a forward pre-hook that rounds a module's input; token ids stay as they are."""
 
     def before(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Return the module's arguments with the first one rounded, or None to leave them as they are."""
         if change.activation is None or not inputs[0].is_floating_point():
             return None
         return (fake_quantize(inputs[0], change.activation), *inputs[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,11 @@ import torch
 
 from tests.support.tiny import ARCHITECTURES
 from zeropoint.checkpoint import open_checkpoint
-from zeropoint.quantization.blocks import BlockRunner, FilledModel
-from zeropoint.quantization.replay import Replay
+from zeropoint.quantization.block_pipeline import run_quantized_block
+from zeropoint.quantization.block_runner import BlockRunner
+from zeropoint.quantization.captures import capture_stage
+from zeropoint.quantization.filled_model import FilledModel
+from zeropoint.quantization.stages import StoredInput, find_stages
 
 Tiny = Callable[[str], Path]
 
@@ -36,26 +38,17 @@ def test_what_is_passed_over_changes_nothing(name: str, tiny_checkpoint: Tiny) -
     model.fill(model.outside())
     (hidden,) = runner.start()
     path = model.blocks[0]
-    block = model.module.get_submodule(path)
-    model.fill(model.names(f"{path}."))
     views = [view for view in checkpoint.views()[0] if view.module.startswith(f"{path}.")]
-    replay = Replay(block, path, views, partial(runner.run, 0, block), hidden)
+    stored_inputs: list[StoredInput] = []
     calls: list[str] = []
-    for inner, module in block.named_modules():
-        module.register_forward_pre_hook(lambda _m, _i, inner=inner: calls.append(inner))
-    for stage in replay.stages:
-        inputs: list[torch.Tensor] = []
-
-        def seen(view: str, given: torch.Tensor, wanted: str = stage.names[0]) -> None:
-            if view == wanted:
-                inputs.append(given.bfloat16().float())  # noqa: B023
-
-        replay.again(0, hidden, seen)
-        if replay.keeps(stage):
-            replay.keep(stage, {0: inputs[0].bfloat16()})
-    calls.clear()
-    out = replay.finish(0, hidden)
-    ran = set(calls)
-    torch.testing.assert_close(out, runner.run(0, block, hidden), rtol=0.02, atol=0.02)
+    with runner.block(0) as block:
+        for inner, module in block.module.named_modules():
+            module.register_forward_pre_hook(lambda _m, _i, inner=inner: calls.append(inner))
+        for stage in find_stages(block, views, hidden):
+            stored_inputs += capture_stage(block, stage, (), [hidden], [], stored_inputs).stored_inputs
+        calls.clear()
+        (out,) = run_quantized_block(block, [hidden], stored_inputs)
+        ran = set(calls)
+        torch.testing.assert_close(out, block.run(hidden), rtol=0.02, atol=0.02)
     modules = [view.module.removeprefix(f"{path}.") for view in views]
     assert {inner.rpartition(".")[2] for inner in modules if inner in ran} - LAST == AGAIN.get(name, set())

@@ -21,8 +21,9 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.planning import uniform_plan
 from zeropoint.quantization import Progress, stream
-from zeropoint.quantization import calibrated as module
-from zeropoint.quantization.blocks import BlockRunner, FilledModel
+from zeropoint.quantization import calibrated_blocks as module
+from zeropoint.quantization.block_runner import BlockRunner
+from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.values.plan import Choice
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import parse
@@ -39,7 +40,9 @@ def random_tokens(windows: int = 6, length: int = 64, top: int = 256) -> np.ndar
 def test_blocks_one_by_one_are_the_model(
     name: str, tiny_checkpoint: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeropoint.quantization.blocks.BATCH_TOKENS", 4 * 64)  # a batch of four, one of two
+    monkeypatch.setattr(
+        "zeropoint.quantization.block_runner.BATCH_TOKENS", 4 * 64
+    )  # a batch of four, one of two
     folder, ids = tiny_checkpoint(name), torch.from_numpy(random_tokens())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     filled = FilledModel(open_checkpoint(folder))
@@ -52,10 +55,9 @@ def test_blocks_one_by_one_are_the_model(
     filled.fill(filled.outside())
     hidden = runner.start()
     assert [len(batch) for batch in hidden] == [4, 2]
-    for index, path in enumerate(filled.blocks):
-        filled.fill(filled.names(f"{path}."))
-        hidden = [runner.run(index, filled.module.get_submodule(path), batch) for batch in hidden]
-        filled.drop(filled.names(f"{path}."))
+    for number in range(len(filled.blocks)):
+        with runner.block(number) as running:
+            hidden = [running.run(batch) for batch in hidden]
     torch.testing.assert_close(torch.cat(hidden), last[0], rtol=1e-4, atol=1e-4)
 
 

@@ -1,0 +1,232 @@
+"""Quantization of the transformer blocks, in order; `quantize_block` reads from top to bottom.
+
+    first_inputs -> for each block: fold_block -> find_stages -> run_float_block
+                    -> quantize_layers (for each stage: capture_stage -> quantizer -> overwrite)
+                    -> tune_block -> run_quantized_block -> the next block's inputs
+
+A stage is a set of layers that share one input. Each step is a function of values, and its result is the next step's
+argument. Only two things change in place, because a second copy would not fit in memory: the weights of the block that
+is in memory (first folded, then replaced by dequantized ones, so that a layer's inputs carry the rounding errors of the
+layers before it), and the lists of hidden states, whose batches become the block's outputs one by one.
+
+If an algorithm needs the `drift` statistic or tunes whole blocks, the float model's hidden states go through each block
+beside the quantized model's, before the block is quantized (`run_float_block`).
+
+Memory: the weights of one block, the hidden states of all tokens (float32), and in bfloat16 one input of all tokens for
+each submodule that runs can skip (`stages.py`). If the float model runs too: its hidden states of all tokens, and in
+bfloat16 one input of all tokens for each stage that needs `drift`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from zeropoint.checkpoint import Checkpoint
+from zeropoint.quantization.block_runner import Block, BlockRunner, States
+from zeropoint.quantization.block_tuning import Tuner, tune_block, tuner_of
+from zeropoint.quantization.captures import FloatInputs, capture_stage, run_float_block
+from zeropoint.quantization.folding import Folded, fold_block, folds
+from zeropoint.quantization.layers import Quantized, Quantizer, needs
+from zeropoint.quantization.module_weights import overwrite
+from zeropoint.quantization.precision import reduced_precision
+from zeropoint.quantization.stages import Stage, StoredInput, find_stages, skipping
+from zeropoint.values.plan import Choice, Plan
+from zeropoint.values.qtensor import Coded
+from zeropoint.values.stats import LayerStats
+from zeropoint.views import LayerView
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """What the plan says of one block.
+
+    - `views`: the block's weights that are quantized to integers;
+    - `choices`, `needs`: the choice of each view, and the statistics that it needs, by name;
+    - `folds`: whether any choice names a fold;
+    - `tuner`: the algorithm that tunes all layers together, or None;
+    - `dtypes`: the stored dtypes of the model's parameters.
+    """
+
+    views: Sequence[LayerView]
+    choices: Mapping[str, Choice]
+    needs: Mapping[str, frozenset[str]]
+    folds: bool
+    tuner: Tuner | None
+    dtypes: Mapping[str, torch.dtype]
+
+    @property
+    def needs_float_model(self) -> bool:
+        """Return whether a step of this block needs the float model's hidden states."""
+        return self.tuner is not None or any("drift" in names for names in self.needs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedBlock:
+    """The result of one block.
+
+    - `layers`: the quantized weights, by view name;
+    - `kept`: new float32 values of kept vectors (norm weights, biases) that a fold changed, by parameter name;
+    - `states`: the next block's input; no hidden states after the last block.
+    """
+
+    layers: Mapping[str, Quantized]
+    kept: Mapping[str, torch.Tensor]
+    states: States
+
+
+def block_plans(checkpoint: Checkpoint, plan: Plan) -> list[BlockPlan]:
+    """Return the plan of each block. Raises `UsageError` if the layers of one block have different tuners."""
+    dtypes = {info.name: info.dtype for info in checkpoint.parameters()}
+    quantized = [
+        view
+        for view in checkpoint.views()[0]
+        if (choice := plan.choices.get(view.name)) is not None
+        and choice.scheme is not None
+        and not choice.scheme.is_float
+    ]
+    plans = []
+    for path in checkpoint.blocks():
+        views = [view for view in quantized if view.module.startswith(f"{path}.")]
+        choices = {view.name: plan.choices[view.name] for view in views}
+        in_block = list(choices.values())
+        statistics = {name: needs(choice) for name, choice in choices.items()}
+        plans.append(BlockPlan(views, choices, statistics, folds(in_block), tuner_of(in_block), dtypes))
+    return plans
+
+
+def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_float_model: bool) -> States:
+    """Capture the first block's inputs: the float model's if needed, and those from the quantized `embeddings`."""
+    model = runner.model
+    with reduced_precision(), model.filled(model.outside()):
+        exact = runner.start() if needs_float_model else []
+        for name, weight in embeddings.items():
+            model.set(name, torch.from_numpy(weight.dequantize()))
+        return States(0, runner.start(), exact)
+
+
+def quantize_blocks(
+    runner: BlockRunner, plans: Sequence[BlockPlan], states: States, quantizer: Quantizer
+) -> Iterator[QuantizedBlock]:
+    """Quantize the blocks after the first `states.done`, and yield each as soon as it is finished.
+
+    `quantizer` turns views, a choice and statistics into codes. The lists in `states` are changed.
+    """
+    for number in range(states.done, len(plans)):
+        with reduced_precision(), runner.block(number) as block:
+            result = quantize_block(block, plans[number], states, quantizer, is_last=number + 1 == len(plans))
+        states = result.states
+        yield result
+        del result  # frees the weights that the consumer has dropped, before the next block fills the memory
+
+
+def quantize_block(
+    block: Block, plan: BlockPlan, states: States, quantizer: Quantizer, *, is_last: bool
+) -> QuantizedBlock:
+    """Quantize the layers of a block that holds its float weights; return them, and the next block's inputs."""
+    hidden = states.hidden
+    folded = fold_block(block, plan.views, plan.choices, plan.dtypes, hidden) if plan.folds else Folded()
+    views = [folded.view(view) for view in plan.views]
+    stages = find_stages(block, views, hidden[0][:1])
+    exact, float_inputs = run_float_block(block, _drift_views(plan, stages), states.exact)
+    layers, stored_inputs = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
+    layers |= {name: layers[name].with_warning(why) for name, why in folded.refusals.items()}
+    if plan.tuner is not None:
+        layers = tune_block(plan.tuner, block, views, layers, hidden, exact)
+        _overwrite(block, views, layers)
+        stored_inputs = []  # outputs of layers that tuning has changed
+    if is_last:
+        return QuantizedBlock(layers, folded.kept, States(block.number + 1))
+    hidden = run_quantized_block(block, hidden, stored_inputs)
+    return QuantizedBlock(layers, folded.kept, States(block.number + 1, hidden, exact))
+
+
+def quantize_layers(
+    block: Block,
+    plan: BlockPlan,
+    views: Sequence[LayerView],
+    stages: Sequence[Stage],
+    hidden: Sequence[torch.Tensor],
+    float_inputs: FloatInputs,
+    quantizer: Quantizer,
+) -> tuple[dict[str, Quantized], list[StoredInput]]:
+    """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, and run on with these.
+
+    Returns the quantized layers by view name, and the inputs with which later runs can skip submodules.
+    """
+    layers: dict[str, Quantized] = {}
+    stored_inputs: list[StoredInput] = []
+    for stage in stages:
+        statistics = frozenset().union(*(plan.needs[name] for name in stage.names))
+        captured = capture_stage(block, stage, statistics, hidden, float_inputs, stored_inputs)
+        for group in _same_choice_groups(stage, plan.choices):
+            quantized = _quantize_group(plan, group, captured.stats.get(group[0].name), quantizer)
+            _overwrite(block, group, quantized)
+            layers |= quantized
+        stored_inputs += captured.stored_inputs
+    for view in views:
+        if view.name not in layers:  # the block's forward never uses it, but the artifact needs it
+            layers |= _quantize_group(plan, [view], None, quantizer)
+    return layers, stored_inputs
+
+
+def run_quantized_block(
+    block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
+) -> list[torch.Tensor]:
+    """Return the block's outputs, batch by batch; skip the submodules whose last layer's input is stored.
+
+    The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
+    """
+    for batch in range(len(hidden)):
+        with skipping(stored_inputs, batch):
+            hidden[batch] = block.run_in_bfloat16(hidden[batch])
+        for stored in stored_inputs:
+            stored.batches[batch] = torch.empty(0)
+    return hidden
+
+
+def _drift_views(plan: BlockPlan, stages: Sequence[Stage]) -> list[LayerView]:
+    """Return the first view of each stage whose drift is needed; experts, which take tokens of their own, have none."""
+    return [
+        stage.views[0]
+        for stage in stages
+        if stage.shared and any("drift" in plan.needs[name] for name in stage.names)
+    ]
+
+
+def _same_choice_groups(stage: Stage, choices: Mapping[str, Choice]) -> list[list[LayerView]]:
+    """Return the stage's views in groups that one quantizer call can take: one shared input and equal choices."""
+    if not stage.shared:
+        return [[view] for view in stage.views]
+    groups: list[tuple[Choice, list[LayerView]]] = []
+    for view in stage.views:
+        choice = replace(choices[view.name], reason="")
+        group = next((group for other, group in groups if other == choice), None)
+        if group is None:
+            groups.append((choice, [view]))
+        else:
+            group.append(view)
+    return [group for _, group in groups]
+
+
+def _quantize_group(
+    plan: BlockPlan, views: Sequence[LayerView], stats: LayerStats | None, quantizer: Quantizer
+) -> dict[str, Quantized]:
+    """Quantize views that have the same choice on the statistics of their input.
+
+    Without statistics (`stats` None), a result whose choice needs statistics carries a warning.
+    """
+    layers: dict[str, Quantized] = {}
+    for view, layer in zip(views, quantizer(views, plan.choices[views[0].name], stats), strict=True):
+        is_blind = stats is None and bool(plan.needs[view.name]) and not layer.warning
+        warning = f"{view.name} was rounded with equal importance for all its inputs: no calibration token reached it"
+        layers[view.name] = layer.with_warning(warning) if is_blind else layer
+    return layers
+
+
+def _overwrite(block: Block, views: Sequence[LayerView], layers: Mapping[str, Quantized]) -> None:
+    """Overwrite the block's weights with the dequantized values of `layers`."""
+    for view in views:
+        overwrite(block.module, block.path, view, layers[view.name].weight)

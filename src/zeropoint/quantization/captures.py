@@ -1,0 +1,139 @@
+"""Captures of a stage's inputs: statistics summed over all calibration tokens, while the block runs batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from zeropoint.quantization.block_runner import Block
+from zeropoint.quantization.hooks import bfloat16_inputs, input_hooks, input_of
+from zeropoint.quantization.stages import Stage, StoredInput, skipping
+from zeropoint.values.stats import LayerStats
+from zeropoint.views import LayerView
+
+FloatInputs = list[dict[str, torch.Tensor]]
+"""For each batch, the float model's inputs of some layers, by view name, in bfloat16."""
+
+
+class Captured(NamedTuple):
+    """The statistics of a stage's views that at least one token reached, and what later runs need in place of skips."""
+
+    stats: dict[str, LayerStats]
+    stored_inputs: list[StoredInput]
+
+
+def run_float_block(
+    block: Block, views: Sequence[LayerView], hidden: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], FloatInputs]:
+    """Return the block's outputs for the float model's hidden states, and the inputs of `views`, batch by batch.
+
+    The block must still hold its float weights. The list `hidden` becomes the outputs, so that no batch is in memory
+    twice.
+    """
+    inputs: FloatInputs = []
+    for batch in range(len(hidden)):
+        with bfloat16_inputs(block, views) as batch_inputs:
+            hidden[batch] = block.run_in_bfloat16(hidden[batch])
+        inputs.append(batch_inputs)
+    return hidden, inputs
+
+
+def capture_stage(
+    block: Block,
+    stage: Stage,
+    needs: Collection[str],
+    hidden: Sequence[torch.Tensor],
+    float_inputs: FloatInputs,
+    stored_inputs: Sequence[StoredInput],
+) -> Captured:
+    """Run the block up to `stage` on each batch of `hidden`, and return what the stage's layers received.
+
+    `needs` are the names of the statistics. `float_inputs` is empty, or holds for each batch the float model's inputs
+    by view name, for the drift; inputs that have been used are removed, which frees their memory. `stored_inputs` are
+    those of earlier stages.
+    """
+    if not stage.shared:
+        return Captured(_expert_statistics(block, stage, needs, hidden, stored_inputs), [])
+    first = stage.views[0]
+    sums = Sums(needs)
+    batches: list[torch.Tensor] = []
+    for batch, states in enumerate(hidden):
+        exact = float_inputs[batch].pop(first.name, None) if float_inputs else None
+        with skipping(stored_inputs, batch):
+            inputs = input_of(block, first, partial(block.run_in_bfloat16, states))
+        sums.add(inputs, None if exact is None else exact.float())
+        if stage.skips:
+            batches.append(inputs.bfloat16())
+    stats = sums.stats()
+    return Captured(
+        {} if stats is None else dict.fromkeys(stage.names, stats),
+        [StoredInput(skip, batches) for skip in stage.skips],
+    )
+
+
+def _expert_statistics(
+    block: Block,
+    stage: Stage,
+    needs: Collection[str],
+    hidden: Sequence[torch.Tensor],
+    stored_inputs: Sequence[StoredInput],
+) -> dict[str, LayerStats]:
+    """Return the statistics of each expert of a stage to which a token was routed."""
+    sums = {name: Sums(needs) for name in stage.names}
+    for batch, states in enumerate(hidden):
+        with (
+            skipping(stored_inputs, batch),
+            input_hooks(block, stage.views, lambda name, inputs: sums[name].add(inputs)),
+        ):
+            block.run_in_bfloat16(states)
+    return {name: stats for name, total in sums.items() if (stats := total.stats()) is not None}
+
+
+class Sums:
+    """Statistics (`needs`: `second_moment`, `hessian`, `drift`) of one layer input, summed batch by batch."""
+
+    def __init__(self, needs: Collection[str]) -> None:
+        self._needs = needs
+        self._count = 0
+        self._totals: dict[str, torch.Tensor] = {}
+
+    def add(self, inputs: torch.Tensor, exact: torch.Tensor | None = None) -> None:
+        """Add a batch of inputs `[..., in]`; `exact` is the float model's input for the same tokens.
+
+        Sums are float32, even inside an autocast context.
+        """
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        self._count += len(flat)
+        if "hessian" not in self._needs:  # else `stats` reads it off the diagonal of the Hessian
+            self._sum("second_moment", flat.square().sum(0))
+        with torch.autocast("cpu", enabled=False):
+            if "hessian" in self._needs:
+                self._sum_products("hessian", flat, flat)
+            if "drift" in self._needs and exact is not None:
+                self._sum_products("drift", exact.reshape(flat.shape).float() - flat, flat)
+
+    def _sum_products(self, name: str, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Add `left.T @ right` to the total `name`."""
+        if name in self._totals:
+            self._totals[name].addmm_(left.T, right)  # a quarter faster than a product and a sum
+        else:
+            self._totals[name] = left.T @ right
+
+    def _sum(self, name: str, value: torch.Tensor) -> None:
+        """Add `value` to the total `name`."""
+        if name in self._totals:
+            self._totals[name] += value
+        else:
+            self._totals[name] = value
+
+    def stats(self) -> LayerStats | None:
+        """Return the sums as `LayerStats`, or None if no token was added."""
+        if not self._count:
+            return None
+        arrays = {name: total.numpy() for name, total in self._totals.items()}
+        if "hessian" in arrays:
+            arrays["second_moment"] = arrays["hessian"].diagonal().copy()
+        return LayerStats(count=self._count, **arrays)
