@@ -270,7 +270,7 @@ def fit(
     """
     from zeropoint.fitting import Settings
     from zeropoint.fitting import fit as run
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
     from zeropoint.values.budget import Budget, parse_bytes
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
@@ -278,7 +278,7 @@ def fit(
     names = [field.name for field in fields(Settings)]
     if unknown := sorted(set(settings) - set(names)):
         raise UsageError(f"fit has no such setting: {unknown[0]}; it has {', '.join(names)}")
-    fit_settings = Settings(threads=threads or Machine.detect().cores, **settings)
+    fit_settings = Settings(threads=threads or default_threads(), **settings)
     return run(model, out, budget, fit_settings, progress or (lambda what, share: None))
 
 
@@ -295,11 +295,11 @@ def load(
     The result has `generate`, `stream`, `chat` and `logits`. `engine="auto"` chooses the native engine if it supports
     the model; see `zeropoint.runtime.open_runner`.
     """
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
     from zeropoint.runtime import open_runner
     from zeropoint.runtime.model import Model
 
-    threads = threads or Machine.detect().cores
+    threads = threads or default_threads()
     runner = open_runner(
         path, threads=threads, engine=engine, cache_type=cache_type, draft_tokens=draft_tokens
     )
@@ -316,14 +316,14 @@ def compare(
 ) -> Report:
     """Measure size, memory, speed and quality of a checkpoint and its artifacts; see `zeropoint.evaluate.compare`."""
     from zeropoint.evaluate import compare as run
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
 
     return run(
         str(model),
         [str(a) for a in artifacts],
         text=text,
         tokens=tokens,
-        threads=threads or Machine.detect().cores,
+        threads=threads or default_threads(),
     )
 
 

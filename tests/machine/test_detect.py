@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zeropoint.machine import detect
+from zeropoint.machine import cores
 from zeropoint.machine.detect import Machine
 
 
@@ -26,7 +26,7 @@ def test_respects_the_containers_limits(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("1073741824\n")
     (tmp_path / "memory.current").write_text("73741824\n")
-    monkeypatch.setattr(detect, "CGROUP", tmp_path)
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
     found = Machine.detect()
     assert found.cores == 1
     assert found.ram_total_bytes == 1 << 30

@@ -12,6 +12,7 @@ from zeropoint.cli.console import readable, rich_console
 from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, plain_file, probability, whole
 from zeropoint.errors import UsageError
 from zeropoint.files import atomic
+from zeropoint.machine.cores import default_threads
 
 if TYPE_CHECKING:
     from zeropoint.machine.detect import Machine
@@ -220,13 +221,6 @@ def refuse_ignored(args: argparse.Namespace, where: str, **defaults: Any) -> Non
     if names:
         verb = "has" if len(names) == 1 else "have"
         raise UsageError(f"{', '.join(names)} {verb} no effect {where}: leave it out, or see --help")
-
-
-def default_threads(threads: int | None) -> int:
-    """Return `threads`, or the number of usable cores if it is None."""
-    from zeropoint.machine.detect import Machine
-
-    return threads if threads is not None else Machine.detect().cores
 
 
 def this_machine(*, measure: bool) -> Machine:

@@ -22,6 +22,7 @@ from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.settings import SpeedSettings
 from zeropoint.evaluate.statistics import RESAMPLES
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
+from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
 from zeropoint.runtime import ENGINES
 from zeropoint.values.report import Measurement, Report
@@ -47,7 +48,7 @@ def compare(
     text: str | None = None,
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
-    threads: int = 2,
+    threads: int | None = None,
     prompts: Sequence[str] = DEFAULT_PROMPTS,
     answer_tokens: int = DEFAULT_ANSWER_TOKENS,
     prompt_tokens: int = 512,
@@ -70,6 +71,7 @@ def compare(
     """
     if not artifacts:
         raise UsageError("compare needs at least one artifact beside the model")
+    threads = default_threads(threads)
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     models = describe(model, artifacts, revision=revision)
     for each in models:

@@ -38,6 +38,7 @@ from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.windows import DEFAULT_CONTEXT
 from zeropoint.files import identity
 from zeropoint.files.json_file import CARD_NAME
+from zeropoint.machine.cores import default_threads
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def check(
     text: str | None = None,
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
-    threads: int = 2,
+    threads: int | None = None,
     engine: str = "auto",
     seed: int = 0,
     tasks: TaskRequest | None = None,
@@ -193,6 +194,7 @@ def check(
     Raises `UsageError` if a bound is out of range, `ArtifactError` if the artifact's weights or config differ from its
     card, and the models' own errors.
     """
+    threads = default_threads(threads)
     _check_bounds(max_kl, max_perplexity_increase, min_top1)
     _check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact], revision=revision)

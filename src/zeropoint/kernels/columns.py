@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.kernels import library
-from zeropoint.kernels.native import default_threads
+from zeropoint.machine.cores import default_threads
 from zeropoint.values.qtensor import expand_groups
 from zeropoint.values.scheme import Scheme
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.kernels import library
-from zeropoint.kernels.native import default_threads
+from zeropoint.machine.cores import default_threads
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]

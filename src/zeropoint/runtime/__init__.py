@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
+from zeropoint.machine.cores import default_threads
 from zeropoint.runtime import external
 from zeropoint.sources.location import locate
 from zeropoint.sources.texts import text_folder
@@ -36,7 +37,7 @@ CACHE_TYPES = ("float16", "int8", "float32")
 def open_runner(
     path: str | Path,
     *,
-    threads: int = 2,
+    threads: int | None = None,
     dtype: str = "auto",
     engine: str = "auto",
     cache_type: str = "float16",
@@ -61,6 +62,7 @@ def open_runner(
         raise UsageError(f"unknown engine {engine!r}: use {', '.join(ENGINES)}")
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
+    threads = default_threads(threads)
     if dtype != "auto" and engine == "native":
         raise UsageError(f"the native engine runs a model in its own types, not in {dtype}")
     path = locate(path, revision=revision)

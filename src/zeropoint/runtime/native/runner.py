@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
-from zeropoint.kernels.library import MAX_THREADS
+from zeropoint.machine.cores import MAX_THREADS
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
