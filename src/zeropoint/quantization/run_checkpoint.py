@@ -34,6 +34,7 @@ from zeropoint.artifact.card import replace_text
 from zeropoint.artifact.writer import lock, sync
 from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import safetensors_file
+from zeropoint.files.atomic import replace_text, sync
 from zeropoint.files.json_file import MAX_CARD_BYTES, json_digest, load_json
 from zeropoint.quantization.layers import LayerError
 from zeropoint.values.plan import Plan
