@@ -24,7 +24,6 @@ from gguf import GGMLQuantizationType
 
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
-from zeropoint.gguf.superblocks import FORMATS, Format, SuperTensor
 from zeropoint.gguf.types.superblocks import FORMATS, Format, SuperTensor
 from zeropoint.machine.cores import usable_cores
 from zeropoint.reference import rounding

@@ -26,6 +26,7 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import identity, safetensors_file
 from zeropoint.files.atomic import sync
@@ -294,7 +295,7 @@ def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Pla
     }
     if len(casts) == 1 and section is None:
         merged.pop("torch_dtype", None)
-        merged["dtype"] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[casts.pop() or ""]
+        merged["dtype"] = BY_FORMAT[casts.pop() or ""].name
     return merged
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.planning.coverage import check_complete
 from zeropoint.quantization.calibrated import CalibratedBlocks
@@ -27,9 +28,6 @@ from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
-
-#: The numpy dtype of each float format.
-NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,7 @@ def _kept(
     if scheme is None or scheme.float_format is None:
         return array
     with np.errstate(over="ignore"):
-        cast: NDArray[Any] = array.astype(np.float32).astype(NUMPY_FLOATS[scheme.float_format])
+        cast: NDArray[Any] = array.astype(np.float32).astype(BY_FORMAT[scheme.float_format].numpy())
     if not np.isfinite(cast.astype(np.float32)).all():
         raise CheckpointError(
             f"{name} holds values beyond {scheme}'s range (up to {float(np.abs(array.astype(np.float32)).max()):.4g}): "
