@@ -27,7 +27,8 @@ from zeropoint.errors import SchemeError
 from zeropoint.gguf.types.superblocks import FORMATS, Format, SuperTensor
 from zeropoint.machine.cores import usable_cores
 from zeropoint.reference import rounding
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

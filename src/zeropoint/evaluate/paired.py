@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.statistics import CONFIDENCE, POWER
+from zeropoint.values.arrays import Doubles
 
 _NORMAL = NormalDist()
 _BISECTIONS = 50
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,11 @@ def mcnemar(losses: int, gains: int) -> float:
 
 
 @cache
-def _mid_p(flips: int) -> Floats:
+def _mid_p(flips: int) -> Doubles:
     """Return the mid-p value for each number of losses, float64 `[flips + 1]`, read-only."""
     chances = binomial(flips, 0.5)
     below = np.cumsum(chances) - chances / 2
-    values: Floats = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
+    values: Doubles = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
     values.flags.writeable = False
     return values
 
@@ -181,7 +180,7 @@ def power(drop: float, flips: float, n: int) -> float:
     return float(weighted / counts[chosen].sum())
 
 
-def binomial(n: int, p: float) -> Floats:
+def binomial(n: int, p: float) -> Doubles:
     """Return the binomial probabilities of 0 to `n` successes, float64 `[n + 1]`."""
     successes = np.arange(n + 1)
     if p <= 0 or p >= 1:

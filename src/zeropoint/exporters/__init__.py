@@ -31,17 +31,15 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import as_artifact_error
 from zeropoint.errors import GateError, UsageError
 from zeropoint.files import atomic
+from zeropoint.values.arrays import Floats
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(current step, steps done, total steps)`."""
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,7 @@ from zeropoint.kernels import library
 from zeropoint.planning.solver import Picks
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.session import read
-
-Floats = NDArray[np.float64]
+from zeropoint.values.arrays import Doubles
 
 #: Prompt tokens, decode steps and rounds of one timing. Prompt and steps are those of `zeropoint bench`.
 PROMPT, STEPS, ROUNDS = 512, 128, 4
@@ -33,8 +32,8 @@ _ROWS = 128
 class Seconds:
     """Seconds per token, float64 `[groups, formats]`: each column sums to the time of the uniform model."""
 
-    decode: Floats
-    prefill: Floats
+    decode: Doubles
+    prefill: Doubles
 
 
 def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
@@ -75,7 +74,7 @@ def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple
 
 def _whole_models(
     candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Step
-) -> Floats:
+) -> Doubles:
     """Return the seconds per token of uniform models, `[columns, 2]`: decode, prefill.
 
     The models take turns. The fastest round counts, because other work on the machine only makes a round slower.
@@ -108,7 +107,7 @@ def token_seconds(decoder: Decoder, *, threads: int) -> tuple[float, float]:
     return (prefilled - start) / prompt, (time.perf_counter() - prefilled) / steps
 
 
-def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Floats:
+def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Doubles:
     """Return the seconds of each group's products `[groups]`: the median of several passes, without the first."""
     weights = [candidates.weights(group, format) for group in candidates.groups]
     widest = max(max(w.format.rows, w.format.columns) for parts in weights for w in parts)

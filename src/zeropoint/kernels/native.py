@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library
 from zeropoint.machine.cores import default_threads
+from zeropoint.values.arrays import Floats
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 
 class Packed:

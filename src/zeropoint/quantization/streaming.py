@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.rotating import rotated
 from zeropoint.quantization.run_checkpoint import Made, RunCheckpoint
 from zeropoint.reference.rounding import check_finite
+from zeropoint.tensors import to_numpy
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme
@@ -173,10 +173,7 @@ def _kept(
     Raises `CheckpointError` if the parameter holds NaN or inf, or overflows the float format.
     """
     tensor = (checkpoint.read(name) if folded is None else folded).to(dtype).contiguous()
-    if tensor.dtype == torch.bfloat16:
-        array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    else:
-        array = tensor.numpy()
+    array = to_numpy(tensor)
     if not tensor.is_floating_point():
         return array
     check_finite(array.astype(np.float32, copy=False), name)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import CheckpointError, SchemeError
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor, expand_groups
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor, expand_groups
 from zeropoint.values.scheme import MAX_MULTIPLE, Scheme
 
 STORAGE: dict[str, Any] = {

@@ -28,8 +28,9 @@ from zeropoint.files.json_file import parse_json
 from zeropoint.files.user_folder import open_own
 from zeropoint.kernels import library
 from zeropoint.models.spec import Rows
-from zeropoint.runtime.native.library import Bytes, Weight, view
+from zeropoint.runtime.native.library import Weight, view
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights
+from zeropoint.values.arrays import Bytes
 
 VERSION = 2
 NAME = f"packed {library.ABI_VERSION}.{VERSION}"
