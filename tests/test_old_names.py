@@ -44,6 +44,15 @@ def test_an_old_class_name_warns_and_gives_the_class(old: str, name: str) -> Non
         module.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("module", ["quantization", "quantization.streaming"])
+def test_a_class_that_was_renamed_in_place(module: str) -> None:
+    home = importlib.import_module(f"zeropoint.{module}")
+    with pytest.warns(DeprecationWarning, match=f"Progress of zeropoint.{module} is now WeightDone"):
+        assert home.Progress is home.WeightDone
+    with pytest.raises(AttributeError, match="nothing"):
+        home.nothing  # noqa: B018
+
+
 def test_submodules_follow() -> None:
     sys.modules.pop("zeropoint.runtime.foreign.llama_cpp", None)
     with pytest.warns(DeprecationWarning, match="llama_cpp is now"):

@@ -59,14 +59,16 @@ MOVED = {
     "userfolder": "files.user_folder",
 }
 
-#: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name. The module answers to
-#: these old names once it was imported by its own old name.
+#: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name. A module with an
+#: old name of its own answers to them once it was imported by that; any other has `old_attributes` as `__getattr__`.
 RENAMED = {
     "files.model_files": {"COMPANIONS": "MODEL_FILES", "companion_files": "model_files"},
     "models.spec": {"DecoderRecord": "ModelSpec"},
     "quantization.hooks": {"Seen": "InputHook"},
+    "quantization": {"Progress": "WeightDone"},
     "quantization.run_checkpoint": {"Journal": "RunCheckpoint"},
     "runtime.external": {"Foreign": "ExternalModel"},
+    "quantization.streaming": {"Progress": "WeightDone"},
     "runtime.native.packed_weights": {"Parcel": "PackedWeights", "Part": "Key"},
 }
 

@@ -24,7 +24,7 @@ import hashlib
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +36,8 @@ from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import as_artifact_error
 from zeropoint.errors import GateError, UsageError
 from zeropoint.files import atomic
+from zeropoint.progress import Progress, silent
 from zeropoint.values.arrays import Floats
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(current step, steps done, total steps)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,7 @@ def export(
     *,
     verify: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Export:
     """Write an artifact in a target's format. Nothing remains at `out` after an error.
 
@@ -185,7 +183,7 @@ def export_original(
     *,
     verify: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Export:
     """Quantize a float model to one of the target's `TYPES` and write it. Nothing remains at `out` after an error.
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
 from zeropoint.dtypes import BY_NAME
-from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.exporters import Pair, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.files.safetensors_file import TensorFile
+from zeropoint.progress import Progress
 from zeropoint.values.qtensor import Weight
 from zeropoint.values.scheme import Scheme
 

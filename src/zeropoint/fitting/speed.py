@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.fitting.candidates import Candidates, Group, Step
+from zeropoint.fitting.candidates import Candidates, Group
 from zeropoint.kernels import library
 from zeropoint.planning.solver import Picks
+from zeropoint.progress import Progress
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.session import read
 from zeropoint.values.arrays import Doubles
@@ -36,7 +37,7 @@ class Seconds:
     prefill: Doubles
 
 
-def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
+def measure_seconds(candidates: Candidates, *, threads: int, step: Progress) -> Seconds:
     """Time every uniform model and every group's products, and return the seconds per token."""
     groups, formats = len(candidates.groups), len(candidates.formats)
     whole = _whole_models(candidates, range(formats), rounds=ROUNDS, threads=threads, step=step)
@@ -51,7 +52,7 @@ def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seco
     return table
 
 
-def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Step) -> Seconds:
+def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Progress) -> Seconds:
     """Return the earlier seconds `before`, scaled to the machine's speed now (other programs may share the machine).
 
     The uniform quantized models are timed again. The 16-bit model takes longest, so it is not timed again: its times
@@ -73,7 +74,7 @@ def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple
 
 
 def _whole_models(
-    candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Step
+    candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Progress
 ) -> Doubles:
     """Return the seconds per token of uniform models, `[columns, 2]`: decode, prefill.
 

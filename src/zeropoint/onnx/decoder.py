@@ -32,6 +32,7 @@ from zeropoint.models.spec import (
 from zeropoint.onnx.data import DataReader
 from zeropoint.onnx.graph import CONTRIB, Graph
 from zeropoint.onnx.weights import Way
+from zeropoint.progress import Progress
 from zeropoint.runtime.native.packed_weights import take_rows
 from zeropoint.values import arrays
 from zeropoint.values.qtensor import QuantizedTensor, Weight
@@ -103,15 +104,15 @@ class Decoder:
         """Return the config of the model spec."""
         return self.record.config
 
-    def write(self, progress: Callable[[int], None]) -> None:
-        """Write all nodes, inputs and outputs. Calls `progress` with the number of finished transformer blocks."""
+    def write(self, progress: Progress) -> None:
+        """Write all nodes, inputs and outputs. Calls `progress` before each transformer block."""
         graph, config = self.graph, self.config
         ids = graph.input("input_ids", INT64, ["batch_size", "sequence_length"])
         mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
         graph.output("logits", FLOAT, ["batch_size", "sequence_length", config.vocab])
         x = self._embed(ids, mask)
         for number, layer in enumerate(self.record.layers):
-            progress(number)
+            progress(f"write layer {number}", number, len(self.record.layers))
             x = self._block(number, layer, x, mask)
         model = self.record.model
         x = self._norm(model, NormSlot.FINAL, x)

@@ -1,5 +1,8 @@
 """Quantization of a checkpoint by a plan: a stream of quantized weights, and the artifact written from the stream."""
 
+from typing import TYPE_CHECKING
+
+from zeropoint._moved import old_attributes
 from zeropoint.artifact import refuse_existing
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.pipeline import (
@@ -11,12 +14,12 @@ from zeropoint.quantization.pipeline import (
     tokenizer_files,
 )
 from zeropoint.quantization.run_checkpoint import refuse_output
-from zeropoint.quantization.streaming import Progress, stream
+from zeropoint.quantization.streaming import WeightDone, stream
 
 __all__ = [
     "LayerError",
-    "Progress",
     "Summary",
+    "WeightDone",
     "card_of",
     "quantize_checkpoint",
     "read_calibration",
@@ -26,3 +29,6 @@ __all__ = [
     "stream",
     "tokenizer_files",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = old_attributes(__name__)

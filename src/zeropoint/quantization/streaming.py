@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zeropoint._moved import old_attributes
 from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.dtypes import BY_FORMAT
@@ -29,9 +30,12 @@ from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
+if not TYPE_CHECKING:
+    __getattr__ = old_attributes(__name__)
+
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WeightDone:
     """The state of a run after each weight: `done` of `total` numbers of the model are finished.
 
     `error` is the rounding error of the weight `name`, None if it was kept; `warning` is "" for none.
@@ -57,7 +61,7 @@ def stream(
     plan: Plan,
     *,
     tokens: NDArray[np.int64] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[WeightDone], None] | None = None,
     run_checkpoint: RunCheckpoint | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Yield each weight of the plan once, in plan order: `(view or parameter name, Weight)`; no tied names.
@@ -89,7 +93,7 @@ def stream(
             weight.codes.size if isinstance(weight, QuantizedTensor) else weight.size
             for weight in weights.values()
         )
-        progress(Progress(tuner.name, total, total, None, warning))
+        progress(WeightDone(tuner.name, total, total, None, warning))
     yield from weights.items()
 
 
@@ -97,7 +101,7 @@ def _weights(
     checkpoint: Checkpoint,
     plan: Plan,
     tokens: NDArray[np.int64] | None,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[WeightDone], None] | None,
     run_checkpoint: RunCheckpoint | None,
 ) -> Iterator[tuple[str, Weight]]:
     """Yield each weight of the plan, as `stream` does, before the whole model is tuned."""
@@ -121,7 +125,7 @@ def _weights(
             run_checkpoint.add(name, made)
         done += sizes[name]
         if progress is not None:
-            progress(Progress(name, done, total, made.error, made.warning))
+            progress(WeightDone(name, done, total, made.error, made.warning))
         weight = made.weight
         del restored, made  # frees this weight as soon as the consumer has dropped it
         yield name, weight

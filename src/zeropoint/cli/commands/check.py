@@ -22,7 +22,7 @@ from zeropoint.cli.common import (
     add_threads_option,
     check_writable,
     default_threads,
-    progress_fraction,
+    progress_bar,
     write_json,
 )
 from zeropoint.cli.option_values import CHANGE, DROP, KL, SEED, SHARE, whole
@@ -143,7 +143,7 @@ def run_gate(
 
     check_writable(args.json)
     open_artifact(artifact)  # refuses anything else before the long measurement
-    with progress_fraction() as progress:
+    with progress_bar() as progress:
         verdict = check(
             artifact,
             against,

@@ -27,7 +27,6 @@ from zeropoint.cli.common import (
     check_writable,
     default_threads,
     progress_bar,
-    progress_fraction,
     strict_code,
     write_json,
 )
@@ -139,7 +138,7 @@ def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
     from zeropoint.evaluate.agreement import agreement
 
     try:
-        with progress_fraction() as progress:
+        with progress_bar() as progress:
             result = agreement(
                 args.source,
                 args.out,
