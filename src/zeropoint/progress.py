@@ -12,14 +12,14 @@ class Progress(Protocol):
     Without a total, `done` is the finished fraction of the whole, 0 to 1.
     """
 
-    def __call__(self, what: str, done: float, total: float = 1.0, /) -> object: ...
+    def __call__(self, what: str, done: float, total: float = 1.0, /) -> None: ...
 
 
 def silent(what: str, done: float, total: float = 1.0) -> None:
     """Ignore progress."""
 
 
-def fractions(callback: Callable[[str, float], object]) -> Progress:
+def fractions(callback: Callable[[str, float], None]) -> Progress:
     """Return a `Progress` that calls `callback` with the name of the step and the finished fraction."""
     return lambda what, done, total=1.0: callback(what, done / total)
 
