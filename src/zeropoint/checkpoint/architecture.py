@@ -132,7 +132,7 @@ def _parameters_on_meta() -> Iterator[None]:
     `torch.device("meta")` would also empty the buffers, which only a module's constructor can compute.
     """
 
-    def move(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
+    def move(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
             return None  # keeps it: tied modules share one parameter
         moved = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
