@@ -28,7 +28,7 @@ from zeropoint.evaluate import bench, check
 from zeropoint.files import documents
 from zeropoint.fitting import Settings, default_folder, fit
 from zeropoint.fitting.planner import Planner
-from zeropoint.kernels import native
+from zeropoint.machine.cores import default_threads
 from zeropoint.values.budget import Budget
 
 BUDGETS = (
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("budgets.json"))
     parser.add_argument("--only", type=int, metavar="N", help=f"one of the {len(BUDGETS)} budgets, from 0")
     parser.add_argument("--cache", type=Path, default=default_folder())
-    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
 

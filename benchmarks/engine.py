@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zeropoint.kernels import active_isa, library
+from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
 
 HERE = Path(__file__).parent
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="Hugging Face checkpoint folder of a Llama-shape model")
     parser.add_argument("--only", nargs="+", help="contestants whose name starts with one of these")
     parser.add_argument("--skip", nargs="+", default=[], help="contestants whose name holds one of these")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument(

@@ -30,7 +30,7 @@ from zeropoint.evaluate.quality.windows import make_windows
 from zeropoint.fitting import Settings, default_folder
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.planner import WINDOW, Planner
-from zeropoint.kernels import native
+from zeropoint.machine.cores import default_threads
 from zeropoint.planning.solver import Picks
 from zeropoint.tokenizer import load_tokenizer
 from zeropoint.values.budget import Budget
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=4096, help="of the half that plans are measured on")
     parser.add_argument("--random", type=int, default=40, metavar="N", help="random plans at each size")
-    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
 

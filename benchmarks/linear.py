@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from zeropoint.kernels import active_isa, library, native
+from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import parse
@@ -266,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=native.default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128, 512])
     parser.add_argument("--shapes", nargs="+", default=[f"{n}x{k}" for n, k in SHAPES], help="out x in")
     parser.add_argument("--rounds", type=int, default=7)

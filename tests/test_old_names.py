@@ -1,4 +1,4 @@
-"""Modules answer to the names that they had before they moved."""
+"""Modules and classes answer to the names that they had before they moved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from zeropoint._moved import MOVED
+from zeropoint._moved import MOVED, RENAMED
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
@@ -19,6 +19,38 @@ def test_an_old_name_warns_and_gives_the_module(old: str, new: str) -> None:
     assert module.__name__ == f"zeropoint.{new}"
     assert module.__spec__ is not None
     assert module.__spec__.name == f"zeropoint.{new}"
+
+
+OLD_CLASSES = [
+    ("companions", "companion_files"),
+    ("models.record", "DecoderRecord"),
+    ("quantization.journal", "Journal"),
+    ("quantization.taps", "Seen"),
+    ("runtime.foreign", "Foreign"),
+    ("runtime.native.parcel", "Parcel"),
+    ("runtime.native.record", "DecoderRecord"),
+]
+
+
+@pytest.mark.parametrize(("old", "name"), OLD_CLASSES)
+def test_an_old_class_name_warns_and_gives_the_class(old: str, name: str) -> None:
+    sys.modules.pop(f"zeropoint.{old}", None)
+    new = RENAMED[MOVED[old]][name]
+    with pytest.warns(DeprecationWarning, match="is now"):
+        module = importlib.import_module(f"zeropoint.{old}")
+    with pytest.warns(DeprecationWarning, match=f"{name} of zeropoint.{MOVED[old]} is now {new}"):
+        assert getattr(module, name) is getattr(module, new)
+    with pytest.raises(AttributeError, match="nothing"):
+        module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["quantization", "quantization.streaming"])
+def test_a_class_that_was_renamed_in_place(module: str) -> None:
+    home = importlib.import_module(f"zeropoint.{module}")
+    with pytest.warns(DeprecationWarning, match=f"Progress of zeropoint.{module} is now WeightDone"):
+        assert home.Progress is home.WeightDone
+    with pytest.raises(AttributeError, match="nothing"):
+        home.nothing  # noqa: B018
 
 
 def test_submodules_follow() -> None:

@@ -1,14 +1,15 @@
-"""Old names of modules: importing one warns, and gives the module that took its place."""
+"""Old names of modules and of their classes: using one warns, and gives what took its place."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 #: Old name under `zeropoint.` -> new name. Submodules of a package that moved follow it.
 MOVED = {
@@ -25,6 +26,7 @@ MOVED = {
     "evaluate.models": "evaluate.model_description",
     "evaluate.paired": "evaluate.statistics.paired_accuracy",
     "evaluate.pairing": "evaluate.worker.paired_models",
+    "evaluate.progress": "progress",
     "evaluate.references": "evaluate.worker.reference_cache",
     "evaluate.settings": "evaluate.speed.settings",
     "evaluate.windows": "evaluate.quality.windows",
@@ -58,7 +60,13 @@ MOVED = {
     "reference.packing": "artifact.packing",
     "report": "values.report",
     "runtime.foreign": "runtime.external",
+    "runtime.native.architectures": "models.families",
+    "runtime.native.config": "models.config",
     "runtime.native.parcel": "runtime.native.packed_weights",
+    "runtime.native.parts": "models.parts",
+    "runtime.native.record": "models.spec",
+    "runtime.native.rope": "models.rope",
+    "runtime.native.tokenizer": "tokenizer",
     "runtime.universal": "runtime.torch_engine",
     "scheme": "values.scheme",
     "sensitivity": "values.sensitivity",
@@ -67,6 +75,19 @@ MOVED = {
     "tensordigest": "files.tensor_digest",
     "tensorfile": "files.safetensors_file",
     "userfolder": "files.user_folder",
+}
+
+#: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name. A module with an
+#: old name of its own answers to them once it was imported by that; any other has `old_attributes` as `__getattr__`.
+RENAMED = {
+    "files.model_files": {"COMPANIONS": "MODEL_FILES", "companion_files": "model_files"},
+    "models.spec": {"DecoderRecord": "ModelSpec"},
+    "quantization.hooks": {"Seen": "InputHook"},
+    "quantization": {"Progress": "WeightDone"},
+    "quantization.run_checkpoint": {"Journal": "RunCheckpoint"},
+    "runtime.external": {"Foreign": "ExternalModel"},
+    "quantization.streaming": {"Progress": "WeightDone"},
+    "runtime.native.packed_weights": {"Parcel": "PackedWeights", "Part": "Key"},
 }
 
 
@@ -85,6 +106,8 @@ class OldNames(MetaPathFinder, Loader):
         assert new is not None
         warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
         module = import_module(new)
+        if new.removeprefix("zeropoint.") in RENAMED:
+            vars(module).setdefault("__getattr__", old_attributes(new))
         spec.loader_state = module.__spec__  # the import system replaces it by `spec`
         return module
 
@@ -103,6 +126,19 @@ def _new_name(name: str) -> str | None:
         if new := MOVED.get(".".join(parts[:count])):
             return ".".join(["zeropoint", new, *parts[count:]])
     return None
+
+
+def old_attributes(module: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module: it warns about an old name, and returns what has the new name."""
+
+    def get(name: str) -> Any:
+        new = RENAMED[module.removeprefix("zeropoint.")].get(name)
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{name} of {module} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), new)
+
+    return get
 
 
 def install() -> None:

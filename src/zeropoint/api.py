@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.errors import UsageError
+from zeropoint.progress import Progress, fractions, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from zeropoint.exporters import Export
     from zeropoint.fitting import Fit
     from zeropoint.importers import Imported
-    from zeropoint.quantization import LayerError, Progress, Summary
+    from zeropoint.quantization import LayerError, Summary, WeightDone
     from zeropoint.runtime.load_options import LoadOptions
     from zeropoint.runtime.model import Model
     from zeropoint.values.plan import Plan
@@ -47,7 +48,7 @@ class AutoModelForCausalLM:
         revision: str | None = None,
         trust_remote_code: bool = False,
         device_map: Any = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[WeightDone], None] | None = None,
         **options: Any,
     ) -> PreTrainedModel:
         """Return a model in eval mode with a working `generate`.
@@ -99,7 +100,7 @@ def _load_model(
     *,
     revision: str | None,
     trust_remote_code: bool,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[WeightDone], None] | None,
 ) -> PreTrainedModel:
     from zeropoint import artifact
     from zeropoint.checkpoint import open_checkpoint
@@ -137,7 +138,7 @@ def _load_quantized(
     keep: Sequence[str],
     *,
     trust_remote_code: bool,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[WeightDone], None] | None,
 ) -> PreTrainedModel:
     """Return a checkpoint quantized in memory, equal to the loaded artifact of the same plan."""
     from contextlib import ExitStack
@@ -151,7 +152,7 @@ def _load_quantized(
     errors: list[LayerError] = []
     warnings: list[str] = []
 
-    def watch(step: Progress) -> None:
+    def watch(step: WeightDone) -> None:
         if step.error is not None:
             errors.append(step.error)
         if step.warning:
@@ -192,7 +193,7 @@ def quantize(
     calibration_tokens: int | None = None,
     time_budget: float | None = None,
     resume: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[WeightDone], None] | None = None,
 ) -> Summary:
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
 
@@ -270,7 +271,7 @@ def fit(
     """
     from zeropoint.fitting import Settings
     from zeropoint.fitting import fit as run
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
     from zeropoint.values.budget import Budget, parse_bytes
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
@@ -278,8 +279,8 @@ def fit(
     names = [field.name for field in fields(Settings)]
     if unknown := sorted(set(settings) - set(names)):
         raise UsageError(f"fit has no such setting: {unknown[0]}; it has {', '.join(names)}")
-    fit_settings = Settings(threads=threads or Machine.detect().cores, **settings)
-    return run(model, out, budget, fit_settings, progress or (lambda what, share: None))
+    fit_settings = Settings(threads=threads or default_threads(), **settings)
+    return run(model, out, budget, fit_settings, silent if progress is None else fractions(progress))
 
 
 def load(
@@ -295,11 +296,11 @@ def load(
     The result has `generate`, `stream`, `chat` and `logits`. `engine="auto"` chooses the native engine if it supports
     the model; see `zeropoint.runtime.open_runner`.
     """
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
     from zeropoint.runtime import open_runner
     from zeropoint.runtime.model import Model
 
-    threads = threads or Machine.detect().cores
+    threads = threads or default_threads()
     runner = open_runner(
         path, threads=threads, engine=engine, cache_type=cache_type, draft_tokens=draft_tokens
     )
@@ -316,14 +317,14 @@ def compare(
 ) -> Report:
     """Measure size, memory, speed and quality of a checkpoint and its artifacts; see `zeropoint.evaluate.compare`."""
     from zeropoint.evaluate import compare as run
-    from zeropoint.machine.detect import Machine
+    from zeropoint.machine.cores import default_threads
 
     return run(
         str(model),
         [str(a) for a in artifacts],
         text=text,
         tokens=tokens,
-        threads=threads or Machine.detect().cores,
+        threads=threads or default_threads(),
     )
 
 
@@ -338,7 +339,7 @@ def export(
     calibration_tokens: int | None = None,
     verify: bool = True,
     overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Export:
     """Export an artifact to another runtime's format (`gguf`, `onnx`, `vllm`, `transformers`); see
     `zeropoint.exporters`.

@@ -32,8 +32,9 @@ from zeropoint.quantization.layers import Quantized, measure, quantize_views
 from zeropoint.quantization.to_artifact import read_calibration, source_config
 from zeropoint.reference.rounding import check_finite
 from zeropoint.sources.notes import tell
+from zeropoint.values.arrays import Floats
 from zeropoint.values.plan import Choice, Plan
-from zeropoint.values.qtensor import Coded, Floats, QuantizedTensor
+from zeropoint.values.qtensor import Coded, QuantizedTensor
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -178,3 +179,43 @@ def test_what_no_file_can_hold_is_replaced(tmp_path: Path) -> None:
     assert json.loads(text) == {"caf\ufffd": ["\ufffd", {"deep": ["é", "\U0001f600"]}]}
     atomic.write_text(tmp_path / "page", "caf\udce9 \U0001f600")
     assert (tmp_path / "page").read_text(encoding="utf-8") == "caf\ufffd \U0001f600"
+
+
+def test_replacing_gives_the_name_at_the_end_and_the_mode(tmp_path: Path) -> None:
+    path = tmp_path / "memo.json"
+    path.write_text("old")
+    with atomic.replacing(path, 0o640) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_while_replacing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "memo.json"
+    path.write_text("old")
+    with contextlib.suppress(KeyError), atomic.replacing(path, 0o600, durable=True) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind_of", ["file", "folder"])
+def test_a_whole_output_appears_at_the_end_or_not_at_all(kind_of: str, tmp_path: Path) -> None:
+    def write(partial: Path) -> None:
+        if kind_of == "folder":
+            partial.mkdir()
+            partial /= "weights"
+        partial.write_text("x")
+
+    out = tmp_path / "new" / "out"
+    with contextlib.suppress(KeyError), atomic.whole(out) as partial:
+        write(partial)
+        raise KeyError
+    assert list(out.parent.iterdir()) == []
+    with atomic.whole(out) as partial:
+        write(partial)
+        assert not out.exists()
+    assert list(out.parent.iterdir()) == [out]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zeropoint.machine import detect
+from zeropoint.machine import cores
 from zeropoint.machine.detect import Machine
 
 
@@ -26,11 +26,30 @@ def test_respects_the_containers_limits(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("1073741824\n")
     (tmp_path / "memory.current").write_text("73741824\n")
-    monkeypatch.setattr(detect, "CGROUP", tmp_path)
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
     found = Machine.detect()
     assert found.cores == 1
     assert found.ram_total_bytes == 1 << 30
     assert found.ram_available_bytes <= 1_000_000_000
+
+
+def test_the_default_number_of_threads_respects_the_containers_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    assert cores.default_threads() == cores.usable_cores() == 1
+    assert cores.default_threads(3) == 3
+
+
+def test_without_a_limit_the_cores_of_the_affinity_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(300)))
+    assert cores.usable_cores() == 300
+    assert cores.default_threads() == cores.MAX_THREADS
 
 
 def test_levels_agree_with_the_kernels() -> None:

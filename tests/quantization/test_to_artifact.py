@@ -22,7 +22,7 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import ArtifactError, CheckpointError, SchemeError, UsageError, ZeropointError
 from zeropoint.files import safetensors_file
 from zeropoint.planning import uniform_plan
-from zeropoint.quantization import Progress, quantize_checkpoint, stream
+from zeropoint.quantization import WeightDone, quantize_checkpoint, stream
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
@@ -128,7 +128,7 @@ def test_shards(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
 
 
 def test_progress_counts_to_the_end(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[WeightDone] = []
     summary = quantize_checkpoint(tiny_checkpoint("gpt2"), tmp_path / "out", progress=seen.append)
     assert [step.name for step in seen] == list(summary.plan.choices)
     assert seen[-1].done == seen[-1].total
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_nothing(
 ) -> None:
     steps = 0
 
-    def interrupt(step: Progress) -> None:
+    def interrupt(step: WeightDone) -> None:
         nonlocal steps
         steps += 1
         if steps == 5:
@@ -205,7 +205,7 @@ def test_an_interrupted_overwrite_keeps_the_old_one(tiny_checkpoint: Tiny, tmp_p
     source = tiny_checkpoint("llama_tied")
     quantize_checkpoint(source, tmp_path / "out")
 
-    def interrupt(step: Progress) -> None:
+    def interrupt(step: WeightDone) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

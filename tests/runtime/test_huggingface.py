@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from tests.runtime.test_model import END, Alphabet
 from zeropoint.errors import UsageError
 from zeropoint.runtime.huggingface import HuggingFaceModel
-from zeropoint.runtime.protocol import Logits, Tokens
+from zeropoint.values.arrays import Logits, Tokens
 
 PAD = 0
 

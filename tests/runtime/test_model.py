@@ -14,9 +14,9 @@ from zeropoint.errors import UsageError
 from zeropoint.evaluate.tasks import lm_eval_model as harness
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.model import Model
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.tokenizer import Message
+from zeropoint.values.arrays import Logits, Tokens
 
 END = 10
 

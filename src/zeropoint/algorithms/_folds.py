@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zeropoint.algorithms import rtn
 from zeropoint.reference.linear import quantize_activations
-from zeropoint.values.qtensor import Floats
+from zeropoint.values.arrays import Floats
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

@@ -17,7 +17,6 @@ llama.cpp (`make_qkx3_quants`) also searches each group, but then rounds scale a
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,8 +25,10 @@ from gguf import GGMLQuantizationType
 from zeropoint.algorithms import rtn
 from zeropoint.errors import SchemeError
 from zeropoint.gguf.types.superblocks import FORMATS, Format, SuperTensor
+from zeropoint.machine.cores import usable_cores
 from zeropoint.reference import rounding
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 
@@ -51,7 +52,7 @@ def fit(weight: Floats, stats: LayerStats | None, kind: GGMLQuantizationType) ->
         raise SchemeError(f"rows of {columns} weights do not divide into blocks of {form.block}")
     start = rtn.quantize(weight, stats, form.scheme, rtn.Options())
     importance = np.ones(columns, np.float32) if stats is None else rtn.importance_of(stats)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy releases the GIL
+    with ThreadPoolExecutor(min(4, usable_cores())) as pool:  # numpy releases the GIL
         pieces = pool.map(
             lambda part: _fit(weight[part], start.rows(part.start, part.stop), importance, kind),
             rounding.pieces(weight),

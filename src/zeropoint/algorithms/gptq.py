@@ -41,7 +41,8 @@ from zeropoint.algorithms import rtn
 from zeropoint.errors import StatisticsError
 from zeropoint.kernels.columns import descend, round_columns
 from zeropoint.reference.rounding import check_finite
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

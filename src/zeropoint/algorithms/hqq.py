@@ -33,7 +33,8 @@ import numpy as np
 from zeropoint.algorithms import rtn
 from zeropoint.kernels import grid
 from zeropoint.reference import rounding
-from zeropoint.values.qtensor import Floats, QuantizedTensor
+from zeropoint.values.arrays import Floats
+from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

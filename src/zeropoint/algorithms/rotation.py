@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.values.qtensor import Floats
+from zeropoint.values.arrays import Floats
 
 NEEDS: frozenset[str] = frozenset()
 

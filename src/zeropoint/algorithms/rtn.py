@@ -22,7 +22,8 @@ import numpy as np
 
 from zeropoint.kernels import grid
 from zeropoint.reference import rounding
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeropoint.artifact.layout import Layout
-from zeropoint.errors import ArtifactError, ZeropointError, reason
-from zeropoint.files import identity
+from zeropoint.errors import ArtifactError, ZeropointError
+from zeropoint.files import atomic, identity
 from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
 from zeropoint.values.plan import Plan
 
@@ -174,27 +172,4 @@ def update_card(
         text = dumps(card if subject is None else identity.sealed(card, **subject))
     except (TypeError, ValueError) as cause:
         raise ArtifactError(f"the card's new section is not plain JSON: {cause}") from cause
-    replace_text(folder / CARD_NAME, text)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file like `replace_bytes`."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: it has the old or the new bytes, even after a crash. Raises `ArtifactError`."""
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as cause:
-        raise ArtifactError(f"{path} cannot be written ({reason(cause)})") from cause
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+    atomic.replace_text(folder / CARD_NAME, text)

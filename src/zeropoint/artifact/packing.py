@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
+from zeropoint.values.arrays import Int32s
 from zeropoint.values.scheme import ceil_div
 
-Words = NDArray[np.int32]
 
-
-def pack(codes: NDArray[np.int8], bits: int, *, axis: int = 1) -> Words:
+def pack(codes: NDArray[np.int8], bits: int, *, axis: int = 1) -> Int32s:
     """Pack int8 codes `[rows, columns]` along `axis` into int32 words; `n` codes take `ceil(n * bits / 32)` words."""
     if axis == 0:
         return np.ascontiguousarray(pack(codes.T, bits).T)

@@ -26,8 +26,10 @@ from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.card import Card, dumps
 from zeropoint.artifact.format import quantization_config
 from zeropoint.artifact.layout import Layout
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import identity, safetensors_file
+from zeropoint.files.atomic import sync
 from zeropoint.files.json_file import CARD_NAME
 from zeropoint.files.model_files import copy_model_file
 from zeropoint.files.shards import INDEX, SINGLE
@@ -293,7 +295,7 @@ def _merged(config: Mapping[str, Any], section: dict[str, Any] | None, plan: Pla
     }
     if len(casts) == 1 and section is None:
         merged.pop("torch_dtype", None)
-        merged["dtype"] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[casts.pop() or ""]
+        merged["dtype"] = BY_FORMAT[casts.pop() or ""].name
     return merged
 
 
@@ -301,12 +303,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file and wait until it is on disk."""
     path.write_text(text, encoding="utf-8")
     sync(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

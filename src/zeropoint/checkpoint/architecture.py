@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -116,13 +118,32 @@ def empty_model(config: Any, *, allow_remote_code: bool = False) -> Any:
 
     Parameters are on the meta device; buffers such as RoPE tables hold their values.
     """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False), warnings.catch_warnings():
+    with _parameters_on_meta(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=allow_remote_code
         ).eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Move each parameter to the meta device when a module registers it. Buffers are not moved.
+
+    `torch.device("meta")` would also empty the buffers, which only a module's constructor can compute.
+    """
+
+    def move(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return None  # keeps it: tied modules share one parameter
+        moved = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        vars(moved).update(vars(parameter))
+        return moved
+
+    hook = register_module_parameter_registration_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _unknown(path: Path, model_type: str) -> str:

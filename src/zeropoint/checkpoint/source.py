@@ -11,26 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from zeropoint.checkpoint.architecture import build_meta_model, config_from, load_config
 from zeropoint.checkpoint.resolve import Recipe, resolve, tied_names
+from zeropoint.dtypes import BY_STORED
 from zeropoint.errors import CheckpointError, reason
 from zeropoint.sources import Source, Wanted, open_source
+from zeropoint.tensors import to_torch, torch_dtype
 from zeropoint.views import Kept, LayerView, layer_views
-
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +172,7 @@ class Checkpoint:
 
     def read_stored(self, stored: str) -> torch.Tensor:
         """Return a stored tensor unchanged. Raises `CheckpointError` if it is damaged or not finite."""
-        return as_torch(self.source.read(stored))
+        return to_torch(self.source.read(stored))
 
     def own_dtype(self) -> torch.dtype:
         """Return the config's dtype, else that of the first float parameter."""
@@ -241,7 +229,7 @@ class Checkpoint:
         def shape_of(stored: str) -> torch.Tensor:
             """Return a stored tensor's shape and type as a tensor on the meta device."""
             tensor = self.source.tensors[stored]
-            return torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype], device="meta")
+            return torch.empty(tensor.shape, dtype=torch_dtype(BY_STORED[tensor.dtype]), device="meta")
 
         shapes = {name: tuple(meta.shape) for name, meta in self.model.state_dict().items()}
         for lead, recipe in self._recipes.items():
@@ -261,7 +249,7 @@ class Checkpoint:
         infos: list[ParameterInfo] = []
         for name, meta in self.model.state_dict().items():
             if (recipe := self._recipe(name)) is not None:
-                dtype = TORCH_DTYPES[self.source.tensors[recipe.sources[0][0]].dtype]
+                dtype = torch_dtype(BY_STORED[self.source.tensors[recipe.sources[0][0]].dtype])
                 infos.append(
                     ParameterInfo(name, tuple(meta.shape), dtype, self._tied.get(name), name in buffers)
                 )
@@ -306,13 +294,6 @@ def assemble(source: Source, config: Any, *, allow_remote_code: bool = False) ->
         config.tie_word_embeddings = False
         model = build_meta_model(config, allow_remote_code=allow_remote_code)
     return Checkpoint(source, config, model, untied=untied)
-
-
-def as_torch(array: NDArray[Any]) -> torch.Tensor:
-    """Return an array as a tensor of the same type, bfloat16 included."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def _tie_is_contradicted(model: torch.nn.Module, source: Source) -> bool:

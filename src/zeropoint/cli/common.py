@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,14 @@ from zeropoint.cli.console import readable, rich_console
 from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, plain_file, probability, whole
 from zeropoint.errors import UsageError
 from zeropoint.files import atomic
+from zeropoint.machine.cores import default_threads
+from zeropoint.progress import Progress
 
 if TYPE_CHECKING:
     from zeropoint.machine.detect import Machine
     from zeropoint.runtime.protocol import Runner
     from zeropoint.runtime.sampling import Sampling
     from zeropoint.values.report import Report
-
-Progress = Callable[[str, float, float], None]
-"""Called as `progress(what, done, total)`."""
 
 #: A parser, or a group of options in one.
 Options = argparse._ActionsContainer
@@ -222,13 +221,6 @@ def refuse_ignored(args: argparse.Namespace, where: str, **defaults: Any) -> Non
         raise UsageError(f"{', '.join(names)} {verb} no effect {where}: leave it out, or see --help")
 
 
-def default_threads(threads: int | None) -> int:
-    """Return `threads`, or the number of usable cores if it is None."""
-    from zeropoint.machine.detect import Machine
-
-    return threads if threads is not None else Machine.detect().cores
-
-
 def this_machine(*, measure: bool) -> Machine:
     """Return this machine. With `measure`, include the memory bandwidth (takes a second) if native kernels exist."""
     from zeropoint.kernels import library
@@ -260,7 +252,7 @@ def check_writable(*paths: Path | None) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a callback `(what, done, total)` that draws a bar on standard error, nothing outside a terminal."""
+    """Yield a callback that draws a bar on standard error, nothing outside a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -269,17 +261,10 @@ def progress_bar() -> Iterator[Progress]:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
-        def update(what: str, done: float, total: float) -> None:
+        def update(what: str, done: float, total: float = 1.0) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
         yield update
-
-
-@contextmanager
-def progress_fraction() -> Iterator[Callable[[str, float], None]]:
-    """Yield a callback `(what, fraction done)` that draws the bar of `progress_bar`."""
-    with progress_bar() as bar:
-        yield lambda what, fraction: bar(what, fraction, 1.0)
 
 
 def show_report(report: Report) -> None:

@@ -42,7 +42,6 @@ ORDER = (
 EXTRAS = {
     "torch": "quantize",
     "transformers": "quantize",
-    "accelerate": "quantize",
     "gguf": "export",
     "onnx": "export",
 }

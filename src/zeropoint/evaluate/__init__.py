@@ -6,7 +6,8 @@ imports torch directly; the measuring process opens models with `zeropoint.runti
 
 from zeropoint.evaluate.bench import bench
 from zeropoint.evaluate.compare import compare
-from zeropoint.evaluate.gate.check import Verdict, check
+from zeropoint.evaluate.gate.check import check
+from zeropoint.evaluate.gate.verdict import Verdict
 from zeropoint.evaluate.tasks.accuracy import TaskRequest
 
 __all__ = ["TaskRequest", "Verdict", "bench", "check", "compare"]

@@ -6,11 +6,12 @@ import shlex
 
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.model_description import Model, describe
-from zeropoint.evaluate.progress import Progress
 from zeropoint.evaluate.speed.settings import SpeedSettings
 from zeropoint.evaluate.worker import client
 from zeropoint.evaluate.worker.messages import ModelToOpen, PerformanceRequest, PerformanceResult
+from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
+from zeropoint.progress import Progress
 from zeropoint.values.report import Measurement, Report
 
 #: What `weights_bytes` counts.
@@ -23,7 +24,7 @@ def bench(
     revision: str | None = None,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
-    threads: int = 2,
+    threads: int | None = None,
     batch: int = 1,
     repeats: int = 5,
     dtype: str = "auto",
@@ -37,7 +38,7 @@ def bench(
     The prompt is the beginning of the file `text` (None: a built-in text). The report shows `command`. Raises
     `UsageError` if a setting is out of range, and the model's own errors.
     """
-    settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
+    settings = SpeedSettings(prompt_tokens, new_tokens, default_threads(threads), batch, repeats)
     (model,) = describe(path, revision=revision)
     rows, ran = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
     extra = {

@@ -18,13 +18,14 @@ from zeropoint.errors import UsageError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.bench import ON_DISK, measure
 from zeropoint.evaluate.model_description import Model, describe
-from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.quality.greedy_answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
 from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT
 from zeropoint.evaluate.speed.settings import SpeedSettings
 from zeropoint.evaluate.worker import client
 from zeropoint.evaluate.worker.messages import ModelToOpen, QualityRequest, QualityResult
+from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
+from zeropoint.progress import Progress, part
 from zeropoint.runtime import ENGINES, reference_engine
 from zeropoint.values.report import Measurement, Report
 
@@ -49,7 +50,7 @@ def compare(
     text: str | None = None,
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
-    threads: int = 2,
+    threads: int | None = None,
     prompts: Sequence[str] = DEFAULT_PROMPTS,
     answer_tokens: int = DEFAULT_ANSWER_TOKENS,
     prompt_tokens: int = 512,
@@ -72,6 +73,7 @@ def compare(
     """
     if not artifacts:
         raise UsageError("compare needs at least one artifact beside the model")
+    threads = default_threads(threads)
     settings = SpeedSettings(prompt_tokens, new_tokens, threads, batch, repeats)
     models = describe(model, artifacts, revision=revision)
     for each in models:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from zeropoint.dtypes import BY_NAME
 from zeropoint.errors import UnsupportedError, ZeropointError
 from zeropoint.files import identity
 from zeropoint.files.json_file import CARD_NAME, MAX_CARD_BYTES, load_json
@@ -17,7 +18,6 @@ from zeropoint.sources.notes import tell
 from zeropoint.values.scheme import parse
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-_DTYPE_NAMES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Model:
     def dtype(self) -> str:
         """The checkpoint's own dtype: bfloat16, float16 or float32."""
         dtype = self.config.get("dtype", self.config.get("torch_dtype", "float32"))
-        return dtype if dtype in _DTYPE_NAMES else "float32"
+        return dtype if dtype in BY_NAME and BY_NAME[dtype].format else "float32"
 
     @property
     def format(self) -> str:
@@ -52,7 +52,7 @@ class Model:
         if self.external_format:
             return self.external_format
         if not self.card:
-            return _DTYPE_NAMES[self.dtype]
+            return BY_NAME[self.dtype].format.upper()
         plan = self.card.get("plan")
         label = plan.get("label") if isinstance(plan, Mapping) else None
         return str(label or self.card.get("format") or "quantized")

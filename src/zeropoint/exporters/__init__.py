@@ -24,25 +24,20 @@ import hashlib
 import importlib
 import os
 import pkgutil
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
-from zeropoint.artifact.writer import as_artifact_error, sync
+from zeropoint.artifact.writer import as_artifact_error
 from zeropoint.errors import GateError, UsageError
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(current step, steps done, total steps)`."""
-
-Floats = NDArray[np.float32]
+from zeropoint.files import atomic
+from zeropoint.progress import Progress, silent
+from zeropoint.values.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +159,7 @@ def export(
     *,
     verify: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Export:
     """Write an artifact in a target's format. Nothing remains at `out` after an error.
 
@@ -188,7 +183,7 @@ def export_original(
     *,
     verify: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Export:
     """Quantize a float model to one of the target's `TYPES` and write it. Nothing remains at `out` after an error.
 
@@ -275,21 +270,12 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _partial(out: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `out`. Rename it to `out` if the body of the `with` succeeds, else remove it."""
-    partial = out.absolute().parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    """Yield what `atomic.whole` yields. Raises `ArtifactError` where that raises `OSError`."""
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        for path in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
-            sync(path)
-        partial.replace(out.absolute())
-        sync(out.absolute().parent)
+        with atomic.whole(out) as partial:
+            yield partial
     except OSError as cause:
         raise as_artifact_error(out, cause) from cause
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from zeropoint.artifact import Artifact
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.format import INT, MIXED, PACKED
-from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, sync, write_text
+from zeropoint.artifact.writer import SHARD_BYTES, Shards, check_space, write_text
 from zeropoint.errors import ArtifactError, ZeropointError
-from zeropoint.exporters import Floats, Pair, Progress, Written
+from zeropoint.exporters import Pair, Written
+from zeropoint.files.atomic import sync
 from zeropoint.files.model_files import copy_model_file, model_files
 from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.files.shards import shard_files
+from zeropoint.progress import Progress
+from zeropoint.values.arrays import Floats
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Encode = Callable[[Artifact, str, Weight], Iterable[tuple[str, NDArray[Any]]]]

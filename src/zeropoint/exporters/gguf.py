@@ -18,7 +18,7 @@ from pathlib import Path
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
-from zeropoint.exporters import Floats, Original, Pair, Progress, Written, digest
+from zeropoint.exporters import Original, Pair, Written, digest
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.gguf import types, writer
 from zeropoint.gguf.architecture.description import describe
@@ -27,6 +27,8 @@ from zeropoint.gguf.file import GgufFile
 from zeropoint.gguf.types.mixes import MIXES, Model
 from zeropoint.gguf.vocabulary import read_vocabulary
 from zeropoint.gguf.writer import Contents
+from zeropoint.progress import Progress
+from zeropoint.values.arrays import Floats
 
 TARGET = "gguf"
 

@@ -18,7 +18,7 @@ from zeropoint import __version__
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.writer import check_space, write_text
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
-from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.exporters import Pair, Written
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.files.json_file import load_json
 from zeropoint.files.model_files import copy_model_file, model_files
@@ -29,6 +29,7 @@ from zeropoint.onnx.data import DataReader, DataWriter
 from zeropoint.onnx.genai import genai_config
 from zeropoint.onnx.graph import Graph
 from zeropoint.onnx.weights import Floats, choose
+from zeropoint.progress import Progress
 
 TARGET = "onnx"
 MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
@@ -54,11 +55,10 @@ def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
         raise refusal(artifact.path, TARGET, reasons)
     check_space(path, 2 * artifact.nbytes)  # in ONNX, 5- to 7-bit codes take 8 bits and scales 32
     path.mkdir()
-    layers = len(survey.record.layers)
     with DataWriter(path / DATA) as data:
         graph = Graph(data)
         builder = decoder.Decoder(survey.record, survey.ways, artifact.read, graph)
-        builder.write(lambda done: progress(f"write layer {done}", done, layers))
+        builder.write(progress)
     (path / MODEL).write_bytes(graph.model("zeropoint", __version__).SerializeToString(deterministic=True))
     _write_tokenizer_files(artifact, path, survey.record)
     labels = Counter(way.label for way in survey.ways.values())

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from zeropoint.artifact import Artifact
 from zeropoint.artifact.format import loader_problems
-from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.exporters import Pair, Written
 from zeropoint.exporters._folders import read_folder, write_folder
 from zeropoint.exporters._refusals import refusal
+from zeropoint.progress import Progress
 
 
 def problems(artifact: Artifact) -> list[str]:

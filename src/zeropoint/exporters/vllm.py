@@ -15,10 +15,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
-from zeropoint.exporters import Pair, Progress, Written
+from zeropoint.dtypes import BY_NAME
+from zeropoint.exporters import Pair, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.files.safetensors_file import TensorFile
+from zeropoint.progress import Progress
 from zeropoint.values.qtensor import Weight
 from zeropoint.values.scheme import Scheme
 
@@ -30,16 +32,13 @@ GROUP_SIZES = (32, 64, 128)
 #: Weight widths of the Marlin kernels.
 BITS = (4, 8)
 
-#: config.json's dtype -> the type to which vLLM converts the scales.
-SCALES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
 
 def problems(artifact: Artifact) -> list[str]:
     """Return every reason why vLLM cannot load the artifact exactly."""
     plan, layout = artifact.plan, artifact.layout
     schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
     dtype = str(artifact.config.get("dtype", artifact.config.get("torch_dtype", "float32")))
-    scale_dtype = SCALES.get(dtype, "")
+    scale_dtype = BY_NAME[dtype].format if dtype in BY_NAME else ""  # to which vLLM converts the scales
     everything = {name: _shown(schemes.get(name)) for name in plan.choices if name not in layout.embeddings}
     alone = [(n, why) for n, scheme in schemes.items() for why in _refusals(n, scheme, artifact, scale_dtype)]
     return by_reason([*alone, *_unequal(everything)])

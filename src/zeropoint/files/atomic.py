@@ -1,8 +1,10 @@
-"""Writing result files that the user names (`--json`, `--html`, ...).
+"""Writing files whole: a reader sees the old or the new file, never a part.
 
-A regular file is replaced in one step and keeps its permissions: a reader sees the old or the new text, never a part.
-Anything else is written in place, like with a shell's `>`: pipes, devices, files with several hard links, and files in
-a folder that allows no new file. A symbolic link stays a link; its target is written.
+`replacing` and `whole` write Zeropoint's own files and folders; `replace_bytes` also survives a crash of the machine.
+
+`write_text` writes result files that the user names (`--json`, `--html`, ...). A regular file is replaced in one step
+and keeps its permissions. Anything else is written in place, like with a shell's `>`: pipes, devices, files with
+several hard links, and files in a folder that allows no new file. A symbolic link stays a link; its target is written.
 """
 
 from __future__ import annotations
@@ -14,17 +16,84 @@ import os
 import re
 import stat
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from zeropoint.errors import UsageError, reason
+from zeropoint.errors import ArtifactError, UsageError, reason
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 #: Errors of a folder that allows no new file, or whose file cannot be replaced (a mount point).
 _FOLDER_REFUSES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENOTSUP}
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Yield a new file that gets the name `path` when the `with` body ends without an error; remove it otherwise.
+
+    So a reader sees the old or the new file, never a part. `mode` has the new file's permissions. With `durable`, the
+    content is on disk before the file gets its name. Raises `OSError`.
+    """
+    # `tempfile` is not used: importing it costs every process a megabyte, even one that only reads
+    partial = path.with_name(f".zeropoint-{os.urandom(6).hex()}{path.suffix[:16]}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            os.fchmod(descriptor, mode)
+            if durable:
+                file.flush()
+                os.fsync(descriptor)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)  # exists after an error only
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Yield a hidden path for a file or folder, which becomes `out` when the `with` body ends without an error.
+
+    Otherwise it is removed. Creates the folder that will contain `out`. Raises `OSError`.
+    """
+    import shutil  # imported here: its compressors take 1 MB
+
+    partial = out.absolute().parent / f".{out.name}.partial-{os.urandom(6).hex()}"
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        for path in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
+            sync(path)
+        partial.replace(out.absolute())
+        sync(out.absolute().parent)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: it has the old or the new bytes, even after a crash. Raises `ArtifactError`."""
+    try:
+        with replacing(path, 0o644, durable=True) as file:
+            file.write(data)
+    except OSError as cause:
+        raise ArtifactError(f"{path} cannot be written ({reason(cause)})") from cause
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file like `replace_bytes`."""
+    replace_bytes(path, text.encode())
 
 
 def dump_json(data: Any) -> str:
@@ -75,6 +144,10 @@ def _sentence(path: Path, cause: Exception) -> str:
     return f"cannot write {path}: {reason(cause)}"
 
 
+class _OwnerChangesError(Exception):
+    """Replacing the file would change its owner or group."""
+
+
 def _replace(path: Path, data: bytes) -> bool:
     """Replace or create a regular file in one step. Return False, without a change, if it must be written in place."""
     before = os.stat(path) if path.exists() else None
@@ -82,27 +155,19 @@ def _replace(path: Path, data: bytes) -> bool:
         return False
     if before is not None and not os.access(path, os.W_OK):
         return False  # a read-only file must not be replaced, even if its folder allows that
-    target, partial = os.path.realpath(path), None
+    mode = _new_mode() if before is None else stat.S_IMODE(before.st_mode)
     try:
-        handle, partial = tempfile.mkstemp(
-            prefix=".zeropoint-", suffix=".partial", dir=os.path.dirname(target)
-        )
-        with os.fdopen(handle, "wb") as file:
+        with replacing(Path(os.path.realpath(path)), mode) as file:
             file.write(data)
-            os.fchmod(file.fileno(), _new_mode() if before is None else stat.S_IMODE(before.st_mode))
             after = os.fstat(file.fileno())
-        if before is not None and (after.st_uid, after.st_gid) != (before.st_uid, before.st_gid):
-            return False  # replacing would change the owner or group
-        os.replace(partial, target)
-        partial = None
+            if before is not None and (after.st_uid, after.st_gid) != (before.st_uid, before.st_gid):
+                raise _OwnerChangesError
+    except _OwnerChangesError:
+        return False
     except OSError as cause:
         if cause.errno not in _FOLDER_REFUSES:
             raise
         return False
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
     return True
 
 

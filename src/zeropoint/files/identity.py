@@ -16,12 +16,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zeropoint.errors import ArtifactError, reason
+from zeropoint.files import atomic
 from zeropoint.files.json_file import (
     CARD_NAME,
     MAX_CARD_BYTES,
@@ -193,13 +193,9 @@ def _read_memo(memo: Path, state: Files) -> str | None:
 
 def _write_memo(memo: Path, data: Mapping[str, Any]) -> None:
     """Store a digest in the cache, if the cache can be written."""
-    temporary = memo.with_name(f"{memo.name}.{os.getpid()}-{time.monotonic_ns()}")
     try:
         private_folder(memo.parent)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(data, file)
-        os.replace(temporary, memo)
+        with atomic.replacing(memo, 0o600) as file:
+            file.write(json.dumps(data).encode())
     except OSError as cause:
         logger.info("the digest of the weights is not stored in %s (%s)", memo, cause)
-        with suppress(OSError):
-            temporary.unlink()

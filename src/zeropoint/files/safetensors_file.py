@@ -13,30 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from zeropoint import dtypes
 from zeropoint.errors import CheckpointError, ZeropointError, reason
 
 logger = logging.getLogger(__name__)
 
 #: safetensors' dtype names -> numpy dtypes, for the types that a weight can have.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-
+DTYPES: dict[str, np.dtype[Any]] = {dtype.stored: dtype.numpy() for dtype in dtypes.DTYPES}
 
 #: Bytes to read before a file is opened anew: read pages of a mapped file count as process memory until it is closed.
 MOST_MAPPED = 64 << 20
@@ -98,7 +86,8 @@ class TensorFile:
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """Return safetensors' name of a dtype, or numpy's name if safetensors has none."""
-    return next((name for name, candidate in DTYPES.items() if candidate == dtype), str(dtype))
+    known = dtypes.BY_NAME.get(dtype.name)
+    return str(dtype) if known is None else known.stored
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> int:

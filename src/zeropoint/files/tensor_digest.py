@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from zeropoint.errors import ArtifactError, ZeropointError, reason
 from zeropoint.files.json_file import ADVICE, parse_json
+from zeropoint.machine.cores import usable_cores
 
 #: Largest header that the safetensors format allows.
 MAX_HEADER_BYTES = 100_000_000
@@ -64,7 +65,7 @@ def digest_files(files: Sequence[Path], error: type[ZeropointError] = ArtifactEr
     total = TensorDigest()
     try:
         entries = [entry for path in files for entry in _entries(path)]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             for entry, sha256 in zip(entries, pool.map(_sha256, entries), strict=True):
                 total.add_hashed(entry.name, entry.dtype, entry.shape, sha256)
     except (OSError, ValueError) as cause:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from zeropoint.artifact.card import replace_text
 from zeropoint.errors import ArtifactError
+from zeropoint.files.atomic import replace_text
 from zeropoint.files.json_file import json_digest, parse_json
 from zeropoint.files.user_folder import read_own
 from zeropoint.fitting.loss import Loss

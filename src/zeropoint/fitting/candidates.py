@@ -22,7 +22,8 @@ from zeropoint.models.spec import MODEL, LinearSlot, ModelSpec
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import Picks
 from zeropoint.planning.uniform import choice_nbytes, layout_of, plan_nbytes
-from zeropoint.quantization import Progress, stream
+from zeropoint.progress import Progress
+from zeropoint.quantization import WeightDone, stream
 from zeropoint.runtime.native.library import Decoder, Weight
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, pack_stream
 from zeropoint.sources.records import describe
@@ -40,9 +41,6 @@ KINDS: dict[str, tuple[LinearSlot, ...]] = {
     "embedding": (LinearSlot.EMBEDDING,),
     "head": (LinearSlot.HEAD,),
 }
-
-Step = Callable[[str, float], None]
-"""Progress callback: gets the name of the running step and its finished share, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ class Candidates:
         self.groups = tuple(group for group in groups if group.weights)
 
     def make(
-        self, tokens: NDArray[np.int64] | None, step: Step, cache: Cache, key: Mapping[str, Any]
+        self, tokens: NDArray[np.int64] | None, step: Progress, cache: Cache, key: Mapping[str, Any]
     ) -> None:
         """Read the packed model of each format from `cache` (under `key` and the plan), or quantize and pack it.
 
@@ -169,11 +167,11 @@ def _wide_format(checkpoint: Checkpoint) -> str:
     return "bf16" if torch.bfloat16 in dtypes else "fp16"
 
 
-def _watch(step: Step, what: str) -> Callable[[Progress], None]:
+def _watch(step: Progress, what: str) -> Callable[[WeightDone], None]:
     """Return a callback that passes quantization progress on to `step` under the name `what`."""
 
-    def watch(progress: Progress) -> None:
-        step(what, progress.done / progress.total)
+    def watch(weight: WeightDone) -> None:
+        step(what, weight.done / weight.total)
 
     return watch
 

@@ -22,11 +22,12 @@ from zeropoint.errors import GateError, UsageError
 from zeropoint.evaluate import Verdict, bench, check
 from zeropoint.evaluate.quality.windows import EvaluationText
 from zeropoint.files import documents
-from zeropoint.fitting.candidates import WIDE, Step
+from zeropoint.fitting.candidates import WIDE
 from zeropoint.fitting.planner import Planner
 from zeropoint.fitting.refusals import not_needed, refusal
 from zeropoint.fitting.result import OBJECTIVES, Fit, Settings
 from zeropoint.machine.detect import Machine
+from zeropoint.progress import Progress
 from zeropoint.quantization import quantize_checkpoint, refuse_output
 from zeropoint.runtime import fitting_engine
 from zeropoint.sources.notes import tell
@@ -41,7 +42,9 @@ HALVES = 2.0
 PROMISE = 1.25
 
 
-def fit(source: str | Path, out: str | Path | None, budget: Budget, settings: Settings, step: Step) -> Fit:
+def fit(
+    source: str | Path, out: str | Path | None, budget: Budget, settings: Settings, step: Progress
+) -> Fit:
     """Find a plan for the model `source` within `budget`; with `out`, write the artifact there and check it.
 
     Nothing is written when the answer is a refusal. Raises `UsageError` if the budget is empty, the objective is

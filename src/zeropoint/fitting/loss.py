@@ -16,8 +16,8 @@ from zeropoint.kernels.divergence import divergence
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect
 from zeropoint.runtime.native.session import read, token_array
+from zeropoint.values.arrays import Floats
 
-Floats = NDArray[np.float32]
 Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
 """Cache callback: gets a size in bytes and a function that makes the values; returns cached or new values."""
 

@@ -23,7 +23,7 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.quality.windows import EvaluationText, Windows, load_text, make_windows
 from zeropoint.fitting.cache import Cache, Known
-from zeropoint.fitting.candidates import WIDE, Candidates, Step, read_record
+from zeropoint.fitting.candidates import WIDE, Candidates, read_record
 from zeropoint.fitting.loss import LossMeter
 from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
@@ -34,6 +34,7 @@ from zeropoint.kernels import active_isa, library
 from zeropoint.machine.detect import Machine
 from zeropoint.planning import uniform_plan
 from zeropoint.planning.solver import CostTable, Picks, Quantity, solve
+from zeropoint.progress import Progress
 from zeropoint.quantization import read_calibration
 from zeropoint.quantization.streaming import needs_calibration
 from zeropoint.runtime.native import store
@@ -50,7 +51,7 @@ SENSITIVITY_WINDOWS = 4
 class Planner:
     """The cost tables of one model, and the search for plans over them."""
 
-    def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Step) -> None:
+    def __init__(self, checkpoint: Checkpoint, budget: Budget, settings: Settings, step: Progress) -> None:
         """Measure the cost tables, or read them from the cache, and measure every uniform plan.
 
         Raises `GateError` before any weight is read if the sizes alone rule out every plan, or if memory is too small.
@@ -112,7 +113,7 @@ class Planner:
             return []
         return list(load_text(self.settings.calibration).documents)
 
-    def _measure(self, meter: LossMeter, step: Step) -> CostTable:
+    def _measure(self, meter: LossMeter, step: Progress) -> CostTable:
         """Return the cost table: exact bytes, measured seconds per token, measured losses."""
         candidates = self.candidates
         nbytes, fixed = candidates.nbytes()
@@ -122,7 +123,7 @@ class Planner:
         names = tuple(group.name for group in candidates.groups)
         return CostTable(names, candidates.formats, nbytes, seconds.decode, seconds.prefill, losses, fixed)
 
-    def _as_of_now(self, table: CostTable, step: Step) -> CostTable:
+    def _as_of_now(self, table: CostTable, step: Progress) -> CostTable:
         """Return a table from the cache with its speeds scaled to the machine's speed now."""
         before = Seconds(table.decode, table.prefill)
         with self.target.kernels():

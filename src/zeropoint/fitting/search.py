@@ -15,15 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.fitting.cache import Known
-from zeropoint.fitting.candidates import Candidates, Step
+from zeropoint.fitting.candidates import Candidates
 from zeropoint.fitting.loss import Loss, LossMeter
 from zeropoint.planning.solver import QUANTITIES, Picks, Quantity, optimize
+from zeropoint.progress import Progress
+from zeropoint.values.arrays import Doubles
 from zeropoint.values.budget import Budget
-
-Floats = NDArray[np.float64]
 
 #: Share of the loss bound to plan for: the gate compares the upper end of an interval, measured on other text.
 LOSS_MARGIN = 0.85
@@ -52,7 +51,7 @@ class Point:
     loss: Loss
 
 
-def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Step) -> Floats:
+def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Progress) -> Doubles:
     """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
     Column 0 (16 bits) is zero. Column 1 is the first quantized format: one group at a time is quantized in the 16-bit
@@ -79,7 +78,7 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
 class Search:
     """The search for plans of one model. `measured` holds every plan that was run, in order."""
 
-    def __init__(self, known: Known, candidates: Candidates, meter: LossMeter, *, step: Step) -> None:
+    def __init__(self, known: Known, candidates: Candidates, meter: LossMeter, *, step: Progress) -> None:
         self.table = known.table
         self.measured: list[Point] = []
         self._candidates = candidates

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zeropoint.fitting.candidates import Candidates, Group, Step
+from zeropoint.fitting.candidates import Candidates, Group
 from zeropoint.planning.solver import Picks
+from zeropoint.progress import Progress
 from zeropoint.runtime import fitting_engine
 from zeropoint.runtime.engine import Timing
-
-Floats = NDArray[np.float64]
+from zeropoint.values.arrays import Doubles
 
 #: Prompt tokens, decode steps and rounds of one timing. Prompt and steps are those of `zeropoint bench`.
 PROMPT, STEPS, ROUNDS = 512, 128, 4
@@ -32,11 +31,11 @@ _ROWS = 128
 class Seconds:
     """Seconds per token, float64 `[groups, formats]`: each column sums to the time of the uniform model."""
 
-    decode: Floats
-    prefill: Floats
+    decode: Doubles
+    prefill: Doubles
 
 
-def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seconds:
+def measure_seconds(candidates: Candidates, *, threads: int, step: Progress) -> Seconds:
     """Time every uniform model and every group's products, and return the seconds per token."""
     groups, formats = len(candidates.groups), len(candidates.formats)
     whole = _whole_models(candidates, range(formats), rounds=ROUNDS, threads=threads, step=step)
@@ -51,7 +50,7 @@ def measure_seconds(candidates: Candidates, *, threads: int, step: Step) -> Seco
     return table
 
 
-def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Step) -> Seconds:
+def measured_again(candidates: Candidates, before: Seconds, *, threads: int, step: Progress) -> Seconds:
     """Return the earlier seconds `before`, scaled to the machine's speed now (other programs may share the machine).
 
     The uniform quantized models are timed again. The 16-bit model takes longest, so it is not timed again: its times
@@ -73,8 +72,8 @@ def plan_seconds(candidates: Candidates, picks: Picks, *, threads: int) -> tuple
 
 
 def _whole_models(
-    candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Step
-) -> Floats:
+    candidates: Candidates, columns: Sequence[int], *, rounds: int, threads: int, step: Progress
+) -> Doubles:
     """Return the seconds per token of uniform models, `[columns, 2]`: decode, prefill.
 
     The models take turns. The fastest round counts, because other work on the machine only makes a round slower.
@@ -94,7 +93,7 @@ def token_seconds(decoder: Any, *, threads: int) -> tuple[float, float]:
     return _timing().token_seconds(decoder, prompt=PROMPT, steps=STEPS, threads=threads)
 
 
-def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Floats:
+def _products(candidates: Candidates, format: str, rows: int, threads: int) -> Doubles:
     """Return the seconds of each group's products `[groups]`: the median of several passes, without the first."""
     groups = [(candidates.weights(group, format), _rows_of(group, rows)) for group in candidates.groups]
     passes = _timing().product_seconds(groups, passes=ROUNDS + 1, threads=threads)

@@ -26,13 +26,12 @@ from zeropoint.errors import CheckpointError, UnsupportedError
 from zeropoint.files.json_file import CARD_NAME
 from zeropoint.models.families import engine_of
 from zeropoint.planning.uniform import layout_of, plan_nbytes
+from zeropoint.progress import Progress, silent
 from zeropoint.quantization.to_artifact import versions
 from zeropoint.sources import quantized
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Activation
-
-Progress = Callable[[str, int, int], None]
 
 #: Activation format of imported layers whose source states none: 16 bits, 1e-5 nats from float (docs/formats.md).
 FLOAT_INPUTS = Activation(16)
@@ -120,7 +119,7 @@ def import_model(
     out: str | Path,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Imported:
     """Write the artifact of a quantized model to `out`. Nothing remains at `out` after an error.
 

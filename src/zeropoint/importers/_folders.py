@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.dtypes import BY_STORED
 from zeropoint.errors import CheckpointError, SchemeError, UnsupportedError
 from zeropoint.files.json_file import CARD_NAME, load_json
-from zeropoint.files.safetensors_file import DTYPES, TensorFile
+from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.sources import quantized
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import ScaleDtype, Scheme
-
-SCALE_TYPES: Mapping[str, ScaleDtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
 def configured(path: Path, method: str) -> dict[str, Any] | None:
@@ -44,9 +43,10 @@ def plain_config(path: Path) -> dict[str, Any]:
 
 def scale_type(dtype: str) -> ScaleDtype:
     """Return a scheme's name of a safetensors type. Raises `UnsupportedError` if scales cannot have the type."""
-    if dtype not in SCALE_TYPES:
+    format = BY_STORED[dtype].format if dtype in BY_STORED else ""
+    if not format:
         raise UnsupportedError(f"scales of the type {dtype} are not imported")
-    return SCALE_TYPES[dtype]
+    return cast(ScaleDtype, format)
 
 
 def float_headers(
@@ -55,7 +55,7 @@ def float_headers(
     """Return the type and shape of every tensor except `left_out`. Raises `CheckpointError` for an unknown type."""
     headers = {name: file.info(name) for name, file in where.items() if name not in left_out}
     for name, (dtype, _) in headers.items():
-        if dtype not in DTYPES:
+        if dtype not in BY_STORED:
             raise CheckpointError(f"{name} is stored as {dtype}, which is not supported")
     return headers
 

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.kernels import library
-from zeropoint.kernels.native import default_threads
+from zeropoint.machine.cores import default_threads
+from zeropoint.values.arrays import Codes, Floats
 from zeropoint.values.qtensor import expand_groups
 from zeropoint.values.scheme import Scheme
-
-Floats = NDArray[np.float32]
-Codes = NDArray[np.int8]
 
 #: Columns that the numpy version rounds before it updates all other columns: enough for the update to be a matrix
 #: product, few enough for their errors to stay in the cache.

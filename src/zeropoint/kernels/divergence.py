@@ -12,11 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.kernels import library
-from zeropoint.kernels.native import default_threads
-
-Floats = NDArray[np.float64]
-Logits = NDArray[np.float32]
-Tokens = NDArray[np.int64]
+from zeropoint.machine.cores import default_threads
+from zeropoint.values.arrays import Doubles, Logits, Tokens
 
 # Rows that `plain` converts to float64 at once: 64 rows of 50,000 logits are 26 MB.
 _ROWS = 64
@@ -26,9 +23,9 @@ class Divergence(NamedTuple):
     """Arrays `[rows]`: KL(reference || candidate) in nats, both losses -ln p[target] in nats, and whether both have the
     same argmax token (ties: lowest id)."""
 
-    kl: Floats
-    reference_nll: Floats
-    nll: Floats
+    kl: Doubles
+    reference_nll: Doubles
+    nll: Doubles
     agrees: NDArray[np.bool_]
 
 
@@ -82,7 +79,7 @@ def plain(reference: Logits, candidate: Logits, targets: Tokens) -> Divergence:
     return result
 
 
-def log_softmax(logits: Logits) -> Floats:
+def log_softmax(logits: Logits) -> Doubles:
     """Return the log probabilities of each row, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)

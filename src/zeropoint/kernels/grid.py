@@ -17,14 +17,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.kernels import library
-from zeropoint.kernels.native import default_threads
+from zeropoint.machine.cores import default_threads
 from zeropoint.reference import rounding
+from zeropoint.values.arrays import Floats
 from zeropoint.values.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 #: The largest magnitude that a group of zeros is taken to have.
 TINY = np.float32(1e-30)

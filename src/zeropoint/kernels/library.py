@@ -21,11 +21,11 @@ from zeropoint.values.scheme import Scheme
 ABI_VERSION = 2
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
 FILE_NAME = "libzeropoint.so"
-#: The most threads of one call.
-MAX_THREADS = 256
 
-#: `ZP_INTEGER` and `ZP_SCALE_...` of the header. fp16 scales are packed as float32.
-INTEGER = 0
+#: Constants of the header, which tests/kernels/test_header.py compares: `ZP_INTEGER`, `ZP_ACTIVATION_FLOAT`, the errors
+#: of `zp_status`, and `ZP_SCALE_...`. fp16 scales are packed as float32.
+INTEGER, ACTIVATION_FLOAT = 0, -1
+INVALID, UNSUPPORTED, NO_MEMORY = 1, 2, 3
 SCALE_TYPES = {"fp32": 0, "bf16": 1, "nested": 2}
 
 
@@ -168,14 +168,14 @@ def _message(library: ctypes.CDLL) -> str:
 def check(status: int) -> None:
     """Raise the library's error unless `status` is 0.
 
-    Raises `SchemeError` (1, `ZP_INVALID`), `UnsupportedError` (2), `MemoryError` (3) or `ZeropointError` (others).
+    Raises `SchemeError` (`INVALID`), `UnsupportedError`, `MemoryError` or, for any other status, `ZeropointError`.
     """
     if status == 0:
         return
     message = _message(load())
-    if status == 3:
+    if status == NO_MEMORY:
         raise MemoryError(message)
-    raise {1: SchemeError, 2: UnsupportedError}.get(status, ZeropointError)(message)
+    raise {INVALID: SchemeError, UNSUPPORTED: UnsupportedError}.get(status, ZeropointError)(message)
 
 
 def groups(weight: NDArray[np.float32], scheme: Scheme) -> Groups:

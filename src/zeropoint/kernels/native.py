@@ -6,7 +6,6 @@ The library chooses the instruction set level at its first use; `ZEROPOINT_ISA` 
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from typing import NoReturn
 
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library
+from zeropoint.machine.cores import default_threads
+from zeropoint.values.arrays import Floats
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 
 class Packed:
@@ -51,7 +50,7 @@ def format_of(scheme: Scheme, shape: tuple[int, int]) -> library.Format:
         group_size=scheme.group_size,
         per_tensor=int(scheme.granularity == "tensor"),
         asymmetric=int(not scheme.symmetric),
-        activation=-1 if activation is None else activation.group_size,
+        activation=library.ACTIVATION_FLOAT if activation is None else activation.group_size,
         activation_bits=0 if activation is None else activation.bits,
         scale_type=library.SCALE_TYPES.get(scheme.scale_dtype, library.SCALE_TYPES["fp32"]),
     )
@@ -118,11 +117,6 @@ def unpack(packed: Packed) -> QuantizedTensor:
     if zero_point is not None:
         zero_point = zero_point[: stored[0]]  # the tensor's only one, repeated in every row by zp_unpack
     return QuantizedTensor(scheme, codes, scale[: stored[0]], zero_point)
-
-
-def default_threads() -> int:
-    """Return the number of cores that this process may use, at most `MAX_THREADS`."""
-    return max(1, min(len(os.sched_getaffinity(0)), library.MAX_THREADS))
 
 
 def linear(

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
 from zeropoint.reference.linear import linear as reference_linear
+from zeropoint.values.arrays import Floats
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from zeropoint.machine import cores
+
 #: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names).
 LEVEL_FLAGS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
     "amx": frozenset({"amx_tile", "amx_int8"}),
 }
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Machine:
         return cls(
             processor=info.get("model name") or platform.processor() or platform.machine(),
             system=f"{platform.system()} {platform.machine()}",
-            cores=_cores(),
+            cores=cores.usable_cores(),
             isa_levels=("scalar", *(level for level, needs in LEVEL_FLAGS.items() if needs <= flags)),
             ram_total_bytes=total,
             ram_available_bytes=available,
@@ -91,19 +91,6 @@ def _cpu_info() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    try:  # a container's CPU limit: `quota` microseconds of CPU time per `period` microseconds
-        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            usable = min(usable, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return usable
-
-
 def _memory() -> tuple[int, int]:
     """Return the bytes of memory and the bytes free for a new process, both within the container's limit."""
     try:
@@ -116,8 +103,8 @@ def _memory() -> tuple[int, int]:
         except (ValueError, OSError):
             return 0, 0
     try:
-        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        limit = int((cores.CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((cores.CGROUP / "memory.current").read_text(encoding="ascii"))
         total, available = min(total, limit), min(available, max(limit - used, 0))
     except (OSError, ValueError):  # no limit ("max"), or no cgroup
         pass

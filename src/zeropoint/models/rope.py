@@ -12,13 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.errors import UnsupportedError
 from zeropoint.models.config import Config
 from zeropoint.models.spec import RopeTable
-
-Floats = NDArray[np.float32]
+from zeropoint.values.arrays import Floats
 
 DEFAULT_THETA = 10_000.0
 

@@ -31,8 +31,10 @@ from zeropoint.models.spec import (
 )
 from zeropoint.onnx.data import DataReader
 from zeropoint.onnx.graph import CONTRIB, Graph
-from zeropoint.onnx.weights import Float32, Way
+from zeropoint.onnx.weights import Way
+from zeropoint.progress import Progress
 from zeropoint.runtime.native.packed_weights import take_rows
+from zeropoint.values import arrays
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 
 Read = Callable[[str], Weight]
@@ -73,7 +75,7 @@ def part_of(source: LinearSource, read: Read) -> Weight:
     return weight
 
 
-def vector_of(name: str, read: Read, size: int) -> Float32:
+def vector_of(name: str, read: Read, size: int) -> arrays.Floats:
     """Return a vector as float32 `[size]`. Raises `ArtifactError` for any other shape."""
     weight = read(name)
     if isinstance(weight, QuantizedTensor) or weight.shape != (size,):
@@ -102,15 +104,15 @@ class Decoder:
         """Return the config of the model spec."""
         return self.record.config
 
-    def write(self, progress: Callable[[int], None]) -> None:
-        """Write all nodes, inputs and outputs. Calls `progress` with the number of finished transformer blocks."""
+    def write(self, progress: Progress) -> None:
+        """Write all nodes, inputs and outputs. Calls `progress` before each transformer block."""
         graph, config = self.graph, self.config
         ids = graph.input("input_ids", INT64, ["batch_size", "sequence_length"])
         mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
         graph.output("logits", FLOAT, ["batch_size", "sequence_length", config.vocab])
         x = self._embed(ids, mask)
         for number, layer in enumerate(self.record.layers):
-            progress(number)
+            progress(f"write layer {number}", number, len(self.record.layers))
             x = self._block(number, layer, x, mask)
         model = self.record.model
         x = self._norm(model, NormSlot.FINAL, x)
@@ -186,7 +188,7 @@ class Decoder:
             return ()
         table = self.record.ropes[layer.table]
 
-        def angles() -> Float32:
+        def angles() -> arrays.Floats:
             """Return the rotation angles of every position."""
             positions = np.arange(self.config.max_positions, dtype=np.float32)
             return np.outer(positions, table.inverse_frequency)
@@ -265,14 +267,14 @@ class Decoder:
         return x if factor == 1 else self.graph.op("Mul", x, self.graph.constant(factor))
 
 
-def norm_of(norm: NormSource, read: Read) -> Float32:
+def norm_of(norm: NormSource, read: Read) -> arrays.Floats:
     """Return a norm's weight as float32, plus 1 if the norm computes with `1 + weight`."""
     assert norm.weight is not None
     values = vector_of(norm.weight, read, norm.size)
     return values + np.float32(1) if norm.one_plus else values
 
 
-def bias_of(source: LinearSource, read: Read) -> tuple[str, Float32]:
+def bias_of(source: LinearSource, read: Read) -> tuple[str, arrays.Floats]:
     """Return the name and values of a projection's bias, taken from a fused bias if the weight is fused."""
     assert source.bias is not None
     if source.rows is None:
@@ -285,7 +287,7 @@ def bias_of(source: LinearSource, read: Read) -> tuple[str, Float32]:
 
 def read_pairs(
     record: ModelSpec, ways: Ways, read: Read, data: DataReader
-) -> Iterator[tuple[str, Float32, Float32]]:
+) -> Iterator[tuple[str, arrays.Floats, arrays.Floats]]:
     """Yield (name, values in the file, values in the artifact) for each weight, bias and norm."""
     yielded: set[Part] = set()
     for _, _, source in record.linears():

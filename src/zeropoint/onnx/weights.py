@@ -29,10 +29,10 @@ from onnx import TensorProto
 from zeropoint.errors import SchemeError
 from zeropoint.onnx.data import DataReader
 from zeropoint.onnx.graph import CONTRIB, Graph
+from zeropoint.values import arrays
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme, ceil_div
 
-Float32 = NDArray[np.float32]
 Tensors = Iterator[tuple[str, NDArray[Any]]]
 
 #: Block sizes of MatMulNBits, largest first.
@@ -67,7 +67,7 @@ class Way(Protocol):
         """Return the weight's rows for `ids [batch, sequence]`, float32 `[batch, sequence, in]`."""
         ...
 
-    def read(self, data: DataReader, name: str) -> Float32:
+    def read(self, data: DataReader, name: str) -> arrays.Floats:
         """Read the weight back from the file, float32 `[out, in]`."""
         ...
 
@@ -131,7 +131,7 @@ class Floats:
     def rows(self, graph: Graph, name: str, ids: str) -> str:
         return graph.op("Cast", graph.op("Gather", name, ids, axis=0), to=TensorProto.FLOAT)
 
-    def read(self, data: DataReader, name: str) -> Float32:
+    def read(self, data: DataReader, name: str) -> arrays.Floats:
         return data.read(name).astype(np.float32)
 
 
@@ -171,7 +171,7 @@ class Integers:
         scale = graph.op("Unsqueeze", graph.op("Gather", name + SCALES, ids, axis=0), last)
         return graph.op("Mul", values, scale)
 
-    def read(self, data: DataReader, name: str) -> Float32:
+    def read(self, data: DataReader, name: str) -> arrays.Floats:
         codes = data.read(name).T.astype(np.float32)
         if self.asymmetric:
             codes -= data.read(name + ZERO_POINTS)[:, None]
@@ -271,7 +271,7 @@ class Blocks:
             codes = graph.op("BitwiseAnd", codes, graph.constant((1 << self.bits) - 1, np.uint8))
         return graph.op("Cast", codes, to=TensorProto.FLOAT)
 
-    def read(self, data: DataReader, name: str) -> Float32:
+    def read(self, data: DataReader, name: str) -> arrays.Floats:
         rows, columns = self.shape
         codes = _unpack(data.read(name).reshape(rows, -1), self.bits)[:, :columns].astype(np.float32)
         zero: NDArray[Any] = np.full((rows, self.count), self.middle, np.uint8)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import UnsupportedError
+from zeropoint.values.arrays import Doubles
 
-Floats = NDArray[np.float64]
 Picks = NDArray[np.int64]
 Quantity = Literal["nbytes", "decode", "prefill", "loss"]
 
@@ -50,15 +50,15 @@ class CostTable:
 
     groups: tuple[str, ...]
     formats: tuple[str, ...]
-    nbytes: Floats
-    decode: Floats
-    prefill: Floats
-    loss: Floats
+    nbytes: Doubles
+    decode: Doubles
+    prefill: Doubles
+    loss: Doubles
     fixed_nbytes: float = 0.0
 
     def total(self, quantity: Quantity, picks: Picks) -> float:
         """Return the total of one quantity for a plan; `picks` int64 `[groups]` are format numbers."""
-        values: Floats = getattr(self, quantity)
+        values: Doubles = getattr(self, quantity)
         return float(values[np.arange(len(picks)), picks].sum()) + self.fixed(quantity)
 
     def fixed(self, quantity: Quantity) -> float:
@@ -67,7 +67,7 @@ class CostTable:
 
     def least(self, quantity: Quantity) -> float:
         """Return the smallest total of one quantity over all plans."""
-        values: Floats = getattr(self, quantity)
+        values: Doubles = getattr(self, quantity)
         return float(values.min(axis=1).sum()) + self.fixed(quantity)
 
     def uniform(self, format: str) -> Picks:
@@ -141,7 +141,7 @@ def _check(table: CostTable, limits: Mapping[Quantity, float]) -> None:
 
 
 def _program(
-    table: CostTable, limits: Mapping[Quantity, float], objective: Floats, slack: float
+    table: CostTable, limits: Mapping[Quantity, float], objective: Doubles, slack: float
 ) -> tuple[Picks | None, int, str]:
     """Solve with HiGHS; return the best plan found (or None), the status and the message.
 
@@ -152,7 +152,7 @@ def _program(
     groups, formats = table.nbytes.shape
     constraints = [LinearConstraint(np.kron(np.eye(groups), np.ones(formats)), 1, 1)]
     for name, most in limits.items():
-        values: Floats = getattr(table, name)
+        values: Doubles = getattr(table, name)
         scale = max(abs(most), 1e-12)
         upper = (most - table.fixed(name)) / scale - slack
         constraints.append(LinearConstraint(values.ravel()[None] / scale, -np.inf, upper))
@@ -168,7 +168,7 @@ def _program(
     return picks, int(result.status), " ".join(str(result.message).split())
 
 
-def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Floats) -> Picks | None:
+def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Doubles) -> Picks | None:
     """Return a plan that meets the limits without HiGHS, or None if none was found (which proves nothing).
 
     Takes the first plan of `_priced` that meets the limits, then makes the best change of one group at a time.
@@ -179,7 +179,7 @@ def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Fl
         gain = objective - objective[rows, picks][:, None]
         allowed = gain < -1e-12
         for name, most in limits.items():
-            values: Floats = getattr(table, name)
+            values: Doubles = getattr(table, name)
             change = values - values[rows, picks][:, None]
             allowed &= table.total(name, picks) + change <= _room(most)
         if not allowed.any():
@@ -189,12 +189,12 @@ def _heuristic(table: CostTable, limits: Mapping[Quantity, float], objective: Fl
     return picks
 
 
-def _priced(table: CostTable, limits: Mapping[Quantity, float], objective: Floats) -> Iterator[Picks]:
+def _priced(table: CostTable, limits: Mapping[Quantity, float], objective: Doubles) -> Iterator[Picks]:
     """Yield plans that may meet the limits: Lagrangian relaxation, where the price of each exceeded limit rises.
 
     The last plans are those with the smallest total of each limited quantity.
     """
-    shares: dict[Quantity, Floats] = {
+    shares: dict[Quantity, Doubles] = {
         name: getattr(table, name) / max(abs(most), 1e-12) for name, most in limits.items()
     }
     prices = dict.fromkeys(limits, 1.0)
@@ -231,8 +231,8 @@ def _standard_output_closed() -> Iterator[None]:
         os.close(devnull)
 
 
-def _scaled(table: CostTable, name: str) -> Floats:
+def _scaled(table: CostTable, name: str) -> Doubles:
     """Return one quantity divided by the largest total that any plan could have."""
-    values: Floats = getattr(table, name)
+    values: Doubles = getattr(table, name)
     largest_total = values.max(axis=1).sum()
     return values / largest_total if largest_total > 0 else values

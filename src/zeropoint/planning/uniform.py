@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
 from zeropoint.algorithms import load, part_options, parts, resolve
 from zeropoint.artifact.layout import Layout, stored_nbytes
 from zeropoint.checkpoint import Checkpoint, ParameterInfo
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import UsageError
+from zeropoint.tensors import torch_dtype
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.scheme import Activation, Scheme, parse
 from zeropoint.views import Kept, LayerView
@@ -294,7 +294,7 @@ def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
         return Choice(None, "rtn", {}, "kept as asked")
     if not info.dtype.is_floating_point:
         return Choice(None, "rtn", {}, "not floating point")
-    if info.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[str(scheme)]:
+    if info.dtype == torch_dtype(BY_FORMAT[str(scheme)]):
         return Choice(None, "rtn", {}, f"{scheme} already")
     return Choice(scheme, "rtn", {}, "cast")
 

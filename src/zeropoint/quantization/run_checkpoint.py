@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact import refuse_existing
-from zeropoint.artifact.card import replace_text
-from zeropoint.artifact.writer import lock, sync
+from zeropoint.artifact.writer import lock
 from zeropoint.errors import ArtifactError, UsageError, reason
 from zeropoint.files import safetensors_file
+from zeropoint.files.atomic import replace_text, sync
 from zeropoint.files.json_file import MAX_CARD_BYTES, json_digest, load_json
 from zeropoint.quantization.block_runner import States
 from zeropoint.quantization.layers import LayerError

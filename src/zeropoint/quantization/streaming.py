@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zeropoint._moved import old_attributes
 from zeropoint.algorithms import parts
 from zeropoint.checkpoint import Checkpoint
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.planning.coverage import check_complete
 from zeropoint.quantization.calibrated_blocks import CalibratedBlocks
@@ -22,18 +23,19 @@ from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.rotating import rotated
 from zeropoint.quantization.run_checkpoint import Made, RunCheckpoint
 from zeropoint.reference.rounding import check_finite
+from zeropoint.tensors import to_numpy
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
-#: The numpy dtype of each float format.
-NUMPY_FLOATS: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
+if not TYPE_CHECKING:
+    __getattr__ = old_attributes(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WeightDone:
     """The state of a run after each weight: `done` of `total` numbers of the model are finished.
 
     `error` is the rounding error of the weight `name`, None if it was kept; `warning` is "" for none.
@@ -59,7 +61,7 @@ def stream(
     plan: Plan,
     *,
     tokens: NDArray[np.int64] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[WeightDone], None] | None = None,
     run_checkpoint: RunCheckpoint | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Yield each weight of the plan once, in plan order: `(view or parameter name, Weight)`; no tied names.
@@ -91,7 +93,7 @@ def stream(
             weight.codes.size if isinstance(weight, QuantizedTensor) else weight.size
             for weight in weights.values()
         )
-        progress(Progress(tuner.name, total, total, None, warning))
+        progress(WeightDone(tuner.name, total, total, None, warning))
     yield from weights.items()
 
 
@@ -99,7 +101,7 @@ def _weights(
     checkpoint: Checkpoint,
     plan: Plan,
     tokens: NDArray[np.int64] | None,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[WeightDone], None] | None,
     run_checkpoint: RunCheckpoint | None,
 ) -> Iterator[tuple[str, Weight]]:
     """Yield each weight of the plan, as `stream` does, before the whole model is tuned."""
@@ -123,7 +125,7 @@ def _weights(
             run_checkpoint.add(name, made)
         done += sizes[name]
         if progress is not None:
-            progress(Progress(name, done, total, made.error, made.warning))
+            progress(WeightDone(name, done, total, made.error, made.warning))
         weight = made.weight
         del restored, made  # frees this weight as soon as the consumer has dropped it
         yield name, weight
@@ -176,17 +178,14 @@ def _kept(
     Raises `CheckpointError` if the parameter holds NaN or inf, or overflows the float format.
     """
     tensor = (checkpoint.read(name) if folded is None else folded).to(dtype).contiguous()
-    if tensor.dtype == torch.bfloat16:
-        array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    else:
-        array = tensor.numpy()
+    array = to_numpy(tensor)
     if not tensor.is_floating_point():
         return array
     check_finite(array.astype(np.float32, copy=False), name)
     if scheme is None or scheme.float_format is None:
         return array
     with np.errstate(over="ignore"):
-        cast: NDArray[Any] = array.astype(np.float32).astype(NUMPY_FLOATS[scheme.float_format])
+        cast: NDArray[Any] = array.astype(np.float32).astype(BY_FORMAT[scheme.float_format].numpy())
     if not np.isfinite(cast.astype(np.float32)).all():
         raise CheckpointError(
             f"{name} holds values beyond {scheme}'s range (up to {float(np.abs(array.astype(np.float32)).max()):.4g}): "

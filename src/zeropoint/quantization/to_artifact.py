@@ -32,7 +32,7 @@ from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
 from zeropoint.quantization.layers import LayerError
 from zeropoint.quantization.run_checkpoint import Run, RunCheckpoint, forget, is_unfinished, refuse_output
-from zeropoint.quantization.streaming import Progress, needs_calibration, stream
+from zeropoint.quantization.streaming import WeightDone, needs_calibration, stream
 from zeropoint.sources.texts import text_folder
 from zeropoint.sources.vocabulary import tokens_beyond
 from zeropoint.values.plan import Plan
@@ -88,7 +88,7 @@ def quantize_checkpoint(
     calibration: Calibration | None = None,
     resume: bool = False,
     resumable: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[WeightDone], None] | None = None,
 ) -> Summary:
     """Quantize a model into the artifact folder `out`; a `plan` replaces `format`, `algorithm`, `options` and `seed`.
 
@@ -149,7 +149,7 @@ class _Running:
         calibration: Calibration | None,
         machine: Mapping[str, Any] | None,
         started: float,
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[WeightDone], None] | None,
     ) -> None:
         self._checkpoint, self._plan, self._calibration = checkpoint, plan, calibration
         self._machine, self._started, self._progress = machine, started, progress
@@ -237,7 +237,7 @@ class _Running:
             self._resumed,
         )
 
-    def _watch(self, step: Progress) -> None:
+    def _watch(self, step: WeightDone) -> None:
         """Collect a step's error and warning, and report the step."""
         if step.error is not None:
             self._errors.append(step.error)

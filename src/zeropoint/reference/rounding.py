@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import CheckpointError, SchemeError
-from zeropoint.values.qtensor import Codes, Floats, QuantizedTensor, expand_groups
+from zeropoint.values.arrays import Codes, Floats
+from zeropoint.values.qtensor import QuantizedTensor, expand_groups
 from zeropoint.values.scheme import MAX_MULTIPLE, Scheme
 
 STORAGE: dict[str, Any] = {
-    "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16,
-    "fp32": np.float32,
-    "nested": ml_dtypes.bfloat16,  # base and multiple together have 8 significant bits, so bfloat16 is exact
+    **{format: dtype.numpy() for format, dtype in BY_FORMAT.items()},
+    "nested": BY_FORMAT[
+        "bf16"
+    ].numpy(),  # base and multiple together have 8 significant bits, so bfloat16 is exact
 }
 
 #: The smallest scale of each type. bf16 and fp32 are limited to normal numbers, because kernels may flush denormals to

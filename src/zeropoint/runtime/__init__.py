@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
+from zeropoint.machine.cores import default_threads
 from zeropoint.runtime.engine import OpenOptions
 from zeropoint.sources.location import locate
 
@@ -73,7 +74,7 @@ def fitting_engine() -> Engine:
 def open_runner(
     path: str | Path,
     *,
-    threads: int = 2,
+    threads: int | None = None,
     dtype: str = "auto",
     engine: str = AUTO,
     cache_type: str = "float16",
@@ -94,7 +95,7 @@ def open_runner(
     Raises `UsageError` if the engine or dtype is unknown or does not suit the path, `UnsupportedError` if the engine
     that was asked for does not support the model, `ArtifactError` or `CheckpointError` if the files are damaged.
     """
-    options = OpenOptions(engine, dtype, threads, cache_type, draft_tokens, theirs)
+    options = OpenOptions(engine, dtype, default_threads(threads), cache_type, draft_tokens, theirs)
     _check(options)
     path = locate(path, revision=revision)
     why = ""  # the preferred engine's reason

@@ -11,13 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.runtime.generate_options import GenerateOptions
-from zeropoint.runtime.protocol import Logits, TokenModel
-
-Ids = NDArray[np.int64]
+from zeropoint.runtime.protocol import TokenModel
+from zeropoint.values.arrays import Logits, Tokens
 
 #: Arguments of transformers' forward pass -> the values that change nothing here and are accepted.
 _NEUTRAL = {
@@ -143,7 +141,7 @@ class HuggingFaceModel:
         return self
 
 
-def _batch(ids: Any) -> Ids:
+def _batch(ids: Any) -> Tokens:
     """Return ids `[B, T]` as int64. Raises `UsageError` if they are not a non-empty matrix of integers."""
     try:
         array = np.asarray(ids)
@@ -156,7 +154,7 @@ def _batch(ids: Any) -> Ids:
     return array.astype(np.int64)
 
 
-def _spans(mask: Any, ids: Ids) -> list[tuple[int, int]]:
+def _spans(mask: Any, ids: Tokens) -> list[tuple[int, int]]:
     """Return (start, end) of each row's text.
 
     Raises `UsageError` if the mask hides a whole row or tokens inside a text.
@@ -180,7 +178,7 @@ def _spans(mask: Any, ids: Ids) -> list[tuple[int, int]]:
     return spans
 
 
-def _shifted(ids: Ids, spans: list[tuple[int, int]]) -> Ids:
+def _shifted(ids: Tokens, spans: list[tuple[int, int]]) -> Tokens:
     """Return each row with its text moved to the start, then padding.
 
     Attention is causal, so the padding tokens after a text do not change its logits.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeropoint.errors import UsageError
+from zeropoint.runtime import DTYPES
 
 #: Argument -> the values that change nothing here and are accepted. None is always accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -136,6 +137,6 @@ def _check_devices(device_map: Any) -> None:
 def _dtype(value: Any) -> str:
     """Return the name of a torch dtype. Raises `UsageError` if it is not supported."""
     name = str(value).removeprefix("torch.")
-    if name not in ("auto", "float32", "bfloat16", "float16"):
+    if name not in DTYPES:
         raise UsageError(f"dtype is auto, float32, bfloat16 or float16, not {value!r}")
     return name

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from zeropoint.errors import UsageError
-from zeropoint.runtime.protocol import Logits, Runner, Tokens
+from zeropoint.runtime.protocol import Runner
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.streaming import TextStream
 from zeropoint.tokenizer import Message
+from zeropoint.values.arrays import Logits, Tokens
 
 DEFAULT_NEW_TOKENS = 256
 

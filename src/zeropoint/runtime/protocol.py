@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from zeropoint.runtime.generation import OnToken
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.tokenizer import Message
-
-Tokens = NDArray[np.int64]
-Logits = NDArray[np.float32]
+from zeropoint.values.arrays import Logits, Tokens
 
 
 class TokenModel(Protocol):

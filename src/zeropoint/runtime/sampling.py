@@ -17,10 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, UsageError
-
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int64]
-
+from zeropoint.values.arrays import Logits, Tokens
 
 #: float32's smallest normal and largest number. The temperature is clipped to this range.
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -105,15 +102,15 @@ class Sampler:
         return int(ids[min(int(drawn), len(ids) - 1)])
 
 
-def likeliest(logits: Logits) -> Ids:
+def likeliest(logits: Logits) -> Tokens:
     """Return the argmax token of each row of logits `[..., vocab]` (ties: lowest id).
 
     A logit of -inf marks a masked token. Raises `ArtifactError` if the largest logit of a row is NaN or infinite.
     """
-    best: Ids = logits.argmax(-1, keepdims=True)  # argmax returns the place of a NaN, if there is one
+    best: Tokens = logits.argmax(-1, keepdims=True)  # argmax returns the place of a NaN, if there is one
     if not np.isfinite(np.take_along_axis(logits, best, -1)).all():
         raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
-    tokens: Ids = best[..., 0]
+    tokens: Tokens = best[..., 0]
     return tokens
 
 
@@ -134,13 +131,13 @@ def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
     return out
 
 
-def candidates(logits: Logits, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
+def candidates(logits: Logits, sampling: Sampling) -> tuple[Tokens, NDArray[np.float64]]:
     """Return the tokens that pass top-k, top-p and min-p, and their probabilities, which sum to 1."""
     # float32 for the whole vocabulary: exp and partition take a quarter of their float64 time
     temperature = np.float32(min(max(sampling.temperature, _TINY), _LARGEST))
     with np.errstate(over="ignore"):  # overflow gives -inf, which has probability 0
         scaled = (logits - logits.max()) / temperature
-    ids: Ids = np.arange(len(scaled))
+    ids: Tokens = np.arange(len(scaled))
     if 0 < sampling.top_k < len(scaled):
         ids = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
         scaled = scaled[ids]
@@ -159,7 +156,7 @@ def candidates(logits: Logits, sampling: Sampling) -> tuple[Ids, NDArray[np.floa
 _FIRST_LOOK = 1024
 
 
-def _nucleus(weights: NDArray[np.float32], share: float) -> Ids:
+def _nucleus(weights: NDArray[np.float32], share: float) -> Tokens:
     """Return the fewest indices that hold `share` of the total weight, largest weight first (ties: lowest index)."""
     target = share * weights.sum(dtype=np.float64)
     for size in (_FIRST_LOOK, len(weights)):

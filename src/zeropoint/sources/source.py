@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.dtypes import BY_STORED
 from zeropoint.errors import CheckpointError
 from zeropoint.sources.names import COMPUTED
 from zeropoint.values.qtensor import QuantizedTensor, Weight
-
-#: The float types of safetensors.
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 #: Number of names that a message spells out; it only counts the others.
 MOST_NAMES = 4
@@ -76,7 +74,7 @@ class Source:
         """Return one tensor as an array, dequantized. Raises `CheckpointError` if it holds NaN or infinity."""
         value = self.weight(name)
         array = value.dequantize() if isinstance(value, QuantizedTensor) else value
-        if self.tensors[name].dtype in FLOATS and not is_finite(array):
+        if _is_float(self.tensors[name].dtype) and not is_finite(array):
             from zeropoint.reference.rounding import check_finite
 
             check_finite(array, f"{self.name}: {name}")
@@ -84,14 +82,12 @@ class Source:
 
     def nbytes(self) -> int:
         """Return the size in bytes of all tensors as stored."""
-        from zeropoint.files.safetensors_file import DTYPES
-
         if self.stored_nbytes is not None:
             return self.stored_nbytes
         return sum(
-            prod(each.shape) * DTYPES[each.dtype].itemsize
+            prod(each.shape) * BY_STORED[each.dtype].nbytes
             for each in self.tensors.values()
-            if each.dtype in DTYPES
+            if each.dtype in BY_STORED
         )
 
     def digest(self) -> str:
@@ -127,16 +123,14 @@ class Source:
 
     def _check_one(self, wanted: Wanted) -> None:
         """Raise `CheckpointError` unless a parameter's stored tensors have the right types, shape and equal values."""
-        from zeropoint.files.safetensors_file import DTYPES
-
         for stored in wanted.stored:
             dtype = self.tensors[stored].dtype
-            if dtype not in DTYPES:
+            if dtype not in BY_STORED:
                 raise CheckpointError(
                     f"{self.name} stores {stored} as {dtype}, a type of numbers that Zeropoint does not read: use the "
                     "original model in bfloat16, float16 or float32"
                 )
-            if wanted.floats and dtype not in FLOATS:
+            if wanted.floats and not BY_STORED[dtype].is_float:
                 raise CheckpointError(
                     f"{self.name} stores {stored} as {dtype}, and the model has floats there: codes of a quantized "
                     "model without their scales mean nothing; use the original"
@@ -175,6 +169,11 @@ def is_finite(array: NDArray[Any]) -> bool:
     if array.dtype.name == "bfloat16":
         return not bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
     return bool(np.isfinite(array).all())
+
+
+def _is_float(stored: str) -> bool:
+    """Return whether a safetensors type holds floats."""
+    return stored in BY_STORED and BY_STORED[stored].is_float
 
 
 def listed(names: Sequence[str]) -> str:

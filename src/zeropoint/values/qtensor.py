@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
+from zeropoint.values.arrays import Codes, Floats
 from zeropoint.values.scheme import Scheme
-
-Codes = NDArray[np.int8]
-Floats = NDArray[np.float32]
 
 
 class Coded(Protocol):

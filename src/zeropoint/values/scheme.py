@@ -20,13 +20,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import SchemeError
 
 ScaleDtype = Literal["bf16", "fp16", "fp32", "nested"]
 Granularity = Literal["tensor", "channel", "group"]
 
-SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "nested": 2}
-FLOAT_FORMATS: dict[str, int] = {"fp16": 16, "bf16": 16, "fp32": 32}
+SCALE_BYTES: dict[str, int] = {
+    **{name: BY_FORMAT[name].nbytes for name in ("bf16", "fp16", "fp32")},
+    "nested": 2,
+}
+FLOAT_FORMATS: dict[str, int] = {name: 8 * BY_FORMAT[name].nbytes for name in ("fp16", "bf16", "fp32")}
 MIN_BITS, MAX_BITS = 2, 8
 MAX_GROUP_SIZE = 9_999_999  # channels: what the string form can say, and the kernels' int32 can hold
 QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError, reason
 from zeropoint.files.json_file import parse_json
@@ -158,17 +157,11 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
     Returns 0 if either score is constant.
     """
-    ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
-    centred = [rank - rank.mean() for rank in ranks]
-    size = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float(f"{float((centred[0] * centred[1]).sum()) / size:.4g}") if size else 0.0
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
-    return ranks
+    if min(len(set(first)), len(set(second))) < 2:
+        return 0.0
+    return float(f"{spearmanr(first, second).statistic:.4g}")
 
 
 def _cost(row: Mapping[str, Any]) -> Cost:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from zeropoint.errors import UsageError
-
-Floats = NDArray[np.float32]
+from zeropoint.values.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,12 +18,12 @@ from zeropoint.cli.common import (
     add_speed_options,
     add_threads_option,
     check_writable,
-    default_threads,
-    progress_fraction,
+    progress_bar,
     show_report,
     write_text,
 )
 from zeropoint.cli.option_values import whole
+from zeropoint.machine.cores import default_threads
 
 HELP = "measure load time, speed and memory of one model"
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.evaluate import bench
 
     check_writable(args.json)
-    with progress_fraction() as progress:
+    with progress_bar() as progress:
         report = bench(
             args.artifact,
             revision=args.revision,

@@ -21,11 +21,11 @@ from zeropoint.cli.common import (
     add_text_options,
     add_threads_option,
     check_writable,
-    default_threads,
-    progress_fraction,
+    progress_bar,
     write_json,
 )
 from zeropoint.cli.option_values import CHANGE, DROP, KL, SEED, SHARE, whole
+from zeropoint.machine.cores import default_threads
 
 if TYPE_CHECKING:
     from zeropoint.evaluate import TaskRequest
@@ -143,7 +143,7 @@ def run_gate(
 
     check_writable(args.json)
     open_artifact(artifact)  # refuses anything else before the long measurement
-    with progress_fraction() as progress:
+    with progress_bar() as progress:
         verdict = check(
             artifact,
             against,

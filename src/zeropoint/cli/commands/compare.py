@@ -27,14 +27,14 @@ from zeropoint.cli.common import (
     add_text_options,
     add_threads_option,
     check_writable,
-    default_threads,
-    progress_fraction,
+    progress_bar,
     refuse_ignored,
     show_report,
     write_text,
 )
 from zeropoint.cli.console import readable
 from zeropoint.cli.option_values import input_file
+from zeropoint.machine.cores import default_threads
 
 HELP = "compare a model with artifacts made from it: table, JSON, HTML page"
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_ignored(args, "with --no-speed", prompt_tokens=512, new_tokens=128, repeats=REPEATS)
     check_writable(args.json, args.html, args.markdown)
     table = None if args.sensitivity is None else load(args.sensitivity)
-    with progress_fraction() as progress:
+    with progress_bar() as progress:
         report = compare(
             args.model,
             args.artifacts,

@@ -25,13 +25,12 @@ from zeropoint.cli.common import (
     add_strict_option,
     add_threads_option,
     check_writable,
-    default_threads,
     progress_bar,
-    progress_fraction,
     strict_code,
     write_json,
 )
 from zeropoint.cli.option_values import input_file, whole
+from zeropoint.machine.cores import default_threads
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _run_both(args: argparse.Namespace, weights: int) -> Agreement | None:
     from zeropoint.evaluate.gate.export_agreement import agreement
 
     try:
-        with progress_fraction() as progress:
+        with progress_bar() as progress:
             result = agreement(
                 args.source,
                 args.out,

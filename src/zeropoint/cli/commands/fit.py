@@ -26,8 +26,7 @@ from zeropoint.cli.common import (
     add_strict_option,
     add_threads_option,
     check_writable,
-    default_threads,
-    progress_fraction,
+    progress_bar,
     refuse_ignored,
     strict_code,
     write_json,
@@ -47,6 +46,7 @@ from zeropoint.cli.option_values import (
     whole,
 )
 from zeropoint.errors import UsageError
+from zeropoint.machine.cores import default_threads
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
         tasks=task_request(args),
         machine=None if args.machine is None else read_machine(Path(args.machine)),
     )
-    with progress_fraction() as progress:
+    with progress_bar() as progress:
         result = fit(args.model, None if args.plan_only else args.out, budget, settings, progress)
     _show(result)
     if result.plan is not None and args.save_plan is not None:

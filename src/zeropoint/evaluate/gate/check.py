@@ -20,10 +20,11 @@ from zeropoint.evaluate.gate.bounds import (
 )
 from zeropoint.evaluate.gate.verdict import Verdict, judged_digests
 from zeropoint.evaluate.model_description import describe
-from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT
 from zeropoint.evaluate.tasks.accuracy import TaskRequest, TaskResult, measure_accuracy
 from zeropoint.evaluate.worker import client
+from zeropoint.machine.cores import default_threads
+from zeropoint.progress import Progress, part
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def check(
     text: str | None = None,
     tokens: int = 8192,
     context: int = DEFAULT_CONTEXT,
-    threads: int = 2,
+    threads: int | None = None,
     engine: str = "auto",
     seed: int = 0,
     tasks: TaskRequest | None = None,
@@ -64,6 +65,7 @@ def check(
     Raises `UsageError` if a bound is out of range, `ArtifactError` if the artifact's weights or config differ from its
     card, and the models' own errors.
     """
+    threads = default_threads(threads)
     check_bounds(max_kl, max_perplexity_increase, min_top1)
     check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact], revision=revision)

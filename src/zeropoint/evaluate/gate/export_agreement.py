@@ -11,11 +11,11 @@ from typing import Any
 
 from zeropoint.errors import GateError, UnsupportedError, ZeropointError
 from zeropoint.evaluate.model_description import describe
-from zeropoint.evaluate.progress import Progress
 from zeropoint.evaluate.quality.greedy_answers import DEFAULT_PROMPTS
 from zeropoint.evaluate.worker import client
 from zeropoint.evaluate.worker.messages import ModelToOpen, QualityRequest
 from zeropoint.machine.detect import Machine
+from zeropoint.progress import Progress
 from zeropoint.runtime import external
 
 TOKENS, CONTEXT, NEW_TOKENS = 1000, 256, 64

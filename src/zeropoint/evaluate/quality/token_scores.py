@@ -32,10 +32,9 @@ from zeropoint.evaluate.statistics.bootstrap import (
     resampler,
 )
 from zeropoint.kernels.divergence import divergence
+from zeropoint.values.arrays import Doubles
 
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
-
-Floats = NDArray[np.float64]
 
 
 class LogitsSource(Protocol):
@@ -50,8 +49,8 @@ class LogitsSource(Protocol):
 class TokenScores:
     """Scores per token `[n]`: KL from the reference model, own negative log likelihood (nats), same argmax token."""
 
-    kl: Floats
-    nll: Floats
+    kl: Doubles
+    nll: Doubles
     agrees: NDArray[np.bool_]
 
 
@@ -116,7 +115,7 @@ def measure_quality(
     `progress` gets the finished fraction. Raises `UsageError` if vocabularies differ, `ArtifactError` if a model's
     logits are not finite.
     """
-    reference_nll: list[Floats] = []
+    reference_nll: list[Doubles] = []
     scores: dict[str, list[TokenScores]] = {name: [] for name in candidates}
     for index, tokens in enumerate(windows.tokens):
         logits = {name: _logits(model, tokens, name) for name, model in candidates.items()}
@@ -139,7 +138,7 @@ def measure_quality(
 
 def score_window(
     reference: NDArray[np.float32], candidates: Mapping[str, NDArray[np.float32]], targets: NDArray[np.int64]
-) -> tuple[Floats, dict[str, TokenScores]]:
+) -> tuple[Doubles, dict[str, TokenScores]]:
     """Score one window: logits, float32 `[T, vocabulary]` each, and the next tokens `targets` `[T - 1]`.
 
     Return the reference model's negative log likelihoods `[T - 1]` and each candidate's scores.
@@ -173,7 +172,7 @@ def _join(parts: list[TokenScores]) -> TokenScores:
     )
 
 
-def summarize(scores: TokenScores, reference_nll: Floats, draws: Resampler) -> Quality:
+def summarize(scores: TokenScores, reference_nll: Doubles, draws: Resampler) -> Quality:
     """Return means, tails and bootstrap intervals of per-token scores `[n]`.
 
     The perplexity ratio is paired: both models are resampled with the same documents.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.speed.measure import MIN_REPEATS
+from zeropoint.machine.cores import default_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class SpeedSettings:
 
     prompt_tokens: int = 512
     new_tokens: int = 128
-    threads: int = 2
+    threads: int = field(default_factory=default_threads)
     batch: int = 1
     repeats: int = 5
 

@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.statistics.bootstrap import CONFIDENCE, POWER
+from zeropoint.values.arrays import Doubles
 
 _NORMAL = NormalDist()
 _BISECTIONS = 50
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,13 @@ def mcnemar(losses: int, gains: int) -> float:
 
 
 @cache
-def _mid_p(flips: int) -> Floats:
+def _mid_p(flips: int) -> Doubles:
     """Return the mid-p value for each number of losses, float64 `[flips + 1]`, read-only."""
-    chances = binomial(flips, 0.5)
-    below = np.cumsum(chances) - chances / 2
-    values: Floats = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
+    from scipy.stats import binom
+
+    losses = np.arange(flips + 1)
+    below = binom.cdf(losses, flips, 0.5) - binom.pmf(losses, flips, 0.5) / 2
+    values: Doubles = np.minimum(2 * np.minimum(below, below[::-1]), 1.0)
     values.flags.writeable = False
     return values
 
@@ -181,14 +182,11 @@ def power(drop: float, flips: float, n: int) -> float:
     return float(weighted / counts[chosen].sum())
 
 
-def binomial(n: int, p: float) -> Floats:
+def binomial(n: int, p: float) -> Doubles:
     """Return the binomial probabilities of 0 to `n` successes, float64 `[n + 1]`."""
-    successes = np.arange(n + 1)
-    if p <= 0 or p >= 1:
-        return np.asarray(successes == (n if p >= 1 else 0), np.float64)
-    steps = np.concatenate([[0.0], np.log(np.arange(1, n + 1))]).cumsum()  # logarithms of factorials
-    logs = steps[n] - steps - steps[::-1] + successes * math.log(p) + (n - successes) * math.log1p(-p)
-    return np.asarray(np.exp(logs))
+    from scipy.stats import binom
+
+    return np.asarray(binom.pmf(np.arange(n + 1), n, p))
 
 
 def _normal(p: float) -> float:

@@ -12,11 +12,11 @@ import numpy as np
 from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.evaluate.compare import running_dtype, running_engine
 from zeropoint.evaluate.model_description import Model
-from zeropoint.evaluate.progress import Progress, part
 from zeropoint.evaluate.statistics.paired_accuracy import PairedAccuracy
 from zeropoint.evaluate.tasks.task_files import task_files
 from zeropoint.evaluate.worker import client
 from zeropoint.evaluate.worker.messages import AccuracyRequest, ModelToOpen
+from zeropoint.progress import Progress, part
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,11 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import ZeropointError
-from zeropoint.evaluate import environment
+from zeropoint.evaluate import environment, tasks
 from zeropoint.evaluate.quality.greedy_answers import answer, mark
 from zeropoint.evaluate.quality.token_scores import measure_quality
 from zeropoint.evaluate.quality.windows import EvaluationText, load_text
 from zeropoint.evaluate.speed.measure import measure_speed
-from zeropoint.evaluate.tasks import task_files
 from zeropoint.evaluate.worker.messages import (
     AccuracyRequest,
     AccuracyResult,
@@ -162,11 +161,9 @@ def _answers(request: QualityRequest, runners: Mapping[str, Runner], tell: Tell)
 def accuracy(request: AccuracyRequest, opener: Open, tell: Tell) -> AccuracyResult:
     """Load one model, let it answer tasks, and return which items it got right."""
     tell("tasks", 0.0)
-    loaded = task_files.load(request.files, allow_code=request.allow_code)
+    loaded = tasks.load(request.files, allow_code=request.allow_code)
     runner = _open(request.model, request.threads, opener)
-    answers = task_files.answer(
-        runner, loaded, limit=request.limit, progress=lambda done: tell("tasks", done)
-    )
+    answers = tasks.answer(runner, loaded, limit=request.limit, progress=lambda done: tell("tasks", done))
     return AccuracyResult(answers)
 
 

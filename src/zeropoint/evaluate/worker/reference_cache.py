@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.artifact.card import replace_bytes
 from zeropoint.errors import ArtifactError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.quality.windows import Windows
 from zeropoint.evaluate.worker.messages import QualityRequest
+from zeropoint.files.atomic import replace_bytes
 from zeropoint.files.json_file import json_digest
 from zeropoint.files.user_folder import read_own
 from zeropoint.kernels import active_isa, library

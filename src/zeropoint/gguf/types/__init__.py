@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from zeropoint.errors import SchemeError
 from zeropoint.gguf.types import blocks, superblocks
 from zeropoint.gguf.types.superblocks import Format, Storable, SuperTensor
-from zeropoint.values.qtensor import Floats, QuantizedTensor, Weight
+from zeropoint.values.arrays import Floats
+from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme, parse
 
 Kind = GGMLQuantizationType

@@ -26,14 +26,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
+from zeropoint.values.arrays import Bytes, Int16s
 from zeropoint.values.qtensor import Number, QuantizedTensor, expand_groups
 from zeropoint.values.scheme import Scheme
 
 BLOCK = 32
 Kind = GGMLQuantizationType
-Bytes = NDArray[np.uint8]
-Codes = NDArray[np.int16]
-Halves = NDArray[np.float16]
 
 #: The range of `code - zero_point` that each type without a minimum holds, narrowest type first.
 RANGES = {Kind.Q4_0: (-8, 7), Kind.Q5_0: (-16, 15), Kind.Q8_0: (-128, 127)}
@@ -97,7 +95,7 @@ def decode(raw: Bytes, kind: GGMLQuantizationType) -> QuantizedTensor:
     return DECODERS[kind](blocks)
 
 
-def _code_bytes(codes: Codes, kind: GGMLQuantizationType) -> list[Bytes]:
+def _code_bytes(codes: Int16s, kind: GGMLQuantizationType) -> list[Bytes]:
     """Return the byte arrays that follow `d` (and `m`), from stored codes int16 `[out, blocks, 32]`."""
     if kind == Kind.Q8_0:
         return [codes.astype(np.int8).view(np.uint8)]

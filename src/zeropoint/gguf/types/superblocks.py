@@ -38,11 +38,10 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from zeropoint.errors import SchemeError
-from zeropoint.values.qtensor import Codes, Floats, Weight
+from zeropoint.values.arrays import Bytes, Codes, Floats, Int16s
+from zeropoint.values.qtensor import Weight
 from zeropoint.values.scheme import Scheme
 
-Bytes = NDArray[np.uint8]
-Multiples = NDArray[np.int16]
 Kind = GGMLQuantizationType
 
 #: Mask of a byte's low nibble.
@@ -110,9 +109,9 @@ class SuperTensor:
     kind: GGMLQuantizationType
     codes: Codes
     d: Floats
-    scales: Multiples
+    scales: Int16s
     dmin: Floats | None = None
-    minima: Multiples | None = None
+    minima: Int16s | None = None
 
     def __post_init__(self) -> None:
         form, (rows, columns) = self.format, self.shape
@@ -195,7 +194,7 @@ def encode(weight: SuperTensor) -> Bytes:
     return np.concatenate(parts, axis=2).reshape(rows, -1)
 
 
-def _per_group(numbers: Floats, multiples: Multiples) -> Floats:
+def _per_group(numbers: Floats, multiples: Int16s) -> Floats:
     """Multiply each block's FP16 value by the integers of the block's groups: float32 `[out, groups]`."""
     grouped = multiples.reshape(*numbers.shape, -1).astype(np.float32)
     return np.asarray(numbers[..., None] * grouped).reshape(multiples.shape)
@@ -239,7 +238,7 @@ def _plain_bits(codes: Bytes, bits: int) -> list[Bytes]:
     return [low] if bits == 4 else [np.packbits(codes >> np.uint8(4), axis=2, bitorder="little"), low]
 
 
-def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
+def _pack_scales(scales: Int16s, minima: Int16s) -> Bytes:
     """Pack the eight 6-bit pairs `s[i]`, `m[i]` of a Q4_K or Q5_K block into 12 bytes.
 
     For i in 0..3::
@@ -260,7 +259,7 @@ def _pack_scales(scales: Multiples, minima: Multiples) -> Bytes:
     )
 
 
-def _pack_signed_scales(scales: Multiples) -> Bytes:
+def _pack_signed_scales(scales: Int16s) -> Bytes:
     """Pack the sixteen 6-bit values `s + 32` of a Q3_K block into 12 bytes.
 
     Byte i (i < 8) holds the low nibbles of values i and i + 8. Byte 8 + i (i < 4) holds the upper 2 bits of values i,

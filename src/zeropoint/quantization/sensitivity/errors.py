@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from zeropoint.errors import SchemeError, UsageError
 from zeropoint.planning.uniform import fit
+from zeropoint.progress import Progress
 from zeropoint.quantization.layers import quantize_view
 from zeropoint.values.plan import Choice
 from zeropoint.values.scheme import Activation, parse
@@ -57,7 +58,7 @@ def perturbations(
     views: Mapping[str, LayerView],
     formats: Sequence[str],
     stats: Mapping[str, LayerStats],
-    step: Callable[[str, float, float], None],
+    step: Progress,
 ) -> dict[str, dict[str, Perturbation]]:
     """Return format -> view name -> perturbation; weights are rounded to nearest, the embedding and head too.
 

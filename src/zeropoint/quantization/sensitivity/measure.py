@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import combinations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.files.json_file import json_digest
 from zeropoint.machine.heap import release
+from zeropoint.progress import Progress, silent
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.precision import reduced_precision
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
@@ -27,8 +28,6 @@ from zeropoint.values.sensitivity import SENSITIVITY_VERSION, Cost, Estimate, Gr
 WINDOW = 128
 #: Number of windows on which the model with one quantized group is measured.
 SWAP_WINDOWS = 2
-
-Step = Callable[[str, float, float], None]
 
 
 def sensitivity_key(
@@ -54,7 +53,7 @@ def measure(
     *,
     swaps: int = 24,
     seed: int = 0,
-    progress: Step = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Sensitivity:
     """Return the sensitivity of each group of layers to each of `formats`.
 
@@ -116,7 +115,7 @@ def _measured(
     changed: dict[str, dict[str, Perturbation]],
     windows: torch.Tensor,
     count: int,
-    progress: Step,
+    progress: Progress,
 ) -> list[Cost]:
     """Return the costs, with the measured divergence filled in for `count` groups per format."""
     if not count:

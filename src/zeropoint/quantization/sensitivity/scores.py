@@ -9,10 +9,11 @@ product with the weight's error per layer and format, and no gradients of weight
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from zeropoint.progress import Progress
 from zeropoint.quantization.sensitivity.errors import Perturbation
 from zeropoint.quantization.sensitivity.model import FloatModel
 from zeropoint.values.sensitivity import Cost, Estimate, Group, InputShape
@@ -35,7 +36,7 @@ class Scores:
         self._samples: dict[tuple[str, str], list[float]] = {}
         self._weights = {name: model.weight(view) for name, view in model.views.items()}
 
-    def run(self, tokens: torch.Tensor, seed: int, step: Callable[[str, float, float], None]) -> None:
+    def run(self, tokens: torch.Tensor, seed: int, step: Progress) -> None:
         """Add the windows of `tokens` `[windows, length]`; `seed` draws the labels, `step` reports progress."""
         generator = torch.Generator().manual_seed(seed)
         first = self._model.module.get_input_embeddings()

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from zeropoint.runtime.generation import OnToken, generate
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.tokenizer import Text
+from zeropoint.values.arrays import Logits, Tokens
 
 
 class Engine(Protocol):

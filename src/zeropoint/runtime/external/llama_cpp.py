@@ -20,9 +20,9 @@ import numpy as np
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.runtime.external import require
 from zeropoint.runtime.external._cached import CachedRunner
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.tokenizer import Text
 from zeropoint.tokenizer.templates import ChatTemplates
+from zeropoint.values.arrays import Logits, Tokens
 
 RUNTIME, EXACT = "llama.cpp", "float32"
 

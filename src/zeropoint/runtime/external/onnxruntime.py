@@ -17,8 +17,8 @@ from zeropoint.errors import CheckpointError, UnsupportedError, UsageError
 from zeropoint.files.json_file import load_json
 from zeropoint.runtime.external import first_line, require
 from zeropoint.runtime.external._cached import CachedRunner
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.tokenizer import load_tokenizer
+from zeropoint.values.arrays import Logits, Tokens
 
 RUNTIME, EXACT = "onnxruntime", "auto"
 

@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from zeropoint.errors import SchemeError, UnsupportedError
 from zeropoint.kernels import library, native
 from zeropoint.models.spec import DecoderConfig, LinearSlot, ModelSpec, NormSource
+from zeropoint.values.arrays import Bytes, Floats, Int32s
 from zeropoint.values.qtensor import QuantizedTensor
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-Int32s = NDArray[np.int32]
 
 #: numpy dtype name -> `ZP_FLOAT16` ... of the header.
 FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}

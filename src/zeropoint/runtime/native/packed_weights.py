@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.models.spec import LinearSource, ModelSpec, Rows
-from zeropoint.runtime.native.library import Decoder, Floats, pack
+from zeropoint.runtime.native.library import Decoder, pack
 from zeropoint.runtime.native.library import Weight as PackedMatrix
+from zeropoint.values.arrays import Floats
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.qtensor import Weight as StoredWeight
 

@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
-from zeropoint.kernels.library import MAX_THREADS
+from zeropoint.machine.cores import MAX_THREADS
 from zeropoint.runtime.generation import OnToken, generate
 from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import CACHE_TYPES, Decoder
 from zeropoint.runtime.native.loading import Loaded, load
 from zeropoint.runtime.native.lookup import generate_with_lookup
 from zeropoint.runtime.native.session import Session, read, token_array
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import Tokenizer, load_tokenizer
+from zeropoint.values.arrays import Logits, Tokens
 
 logger = logging.getLogger(__name__)
 

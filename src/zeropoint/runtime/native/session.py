@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import UsageError
-from zeropoint.runtime.native.library import Cache, Decoder, Floats, Int32s
+from zeropoint.runtime.native.library import Cache, Decoder
+from zeropoint.values.arrays import Floats, Int32s
 
 #: Tokens of one forward step during prefill. Half as many are a fifth slower; twice as many gain nothing, and Ctrl-C
 #: takes effect only at the end of a step.

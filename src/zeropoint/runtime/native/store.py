@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import struct
-import threading
 import zlib
 from collections.abc import Iterable
 from dataclasses import fields
@@ -24,12 +23,14 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import SchemeError, UnsupportedError, reason
+from zeropoint.files import atomic
 from zeropoint.files.json_file import parse_json
 from zeropoint.files.user_folder import open_own
 from zeropoint.kernels import library
 from zeropoint.models.spec import Rows
-from zeropoint.runtime.native.library import Bytes, Weight, view
+from zeropoint.runtime.native.library import Weight, view
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights
+from zeropoint.values.arrays import Bytes
 
 VERSION = 2
 NAME = f"packed {library.ABI_VERSION}.{VERSION}"
@@ -58,15 +59,8 @@ def write(path: Path, key: str, packed: Iterable[Packed]) -> None:
     The file is written under a temporary name and renamed when complete; only its user may read it. Raises `OSError` if
     the file cannot be written, and the errors of the stream.
     """
-    # `tempfile` is not used: importing it costs every process a megabyte, even one that only reads
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _write(file, key, packed)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.replacing(path, 0o600) as file:
+        _write(file, key, packed)
 
 
 class _Pieces:

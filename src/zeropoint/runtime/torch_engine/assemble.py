@@ -21,7 +21,8 @@ from zeropoint.errors import ArtifactError, UnsupportedError
 from zeropoint.machine.heap import release
 from zeropoint.runtime.torch_engine.half import HalfLinear, halve_embedding_
 from zeropoint.runtime.torch_engine.modules import ExpertStack, QuantLinear, quantize_embedding_
-from zeropoint.runtime.torch_engine.packed import PackedWeight, to_torch
+from zeropoint.runtime.torch_engine.packed import PackedWeight
+from zeropoint.tensors import to_torch
 from zeropoint.values.qtensor import QuantizedTensor
 
 Weight = QuantizedTensor | NDArray[Any]

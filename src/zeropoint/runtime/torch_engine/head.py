@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from zeropoint.errors import CheckpointError
 from zeropoint.files.safetensors_file import TensorFile
 from zeropoint.files.shards import shard_files
-
-Floats = NDArray[np.float32]
+from zeropoint.values.arrays import Floats
 
 
 class Head:

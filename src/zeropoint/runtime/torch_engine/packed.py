@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
-import ml_dtypes
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from zeropoint import kernels
 from zeropoint.artifact import layout as layouts
 from zeropoint.artifact.layout import Layout
 from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
+from zeropoint.tensors import to_numpy, to_torch
 from zeropoint.values.qtensor import QuantizedTensor
 
 
@@ -284,21 +283,3 @@ def weights_bytes(model: nn.Module, *, buffers: bool = True) -> int:
         if not isinstance(tensor, PackedTensor):
             sizes[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
     return total + sum(sizes.values())
-
-
-def to_torch(array: NDArray[Any]) -> Tensor:
-    """Return a torch tensor with the values of a numpy array; bfloat16 is converted through its bits."""
-    array = np.ascontiguousarray(array)
-    if not array.flags.writeable:
-        array = array.copy()
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """Return a numpy array with the values of a tensor: the inverse of `to_torch`."""
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

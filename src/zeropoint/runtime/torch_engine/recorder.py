@@ -14,8 +14,7 @@ from zeropoint.files.shards import shard_files
 from zeropoint.runtime.protocol import Runner
 from zeropoint.runtime.torch_engine.head import Head, read_weight
 from zeropoint.runtime.torch_engine.runner import TorchRunner
-
-Floats = NDArray[np.float32]
+from zeropoint.values.arrays import Floats
 
 
 class Recorder:

@@ -22,7 +22,6 @@ from zeropoint.checkpoint.tokenizer import generation_defaults, load_tokenizer
 from zeropoint.errors import CheckpointError, UsageError, reason
 from zeropoint.files import identity
 from zeropoint.runtime.generation import OnToken, generate
-from zeropoint.runtime.protocol import Logits, Tokens
 from zeropoint.runtime.sampling import Sampling
 from zeropoint.runtime.text import Reads
 from zeropoint.runtime.torch_engine.assemble import assemble
@@ -34,6 +33,7 @@ from zeropoint.sources import open_source
 from zeropoint.sources.texts import text_folder
 from zeropoint.tokenizer import Text
 from zeropoint.tokenizer.folder import stop_ids
+from zeropoint.values.arrays import Logits, Tokens
 
 logger = logging.getLogger(__name__)
 

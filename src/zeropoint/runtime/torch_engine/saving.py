@@ -27,11 +27,13 @@ from transformers import PreTrainedModel
 
 from zeropoint.artifact import Artifact, Card, update_card, write
 from zeropoint.artifact.writer import SHARD_BYTES, as_artifact_error
+from zeropoint.dtypes import BY_NAME
 from zeropoint.errors import ArtifactError, UsageError
 from zeropoint.files.json_file import CARD_NAME
 from zeropoint.files.model_files import model_files
 from zeropoint.runtime.torch_engine.half import HalfLinear
-from zeropoint.runtime.torch_engine.packed import PackedTensor, to_numpy
+from zeropoint.runtime.torch_engine.packed import PackedTensor
+from zeropoint.tensors import to_numpy, torch_dtype
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Weight
 
@@ -271,7 +273,7 @@ def _changed(model: PreTrainedModel, origin: Origin) -> set[str]:
             continue
         if not torch.isfinite(tensor).all():
             raise UsageError(f"{name} holds NaN or infinite values: the model is damaged and is not written")
-        if not torch.equal(tensor.to(_torch_dtype(dtype)).to(tensor.dtype), tensor):
+        if not torch.equal(tensor.to(torch_dtype(BY_NAME[dtype.name])).to(tensor.dtype), tensor):
             changed.add(name)
     return changed
 
@@ -297,7 +299,7 @@ def _weights(model: PreTrainedModel, plan: Plan, origin: Origin) -> Iterator[tup
         dtype = tensor.dtype
         if dtype.is_floating_point:
             same = plan.choices[name] is origin.plan.choices[name]
-            dtype = _torch_dtype(origin.dtypes[name]) if same else torch.float32
+            dtype = torch_dtype(BY_NAME[origin.dtypes[name].name]) if same else torch.float32
         yield name, to_numpy(tensor.detach().to(dtype))
 
 
@@ -311,11 +313,6 @@ def _digest(model: PreTrainedModel, origin: Origin) -> str:
         else:
             digest.update(to_numpy(tensor).tobytes())
     return digest.hexdigest()
-
-
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    torch_dtype: torch.dtype = getattr(torch, dtype.name)
-    return torch_dtype
 
 
 def _settings(model: PreTrainedModel) -> dict[str, Any]:
