@@ -56,8 +56,8 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
     """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
     Column 0 (16 bits) is zero. For column 1, the first quantized format, one group at a time is quantized in the 16-bit
-    model. For the other columns, one group at a time is changed in the whole model in the first quantized format, which
-    runs faster. The group's loss is then KL(changed model) - KL(unchanged model) + the group's loss in column 1.
+    model. For the other columns, the base is the whole model in the first quantized format, which runs faster. One
+    group at a time is changed to the column's format; its loss is KL(changed model) - KL(base) + its loss in column 1.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))

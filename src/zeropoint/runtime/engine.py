@@ -85,7 +85,7 @@ class Engine(Protocol):
     ORDER: int
     """`auto` asks the engines in ascending order."""
     EXCLUSIVE: bool
-    """Whether no other engine runs the models that this engine runs. Users cannot ask for such an engine by name."""
+    """Whether this engine's models run in this engine only. Users cannot ask for such an engine by name."""
     REFERENCE: bool
     """Whether comparisons run the original checkpoint in this engine, in any dtype. True for exactly one engine."""
     DTYPES: Sequence[str]

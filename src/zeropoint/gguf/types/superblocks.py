@@ -73,7 +73,7 @@ class Format:
     def scheme(self) -> Scheme:
         """Return a scheme of as many bits, with groups of `group` and float32 scales.
 
-        If the format is not `signed`, the scheme is asymmetric, and its codes are `1 << (bits - 1)` below those here.
+        If the format is not `signed`, the scheme is asymmetric: its codes are this format's minus `1 << (bits - 1)`.
         """
         return Scheme(self.bits, "group", self.group, self.signed, "fp32")
 
