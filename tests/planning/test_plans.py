@@ -13,7 +13,7 @@ from tests.support.tiny import ARCHITECTURES
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import SchemeError, UsageError
 from zeropoint.planning import coverage, quantized_fraction, require_coverage, uniform_plan
-from zeropoint.planning.uniform import fit
+from zeropoint.planning.uniform import fit_groups
 from zeropoint.values.scheme import parse
 
 Tiny = Callable[[str], Path]
@@ -51,14 +51,14 @@ def test_embedding_and_head(tiny_checkpoint: Tiny) -> None:
 
 
 def test_a_scheme_that_does_not_fit_is_replaced_out_loud() -> None:
-    fitted, note = fit(parse("int4:g32:a8g64"), 96)
+    fitted, note = fit_groups(parse("int4:g32:a8g64"), 96)
     assert (fitted.group_size, str(fitted.activation)) == (32, "a8g48")
     assert "do not divide 96" in note
-    fitted, note = fit(parse("int4:g64:a8g64"), 100)
+    fitted, note = fit_groups(parse("int4:g64:a8g64"), 100)
     assert (fitted.granularity, str(fitted.activation)) == ("channel", "a8token")
     assert "per channel" in note
     assert "one scale per token" in note
-    assert fit(parse("int4:g32:a8g32"), 64) == (parse("int4:g32:a8g32"), "")
+    assert fit_groups(parse("int4:g32:a8g32"), 64) == (parse("int4:g32:a8g32"), "")
 
 
 def test_keep_patterns(tiny_checkpoint: Tiny) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from zeropoint import runtime
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import environment
 from zeropoint.evaluate.bench import ON_DISK, measure
@@ -26,7 +27,6 @@ from zeropoint.evaluate.worker.messages import ModelToOpen, QualityRequest, Qual
 from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
 from zeropoint.progress import Progress, part
-from zeropoint.runtime import ENGINES, reference_engine
 from zeropoint.values.report import Measurement, Report
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def running_engine(model: Model, engine: str) -> str:
     """
     if model.runtime:
         return "auto"
-    return reference_engine().NAME if engine in ENGINES and not model.card else engine
+    return runtime.reference_engine().NAME if engine in runtime.ENGINES and not model.card else engine
 
 
 def quality_request(

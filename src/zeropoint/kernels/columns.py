@@ -1,8 +1,8 @@
 """Quantize the columns of a weight one after the other: GPTQ error propagation, and coordinate descent on codes.
 
-Both call C++ kernels in which a vector lane is a row, so every row adds errors in column order for any number of
-threads. `plain` and `plain_descend` compute the same in numpy with matrix products, and are used where the native
-library is missing.
+Both call C++ kernels (native/kernels/column_rounding.h, native/kernels/column_descent.h). A vector lane is a row there,
+so every row adds errors in column order for any number of threads. `plain` and `plain_descend` compute the same in
+numpy with matrix products, and are used where the native library is missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Uniform plans: the same scheme for every layer, with the exceptions that a model needs, each with its reason.
 
 In a uniform plan of any integer format, the embedding and the output head get 8 bits (`_Picker._scheme_for`). Under a
-budget (`fit`) the formats are chosen elsewhere: see `fitting/planner.py`.
+budget, `Search.best` in fitting/search.py chooses among the formats of fitting/candidates.py.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class _Picker:
             return Choice(
                 None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing"
             )
-        fitting, note = fit(scheme, view.shape[1])
+        fitting, note = fit_groups(scheme, view.shape[1])
         reason = "; ".join(part for part in (why, note) if part)
         reason = reason or f"{view.kind}: the plan's format"
         if self.in_blocks_only and view.kind in ("embedding", "lm_head"):
@@ -228,7 +228,7 @@ def _head_activation(scheme: Scheme) -> Activation | None:
     return Activation(8, max(64, scheme.activation.group_size))
 
 
-def fit(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
+def fit_groups(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
     """Return the nearest scheme whose groups divide `columns`, and a note of what changed ("" if nothing did).
 
     A group size becomes the largest multiple of 8 that divides `columns` and is not larger than before. If there is

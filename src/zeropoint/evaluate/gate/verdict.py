@@ -1,4 +1,7 @@
-"""`Verdict`: the gate's answer for one artifact, and the digests of what was judged."""
+"""`Verdict`: the gate's answer for one artifact, and the digests of what was judged.
+
+`check` in check.py computes it, from intervals that `judge` in bounds.py compares with bounds.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from zeropoint.errors import SchemeError, UsageError
-from zeropoint.planning.uniform import fit
+from zeropoint.planning.uniform import fit_groups
 from zeropoint.progress import Progress
 from zeropoint.quantization.layers import quantize_view
 from zeropoint.values.plan import Choice
@@ -72,7 +72,7 @@ def perturbations(
             if format_name == INPUTS_ALONE:
                 by_format[format_name][name] = Perturbation(None, Activation(8))
                 continue
-            scheme, _ = fit(parse(format_name), view.shape[1])
+            scheme, _ = fit_groups(parse(format_name), view.shape[1])
             quantized = quantize_view(view, Choice(scheme), stats.get(name)).weight
             delta = (torch.from_numpy(quantized.dequantize()) - exact).bfloat16()
             coarse = scheme.activation is not None and scheme.activation.bits == 8
