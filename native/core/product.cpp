@@ -1,4 +1,4 @@
-// One product as separate steps: choose the kernel, lay out the quantized input, divide the rows and the blocks.
+// The steps of a product: choose the kernel, lay out the quantized input, divide rows and blocks among the threads.
 //
 // AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
 // their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
@@ -14,21 +14,21 @@
 namespace zp {
 namespace {
 
-// The sizes below follow from the machine where a comment gives a reason. The others are choices: no measurement of
-// them is on record.
+// Each size below follows from the machine, or its comment ends with "A choice": no measurement of it is on record.
 
 // Rows from which AMX is used: fewer leave most tile rows empty, and AVX-512 is as fast. A choice.
 constexpr int64_t kAmxMinRows = 4;
 // Bytes of input codes to quantize and multiply at a time: half of a second-level cache of 2 MiB.
 constexpr int64_t kBytesAtOnce = 1 << 20;
-// Rows of two AMX tiles. The rows at a time and the rows of a thread are rounded up to a multiple of it.
+// Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
 constexpr int64_t kRowUnit = 32;
-// Rows from which threads split the rows (rows_of_each), per thread and rounded up to kRowUnit: 129 rows suffice,
-// because they round up to 160. With fewer, threads split the output channels. A choice.
+// Least number of rows per thread for which threads split the rows (rows_of_each). With fewer, threads split the output
+// channels. The number is rounded up to kRowUnit before the comparison, so 129 rows suffice. A choice.
 constexpr int64_t kMinRowsOfThread = 160;
-// Steps of a thread in one product, roughly: if a thread is slow, others can take its last steps. A choice.
+// Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
+// other threads take its last steps. A choice.
 constexpr int64_t kStepsOfThread = 8;
-// Most rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
+// Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
 
 // Memory that a thread keeps between calls. It grows to the largest size asked for.

@@ -61,7 +61,7 @@ typedef struct zp_weight zp_weight;
 ZP_API int32_t zp_abi_version(void);
 ZP_API const char* zp_last_error(void);
 
-/* Return ZP_OK if zp_pack accepts the format, which is not of a float type. */
+/* Return ZP_OK if zp_pack accepts the format. Formats of a float type are ZP_UNSUPPORTED: zp_pack_float packs them. */
 ZP_API zp_status zp_check(const zp_format* format);
 
 /* Pack codes [rows, columns] with scales and zero points, both [rows, groups] (per_tensor: one value), where
@@ -81,8 +81,9 @@ ZP_API zp_status zp_unpack(const zp_weight* weight, int8_t* codes, float* scale,
 ZP_API void zp_free(zp_weight* weight);
 ZP_API size_t zp_weight_bytes(const zp_weight* weight);
 
-/* zp_weight_memory returns the packed bytes, zp_weight_bytes of them. zp_view makes a weight of packed bytes, such as
- * those of a mapped file, without a copy: `memory` must be 64-byte aligned and outlive the weight. */
+/* zp_weight_memory returns a pointer to the packed bytes, zp_weight_bytes their number. zp_view makes a weight of
+ * packed bytes, such as those of a mapped file, without a copy: `memory` must be 64-byte aligned and outlive the
+ * weight. */
 ZP_API const void* zp_weight_memory(const zp_weight* weight);
 ZP_API zp_status zp_view(const zp_format* format, const void* memory, size_t bytes, zp_weight** out);
 
@@ -95,7 +96,7 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  * memory of zp_input_bytes; zp_multiply multiplies `input` by a weight. zp_input_bytes returns 0 for weights with float
  * input, for a null weight and for a number of rows that is negative or too large.
  *
- * Several weights can share an input, if both calls have the same `rows` and the weights agree in
+ * Several weights can share an input, if zp_quantize and zp_multiply get the same `rows` and the weights agree in
  * - columns, activation and activation_bits;
  * - the segment (columns that are summed as integers) and its alignment. Both follow from group_size and activation,
  *   and the alignment also from whether scale_type is ZP_SCALE_NESTED;
@@ -123,8 +124,9 @@ typedef struct {
 } zp_divergence_row;
 
 /* Compare `rows` rows of `count` logits each; p is the reference model, q the candidate. `targets` [rows] are
- * the tokens that followed. Logits are finite, or -infinity for a masked token. A logit that only one model masks
- * counts as 10000 below that model's largest logit, as does every logit below that. */
+ * the tokens that followed. Logits are finite, or -infinity for a masked token. In the divergence, every logit
+ * counts as at least its model's largest logit minus 10000. So the divergence stays finite if only one model masks a
+ * token. */
 ZP_API zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_t q_stride,
                                const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
                                int32_t threads);
@@ -145,7 +147,7 @@ typedef struct {
  * error at its best scale wins: `scale` gets that scale, `zero` gets z. `zero` null: symmetric, z is 0.
  * `parts` [count] are the fractions of the group's range that candidates cover. Symmetric: each fraction of the weight
  * of largest magnitude is placed at qmin. Asymmetric: each fraction of the smallest weight is combined with each
- * fraction of the largest. `low` and `high` get the group's smallest and largest weight, at most and at least 0. */
+ * fraction of the largest. `low` gets min(0, smallest weight of the group), `high` max(0, largest weight). */
 ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
                                 int64_t count, float* low, float* high, float* scale, float* zero,
                                 int32_t threads);
@@ -189,7 +191,7 @@ ZP_API zp_status zp_read_bandwidth(size_t bytes, int32_t threads, int32_t repeat
  *                the MLP reads norm(x) too
  *   logits = softcap(head(norm(x)) * logit_scale)
  *
- * A norm without a weight (zp_decoder_norm) is left out. For norms that multiply by 1 + w, pass 1 + w. */
+ * A norm that zp_decoder_norm does not set is left out. For norms that multiply by 1 + w, pass 1 + w. */
 
 typedef struct zp_decoder zp_decoder;
 typedef struct zp_cache zp_cache;
@@ -211,9 +213,9 @@ typedef struct {
   int32_t activation; /* ZP_SILU ... */
   int32_t gated;      /* 1: down(activation(gate(x)) * up(x)); 0: down(activation(up(x))) */
   int32_t parallel;   /* 1: attention and MLP read the same x, see above */
-  float embedding_scale; /* 1: none; the same for the next two */
-  float residual_scale;
-  float logit_scale;
+  float embedding_scale; /* 1: none */
+  float residual_scale;  /* 1: none */
+  float logit_scale;     /* 1: none */
   float attention_scale;   /* factor of the scores q . k */
   float attention_softcap; /* c: score becomes c * tanh(score / c); 0: none */
   float logit_softcap;     /* the same for logits */
@@ -241,7 +243,7 @@ typedef enum {
   ZP_MLP_NORM,
   ZP_POST_MLP_NORM,
   ZP_Q_NORM,
-  ZP_K_NORM, /* Q and K norms come before the rotation; they have head_dim values, or those of all (kv_)heads */
+  ZP_K_NORM, /* Q and K norms come before the rotation; they have head_dim values, or (kv_)heads * head_dim */
   ZP_EMBEDDING_NORM,
   ZP_FINAL_NORM,
   ZP_NORM_COUNT
@@ -259,7 +261,7 @@ ZP_API zp_status zp_decoder_rope(zp_decoder* decoder, int32_t table, const float
 /* Set the weight of a slot, and its bias [rows] or null. The weight must outlive the decoder; the bias is copied. */
 ZP_API zp_status zp_decoder_linear(zp_decoder* decoder, int32_t layer, int32_t slot, const zp_weight* weight,
                                    const float* bias);
-/* Set a norm's weight [count] and bias [count] (null: none). Both are copied. */
+/* Set a norm's weight [count] and bias [count]. `bias` may be null, `weight` may not. Both are copied. */
 ZP_API zp_status zp_decoder_norm(zp_decoder* decoder, int32_t layer, int32_t slot, const float* weight,
                                  const float* bias, int32_t count);
 /* Make the decoder usable. Returns ZP_INVALID if a weight or rotation table is missing. It cannot be changed later. */

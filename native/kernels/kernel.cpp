@@ -11,8 +11,9 @@
 // Every level rounds in the same places, so all levels agree bit for bit:
 //   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
 //   after the last segment: y = total * (the scales that are equal in all segments) + bias
-// If every float scale is equal in all segments, the segments are summed as integers first. The two limbs of a 16-bit
-// token are separate rows until the end: total = 128 * high + low.
+// The first line leaves out a scale that is equal in all segments. If every float scale is equal in all segments, the
+// segments are summed as integers first. The two limbs of a 16-bit token are separate rows until the end:
+// total = 128 * high + low.
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -31,12 +32,12 @@ struct Form {
   static constexpr bool kFifths = STORED == Stored::kFives;
   static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // load adds it to the codes
   static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // bytes of 8 columns of a block
-  static constexpr int64_t kFifthsPer8 = 16;                  // bytes of their fifth bits
-  // How far ahead of the codes in use a block's codes are prefetched, in bytes. 3072 and kStreams = 2 were measured
-  // together, decoding a model of 1.1B parameters in int4: docs/decisions/decode-blocks.md. 2048 is what nibbles had
-  // before; no measurement with byte codes is on record.
+  static constexpr int64_t kFifthsPer8 = 16;                  // bytes of the fifth bits of 8 columns
+  // The distance in bytes from the codes in use to the codes of the same block that are prefetched. For nibbles, 3072
+  // and kStreams = 2 were measured together, decoding a model of 1.1B parameters in int4:
+  // docs/decisions/decode-blocks.md. For byte codes, no measurement of 2048 is on record.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Blocks of the tile for one token of two limbs, each a stream of codes.
+  // Number of blocks in a tile of one token of two limbs. The codes of each block are one stream from memory.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 
   // Load 8 columns of a block: columns 0 to 3 into `first`, 4 to 7 into `second`.

@@ -1,12 +1,12 @@
 """GPTQ: round a weight column by column, and compensate each column's error in the columns not yet rounded.
 
-Idea (Frantar et al. 2022, arXiv:2210.17323): minimize the error of the layer's output, `tr(E H E')` with `E = W - W'`
-and the Hessian `H = sum x x'` over the calibration tokens. Inputs are correlated, so the error of one column can be
-compensated in another. With `H = U' U`, U upper triangular, the output error is `|E U'|^2`, and column j of `E U'` is
-`E_j U_jj + sum_{i>j} E_i U_ji`. Columns are rounded from the last to the first: rounding
-`W_j + sum_{i>j} E_i U_ji / U_jj` makes that term as small as possible. So a column pulls in the errors of the columns
-rounded before it. The paper spreads a column's error over the columns not yet rounded. Both procedures are equal, and
-this one needs no inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
+Idea (Frantar et al. 2022, arXiv:2210.17323): minimize the error of the layer's output, `tr(E H E')`. E is the weight W
+minus the dequantized weight, `H = sum x x'` is the Hessian over the calibration tokens, and `'` means transposed.
+Inputs are correlated, so the error of one column can be compensated in another. With `H = U' U`, U upper triangular,
+the output error is `|E U'|^2`, and column j of `E U'` is `E_j U_jj + sum_{i>j} E_i U_ji`. Columns are rounded from the
+last to the first. Rounding `W_j + sum_{i>j} E_i U_ji / U_jj` makes column j of `E U'` as small as possible. So a column
+pulls in the errors of the columns rounded before it, while the paper spreads a column's error over the columns not yet
+rounded. Both procedures are equal, and pulling needs no inverse of H (Chee et al. 2023, arXiv:2307.13304, theorem 6).
 
 `order`: columns are sorted by rising `H_jj`, so the columns with the largest inputs are rounded first. Scales and zero
 points are those of `rtn`, found before any column is rounded; so the order does not affect the groups, and every scale
@@ -17,14 +17,14 @@ whose output for x is nearest to the float output is `W + W D H^-1` with `D = su
 fraction `propagate` of that step is added before rounding (Arai and Ichikawa 2025, "QEP", arXiv:2504.09629; Li et al.
 2025, "GPTAQ", arXiv:2504.02692).
 
-`sweeps`: afterwards all columns are rounded again this many times, each against the errors of all others. This is
+`sweeps`: the number of times that all columns are rounded again, each column against the errors of all others. This is
 coordinate descent, so the output error never rises (Nair and Suggala 2024, "CDQuant", arXiv:2406.17542). On
-SmolLM2-135M, two sweeps lower the output error by 6 % and the KL divergence by 1 %, and rounding takes three times as
+SmolLM2-135M, two sweeps lower the output error by 6 % and the KL divergence by 1 %. Rounding then takes three times as
 long: three seconds more on one core.
 
-Cost: `in^2 out` multiplications per layer (as much as running it on `in / 2` tokens), and the Hessian (as much as
-running the calibration text). Layers that share an input are passed as one tall weight, and share the Hessian and its
-factor. A block of SmolLM2-135M takes 0.9 s on two cores with AMX, with 8,192 tokens of text.
+Cost: `in^2 out / 2` multiplications per layer (as many as running the layer on `in / 2` tokens), and the Hessian (about
+as many as running the layer on the calibration text). Layers that share an input are passed as one tall weight, and
+share the Hessian and its factor. A block of SmolLM2-135M takes 0.9 s on two cores with AMX, with 8,192 tokens of text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MOST_DAMPING = 1.0
 
 
 class Grid(NamedTuple):
-    """A quantization grid for a weight minus `offset` (float32 `[out, in]`, None: 0)."""
+    """A quantization grid, and the `offset` (float32 `[out, in]`, None: 0) to subtract from the weight first."""
 
     scheme: Scheme
     scale: Floats

@@ -2,18 +2,18 @@
 
 Idea (Cheng et al. 2023, "AutoRound", arXiv:2309.05516): a layer-wise algorithm does not know that the next layer can
 compensate an error, or that a non-linearity removes it. Here the weights of a transformer block are
-`(clamp(round(u + v)) - z) * s`, where u is the float weight in steps of the grid. The offsets v, at most half a step,
-are learned for all layers of the block together, by sign gradient descent on the distance between the block's output
-and the float model's. Gradients pass through the rounding unchanged (straight-through). The scale s is learned too, as
-a factor between 1 - `clip` and 1 + `clip`; two-level scales stay as they are.
+`(clamp(round(u + v)) - z) * s`, where `u = w / s + z` for the float weight w. The offsets v, at most 0.5, are learned
+for all layers of the block together, by sign gradient descent on the distance between the block's output and the float
+model's. Gradients pass through the rounding unchanged (straight-through). The scale s is learned too, as a factor
+between 1 - `clip` and 1 + `clip`; two-level scales stay as they are.
 
 If the codes come from an algorithm that does not round to nearest (`gptq`), u starts at the point that rounds to the
-code and is nearest to the float weight. The distance is relative to the size of each token and each channel: some are a
-thousand times larger than the rest, and the next norm evens that out. Without the relative size of channels the
-distance falls by half on SmolLM2-135M, but the model gets worse.
+code and is nearest to the float weight. The distance is relative to the size of each token and each channel, because
+some are a thousand times larger than the rest, and the next norm evens that out. With a distance that ignores the
+size of channels, training halves the distance on SmolLM2-135M, but the model gets worse.
 
-The distances of the first codes, of those after half of the steps and of the last ones are measured on all inputs, and
-the best codes are returned; `Tuned.before == Tuned.after` says that the first codes were the best.
+The distance on all inputs is measured three times: for the first codes, after half of the steps, and after all steps.
+The best codes are returned; `Tuned.before == Tuned.after` says that the first codes were the best.
 
 Cost: each of `steps` steps runs the block forward and backward on `batch` batches and reads its weights about ten
 times.
@@ -49,7 +49,7 @@ class Options:
 
     - `steps`: steps of descent;
     - `batch`: batches per step;
-    - `rate`: how far v moves in the first step, in steps of the grid; falls linearly to 0;
+    - `rate`: how far v moves in the first step of descent, in steps of the grid; falls linearly to 0;
     - `clip`: the largest relative change of a scale; 0 leaves scales as they are.
     """
 

@@ -1,8 +1,8 @@
 """Writing an artifact from a stream of weights, completely or not at all.
 
 All files are written to a hidden folder beside the output. Once everything is on disk, the folder is renamed to the
-output, so an interrupted or failed run leaves no incomplete artifact. If a process was killed, the next run removes its
-hidden folder.
+output, so an interrupted or failed run leaves no incomplete artifact. The hidden folder of a killed process is removed
+by the next run with the same output.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def write(
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise `UsageError` if the output exists and may not be replaced. Callers check this before the work.
+    """Raise `UsageError` if the output exists and may not be replaced. Callers call this before long work.
 
     With `overwrite`, an artifact or an empty folder may be replaced, but no other file or folder.
     """
@@ -170,7 +170,7 @@ class Shards:
         self._total = 0
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
-        """Add a tensor; write the tensors before it if they fill a shard."""
+        """Add a tensor. If it does not fit into the pending shard, write that shard first."""
         if self._pending and self._pending_bytes + tensor.nbytes > self._limit:
             self._flush()
         self._pending[name] = tensor
@@ -217,7 +217,7 @@ def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             _install(partial, out.absolute(), overwrite=overwrite)
         except OSError as cause:
             raise as_artifact_error(out, cause) from cause
-    finally:  # also after KeyboardInterrupt and SystemExit; after success the folder is renamed and not found
+    finally:  # also after KeyboardInterrupt and SystemExit; after success the folder has its new name
         shutil.rmtree(partial, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)

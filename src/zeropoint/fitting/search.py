@@ -24,11 +24,12 @@ from zeropoint.progress import Progress
 from zeropoint.values.arrays import Doubles
 from zeropoint.values.budget import Budget
 
-#: Share of the loss bound to plan for: the gate compares the upper end of an interval, measured on other text.
+#: Share of the loss bound to plan for. It is below 1, because the gate measures on other text, and compares the upper
+#: end of an interval.
 LOSS_MARGIN = 0.85
 #: Share of the time bound to plan for: timings are noisy.
 SPEED_MARGIN = 0.97
-#: Maximum number of runs of the integer program before exchanges of single groups are tried.
+#: Maximum number of runs of the integer program with a corrected loss bound. Exchanges of one or two groups follow.
 ROUNDS = 5
 #: Factor on the loss target after each measured plan that misses the target. Without the factor, every corrected plan
 #: would come closer to the target and still miss it.
@@ -54,9 +55,9 @@ class Point:
 def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Progress) -> Doubles:
     """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
-    Column 0 (16 bits) is zero. Column 1 is the first quantized format: one group at a time is quantized in the 16-bit
-    model. Columns from 2 on start from a faster base, the whole model in the first quantized format. One group at a
-    time is changed to the column's format, and its loss is KL(changed model) - KL(base) + the group's loss in column 1.
+    Column 0 (16 bits) is zero. For column 1, the first quantized format, one group at a time is quantized in the 16-bit
+    model. For the other columns, the base is the whole model in the first quantized format, which runs faster. One
+    group at a time is changed to the column's format; its loss is KL(changed model) - KL(base) + its loss in column 1.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -76,7 +77,7 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
 
 
 class Search:
-    """The search for plans of one model. `measured` holds every plan that was run, in order."""
+    """The search for plans of one model. `measured` holds every plan that `measure` returned, once, in order."""
 
     def __init__(self, known: Known, candidates: Candidates, meter: LossMeter, *, step: Progress) -> None:
         self.table = known.table
@@ -107,7 +108,7 @@ class Search:
         return self._tried[key]
 
     def _loss(self, picks: Picks) -> Loss:
-        """Return the loss of a plan, from the losses of earlier searches if it is there."""
+        """Return the measured loss of a plan; run the plan unless this or an earlier search has run it."""
         key = picks.tobytes()
         if key not in self._losses:
             self._losses[key] = self._meter.measure(self._candidates.decoder(picks))
@@ -151,7 +152,7 @@ class Search:
         *,
         evaluations: int,
     ) -> Point | None:
-        """Search, and return the measured plan of the smallest objective within the budget; None if there is none.
+        """Search, and return the measured plan with the smallest objective within the budget; None if there is none.
 
         `minimize` holds the weights of the quantities in the objective. `target` bounds the measured mean KL (None: no
         bound). At most `evaluations` exchanges are measured: plans that differ from the best in one or two groups.
@@ -204,7 +205,7 @@ class Search:
     # -- correction of summed losses ---------------------------------------------------------------
 
     def _ratio(self, promised: float) -> float:
-        """Return measured / promised loss at the promised loss `promised`, interpolated over its logarithm."""
+        """Return measured / promised loss at `promised`, interpolated between measured plans on logarithmic axes."""
         ratios_by_sum = sorted(
             (p.promised, p.loss.kl / p.promised) for p in self.measured if p.promised > 0 < p.loss.kl
         )
@@ -236,7 +237,10 @@ class Search:
         return best
 
     def _value(self, point: Point, minimize: Mapping[Quantity, float]) -> float:
-        """Return the weighted sum of quantities, as shares of their maximum over all plans; the loss is measured."""
+        """Return the objective: the weighted sum of quantities, each divided by its maximum over all plans.
+
+        The loss in the sum is the measured one.
+        """
         own = {
             "nbytes": point.nbytes,
             "decode": point.decode,
@@ -272,7 +276,7 @@ class Search:
         minimize: Mapping[Quantity, float],
         target: float | None,
     ) -> Picks | None:
-        """Return the most promising plan not yet run that differs from `best` in one or two groups; None if none is."""
+        """Return the best-ranked plan not yet measured that differs from `best` in one or two groups, or None."""
         table, rows = self.table, np.arange(len(best.picks))
         change = {
             name: getattr(table, name) - getattr(table, name)[rows, best.picks][:, None]
@@ -282,7 +286,8 @@ class Search:
         group, format = np.divmod(np.arange(flat["loss"].size), table.loss.shape[1])
         moved = np.flatnonzero(format != best.picks[group])
         first, second = (a.ravel() for a in np.meshgrid(moved, moved, indexing="ij"))
-        # Each pair of moves of two groups once, and each single move as a pair with itself.
+        # A move gives one group another format. Keep each pair of moves of two groups once, and each single move as a
+        # pair with itself.
         keep = (group[first] < group[second]) | (first == second)
         first, second = first[keep], second[keep]
         both = (first != second).astype(float)
@@ -296,7 +301,7 @@ class Search:
         )
         rank = np.asarray(gain)
         if target is not None:
-            # The objective must fall, and the expected loss must stay within 2 % above the target.
+            # The objective must fall, and the expected loss may exceed the target by at most 2 %.
             scale = best.loss.kl / best.promised if best.promised > 0 else 1.0
             expected = best.loss.kl + scale * delta["loss"]
             allowed &= (rank < -1e-9) & (expected <= target * 1.02)

@@ -185,7 +185,8 @@ class ModelSpec:
     """The complete description of a model.
 
     `layers` are the transformer blocks, `model` the parts outside them, `ropes` the rotary tables. `prefix`: the start
-    of tensor names that checkpoints of the base model leave out. `aliases`: tensor name -> second name in checkpoints.
+    of tensor names (such as `model.`) that checkpoints without an output head leave out. `aliases`: tensor name -> the
+    other name that checkpoints may use.
     """
 
     config: DecoderConfig
@@ -227,7 +228,7 @@ class ModelSpec:
         sizes: dict[str, tuple[int, ...]] = {}
         for _, _, source in self.linears():
             last = source.shape[0] if source.rows is None else int(source.rows.index().max()) + 1
-            # a fused matrix ends with its last projection
+            # The shape is that of the stored matrix, which ends with the last row that any slot takes of it.
             rows = max(last, sizes.get(source.weight, (0,))[0])
             sizes[source.weight] = (rows, source.shape[1])
             if source.bias is not None:

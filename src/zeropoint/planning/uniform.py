@@ -1,8 +1,7 @@
 """Uniform plans: the same scheme for every layer, with the exceptions that a model needs, each with its reason.
 
-This file decides which weights of a uniform plan get 8 bits whatever its integer format: the embedding and the output
-head (`_Picker._scheme_for`). Under a budget, `Search.best` in fitting/search.py chooses, among the
-formats of fitting/candidates.py.
+In a uniform plan of any integer format, the embedding and the output head get 8 bits (`_Picker._scheme_for`). Under a
+budget, `Search.best` in fitting/search.py chooses among the formats of fitting/candidates.py.
 """
 
 from __future__ import annotations
@@ -127,8 +126,8 @@ def choice_nbytes(
 ) -> int:
     """Return the bytes in the artifact of one weight, its scales and zero points included.
 
-    `info` describes the parameter `name`, `shape` `(out, in)` the view `name`; None if the model has none. Raises
-    `UsageError` if the plan quantizes `name` and there is no such view, or no such parameter exists.
+    `info` describes the parameter `name`, or is None if there is no such parameter. `shape` is `(out, in)` of the view
+    `name`, or None if there is no such view. Raises `UsageError` if `choice` needs the one that is None.
     """
     if choice.scheme is not None and not choice.scheme.is_float:
         if shape is None:
@@ -219,9 +218,10 @@ def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
-    """Return the activation format of the output head: that of `scheme`, but 8-bit groups span at least 64 channels.
+    """Return the activation format of the output head: that of `scheme`, unless it has 8 bits.
 
-    The head's weights have 8 bits, so coarser groups are precise enough.
+    8-bit activations of the head have one scale per group, of 64 channels or of `group_size` if that is larger. So a
+    head gets groups of 64 where `scheme` has one scale per token. Smaller groups are not needed beside 8-bit weights.
     """
     if scheme.activation is None or scheme.activation.bits == 16:
         return scheme.activation
@@ -301,7 +301,7 @@ def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
 
 
 def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
-    """Raise `UsageError` for a `keep` pattern that matches nothing: its weights would be quantized unnoticed."""
+    """Raise `UsageError` for a `keep` pattern that matches nothing, which would keep nothing and go unnoticed."""
     views, others = checkpoint.views()
     names = {name for view in views for name in (view.name, view.parameter, view.module)} | {
         k.name for k in others
@@ -317,7 +317,7 @@ def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
 
 
 def _override(text: Scheme | str | None) -> Scheme | str | None:
-    """Return a scheme, "keep" (for "keep" and float schemes), or None for the default."""
+    """Return an override as a scheme, as "keep" (also for the name of a float format), or None for the default."""
     if text is None or isinstance(text, Scheme) or text == "keep":
         return text
     scheme = parse(text)

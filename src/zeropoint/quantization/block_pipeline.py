@@ -4,17 +4,19 @@
                     -> quantize_layers (for each stage: capture_stage -> quantizer -> overwrite)
                     -> tune_block -> run_quantized_block -> the next block's inputs
 
-A stage is a set of layers that share one input. Each step is a function of values, and its result is the next step's
-argument. Only two things change in place, because a second copy would not fit in memory: the weights of the block that
-is in memory (first folded, then replaced by dequantized ones, so that a layer's inputs carry the rounding errors of the
-layers before it), and the lists of hidden states, whose batches become the block's outputs one by one.
+A stage is a set of layers that do not change each other's inputs (`stages.py`). The result of each step is an argument
+of the next step. Two things change in place, because a second copy would not fit in memory:
 
-If an algorithm needs the `drift` statistic or tunes whole blocks, the float model's hidden states go through each block
-beside the quantized model's, before the block is quantized (`run_float_block`).
+- the weights of the block in memory. They are folded first, then replaced by dequantized weights, so that the inputs of
+  each layer carry the rounding errors of the layers before it;
+- the lists of hidden states. `run_float_block` and `run_quantized_block` replace each batch by the block's output.
 
-Memory: the weights of one block, the hidden states of all tokens (float32), and in bfloat16 one input of all tokens for
-each submodule that runs can skip (`stages.py`). If the float model runs too: its hidden states of all tokens, and in
-bfloat16 one input of all tokens for each stage that needs `drift`.
+If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
+model's hidden states while the block still has its float weights.
+
+Memory: the weights of one block, the float32 hidden states of all tokens, and one bfloat16 input of all tokens for each
+submodule that later runs skip (`stages.py`). If the float model runs too, add its hidden states of all tokens, and one
+bfloat16 input of all tokens for each stage that needs `drift`.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_
 def quantize_blocks(
     runner: BlockRunner, plans: Sequence[BlockPlan], states: States, quantizer: Quantizer
 ) -> Iterator[QuantizedBlock]:
-    """Quantize the blocks after the first `states.done`, and yield each as soon as it is finished.
+    """Quantize the blocks from number `states.done` on, and yield each result as soon as it is finished.
 
     `quantizer` turns views, a choice and statistics into codes. The lists in `states` are changed.
     """
@@ -119,13 +121,13 @@ def quantize_blocks(
             result = quantize_block(block, plans[number], states, quantizer, is_last=number + 1 == len(plans))
         states = result.states
         yield result
-        del result  # frees the weights that the consumer has dropped, before the next block fills the memory
+        del result  # else its weights would stay in memory while the next block is quantized
 
 
 def quantize_block(
     block: Block, plan: BlockPlan, states: States, quantizer: Quantizer, *, is_last: bool
 ) -> QuantizedBlock:
-    """Quantize the layers of a block that holds its float weights; return them, and the next block's inputs."""
+    """Quantize the layers of `block`, which holds its float weights; return the layers and the next block's inputs."""
     hidden = states.hidden
     folded = fold_block(block, plan.views, plan.choices, plan.dtypes, hidden) if plan.folds else Folded()
     views = [folded.view(view) for view in plan.views]
@@ -152,7 +154,7 @@ def quantize_layers(
     float_inputs: FloatInputs,
     quantizer: Quantizer,
 ) -> tuple[dict[str, Quantized], list[StoredInput]]:
-    """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, and run on with these.
+    """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, put them into the block.
 
     Returns the quantized layers by view name, and the inputs with which later runs can skip submodules.
     """
@@ -188,7 +190,7 @@ def run_quantized_block(
 
 
 def _drift_views(plan: BlockPlan, stages: Sequence[Stage]) -> list[LayerView]:
-    """Return the first view of each stage whose drift is needed; experts, which take tokens of their own, have none."""
+    """Return the first view of each stage that needs `drift`, without stages of experts, which share no input."""
     return [
         stage.views[0]
         for stage in stages
@@ -214,7 +216,7 @@ def _same_choice_groups(stage: Stage, choices: Mapping[str, Choice]) -> list[lis
 def _quantize_group(
     plan: BlockPlan, views: Sequence[LayerView], stats: LayerStats | None, quantizer: Quantizer
 ) -> dict[str, Quantized]:
-    """Quantize views that have the same choice on the statistics of their input.
+    """Quantize views of equal choice. `stats` are the statistics of the input that the views share.
 
     Without statistics (`stats` None), a result whose choice needs statistics carries a warning.
     """

@@ -17,7 +17,7 @@ from zeropoint.values.qtensor import Coded
 
 
 class CalibratedBlocks:
-    """The results of `quantize_blocks` that nobody has taken yet, and the state between two blocks.
+    """The results of `quantize_blocks` that callers have not taken yet, and the hidden states between two blocks.
 
     `tokens` int64 `[windows, length]` are the calibration tokens. `quantizer` turns views, a choice and statistics
     into codes (default: `quantize_views`).
@@ -58,9 +58,9 @@ class CalibratedBlocks:
             self._quantized_embeddings[name] = weight
 
     def take(self, name: str) -> Quantized:
-        """Return the quantized weight `name`, and quantize all blocks up to its own first.
+        """Return the quantized weight `name`, after quantizing all blocks up to the one that holds the weight.
 
-        A weight can be taken only once. Raises `KeyError` for a weight that `covers` denies.
+        Raises `KeyError` if the weight was taken before, or if `covers` returns False for it.
         """
         self._run_to(self._owner[name])
         return self._layers.pop(name)
@@ -90,9 +90,9 @@ class CalibratedBlocks:
             self._blocks = quantize_blocks(self._runner, self._plans, states, self._quantizer)
 
     def safe_names(self) -> set[str]:
-        """Return the weights after which a run checkpoint can be written.
+        """Return the names of the weights after which a run checkpoint can be written.
 
-        After such a weight, in the order of the plan, no block has some of its weights yielded and others not.
+        Weights are yielded in the order of the plan. After a safe name, each block has yielded all or no weights.
         """
         owners = {name: owner for name in self._names if (owner := self._block_of(name)) is not None}
         remaining, started, complete, safe_names = Counter(owners.values()), set[int](), 0, set[str]()

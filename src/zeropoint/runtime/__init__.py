@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
 
 
 def reference_engine() -> Engine:
-    """Return the engine that runs original checkpoints, which artifacts are compared with."""
+    """Return the engine that runs the original checkpoint when artifacts are compared with it."""
     return next(each for each in engines() if each.REFERENCE)
 
 
@@ -84,9 +84,9 @@ def open_runner(
 ) -> Runner:
     """Load an artifact, a Hugging Face checkpoint or another tool's model, and return a runner on this machine.
 
-    `path` is a local path or a Hugging Face hub name, then with an optional `revision`. An ONNX folder or a folder that
-    another tool quantized runs in its own runtime (`runtime.external`). A GGUF file runs on Zeropoint's engines, or in
-    llama.cpp if `theirs` is set and llama.cpp is installed.
+    `path` is a local path or the name of a model on the Hugging Face hub; `revision` is for hub names only. An ONNX
+    folder or a folder that another tool quantized runs in its own runtime (`runtime.external`). A GGUF file runs on
+    Zeropoint's engines, or in llama.cpp if `theirs` is set and llama.cpp is installed.
 
     `dtype` applies to checkpoints only: `auto` is the checkpoint's own dtype; any other value uses the torch runtime.
     With `engine="auto"`, a model that the native engine does not support runs on the torch runtime, and a warning says
@@ -146,7 +146,7 @@ def _check(options: OpenOptions) -> None:
 def _candidates(path: Path, options: OpenOptions) -> list[Engine]:
     """Return the engines to ask in turn: the one named, or for `auto` those that compute in the dtype.
 
-    A model of an exclusive engine is for that engine only, whatever the options say.
+    If an exclusive engine runs the model, return that engine alone, whatever the options say.
     """
     everyone = engines()
     for each in everyone:

@@ -85,22 +85,22 @@ class Engine(Protocol):
     ORDER: int
     """`auto` asks the engines in ascending order."""
     EXCLUSIVE: bool
-    """Whether a model that this engine runs is run by no other engine. Such an engine is not asked for by name."""
+    """Whether this engine's models run in this engine only. Users cannot ask for such an engine by name."""
     REFERENCE: bool
-    """Whether this engine runs original checkpoints when models are compared, in any dtype. One engine does."""
+    """Whether comparisons run the original checkpoint in this engine, in any dtype. True for exactly one engine."""
     DTYPES: Sequence[str]
     """The dtypes, of `zeropoint.runtime.DTYPES`, that this engine computes in; `auto` is the model's own types."""
     SUMMARY: str
     """A few words for the help of `--engine`."""
     FALLBACK: str
-    """The words after "MODEL runs", in the warning that the preferred engine did not run the model."""
+    """The words after "MODEL runs" in the warning that the preferred engine refused the model."""
     LABELS: Mapping[str, str]
-    """The attribute `engine` of this engine's runners -> the words "Run by ..." of a report."""
+    """The words for a report's line "Run by ...", by the value of `engine` in this engine's runners."""
 
     def refusal(self, path: Path, options: OpenOptions) -> str:
         """Return why this engine does not run the model at `path`, "" if it does; reads no weights.
 
-        "" also for files that are missing or damaged: `open` raises the error.
+        Also return "" if files are missing or damaged, because `open` raises that error.
         """
         ...
 

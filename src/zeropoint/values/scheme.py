@@ -32,10 +32,10 @@ SCALE_BYTES: dict[str, int] = {
 }
 FLOAT_FORMATS: dict[str, int] = {name: 8 * BY_FORMAT[name].nbytes for name in ("fp16", "bf16", "fp32")}
 MIN_BITS, MAX_BITS = 2, 8
-MAX_GROUP_SIZE = 9_999_999  # channels: what the string form can say, and the kernels' int32 can hold
+MAX_GROUP_SIZE = 9_999_999  # channels: the string form has at most 7 digits, and the kernels' type is int32
 QMAX: dict[int, int] = {8: 127, 16: 127 * 128 + 63}
-#: A two-level scale ("nested") is one number per row times a signed integer per group, the multiple. Its absolute value
-#: is at most `Scheme.max_multiple`. `NESTED_BITS` is the largest code width with two-level scales.
+#: A two-level scale ("nested") is one float per row times a signed integer per group, the multiple. A multiple's
+#: absolute value is at most `Scheme.max_multiple`. `NESTED_BITS` is the largest code width with two-level scales.
 MAX_MULTIPLE, NESTED_BITS = 15, 5
 
 
@@ -245,7 +245,7 @@ def parse(text: str) -> Scheme:
 
 
 def _segment(segment: str, text: str) -> tuple[str, dict[str, object]]:
-    """Return the property that one segment of a scheme string sets, and the `Scheme` fields with their values."""
+    """Return the name of the property that a segment of a scheme string sets, and the values of `Scheme` fields."""
     if segment in ("tensor", "channel"):
         return "granularity", {"granularity": segment}
     if match := re.fullmatch(r"g([1-9]\d{0,6})", segment):

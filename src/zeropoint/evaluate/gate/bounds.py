@@ -1,16 +1,16 @@
-"""Bounds of the gate: the results of comparing measured intervals with bounds, and the default bounds.
+"""Bounds of the gate: their defaults, and the comparison of measured intervals with bounds.
 
 The ends of the intervals, `low` and `high`, come from evaluate/statistics/bootstrap.py for the metrics of a text, and
 from evaluate/statistics/paired_accuracy.py for the accuracy on tasks.
 
-Without bounds from the caller, the default bounds below apply. The row is chosen by the bits of the artifact's
+If the caller gives no bound, the defaults of the table apply. The row is chosen by the bits of the artifact's
 narrowest weight format (`smallest_bits` in evaluate/model_description.py). The default bounds mean "still the same
 model": round-to-nearest and better methods meet them on small models, and large models stay well inside them.
 
     ======  =============  ===================
     bits    max mean KL    max perplexity rise
     ======  =============  ===================
-    16      0.005          0.5 %
+    9-32    0.005          0.5 %
     8       0.03           3 %
     5-7     0.10           10 %
     4       0.25           25 %
@@ -40,7 +40,7 @@ _WORDS = {
 
 
 def _words(metric: str) -> str:
-    """Return a metric's name in words; that of an accuracy drop is followed by its task."""
+    """Return a metric's name in words, followed by the task if there is one (`accuracy_drop TASK`)."""
     name, _, task = metric.partition(" ")
     return f"{_WORDS.get(name, name)} {task}".rstrip()
 
@@ -57,7 +57,7 @@ class BoundResult:
     high: float
     passed: bool
     detectable: float
-    """The smallest true change of this metric that a text like this one detects in 80 % of cases."""
+    """The smallest true change of the metric that a text or task of this size detects in 80 % of cases."""
     remedy: str = "the text is too short to decide"
     """The advice to print when the bound lies inside the interval."""
 
@@ -119,8 +119,9 @@ def judge(
 
 
 def judge_accuracy(tasks: Sequence[TaskResult], bound: float | None) -> tuple[BoundResult, ...]:
-    """Return one non-inferiority result per task: the upper end of its accuracy drop's interval against `bound`.
+    """Return one non-inferiority result per task.
 
+    A task passes if the upper end of the interval of its accuracy drop is at most `bound`.
     The gate passes only if every task meets the bound, so more tasks do not make a wrong pass more likely.
     """
     if bound is None:

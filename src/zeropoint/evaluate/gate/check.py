@@ -1,6 +1,6 @@
 """The gate (`check`): a verdict on whether an artifact still predicts what its model predicts.
 
-The artifact and the float32 reference model read the same tokens, so every difference is paired. A bound is met only
+The artifact and the float32 reference model read the same tokens and are compared token by token. A bound is met only
 when the *whole* 95 % interval lies inside the bound. A text too short to decide fails the gate; the verdict says so.
 """
 
@@ -58,12 +58,13 @@ def check(
     - `min_top1`: bound on the share of tokens with an unchanged most likely next token.
     - `max_accuracy_drop`: bound on the fall of accuracy on each of `tasks` (0.02 = two more wrong answers in 100).
 
-    Without any of the four, the default bounds of `bounds.py` apply. `keep` is a cache folder for the float32 reference
-    model's results (`worker/reference_cache.py`); later checks of other artifacts of the same model read them and give
-    the same numbers. `tokens` is the least number of scored tokens, `context` the window length in tokens.
+    If none of the four is given, the default bounds of `bounds.py` on KL divergence and perplexity apply. `keep` is a
+    cache folder for the float32 reference model's results (`worker/reference_cache.py`); later checks of other
+    artifacts of the same model read them and give the same numbers. `tokens` is the least number of scored tokens,
+    `context` the window length in tokens.
 
     Raises `UsageError` if a bound is out of range, `ArtifactError` if the artifact's weights or config differ from its
-    card, and the models' own errors.
+    card, and the errors of `zeropoint.runtime.open_runner` if a model cannot be loaded.
     """
     threads = default_threads(threads)
     check_bounds(max_kl, max_perplexity_increase, min_top1)

@@ -1,7 +1,7 @@
 """The measuring process: `python -m zeropoint.evaluate.worker`, one JSON request in, JSON lines out.
 
 Standard output carries only the protocol: lines `{"progress": 0.5, "what": "..."}`, then one last line
-`{"result": {...}}` or `{"error": {"type": "ArtifactError", "message": "..."}}`. `messages.py` has their types.
+`{"result": {...}}` or `{"error": {"type": "ArtifactError", "message": "..."}}`. `messages.py` has the types of results.
 Output of libraries goes to standard error.
 """
 
@@ -98,7 +98,7 @@ def performance(request: PerformanceRequest, opener: Open, tell: Tell) -> Perfor
 
 
 def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
-    """Load the reference model and all candidates, and return paired quality and marked answers."""
+    """Load the reference model and all candidates; return each candidate's quality, and the answers to the prompts."""
     text = load_text(request.text)
     tell("load", 0.0)
     pairing = pair(request, text, lambda model: _open(model, request.threads, opener))
@@ -113,6 +113,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
     )
     entries = {name: quality.to_json() for name, quality in run.candidates.items()}
     pairing.keep(entries)
+    # `request.speakers` has "" for the reference model.
     runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
     return QualityResult(
         runs={
@@ -134,7 +135,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
 
 
 def _answers(request: QualityRequest, runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Return every runner's answer to every prompt, marked where the answer differs from the first runner's.
+    """Return every runner's answer to every prompt, split where it first differs from the first runner's.
 
     All runners get the first runner's prompt tokens, because files of external runtimes have their own chat template
     or none.

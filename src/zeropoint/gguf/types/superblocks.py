@@ -71,7 +71,10 @@ class Format:
 
     @property
     def scheme(self) -> Scheme:
-        """Return the scheme with the code range and group size, and one float32 scale per group."""
+        """Return a scheme of as many bits, with groups of `group` and float32 scales.
+
+        If the format is not `signed`, the scheme is asymmetric: its codes are this format's minus `1 << (bits - 1)`.
+        """
         return Scheme(self.bits, "group", self.group, self.signed, "fp32")
 
     @property
@@ -217,17 +220,17 @@ def _pack_strided(codes: Bytes, width: int, fields: int) -> Bytes:
 
 
 def _six_bits(codes: Bytes) -> list[Bytes]:
-    """Split 6-bit codes: low nibbles (128 codes in 64 bytes), then the upper 2 bits (128 codes in 32 bytes)."""
+    """Split 6-bit codes: low nibbles (64 bytes per 128 codes), then the upper 2 bits (32 bytes per 128 codes)."""
     return [_pack_strided(codes & LOW, 64, 2), _pack_strided(codes >> np.uint8(4), 32, 4)]
 
 
 def _three_bits(codes: Bytes) -> list[Bytes]:
-    """Split 3-bit codes: bit 2 (256 codes in 32 bytes), then the low 2 bits (128 codes in 32 bytes)."""
+    """Split 3-bit codes: bit 2 (32 bytes per 256 codes), then the low 2 bits (32 bytes per 128 codes)."""
     return [_pack_strided(codes >> np.uint8(2), 32, 8), _pack_strided(codes & np.uint8(3), 32, 4)]
 
 
 def _nibbles(codes: Bytes, bits: int) -> list[Bytes]:
-    """Split codes of a K-quant: bit 4 if `bits` is 5 (256 codes in 32 bytes), then nibbles (64 codes in 32 bytes)."""
+    """Split codes of a K-quant: bit 4 if `bits` is 5 (32 bytes per 256 codes), then nibbles (32 bytes per 64 codes)."""
     low = _pack_strided(codes & LOW, 32, 2)
     return [low] if bits == 4 else [_pack_strided(codes >> np.uint8(4), 32, 8), low]
 

@@ -136,6 +136,7 @@ class NativeRunner(Reads):
         stop: Container[int],
         sampling: Sampling | None,
     ) -> list[int]:
+        """Return the new tokens after `tokens`; read only those tokens that `session` has not read before."""
         read_before = session.restart(tokens)
         session.reserve(len(tokens) + max_new_tokens)
 
