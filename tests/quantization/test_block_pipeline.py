@@ -20,7 +20,7 @@ from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.planning import uniform_plan
-from zeropoint.quantization import Progress, stream
+from zeropoint.quantization import WeightDone, stream
 from zeropoint.quantization import calibrated_blocks as module
 from zeropoint.quantization.block_runner import BlockRunner
 from zeropoint.quantization.filled_model import FilledModel
@@ -75,7 +75,7 @@ ANY = [*(set(algorithms.names()) - set(algorithms.names("rotate"))), "awq+gptq",
 def test_every_algorithm_goes_through(name: str, algorithm: str, tiny_checkpoint: Tiny) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(name))
     plan = uniform_plan(checkpoint, "int4", algorithm=algorithm)
-    steps: list[Progress] = []
+    steps: list[WeightDone] = []
     tokens = random_tokens()
     first = dict(stream(checkpoint, plan, tokens=tokens, progress=steps.append))
     assert list(first) == list(plan.choices)

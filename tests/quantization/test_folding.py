@@ -14,7 +14,7 @@ from tests.support.tiny import ARCHITECTURES, make_checkpoint
 from zeropoint import algorithms, artifact, quantize
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.planning import uniform_plan
-from zeropoint.quantization import Progress, calibrated_blocks, stream
+from zeropoint.quantization import WeightDone, calibrated_blocks, stream
 from zeropoint.quantization.folding import _Folder
 from zeropoint.values.qtensor import QuantizedTensor
 
@@ -30,7 +30,7 @@ def tokens() -> np.ndarray:
 
 def folded_model(
     folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch, keep: tuple[str, ...] = ()
-) -> tuple[torch.nn.Module, list[Progress], int]:
+) -> tuple[torch.nn.Module, list[WeightDone], int]:
     """The float model with everything folded and nothing rounded, what was said, and how many folds were made."""
     checkpoint = open_checkpoint(folder)
     values: dict[str, torch.Tensor] = {}
@@ -48,7 +48,7 @@ def folded_model(
     apply = _Folder._apply
     monkeypatch.setattr(calibrated_blocks, "quantize_views", spy)
     monkeypatch.setattr(_Folder, "_apply", count)
-    steps: list[Progress] = []
+    steps: list[WeightDone] = []
     plan = uniform_plan(checkpoint, FORMATS[algorithm], algorithm=algorithm, keep=keep)
     made = dict(stream(checkpoint, plan, tokens=tokens(), progress=steps.append))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

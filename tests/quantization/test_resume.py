@@ -15,7 +15,7 @@ import pytest
 from tests.support.tiny import make_checkpoint
 from zeropoint import quantize
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.quantization import Progress, run_checkpoint
+from zeropoint.quantization import WeightDone, run_checkpoint
 
 Tiny = Callable[[str], Path]
 
@@ -102,7 +102,7 @@ def test_interrupted_after_any_weight(
     for number in range(0, len(steps), max(1, len(steps) // 8)):
         seen: list[str] = []
 
-        def interrupt(step: Progress, seen: list[str] = seen, number: int = number) -> None:
+        def interrupt(step: WeightDone, seen: list[str] = seen, number: int = number) -> None:
             seen.append(step.name)
             if len(seen) > number:
                 raise KeyboardInterrupt
@@ -120,7 +120,7 @@ def test_interrupted_after_any_weight(
 def interrupted(tiny_checkpoint: Tiny, tmp_path: Path) -> Path:
     """An output whose run was interrupted behind the first block."""
 
-    def interrupt(step: Progress) -> None:
+    def interrupt(step: WeightDone) -> None:
         if step.name.startswith("model.layers.1."):
             raise KeyboardInterrupt
 
