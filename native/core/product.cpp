@@ -4,8 +4,8 @@
 // their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
 // which differ from product to product.
 //
-// A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows; a token of
-// two limbs fills two of them.
+// A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
+// 16-bit codes fills two of them, one for each of its limbs (the int8 halves of the codes, core/layout.h).
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -23,7 +23,8 @@ constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
 constexpr int64_t kRowUnit = 32;
 // Least number of rows per thread for which threads split the rows (rows_of_each). With fewer, threads split the output
-// channels. The number is rounded up to kRowUnit before the comparison, so 129 rows suffice. A choice.
+// channels. A thread's rows are rounded up to a multiple of kRowUnit before the comparison, so 129 rows suffice. A
+// choice.
 constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. A choice.

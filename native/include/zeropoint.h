@@ -98,8 +98,8 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  *
  * Several weights can share an input, if zp_quantize and zp_multiply get the same `rows` and the weights agree in
  * - columns, activation and activation_bits;
- * - the segment (columns that are summed as integers) and its alignment. Both follow from group_size and activation,
- *   and the alignment also from whether scale_type is ZP_SCALE_NESTED;
+ * - the segment (columns that are summed as integers), and the unit of columns to which a row is padded. Both follow
+ *   from group_size and activation, and the unit also from whether scale_type is ZP_SCALE_NESTED;
  * - whether a float scale varies along a row: group_size is 1 to columns - 1, scale_type is not ZP_SCALE_NESTED;
  * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits.
  * Weights whose formats differ in `rows` only always agree. zp_quantize writes its layout to the first 64 bytes of
@@ -145,9 +145,10 @@ typedef struct {
 /* Search the scale and zero point of each group x. A candidate scale s and zero point z give levels
  * L = clamp(round(x / s) + z) - z; for these levels the best scale is (x . L) / (L . L). The candidate with the least
  * error at its best scale wins: `scale` gets that scale, `zero` gets z. `zero` null: symmetric, z is 0.
- * `parts` [count] are the fractions of the group's range that candidates cover. Symmetric: each fraction of the weight
- * of largest magnitude is placed at qmin. Asymmetric: each fraction of the smallest weight is combined with each
- * fraction of the largest. `low` gets min(0, smallest weight of the group), `high` max(0, largest weight). */
+ * `parts` [count] are the fractions f of the group's range that candidates cover. Symmetric: s = f * w / qmin for each
+ * f, where w is the weight of largest magnitude; so s is negative if w is positive (if qmin is -qmax, s is always
+ * positive). Asymmetric: each fraction of the smallest weight is combined with each fraction of the largest. `low` gets
+ * min(0, smallest weight of the group), `high` max(0, largest weight). */
 ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
                                 int64_t count, float* low, float* high, float* scale, float* zero,
                                 int32_t threads);

@@ -19,8 +19,8 @@ fraction `propagate` of that step is added before rounding (Arai and Ichikawa 20
 
 `sweeps`: the number of times that all columns are rounded again, each column against the errors of all others. This is
 coordinate descent, so the output error never rises (Nair and Suggala 2024, "CDQuant", arXiv:2406.17542). On
-SmolLM2-135M, two sweeps lower the output error by 6 % and the KL divergence by 1 %. Rounding then takes three times as
-long: three seconds more on one core.
+SmolLM2-135M, two sweeps lower the output error by 6 % and the KL divergence by 1 %. Rounding the whole model then takes
+three times as long: three seconds more on one core.
 
 Cost: `in^2 out / 2` multiplications per layer (as many as running the layer on `in / 2` tokens), and the Hessian (about
 as many as running the layer on the calibration text). Layers that share an input are passed as one tall weight, and

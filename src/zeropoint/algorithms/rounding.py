@@ -7,10 +7,10 @@ for all layers of the block together, by sign gradient descent on the distance b
 model's. Gradients pass through the rounding unchanged (straight-through). The scale s is learned too, as a factor
 between 1 - `clip` and 1 + `clip`; two-level scales stay as they are.
 
-If the codes come from an algorithm that does not round to nearest (`gptq`), u starts at the point that rounds to the
-code and is nearest to the float weight. The distance is relative to the size of each token and each channel, because
-some are a thousand times larger than the rest, and the next norm evens that out. With a distance that ignores the
-size of channels, training halves the distance on SmolLM2-135M, but the model gets worse.
+u is fixed. Where the first code is not the nearest one (`gptq`), u is the point nearest to `w / s + z` that rounds to
+the first code. The distance is relative to the size of each token and each channel, because some are a thousand times
+larger than the rest, and the next norm evens that out. With a distance that ignores the size of channels, training
+halves the distance on SmolLM2-135M, but the model gets worse.
 
 The distance on all inputs is measured three times: for the first codes, after half of the steps, and after all steps.
 The best codes are returned; `Tuned.before == Tuned.after` says that the first codes were the best.

@@ -1,5 +1,8 @@
 """The search for the best plan within a budget: an integer program over the cost tables, corrected by measuring.
 
+A plan gives each group a format. A group is a set of layers that share a format (`candidates.py`), not a group of
+weights that share a scale.
+
 At low bits the loss of a plan is not the sum of its groups' losses. So the whole model is run for every plan that the
 integer program returns, and the ratio of measured loss to summed loss corrects the next program. Then plans that
 differ from the best one in one or two groups are measured too. Every returned plan has been run from end to end.

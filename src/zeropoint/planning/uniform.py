@@ -218,10 +218,10 @@ def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
-    """Return the activation format of the output head: that of `scheme`, unless it has 8 bits.
+    """Return the output head's activation format: that of `scheme`, but 8-bit activations always get groups.
 
-    8-bit activations of the head have one scale per group, of 64 channels or of `group_size` if that is larger. So a
-    head gets groups of 64 where `scheme` has one scale per token. Smaller groups are not needed beside 8-bit weights.
+    A group then has 64 channels, or the activation `group_size` of `scheme` if that is larger. So a head gets groups of
+    64 where `scheme` has one scale per token. Smaller groups are not needed beside 8-bit weights.
     """
     if scheme.activation is None or scheme.activation.bits == 16:
         return scheme.activation

@@ -14,9 +14,9 @@ of the next step. Two things change in place, because a second copy would not fi
 If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
 model's hidden states while the block still has its float weights.
 
-Memory: the weights of one block, the float32 hidden states of all tokens, and one bfloat16 input of all tokens for each
-submodule that later runs skip (`stages.py`). If the float model runs too, add its hidden states of all tokens, and one
-bfloat16 input of all tokens for each stage that needs `drift`.
+Memory: the weights of one block; the float32 hidden states of all tokens; for each submodule that later runs skip
+(`stages.py`), the bfloat16 input of its last layer, of all tokens. If the float model runs too, add its hidden states
+of all tokens, and for each stage that needs `drift` the stage's bfloat16 input of all tokens.
 """
 
 from __future__ import annotations
