@@ -1,6 +1,6 @@
 """Modules of packages that answer old names can be the first that a process imports.
 
-The import of a submodule asks its package for an attribute first; a package that imports something to answer never ends.
+The import of a submodule asks its package for an attribute first. A package that imports something to answer never ends.
 """
 
 from __future__ import annotations
