@@ -46,11 +46,22 @@ def test_error_is_at_most_half_a_step(weight: np.ndarray, scheme: Scheme) -> Non
         np.full((3, 40), -7.25, np.float32),
         np.full((3, 40), 1e-41, np.float32),
         np.full((3, 40), 2.0**-126, np.float32),
+        np.full((3, 40), 1e-5, np.float32),
         np.eye(40, dtype=np.float32)[:3] * 1000 + 1e-3,
         np.linspace(-1, 1, 123, dtype=np.float32).reshape(3, 41),
         np.vstack([np.zeros(40), np.ones(40), -np.ones(40)]).astype(np.float32),
     ],
-    ids=["zeros", "constant", "negative", "denormal", "smallest normal", "outliers", "ragged", "mixed rows"],
+    ids=[
+        "zeros",
+        "constant",
+        "negative",
+        "denormal",
+        "smallest normal",
+        "subnormal fp16 scale",
+        "outliers",
+        "ragged",
+        "mixed rows",
+    ],
 )
 def test_special_weights(text: str, weight: np.ndarray) -> None:
     scheme = parse(text)

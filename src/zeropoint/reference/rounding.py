@@ -146,18 +146,26 @@ def affine_parameters(
 ) -> tuple[Floats, Codes | None]:
     """Return the scale and zero point (None if symmetric) that cover `[low, high]`, a range that includes 0.
 
-    Symmetric: `scale = max(-low, high) / qmax`. Asymmetric: `scale = (high - low) / (qmax - qmin)`, rounded up to the
-    scale's type, and `zero_point = round(qmin - low / scale)` (Jacob et al. 2018, arXiv:1712.05877). No value of the
-    range is then off by more than scale / 2. Raises `SchemeError` if a scale overflows its type; `name` is the weight's
-    name in the message.
+    Symmetric: `scale = max(-low, high) / qmax`, rounded to nearest, or up where that would cut off more than scale / 2.
+    Asymmetric: `scale = (high - low) / (qmax - qmin)`, rounded up to the scale's type, and
+    `zero_point = round(qmin - low / scale)` (Jacob et al. 2018, arXiv:1712.05877). No value of the range is then off by
+    more than scale / 2. Raises `SchemeError` if a scale overflows its type; `name` is the weight's name in the message.
     """
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     if scheme.symmetric:
-        coarse = scheme.scale_dtype == "nested"  # rounding to nearest could cut off a third of a range
-        scale = np.maximum(-low, high) / scheme.qmax
-        return round_scale(
-            scale, scheme.scale_dtype, up=coarse, multiples=scheme.max_multiple, name=name
-        ), None
+        largest = np.maximum(-low, high)
+
+        def rounded(up: bool) -> Floats:
+            return round_scale(
+                largest / scheme.qmax, scheme.scale_dtype, up=up, multiples=scheme.max_multiple, name=name
+            )
+
+        if scheme.scale_dtype == "nested":  # rounding to nearest could cut off a third of a range
+            return rounded(up=True), None
+        nearest = rounded(up=False)
+        # scales below the normal numbers of fp16 are so coarse that the nearest one may cut off more than half a step
+        cut_off = largest > (scheme.qmax + 0.5) * nearest.astype(np.float64)
+        return (np.where(cut_off, rounded(up=True), nearest) if cut_off.any() else nearest), None
     scale = round_scale((high - low) / (scheme.qmax - scheme.qmin), scheme.scale_dtype, up=True, name=name)
     zero_point = np.clip(np.rint(scheme.qmin - low / scale), scheme.qmin, scheme.qmax)
     return scale, zero_point.astype(np.int8)
