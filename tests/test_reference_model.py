@@ -18,7 +18,7 @@ from zeropoint.cli.main import main
 pytestmark = pytest.mark.reference_model
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "eval.txt"
 TOKENS = "8192"
-#: `compare` also measures speed, which no test here checks. Few tokens keep it short: torch decodes BF16 slowly on
+#: `compare` also measures speed. No test here checks the speed, so few tokens are timed: torch is slow at BF16 on
 #: processors without BF16 instructions.
 QUICK = ("--repeats", "3", "--new-tokens", "8", "--prompt-tokens", "64", "--prompt", "Hello")
 

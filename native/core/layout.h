@@ -18,8 +18,9 @@ constexpr int kLanes = 16;  // output channels in a block
 // - 2 to 4 bits (nibbles): a byte holds code + 8 of two vectors, the first vector in the low half.
 // - 5 bits: the low four bits of code + 16 are nibbles. The fifth bits lie apart, 64 to a vector.
 //
-// A segment is a run of columns that share one scale, so the products of codes are summed as integers. The two-level
-// scales of a row (`nested`) are integer multiples of one float, so a whole row can be summed as integers.
+// A segment is a run of columns with one weight scale and one activation scale. The products of its codes are summed as
+// int32, and each sum is multiplied by both scales. With two-level scales (`nested`), a group's weight scale is an integer
+// times the row's float scale. A sum is multiplied by that integer, so the sums of all segments add up as integers.
 struct Weight {
   int32_t kind;  // ZP_INTEGER or a float type, as in zp_format
   int64_t rows, columns;

@@ -14,20 +14,21 @@
 namespace zp {
 namespace {
 
-// Each size below follows from the machine, or its comment ends with "A choice": no measurement of it is on record.
+// Each size below follows from the machine, or its comment says that it was not measured: no benchmark on record compares it
+// with other values.
 
-// Rows from which AMX is used: fewer leave most tile rows empty, and AVX-512 is as fast. A choice.
+// Least number of rows for which AMX is used. With fewer rows, most rows of an AMX tile would be empty. Not measured.
 constexpr int64_t kAmxMinRows = 4;
 // Bytes of input codes to quantize and multiply at a time: half of a second-level cache of 2 MiB.
 constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
 constexpr int64_t kRowUnit = 32;
 // Least number of rows per thread for which threads split the rows (rows_of_each). With fewer, threads split the output
-// channels. A thread's rows are rounded up to a multiple of kRowUnit before the comparison, so 129 rows suffice. A
-// choice.
+// channels. A thread's rows are rounded up to a multiple of kRowUnit before the comparison, so 129 rows suffice. Not
+// measured.
 constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
-// other threads take its last steps. A choice.
+// other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;

@@ -13,7 +13,8 @@ from zeropoint import AutoModelForCausalLM
 
 Checkpoints = Callable[[str], Path]
 TOKENS = torch.tensor([[1, 5, 9, 2, 33, 7, 7, 11, 60, 3, 21, 14]])
-#: One of each kind: tied and untied heads, Conv1D, a scaled embedding, stacked experts, biases and learned positions.
+#: Model families that differ in what `from_pretrained` must handle: tied and untied output heads, Conv1D layers, a
+#: scaled embedding, stacked experts, biases, learned position embeddings.
 FAMILIES = ("llama_tied", "llama_untied", "gpt2", "gemma2", "mixtral", "opt")
 WEIGHTS_ONLY = "int8:channel:sym:bf16"
 

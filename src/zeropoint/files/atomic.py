@@ -35,7 +35,7 @@ def replacing(path: Path, mode: int, *, durable: bool = False) -> Iterator[Binar
     So a reader sees the old or the new file, never a part. `mode` has the new file's permissions. With `durable`, the
     content is on disk before the file gets its name. Raises `OSError`.
     """
-    # `tempfile` is not used: importing it costs every process a megabyte, even one that only reads
+    # Not `tempfile`: this module is imported by processes that write nothing, and `tempfile` takes 1 MB of memory.
     partial = path.with_name(f".zeropoint-{os.urandom(6).hex()}{path.suffix[:16]}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -15,7 +15,7 @@ from zeropoint.values.arrays import Logits, Tokens
 
 
 class TokenModel(Protocol):
-    """A loaded model that reads and generates token ids, on one engine. It knows no text."""
+    """A loaded model whose inputs and outputs are token ids. `TextModel` has the tokenizer."""
 
     name: str
     engine: str
@@ -88,7 +88,7 @@ class Measured(Protocol):
     """The cost of a loaded model: its bytes, and the time of prefill and decode."""
 
     weights_bytes: int
-    """Bytes of the weights in memory, in the kernels' layout."""
+    """Bytes of the weights in memory, as packed for the kernels."""
     artifact_bytes: int
     """Bytes of the tensors on disk."""
 

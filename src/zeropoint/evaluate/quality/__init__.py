@@ -1,5 +1,8 @@
-"""Quality on a text: the text and its token windows (`windows.py`), scores per token against the reference model
-(`token_scores.py`), and answers for people to read (`greedy_answers.py`)."""
+"""Measurement of quality on a text.
+
+`windows.py` cuts the text into windows of tokens, `token_scores.py` compares each token's prediction with the original
+model's, and `greedy_answers.py` lets models answer prompts for people to read.
+"""
 
 from zeropoint.evaluate.quality.token_scores import (
     LogitsSource,

@@ -54,7 +54,7 @@ class _Float32Products(TorchFunctionMode):
 
 
 def _is_slow(args: tuple[Any, ...]) -> bool:
-    """Return whether torch multiplies these arguments slowly: plain BF16 tensors, at least `LEAST_ROWS` input rows."""
+    """Return whether torch is slow at this product: BF16 tensors on the CPU, at least `LEAST_ROWS` input rows."""
     if len(args) < 2 or not all(isinstance(each, torch.Tensor) for each in args[:2]):
         return False
     x, weight = args[:2]

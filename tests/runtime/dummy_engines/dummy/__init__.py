@@ -1,1 +1,1 @@
-"""A made-up engine, which tests put beside the real ones."""
+"""A fake engine for tests of how engines are found and chosen."""
