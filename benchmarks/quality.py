@@ -92,15 +92,12 @@ class Recorded:
         file = store / "reference.npy"
         if not file.exists():
             runner = open_runner(model, dtype="float32", threads=threads)
-            partial, logits = file.with_suffix(".partial.npy"), None
+            partial, shape = file.with_suffix(".partial.npy"), (*windows.tokens.shape, runner.vocab_size)
+            logits = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
             for index, row in enumerate(
                 windows.tokens
             ):  # a window at a time: Gemma's logits take 1 MB a token
-                values = runner.logits(row)
-                if logits is None:
-                    shape = (len(windows.tokens), *values.shape)
-                    logits = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-                logits[index] = values
+                logits[index] = runner.logits(row)
             del logits
             partial.rename(file)
         self._logits = np.load(file, mmap_mode="r")

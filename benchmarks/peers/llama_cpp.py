@@ -46,17 +46,20 @@ class Family:
 
     def to_gguf(self, name: str, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:
         """Return the float32 weight of the checkpoint as llama.cpp expects it."""
-        if weight.ndim == 1:
-            return weight + np.float32(self.norm_offset)
-        heads = rotated_heads(name, config) if self.paired_rotation else 0
-        return swap_rotation_order(weight, heads, (2, -1)) if heads else weight
+        return self._converted(name, weight, config, self.norm_offset, (2, -1))
 
     def from_gguf(self, name: str, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:
         """Undo `to_gguf`."""
+        return self._converted(name, weight, config, -self.norm_offset, (-1, 2))
+
+    def _converted(
+        self, name: str, weight: np.ndarray, config: dict[str, Any], offset: float, pairs: tuple[int, int]
+    ) -> np.ndarray:
+        """Return a norm's weight plus `offset`, or a matrix whose rotated rows are in the other order."""
         if weight.ndim == 1:
-            return weight - np.float32(self.norm_offset)
+            return weight + np.float32(offset)
         heads = rotated_heads(name, config) if self.paired_rotation else 0
-        return swap_rotation_order(weight, heads, (-1, 2)) if heads else weight
+        return swap_rotation_order(weight, heads, pairs) if heads else weight
 
 
 def rotated_heads(name: str, config: dict[str, Any]) -> int:

@@ -77,9 +77,11 @@ MOVED = {
     "userfolder": "files.user_folder",
 }
 
-#: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name. A module with an
-#: old name of its own answers to them once it was imported by that; any other has `old_attributes` as `__getattr__`.
+#: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name, with a dot if it moved
+#: to a submodule (`detect.Machine`). A module that is imported by an old name of its own answers to them from then on;
+#: any other has `old_attributes` as `__getattr__`.
 RENAMED = {
+    "machine": {"Machine": "detect.Machine", "LEVEL_FLAGS": "detect.LEVEL_FLAGS", "CGROUP": "cores.CGROUP"},
     "files.model_files": {"COMPANIONS": "MODEL_FILES", "companion_files": "model_files"},
     "models.spec": {"DecoderRecord": "ModelSpec"},
     "quantization.hooks": {"Seen": "InputHook"},
@@ -129,14 +131,19 @@ def _new_name(name: str) -> str | None:
 
 
 def old_attributes(module: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module: it warns about an old name, and returns what has the new name."""
+    """Return the `__getattr__` of a module: it warns about an old name, and returns what has the new name.
+
+    An import of a submodule asks for its name here first, so other names must import nothing.
+    """
 
     def get(name: str) -> Any:
         new = RENAMED[module.removeprefix("zeropoint.")].get(name)
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(f"{name} of {module} is now {new}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(module), new)
+        path, _, leaf = f"{module}.{new}".rpartition(".")
+        home = "" if path == module else f"{path}."
+        warnings.warn(f"{name} of {module} is now {home}{leaf}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(path), leaf)
 
     return get
 

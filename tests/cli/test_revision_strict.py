@@ -1,4 +1,4 @@
-"""`--revision` and `--strict` mean the same in every command that has them."""
+"""`--revision` selects the hub revision in each command; `--strict` turns warnings into exit code 1 in each command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 
 import zeropoint
+from tests.support.hub import offline_hub
 from tests.support.tiny import write_tokenizer
 from zeropoint import fitting, originals
 from zeropoint.cli.main import main
@@ -26,14 +26,8 @@ Tiny = Callable[[str], Path]
 @pytest.fixture
 def hub(tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An offline cache that holds a/b, in `main` a tied model and in `other` an untied one; returns an artifact."""
-    home = tmp_path / "hub/models--a--b"
-    (home / "refs").mkdir(parents=True)
-    for number, (revision, kind) in enumerate({"main": "llama_tied", "other": "llama_untied"}.items()):
-        commit = f"{number + 1:040x}"
-        shutil.copytree(tiny_checkpoint(kind), home / "snapshots" / commit)
-        (home / "refs" / revision).write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    revisions = {"main": tiny_checkpoint("llama_tied"), "other": tiny_checkpoint("llama_untied")}
+    offline_hub(tmp_path / "hub", revisions, monkeypatch)
     quantize_checkpoint(tiny_checkpoint("llama_untied"), tmp_path / "artifact", format="int8")
     return tmp_path / "artifact"
 

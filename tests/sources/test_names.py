@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 
 import zeropoint
+from tests.support.hub import offline_hub
 from tests.support.tiny import write_tokenizer
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.errors import CheckpointError, UsageError
@@ -30,15 +30,8 @@ IDS = np.random.default_rng(1).integers(0, 256, 12)
 @pytest.fixture
 def hub(tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An offline cache that holds a/b, in `main` a tied model and in `other` an untied one."""
-    home = tmp_path / "hub" / "models--a--b"
-    (home / "refs").mkdir(parents=True)
-    for number, (revision, kind) in enumerate({"main": "llama_tied", "other": "llama_untied"}.items()):
-        commit = f"{number + 1:040x}"
-        shutil.copytree(tiny_checkpoint(kind), home / "snapshots" / commit)
-        (home / "refs" / revision).write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return home
+    revisions = {"main": tiny_checkpoint("llama_tied"), "other": tiny_checkpoint("llama_untied")}
+    return offline_hub(tmp_path / "hub", revisions, monkeypatch)
 
 
 @pytest.mark.parametrize(("revision", "kind"), [(None, "llama_tied"), ("other", "llama_untied")])

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.cli.console import readable, rich_console
-from zeropoint.cli.option_values import SEED, above_zero, at_least_zero, plain_file, probability, whole
+from zeropoint.cli.option_values import (
+    SEED,
+    above_zero,
+    at_least_zero,
+    input_file,
+    plain_file,
+    probability,
+    whole,
+)
 from zeropoint.errors import UsageError
 from zeropoint.files import atomic
 from zeropoint.machine.cores import default_threads
@@ -77,6 +85,22 @@ def add_text_options(parser: Options) -> None:
         default=DEFAULT_TEXT_TOKENS,
         metavar="N",
         help=f"tokens of the evaluation text (default: {DEFAULT_TEXT_TOKENS})",
+    )
+
+
+def add_calibration_options(
+    parser: Options, text: str, *, of: Callable[[str], str] = input_file, when: str = ""
+) -> None:
+    """Add --calibration, whose help is `text`, and --calibration-tokens; `of` parses the file's name.
+
+    `when` starts both help texts if the options apply only then ("with --type: ").
+    """
+    parser.add_argument("--calibration", type=of, metavar="FILE", help=f"{when}{text}")
+    parser.add_argument(
+        "--calibration-tokens",
+        type=whole(1, 65536),
+        metavar="N",
+        help=f"{when}tokens of the calibration text to read (default: 65536)",
     )
 
 

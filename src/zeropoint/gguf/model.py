@@ -127,7 +127,7 @@ class GgufModel:
         entry = self._file.tensors[place.name]
         shape = entry.shape[::-1] if place.transposed and len(entry.shape) == 2 else entry.shape
         if len(shape) > 1 and types.is_float(entry.kind):
-            return types.TYPES[entry.kind].safetensors, shape
+            return entry.kind.name, shape
         return "F32", shape
 
 

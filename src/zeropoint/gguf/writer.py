@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from zeropoint.gguf import types
 from zeropoint.gguf.architecture.description import Description
 from zeropoint.gguf.types.superblocks import Storable
 from zeropoint.gguf.vocabulary import Vocabulary
-
-Progress = Callable[[str, int, int], None]
+from zeropoint.progress import Progress
 
 INPUTS_NOTE = (
     "llama.cpp rounds the inputs of quantized layers to 8 bits in blocks of 32: its logits differ by that rounding "

@@ -39,9 +39,8 @@ class CalibratedBlocks:
         self._embeddings = {view.name for view in checkpoint.views()[0] if view.kind == "embedding"}
         self._quantized_embeddings: dict[str, Coded] = {}
         self._states = States()
-        self._blocks: Iterator[QuantizedBlock] | None = (
-            None  # None: the first block's input is not computed yet
-        )
+        # None: the first block's input is not computed yet.
+        self._blocks: Iterator[QuantizedBlock] | None = None
         self._layers: dict[str, Quantized] = {}  # results that `take` has not returned yet
         self._folded: dict[str, torch.Tensor] = {}  # results that `folded` has not returned yet
 
@@ -84,9 +83,8 @@ class CalibratedBlocks:
         """Continue a run after its first `states.done` blocks."""
         self._states = states
         if states.hidden:  # else no block is quantized yet, or all of them are
-            first_inputs(
-                self._runner, {}, needs_float_model=False
-            )  # records the blocks' masks and rotary tables
+            # The result is not used: the run records the blocks' masks and rotary tables.
+            first_inputs(self._runner, {}, needs_float_model=False)
             self._blocks = quantize_blocks(self._runner, self._plans, states, self._quantizer)
 
     def safe_names(self) -> set[str]:

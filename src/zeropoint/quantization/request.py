@@ -12,6 +12,8 @@ from zeropoint.planning import check_formats, uniform_plan
 from zeropoint.quantization import auto
 from zeropoint.values.plan import Plan
 
+#: The format of a request that names none.
+DEFAULT_FORMAT = "int8"
 #: The fields that choose formats and algorithms, which a plan has chosen already.
 _CHOSEN_BY_PLAN = (
     "format", "algorithm", "options", "keep", "embedding", "lm_head", "seed", "time_budget",
@@ -90,7 +92,3 @@ class Request:
             seed=self.seed or 0,
         )
         return plan, tokens, why
-
-
-#: The format without a request for another one.
-DEFAULT_FORMAT = "int8"

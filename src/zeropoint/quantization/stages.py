@@ -52,7 +52,7 @@ class Stage:
 
     @property
     def names(self) -> list[str]:
-        """Return the names of the views."""
+        """Return the view names of the stage's layers."""
         return [view.name for view in self.views]
 
 
@@ -73,17 +73,18 @@ def group_by_input(views: Sequence[LayerView], calls: Sequence[tuple[str, torch.
     Views that take the same tensor object form one stage; so do the experts of one stacked weight.
     """
     distinct_inputs: list[torch.Tensor] = []
-    names_by_input: dict[str, list[str]] = {}
+    # Keys: the index of an input in `distinct_inputs`, or the parameter that stacks experts.
+    names_by_input: dict[int | str, list[str]] = {}
     stacks = {view.name: view.parameter for view in views if view.kind == "expert"}
     for name, layer_input in calls:
         if name in stacks:
-            key = stacks[name]
+            key: int | str = stacks[name]
         else:
-            number = next((i for i, other in enumerate(distinct_inputs) if other is layer_input), None)
-            if number is None:
+            key = next(
+                (i for i, other in enumerate(distinct_inputs) if other is layer_input), len(distinct_inputs)
+            )
+            if key == len(distinct_inputs):
                 distinct_inputs.append(layer_input)
-                number = len(distinct_inputs) - 1
-            key = str(number)
         if not any(name in names for names in names_by_input.values()):
             names_by_input.setdefault(key, []).append(name)
     for view in views:  # experts to which this run routed no token
@@ -91,9 +92,9 @@ def group_by_input(views: Sequence[LayerView], calls: Sequence[tuple[str, torch.
         if reached is not None and view.name not in reached:
             reached.append(view.name)
     by_name = {view.name: view for view in views}
-    # A numeric key is the number of a shared input; any other key is the name of a stack of experts.
     return [
-        Stage(tuple(by_name[name] for name in names), key.isdigit()) for key, names in names_by_input.items()
+        Stage(tuple(by_name[name] for name in names), shared=isinstance(key, int))
+        for key, names in names_by_input.items()
     ]
 
 

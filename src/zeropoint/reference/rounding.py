@@ -9,6 +9,7 @@ no error.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -154,18 +155,14 @@ def affine_parameters(
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     if scheme.symmetric:
         largest = np.maximum(-low, high)
-
-        def rounded(up: bool) -> Floats:
-            return round_scale(
-                largest / scheme.qmax, scheme.scale_dtype, up=up, multiples=scheme.max_multiple, name=name
-            )
-
-        if scheme.scale_dtype == "nested":  # rounding to nearest could cut off a third of a range
-            return rounded(up=True), None
-        nearest = rounded(up=False)
-        # scales below the normal numbers of fp16 are so coarse that the nearest one may cut off more than half a step
-        cut_off = largest > (scheme.qmax + 0.5) * nearest.astype(np.float64)
-        return (np.where(cut_off, rounded(up=True), nearest) if cut_off.any() else nearest), None
+        rounded = partial(
+            round_scale, largest / scheme.qmax, scheme.scale_dtype, multiples=scheme.max_multiple, name=name
+        )
+        coarse = scheme.scale_dtype == "nested"  # rounding to nearest could cut off a third of a range
+        scale = rounded(up=coarse)
+        # Subnormal fp16 scales are so coarse that the nearest one may cut off more than half a step.
+        cut_off = largest > (scheme.qmax + 0.5) * scale.astype(np.float64)
+        return np.where(cut_off, rounded(up=True), scale) if cut_off.any() else scale, None
     scale = round_scale((high - low) / (scheme.qmax - scheme.qmin), scheme.scale_dtype, up=True, name=name)
     zero_point = np.clip(np.rint(scheme.qmin - low / scale), scheme.qmin, scheme.qmax)
     return scale, zero_point.astype(np.int8)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from zeropoint import exporters
 from zeropoint.cli.common import (
+    add_calibration_options,
     add_json_option,
     add_revision_option,
     add_strict_option,
@@ -29,7 +30,6 @@ from zeropoint.cli.common import (
     strict_code,
     write_json,
 )
-from zeropoint.cli.option_values import input_file, whole
 from zeropoint.machine.cores import default_threads
 from zeropoint.render import numbers
 
@@ -60,17 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="quantize the original model to this type of the target; for gguf a name of llama.cpp such as Q4_K_M",
     )
-    parser.add_argument(
-        "--calibration",
-        type=input_file,
-        metavar="FILE",
-        help="with --type: calibration text or chat .jsonl (default: a built-in sample)",
-    )
-    parser.add_argument(
-        "--calibration-tokens",
-        type=whole(1, 65536),
-        metavar="N",
-        help="with --type: tokens of the calibration text to read (default: 65536)",
+    add_calibration_options(
+        parser, "calibration text or chat .jsonl (default: a built-in sample)", when="with --type: "
     )
     parser.add_argument(
         "--verify",

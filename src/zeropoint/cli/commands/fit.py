@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeropoint.cli.commands.check import add_task_options, task_request
 from zeropoint.cli.common import (
+    add_calibration_options,
     add_json_option,
     add_revision_option,
     add_strict_option,
@@ -132,17 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A[+A...]",
         help="how the weights are rounded, as in `zeropoint quantize` (default: rtn)",
     )
-    parser.add_argument(
-        "--calibration",
-        type=plain_file,
-        metavar="FILE",
-        help="text for algorithms that need calibration (default: a built-in sample)",
-    )
-    parser.add_argument(
-        "--calibration-tokens",
-        type=whole(1, 65536),
-        metavar="N",
-        help="tokens of the calibration text to read (default: 65536)",
+    add_calibration_options(
+        parser, "text for algorithms that need calibration (default: a built-in sample)", of=plain_file
     )
     parser.add_argument(
         "--text",

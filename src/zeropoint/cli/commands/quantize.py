@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from zeropoint import algorithms
 from zeropoint.cli.common import (
     DEFAULT_TEXT_TOKENS,
+    add_calibration_options,
     add_json_option,
     add_revision_option,
     add_strict_option,
@@ -45,7 +46,6 @@ from zeropoint.cli.option_values import (
     format_name,
     format_or_keep,
     input_file,
-    whole,
 )
 from zeropoint.render import numbers
 
@@ -93,17 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[A.]NAME=VALUE",
         help="an option of an algorithm, such as gptq.damping=0.05; repeatable",
     )
-    parser.add_argument(
-        "--calibration",
-        type=input_file,
-        metavar="FILE",
-        help="calibration text or chat .jsonl (default: a built-in sample if the algorithm needs calibration)",
-    )
-    parser.add_argument(
-        "--calibration-tokens",
-        type=whole(1, 65536),
-        metavar="N",
-        help="tokens of the calibration text to read (default: 65536)",
+    add_calibration_options(
+        parser,
+        "calibration text or chat .jsonl (default: a built-in sample if the algorithm needs calibration)",
     )
     parser.add_argument(
         "--plan",

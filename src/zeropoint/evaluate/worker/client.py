@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 from zeropoint import errors
 from zeropoint.errors import ZeropointError
 from zeropoint.evaluate.worker.messages import Request
+from zeropoint.progress import Progress
 
 R = TypeVar("R")
 
@@ -26,7 +27,7 @@ def call(
     *,
     threads: int,
     subject: str,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
     command: Sequence[str] = COMMAND,
 ) -> R:
     """Run `request` in a fresh process and return its result.
@@ -63,7 +64,7 @@ def call(
 def _converse(
     process: subprocess.Popen[str],
     request: Mapping[str, Any],
-    progress: Callable[[str, float], None] | None,
+    progress: Progress | None,
 ) -> dict[str, Any] | None:
     """Send the request and return the last message; None if the process ends without one."""
     assert process.stdin is not None

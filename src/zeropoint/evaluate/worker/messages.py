@@ -63,7 +63,7 @@ class PerformanceRequest:
 
 @dataclass(frozen=True, slots=True)
 class PerformanceResult:
-    """The cost of one model.
+    """The cost of one model. `weights_bytes` are those of its tensors on disk, `packed_bytes` those in memory.
 
     Memory: `baseline` before the load (libraries and tokenizer are loaded), `mapped` after it, `loaded` after the first
     step, `after` at the end. `ready_seconds` are those of load and first step.

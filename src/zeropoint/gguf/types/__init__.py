@@ -11,22 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-import ml_dtypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
-from numpy.typing import NDArray
 
+from zeropoint.dtypes import BY_STORED
 from zeropoint.errors import SchemeError
 from zeropoint.gguf.types import blocks, superblocks
 from zeropoint.gguf.types.superblocks import Format, Storable, SuperTensor
-from zeropoint.values.arrays import Floats
+from zeropoint.values.arrays import Bytes, Floats
 from zeropoint.values.qtensor import QuantizedTensor, Weight
 from zeropoint.values.scheme import Scheme, parse
 
 Kind = GGMLQuantizationType
 """A type's name and id in the file: `Kind.Q4_K.name`, `Kind.Q4_K.value`."""
-
-Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class NumberType:
 
     - `kind`: its name and id;
     - `file_type`: the header's number of a file whose matrices mostly have this type;
-    - `dtype`, `safetensors`: a float type's numpy dtype and its name in safetensors files;
+    - `dtype`: a float type's numpy dtype;
     - `scheme`: the scheme of the codes; of a type in `superblocks.FORMATS`, the scheme with its code range and group
       size, and one float32 scale per group;
     - `grid`: the parameters of a type that a `SuperTensor` can have.
@@ -44,7 +41,6 @@ class NumberType:
     kind: GGMLQuantizationType
     file_type: LlamaFileType
     dtype: np.dtype[np.generic] | None = None
-    safetensors: str = ""
     scheme: Scheme | None = None
     grid: Format | None = None
 
@@ -59,6 +55,11 @@ class NumberType:
         return int(GGML_QUANT_SIZES[self.kind][1])
 
 
+def _float(kind: GGMLQuantizationType, file_type: LlamaFileType) -> NumberType:
+    """Return the entry of a float type. Its name is that of safetensors files too."""
+    return NumberType(kind, file_type, dtype=BY_STORED[kind.name].numpy())
+
+
 def _grid(kind: GGMLQuantizationType, file_type: LlamaFileType) -> NumberType:
     """Return the entry of a type in `superblocks.FORMATS`."""
     form = superblocks.FORMATS[kind]
@@ -69,9 +70,9 @@ def _grid(kind: GGMLQuantizationType, file_type: LlamaFileType) -> NumberType:
 TYPES: Mapping[GGMLQuantizationType, NumberType] = {
     each.kind: each
     for each in (
-        NumberType(Kind.F32, LlamaFileType.ALL_F32, np.dtype(np.float32), "F32"),
-        NumberType(Kind.F16, LlamaFileType.MOSTLY_F16, np.dtype(np.float16), "F16"),
-        NumberType(Kind.BF16, LlamaFileType.MOSTLY_BF16, np.dtype(ml_dtypes.bfloat16), "BF16"),
+        _float(Kind.F32, LlamaFileType.ALL_F32),
+        _float(Kind.F16, LlamaFileType.MOSTLY_F16),
+        _float(Kind.BF16, LlamaFileType.MOSTLY_BF16),
         NumberType(Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0, scheme=parse("int8:g32:sym:fp16")),
         NumberType(Kind.Q5_0, LlamaFileType.MOSTLY_Q5_0, scheme=parse("int5:g32:sym:fp16")),
         NumberType(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, scheme=parse("int4:g32:sym:fp16")),
