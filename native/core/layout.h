@@ -50,12 +50,17 @@ struct Weight {
 
 // The quantized input of a product. Vector kernels read plain rows. AMX reads tiles of 16 rows, stored so that a tile
 // load touches consecutive cache lines. `codes` and `sums` have one row per limb of a token, `scale` has one row per
-// token. A scale that does not vary along the row is stored for the first segment only.
+// token. A scale that does not vary along the row is stored for the first segment only. AVX2 reads 16-bit codes as
+// such: `codes` and `sums` have one row per token then.
 struct Activations {
-  int8_t* codes;  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]
+  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]; shorts: 16-bit codes, in rows of
+  // row_bytes
+  int8_t* codes;
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
   int32_t* sums;  // sum of a segment's codes; plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16]
+  int64_t row_bytes;  // shorts: bytes from one row of codes to the next
   bool tiled;
+  bool shorts;
   bool limbs_share_tile;  // at most 8 rows: codes are [k / k_unit][limb][8][k_unit], both limbs in one tile
   bool want_sums;         // false: the product does not read `sums`, which need not be filled
 };
@@ -92,6 +97,12 @@ const Kernels* kernels();
 }
 namespace avx512 {
 const Kernels* kernels();
+}
+
+// On AVX2 shorts_integer replaces `integer` for 16-bit input codes. Its `scratch` has shorts_scratch_bytes.
+namespace avx2 {
+void shorts_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
+int64_t shorts_scratch_bytes();
 }
 
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).

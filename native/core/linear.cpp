@@ -115,13 +115,13 @@ zp_status check_input(const Weight& w, int64_t rows, int64_t x_stride) {
 // that its weight reads.
 struct Tag {
   int64_t rows, columns, segment;
-  int32_t k_unit, activation, limbs, tiled;
+  int32_t k_unit, activation, limbs, layout;
   int32_t has_sums;
 
   // True if a product that reads layout `other` can read this input. Unneeded sums do not matter.
   bool serves(const Tag& other) const {
     return rows == other.rows && columns == other.columns && segment == other.segment && k_unit == other.k_unit &&
-           activation == other.activation && limbs == other.limbs && tiled == other.tiled &&
+           activation == other.activation && limbs == other.limbs && layout == other.layout &&
            has_sums >= other.has_sums;
   }
 };
@@ -129,7 +129,7 @@ static_assert(sizeof(Tag) <= kAlignment);
 
 Tag tag_of(const Weight& w, int64_t rows, const Activations& input) {
   return {rows,         w.columns, w.segment,           static_cast<int32_t>(w.k_unit),
-          w.activation, w.limbs,  input.tiled ? 1 : 0, input.want_sums ? 1 : 0};
+          w.activation, w.limbs,   input.tiled ? 1 : input.shorts ? 2 : 0, input.want_sums ? 1 : 0};
 }
 
 uint8_t* behind_tag(void* input) {

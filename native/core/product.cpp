@@ -30,6 +30,8 @@ constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
+// Least number of rows of 16-bit codes that AVX2 multiplies by nibbles as such, and not as limbs.
+constexpr int64_t kShortsMinRows = 3;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
 
@@ -69,6 +71,20 @@ bool uses_amx(const Weight& w, int64_t rows) {
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
 }
 
+// True if the input's 16-bit codes are stored as such and not as limbs: AVX2 multiplies 16-bit numbers. With few rows,
+// nibbles are widened to 16 bits for too few products, and limbs are faster.
+bool uses_shorts(const Weight& w, int64_t rows) {
+  return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2 && (!w.nibbles || rows >= kShortsMinRows);
+}
+
+// Return the bytes from one row of 16-bit codes to the next: an odd multiple of 512. A kernel reads pieces of some rows
+// side by side, and rows a multiple of 4096 bytes apart would push one another out of the first-level cache.
+int64_t row_bytes_of_shorts(const Weight& w) {
+  constexpr int64_t kUnit = 512;
+  return round_up(w.columns_padded * 2, kUnit) / kUnit % 2 == 0 ? round_up(w.columns_padded * 2, kUnit) + kUnit
+                                                                 : round_up(w.columns_padded * 2, kUnit);
+}
+
 struct InputOffsets {  // byte offsets into the memory of a quantized input; the codes are at 0
   size_t scale, sums, end;
 };
@@ -76,7 +92,8 @@ struct InputOffsets {  // byte offsets into the memory of a quantized input; the
 InputOffsets input_offsets(const Weight& w, int64_t rows) {
   rows = round_up(rows, kRowUnit);
   InputOffsets offsets{};
-  offsets.scale = static_cast<size_t>(round_up(rows * w.limbs * w.columns_padded, kAlignment));
+  const int64_t row_bytes = uses_shorts(w, rows) ? row_bytes_of_shorts(w) : w.limbs * w.columns_padded;
+  offsets.scale = static_cast<size_t>(round_up(rows * row_bytes, kAlignment));
   offsets.sums = offsets.scale + static_cast<size_t>(rows * w.segments) * 4;
   offsets.end = offsets.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
   return offsets;
@@ -88,13 +105,14 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
   const Kernels* kernels = active_kernels();
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
+  if (uses_shorts(w, rows)) return {avx2::shorts_integer, avx2::shorts_scratch_bytes()};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
   return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
 }
 
-bool same_input(const Weight& a, const Weight& b) {
-  return quantizes_input(a) == quantizes_input(b) && a.columns == b.columns && a.activation == b.activation &&
+bool same_input(const Weight& a, const Weight& b, int64_t rows) {
+  return quantizes_input(a) == quantizes_input(b) && uses_shorts(a, rows) == uses_shorts(b, rows) && a.columns == b.columns && a.activation == b.activation &&
          a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
          a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
 }
@@ -107,18 +125,20 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
   if (!quantizes_input(w)) return {};
   const InputOffsets offsets = input_offsets(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
-  const bool tiled = uses_amx(w, rows);
+  const bool tiled = uses_amx(w, rows), shorts = uses_shorts(w, rows);
   return {.codes = reinterpret_cast<int8_t*>(bytes),
           .scale = reinterpret_cast<float*>(bytes + offsets.scale),
           .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
+          .row_bytes = shorts ? row_bytes_of_shorts(w) : 0,
           .tiled = tiled,
+          .shorts = shorts,
           .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
-          .want_sums = !tiled || has_byte_zeros(w)};  // vector kernels may always read the sums
+          .want_sums = !shorts && (!tiled || has_byte_zeros(w))};  // vector kernels of int8 may always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
   Activations rest = input;
-  rest.codes += row * w.limbs * w.columns_padded;
+  rest.codes += row * (input.shorts ? input.row_bytes : w.limbs * w.columns_padded);
   rest.scale += row * w.segments;
   rest.sums += row * w.limbs * w.segments;
   return rest;

@@ -19,10 +19,10 @@ struct Multiply {
 // Return the kernel that multiplies `rows` rows by a weight. active_kernels() must not be null.
 Multiply multiply_for(const Weight& weight, int64_t rows);
 
-// True if an input quantized for weight a can be multiplied by weight b. Both must agree in columns, activation
+// True if `rows` rows quantized for weight a can be multiplied by weight b. Both must agree in columns, activation
 // format (group size, number of limbs), k_unit, segment length, whether the weight's float scale varies along the
-// row, and whether the product reads the sums of the input's codes.
-bool same_input(const Weight& a, const Weight& b);
+// row, whether the product reads the sums of the input's codes, and whether 16-bit codes are stored as limbs.
+bool same_input(const Weight& a, const Weight& b, int64_t rows);
 
 // Return the bytes of `rows` quantized rows; 0 for weights with float input.
 size_t input_bytes(const Weight& weight, int64_t rows);

@@ -42,7 +42,7 @@ bool lay_out(const Products& all, int64_t begin, int64_t rows, Slice& slice) {
     const Weight& w = *all.terms[i].weight;
     const size_t size = input_bytes(w, rows);
     int same = 0;
-    while (same < i && !same_input(*all.terms[same].weight, w)) ++same;
+    while (same < i && !same_input(*all.terms[same].weight, w, rows)) ++same;
     slice.quantizes[i] = same == i && size > 0;
     at[i] = same < i ? at[same] : bytes;
     if (same == i) bytes += static_cast<size_t>(round_up(static_cast<int64_t>(size), kAlignment));

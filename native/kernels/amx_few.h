@@ -90,10 +90,10 @@ class FewRows {
       const int64_t tile = row / 16, r = row % 16;
       const uint8_t* sums = sums_ + (tile * 2 + n) * kTile;
       const int32_t* codes = p_.input.sums + tile * 16;
-      __m512 value = sums_of_row<ZERO>(sums, r, zero, codes);
-      if constexpr (LIMBS == 2)
-        value = _mm512_fmadd_ps(sums_of_row<ZERO>(sums + kHighLimb, r, zero, codes + 16), _mm512_set1_ps(128.0f),
-                                value);
+      const __m512i sum = sums_of_row<ZERO>(sums, r, zero, codes);
+      const __m512 value = LIMBS == 2
+                               ? join_limbs(sums_of_row<ZERO>(sums + kHighLimb, r, zero, codes + 16), sum)
+                               : _mm512_cvtepi32_ps(sum);
       const float by_row = p_.input.scale[tile * 16 * w_.segments + r];
       columns.store(row, _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(by_row)));
     }

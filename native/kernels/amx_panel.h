@@ -311,13 +311,20 @@ ZP_INLINE void store_row(const Product& p, const Panel& panel, int64_t row, int 
   if (row < p.rows && n < panel.blocks) output_columns(p, panel.block + n, panel.streams).store(row, value);
 }
 
-// Return row r of a tile of sums as float; ZERO: minus the zero points times the sum of the input's codes.
+// Return row r of a tile of sums; ZERO: minus the zero points times the sum of the input's codes.
 template <bool ZERO>
-ZP_INLINE __m512 sums_of_row(const uint8_t* tile, int64_t r, __m512i zero_point, const int32_t* codes) {
+ZP_INLINE __m512i sums_of_row(const uint8_t* tile, int64_t r, __m512i zero_point, const int32_t* codes) {
   __m512i dot = _mm512_load_si512(tile + r * 64);
   if constexpr (ZERO)
     dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero_point, _mm512_set1_epi32(codes[r])));
-  return _mm512_cvtepi32_ps(dot);
+  return dot;
+}
+
+// Return 128 * high + low as float, rounded as `join` in output.h rounds it.
+ZP_INLINE __m512 join_limbs(__m512i high, __m512i low) {
+  const __m512i rest = _mm512_and_si512(low, _mm512_set1_epi32(127));
+  high = _mm512_add_epi32(high, _mm512_srai_epi32(low, 7));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(rest));
 }
 
 // Prefetching of the next panel's codes, which may still be in memory: some lines with every step of this panel.

@@ -63,12 +63,11 @@ class Finish {
   void convert_rest() { convert_some(kRows); }
 
  private:
-  ZP_INLINE __m512 sum(int limb, int n) const {
+  ZP_INLINE __m512i sum(int limb, int n) const {
     return sums_of_row<ZERO>(tiles_ + (n * 2 + limb) * kTile, row_, zero_[n], codes_ + limb * 16);
   }
   ZP_INLINE __m512 value(int n) const {
-    __m512 total = sum(0, n);
-    if constexpr (LIMBS == 2) total = _mm512_fmadd_ps(sum(1, n), _mm512_set1_ps(128.0f), total);
+    __m512 total = LIMBS == 2 ? join_limbs(sum(1, n), sum(0, n)) : _mm512_cvtepi32_ps(sum(0, n));
     total = _mm512_mul_ps(_mm512_mul_ps(total, scale_[n]), _mm512_set1_ps(by_row_[row_]));
     return _mm512_add_ps(total, bias_[n]);
   }

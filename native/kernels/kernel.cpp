@@ -12,70 +12,17 @@
 //   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
 //   after the last segment: y = total * (the scales that are equal in all segments) + bias
 // The first line leaves out a scale that is equal in all segments. If every float scale is equal in all segments, the
-// segments are summed as integers first. The two limbs of a 16-bit token are separate rows until the end:
-// total = 128 * high + low.
+// segments are summed as integers first. The two limbs of a 16-bit token are separate rows of sums until these are
+// converted to float: float(dot) is join(high, low).
 #include ZP_VEC
 
 #include "core/layout.h"
+#include "output.h"
 #include "quantize.h"
+#include "stored.h"
 
 namespace zp::ZP_LEVEL {
 namespace {
-
-// How codes are stored: as bytes, as nibbles, or as nibbles with separate fifth bits.
-enum class Stored { kBytes, kNibbles, kFives };
-
-// Constants and the load of a storage form.
-template <Stored STORED>
-struct Form {
-  static constexpr bool kNibbles = STORED != Stored::kBytes;
-  static constexpr bool kFifths = STORED == Stored::kFives;
-  static constexpr int32_t kOffset = kFifths ? 16 : kNibbles ? 8 : V::kOffsetBytes;  // load adds it to the codes
-  static constexpr int64_t kBytesPer8 = kNibbles ? 64 : 128;  // bytes of 8 columns of a block
-  static constexpr int64_t kFifthsPer8 = 16;                  // bytes of the fifth bits of 8 columns
-  // The distance in bytes from the codes in use to the codes of the same block that are prefetched. For nibbles, 3072
-  // and kStreams = 2 were measured together, decoding a model of 1.1B parameters in int4:
-  // docs/decisions/decode-blocks.md. For byte codes, no measurement of 2048 is on record.
-  static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Number of blocks in a tile of one token of two limbs. The codes of each block are one stream from memory.
-  static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
-
-  // Load 8 columns of a block: columns 0 to 3 into `first`, 4 to 7 into `second`.
-  static void load(const uint8_t* codes, const uint8_t* fifths, V::Codes& first, V::Codes& second) {
-    if constexpr (kNibbles) {
-      V::load_nibbles(codes, first, second);
-      if constexpr (kFifths) V::add_fifths(fifths, first, second);
-    } else {
-      first = V::load_bytes(codes);
-      second = V::load_bytes(codes + 64);
-    }
-  }
-};
-
-// -- output ---------------------------------------------------------------------------------------
-
-// Return the float scales of a block's 16 channels for one group. Two-level scales have one float per channel for all
-// groups; the caller applies the group's multipliers.
-V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
-  const int64_t at = (w.nested ? block : block * w.groups + group) * kLanes;
-  return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
-                      : V::load(static_cast<const float*>(w.scale) + at);
-}
-
-// Add the bias and store a block's 16 outputs of one token, number `row`.
-void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
-  const int64_t column = block * kLanes;
-  const int64_t count = smaller(kLanes, p.weight->rows - column);
-  float* y = p.y + row * p.y_stride + column;
-  if (count == kLanes) {
-    V::store(y, p.bias ? V::add(value, V::load(p.bias + column)) : value);
-    return;
-  }
-  float lanes[kLanes];
-  if (p.bias) value = V::add(value, load_padded(p.bias + column, count));
-  V::store(lanes, value);
-  for (int64_t i = 0; i < count; ++i) y[i] = lanes[i];
-}
 
 // -- quantized input: int8, or 16 bits as two int8 limbs ------------------------------------------
 
@@ -147,8 +94,11 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
     }
+    // Where products of nibbles are summed in 16 bits first, as many columns as fit are summed so at a time.
+    constexpr bool kPairs = V::kPairs && kNibbles;
+    constexpr int64_t kColumnsOfPairs = Form::kFifths ? 16 : 32;
     // With few sums in a tile, a second chain of sums hides the latency of the first.
-    constexpr bool kTwoChains = ROWS * BLOCKS <= 4;
+    constexpr bool kTwoChains = ROWS * BLOCKS <= 4 && !kPairs;
     V::Int chain[ROWS][BLOCKS];
     if constexpr (kTwoChains) {
 #pragma GCC unroll 16
@@ -157,29 +107,53 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) chain[m][n] = V::set_int(0);
     }
     const int64_t k_end = smaller((s + 1) * w.segment, w.columns_padded);
-    for (int64_t k = s * w.segment; k < k_end; k += 8) {
-      typename V::Codes first[BLOCKS], second[BLOCKS];
+    for (int64_t k = s * w.segment; k < k_end;) {
+      const int64_t stop = kPairs ? smaller(k + kColumnsOfPairs, k_end) : k_end;
+      V::Int pairs[ROWS][BLOCKS];
+      if constexpr (kPairs) {
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < BLOCKS; ++n) {
-        const uint8_t* at = code[n] + k / 8 * kBytesPer8;
-        Form::load(at, fifth[n] + (Form::kFifths ? k / 8 * Form::kFifthsPer8 : 0), first[n], second[n]);
-        if constexpr (ROWS <= 8) {
-          const uint8_t* ahead = at + kPrefetchBytes + (k < turn ? 0 : jump);
-          V::prefetch(ahead);
-          if constexpr (!kNibbles) V::prefetch(ahead + 64);
-        }
+          for (int n = 0; n < BLOCKS; ++n) pairs[m][n] = V::set_int(0);
       }
-#pragma GCC unroll 16
-      for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::template dot<kNibbles>(dot[m][n], first[n], x[m] + k);
-#pragma GCC unroll 16
-      for (int m = 0; m < ROWS; ++m)
+      for (; k < stop; k += 8) {
+        typename V::Codes first[BLOCKS], second[BLOCKS];
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) {
-          V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
-          sum = V::template dot<kNibbles>(sum, second[n], x[m] + k + 4);
+          const uint8_t* at = code[n] + k / 8 * kBytesPer8;
+          Form::load(at, fifth[n] + (Form::kFifths ? k / 8 * Form::kFifthsPer8 : 0), first[n], second[n]);
+          if constexpr (ROWS <= 8) {
+            const uint8_t* ahead = at + kPrefetchBytes + (k < turn ? 0 : jump);
+            V::prefetch(ahead);
+            if constexpr (!kNibbles) V::prefetch(ahead + 64);
+          }
         }
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+          for (int n = 0; n < BLOCKS; ++n) {
+            if constexpr (kPairs) {
+              pairs[m][n] = V::dot_pairs(pairs[m][n], first[n], x[m] + k);
+              pairs[m][n] = V::dot_pairs(pairs[m][n], second[n], x[m] + k + 4);
+            } else {
+              dot[m][n] = V::template dot<kNibbles>(dot[m][n], first[n], x[m] + k);
+            }
+          }
+        if constexpr (kPairs) continue;
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+          for (int n = 0; n < BLOCKS; ++n) {
+            V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
+            sum = V::template dot<kNibbles>(sum, second[n], x[m] + k + 4);
+          }
+      }
+      if constexpr (kPairs) {
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+          for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add_pairs(dot[m][n], pairs[m][n]);
+      }
     }
     if constexpr (kTwoChains) {
 #pragma GCC unroll 16
@@ -208,6 +182,10 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         const V::Float scale = w.scale_by_segment ? load_scale(w, b, group) : V::set_float(1.0f);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
+          if (ROWS % 2 == 0 && w.limbs == 2) {
+            if (m % 2 == 0) total[m][n] = V::fma(join(dot[(m + 1) % ROWS][n], dot[m][n]), scale, total[m][n]);
+            continue;
+          }
           V::Float value = V::to_float(dot[m][n]);
           if (w.input_by_segment) {
             if (w.scale_by_segment) value = V::mul(value, scale);
@@ -226,9 +204,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   for (int n = 0; n < blocks; ++n) {
     const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
     for (int m = 0; m < rows; m += w.limbs) {
-      V::Float value = NESTED ? V::to_float(whole[m][n]) : total[m][n];
-      if (w.limbs == 2)
-        value = V::fma(NESTED ? V::to_float(whole[m + 1][n]) : total[m + 1][n], V::set_float(128.0f), value);
+      V::Float value = total[m][n];
+      if constexpr (NESTED) value = w.limbs == 2 ? join(whole[m + 1][n], whole[m][n]) : V::to_float(whole[m][n]);
       if (!w.scale_by_segment) value = V::mul(value, scale);
       if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
       store_output(p, (row + m) / w.limbs, block + n, value);

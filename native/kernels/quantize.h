@@ -3,20 +3,14 @@
 // code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels.
 #pragma once
 
-#include "core/layout.h"
+#include "partial.h"
 
 namespace zp::ZP_LEVEL {
 namespace {
 
-using V = Vec;
-
 constexpr int32_t kInfinityBits = 0x7f800000;
 // The bits of 2^-112. A smaller absmax counts as zero, so that 16319 / absmax does not overflow.
 constexpr int32_t kTinyBits = 15 << 23;
-
-int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 // Return the float with these bits.
 float from_bits(int32_t bits) {
@@ -25,19 +19,12 @@ float from_bits(int32_t bits) {
   return value;
 }
 
-// Load `count` < 16 floats; the other lanes are 0.
-V::Float load_padded(const float* x, int64_t count) {
-  float padded[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) padded[i] = x[i];
-  return V::load(padded);
-}
-
 // Return the bits of the largest magnitude. Bits of magnitudes compare like the magnitudes, with NaN the largest.
 int32_t absmax_bits(const float* x, int64_t count) {
   V::Int most = V::set_int(0);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) most = V::max(most, V::magnitude_bits(V::load(x + i)));
-  if (i < count) most = V::max(most, V::magnitude_bits(load_padded(x + i, count - i)));
+  if (i < count) most = V::max(most, V::magnitude_bits(load(x + i, count - i)));
   return V::max_lane(most);
 }
 
@@ -58,7 +45,7 @@ int32_t quantize_segment(const float* x, int64_t count, int64_t padded, float in
     for (; i < end; i += kLanes) {
       int8_t tail[kLanes] = {};
       if (i < count) {
-        const V::Int code = V::round(V::mul(load_padded(x + i, count - i), factor));
+        const V::Int code = V::round(V::mul(load(x + i, count - i), factor));
         sum = V::add(sum, code);
         V::store_bytes(tail, code);
       }
@@ -73,6 +60,8 @@ void zero_segment(int64_t padded, int8_t* codes, int64_t unit, int64_t unit_stri
   for (int64_t start = 0; start < padded; start += unit, codes += unit_stride)
     std::memset(codes, 0, static_cast<size_t>(smaller(unit, padded - start)));
 }
+
+constexpr float kMost16 = 127 * 128 + 63;  // the largest 16-bit code: both limbs are int8
 
 struct Scales {
   float inverse;  // most / absmax; 0 if all codes are to be zero
@@ -132,8 +121,7 @@ void quantize_group(const Product& p, const Place& at, const float* x, int64_t s
 template <int LIMBS>
 void quantize_token(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;
-  constexpr float kMost = LIMBS == 2 ? 127 * 128 + 63 : 127;
-  const Scales s = scales_of(absmax_bits(x, w.columns), kMost);
+  const Scales s = scales_of(absmax_bits(x, w.columns), LIMBS == 2 ? kMost16 : 127.0f);
   p.input.scale[at.scale] = s.scale;
   const V::Float factor = V::set_float(s.inverse);
   int8_t* codes = p.input.codes + at.codes;
@@ -145,7 +133,7 @@ void quantize_token(const Product& p, const Place& at, const float* x) {
       next = smaller(k + kLanes, stop);
       V::Int limb[2] = {V::set_int(0), V::set_int(0)};  // low, high
       if (k < real) {
-        const V::Float values = k + kLanes <= real ? V::load(x + k) : load_padded(x + k, real - k);
+        const V::Float values = load(x + k, real - k);
         limb[0] = V::round(V::mul(values, factor));
         if constexpr (LIMBS == 2) {
           limb[1] = V::shift_right<7>(V::add(limb[0], V::set_int(64)));
@@ -169,6 +157,18 @@ void quantize_token(const Product& p, const Place& at, const float* x) {
       for (int d = 0; d < LIMBS; ++d)
         p.input.sums[at.sums + segment * at.scale_stride + d * at.limb_sums] = V::sum_lanes(sum[d]);
   }
+}
+
+// Quantize row `row` with one scale to 16-bit codes: round(x * 16319 / absmax). Rows have room for whole vectors.
+void quantize_shorts(const Product& p, int64_t row, const float* x) {
+  const Weight& w = *p.weight;
+  const Scales s = scales_of(absmax_bits(x, w.columns), kMost16);
+  p.input.scale[row * w.segments] = s.scale;
+  const V::Float factor = V::set_float(s.inverse);
+  auto* codes = reinterpret_cast<int16_t*>(p.input.codes + row * p.input.row_bytes);
+  const int64_t real = s.inverse == 0.0f ? 0 : w.columns;
+  for (int64_t k = 0; k < w.columns_padded; k += kLanes)
+    V::store_shorts(codes + k, k < real ? V::round(V::mul(load(x + k, real - k), factor)) : V::set_int(0));
 }
 
 // Quantize all whole groups of a row, where a group is one segment of one k_unit. A group's values stay in registers
@@ -213,6 +213,10 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
   const bool small = group == w.segment && group == w.k_unit;
   for (int64_t row = begin; row < end; ++row) {
     const float* x = p.x + row * p.x_stride;
+    if (p.input.shorts) {
+      quantize_shorts(p, row, x);
+      continue;
+    }
     const Place at = place(w, p.input, row);
     if (!w.input_by_segment) {
       w.limbs == 2 ? quantize_token<2>(p, at, x) : quantize_token<1>(p, at, x);

@@ -18,6 +18,7 @@ struct Vec {
   };
   using Codes = Int;
 
+  static constexpr bool kPairs = true;  // products of nibbles are summed in 16 bits first
   static constexpr int kOffsetBytes = 0;
   static constexpr int kRows = 4;  // rows of the largest register tile
   static constexpr int kWide = 2;  // blocks of a tile with one row
@@ -60,6 +61,21 @@ struct Vec {
     const __m256i all = _mm256_set1_epi32(four);
     return {_mm256_add_epi32(sum.a, quad<NIBBLES>(w.a, all)),
             _mm256_add_epi32(sum.b, quad<NIBBLES>(w.b, all))};
+  }
+  // Add sums of two products in 16 bits, wrapping around: exact for 32 columns of nibbles (8 pairs of at most 2 * 15 *
+  // 127), or 16 columns with fifth bits (4 pairs of 2 * 31 * 127).
+  static Int dot_pairs(Int sum, Codes w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i all = _mm256_set1_epi32(four);
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, all)),
+            _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, all))};
+  }
+  // Add both 16-bit sums of each lane.
+  static Int add_pairs(Int sum, Int pairs) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(pairs.a, one)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(pairs.b, one))};
   }
   static Int lane_code(Codes w, int j) {
     const __m128i left = _mm_cvtsi32_si128(24 - 8 * j);
@@ -135,6 +151,11 @@ struct Vec {
     words = _mm256_permute4x64_epi64(words, 0xd8);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+
+  static void store_shorts(int16_t* p, Int x) {
+    const __m256i words = _mm256_packs_epi32(x.a, x.b);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
   }
 
   static Float sub(Float x, Float y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }

@@ -17,6 +17,7 @@ struct Vec {
   // VPDPBUSD multiplies unsigned by signed bytes. The weight is the unsigned operand, raised by 128. The correction is
   // then one number per token and segment: 128 times the sum of the input's codes.
   static constexpr int kOffsetBytes = 128;
+  static constexpr bool kPairs = false;
   static constexpr int kRows = 12;  // rows of the largest register tile
   static constexpr int kWide = 4;   // blocks of a tile with one row
 
@@ -42,6 +43,8 @@ struct Vec {
     std::memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
   }
+  static Int dot_pairs(Int sum, Codes w, const int8_t* x) { return dot<true>(sum, w, x); }
+  static Int add_pairs(Int sum, Int pairs) { return add(sum, pairs); }
   // Loaded codes are unsigned here.
   static Int lane_code(Codes w, int j) {
     return _mm512_and_si512(_mm512_srl_epi32(w, _mm_cvtsi32_si128(8 * j)), _mm512_set1_epi32(255));
@@ -83,6 +86,9 @@ struct Vec {
   static Int round(Float a) { return _mm512_cvtps_epi32(a); }
   static void store_bytes(int8_t* p, Int a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+  static void store_shorts(int16_t* p, Int a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
   }
 
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }

@@ -24,6 +24,7 @@ struct Vec {
   };
 
   static constexpr int kOffsetBytes = 0;  // load_bytes adds it to the codes
+  static constexpr bool kPairs = false;
   static constexpr int kRows = 2;         // rows of the largest register tile
   static constexpr int kWide = 1;         // blocks of a tile with one row
 
@@ -59,6 +60,8 @@ struct Vec {
     for (int i = 0; i < 16; ++i) r.v[i] = w.v[4 * i + j];
     return r;
   }
+  static Int dot_pairs(Int sum, Codes w, const int8_t* x) { return dot<true>(sum, w, x); }
+  static Int add_pairs(Int sum, Int pairs) { return add(sum, pairs); }
   static Int set_int(int32_t a) {
     Int r;
     for (auto& v : r.v) v = a;
@@ -172,6 +175,10 @@ struct Vec {
   // Store the lanes as bytes.
   static void store_bytes(int8_t* p, Int a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+  }
+  // Store the lanes as 16-bit numbers.
+  static void store_shorts(int16_t* p, Int a) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.v[i]);
   }
 
   static Float sub(Float a, Float b) {

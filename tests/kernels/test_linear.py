@@ -59,7 +59,7 @@ def each_level(
 @settings(max_examples=2 * settings().max_examples)
 @given(
     scheme=schemes(),
-    rows=st.sampled_from([1, 2, 3, 5, 8, 9, 13, 16, 17, 32, 33, 64]),
+    rows=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 32, 33, 64]),
     features_out=st.integers(1, 80),
     features_in=st.integers(1, 300),
     size=st.sampled_from([1e-30, 1.0, 1.0, 1e30]),
@@ -97,23 +97,46 @@ def test_agrees_with_the_reference(
      "int5:g32:nested:a16token", "int5:g32:nested:a8token"],
 )  # fmt: skip
 @pytest.mark.parametrize("code", ["qmin", "qmax", "alternating"])
-@pytest.mark.parametrize("rows", [1, 8, 48])
-def test_no_sum_saturates(text: str, code: str, rows: int) -> None:
-    """All codes and all activations at their bounds; every float involved is exact, so equality is too."""
+@pytest.mark.parametrize("rows", [1, 3, 8, 48])
+@pytest.mark.parametrize("columns", [512, 2176])
+def test_no_sum_saturates(text: str, code: str, rows: int, columns: int) -> None:
+    """All codes and all activations at their bounds; but for sums of 16-bit codes, every float involved is exact."""
     scheme = parse(text)
-    weight = random_weight(scheme, (32, 512), exact=True)
+    weight = random_weight(scheme, (32, columns), exact=True)
     codes = np.full(weight.shape, scheme.qmin if code == "qmin" else scheme.qmax, np.int8)
     if code == "alternating":
         codes[:, ::2] = scheme.qmin
     zero_point = None if scheme.symmetric else np.full_like(weight.zero_point, scheme.qmax)
     weight = QuantizedTensor(scheme, codes, extreme_scale(scheme, weight.scale), zero_point)
     most = scheme.activation.qmax if scheme.activation else 0
-    for sign in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 2, 1, -1)):
+    for sign in (np.ones(columns), -np.ones(columns), np.where(np.arange(columns) % 2, 1, -1)):
         x = np.tile((most * sign).astype(np.float32), (rows, 1))
         expected = reference_linear(x, weight)
-        for y in each_level(x, weight, None, 2):
-            # Two limbs are joined in float32, one rounding; everything else is exact.
-            np.testing.assert_allclose(y, expected, rtol=1.2e-7 if most > 127 else 0)
+        results = list(each_level(x, weight, None, 2))
+        for level, y in zip(LEVELS, results, strict=True):
+            # A sum of 16-bit codes is rounded as 128 * high + low: the high part, if it is long, and the whole.
+            np.testing.assert_allclose(y, expected, rtol=1.8e-7 if most > 127 else 0)
+            if scheme.activation is not None:
+                np.testing.assert_array_equal(y, results[0], err_msg=level)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["int8:a16token", "int8:asym:a16token", "int8:g1024:a16token", "int8:g1024:asym:a16token", "int5:g64:a16token",
+     "int4:g32:nested:a16token", "int4:g600:asym:a16token", "int4:asym:a16token", "int4:g32:asym:a8g32"],
+)  # fmt: skip
+@pytest.mark.parametrize("columns", [520, 1096, 2300])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 100])
+def test_long_rows(text: str, columns: int, rows: int) -> None:
+    """Rows that are summed in several pieces, and row counts around those at which kernels change."""
+    weight = random_weight(text, (40, columns))
+    x = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32)
+    expected = reference_linear(x, weight)
+    allowed = 1e-6 * (magnitude(x, weight) + 1)
+    results = list(each_level(x, weight, None, 2))
+    for level, y in zip(LEVELS, results, strict=True):
+        assert np.all(np.abs(y - expected) <= allowed), level
+        np.testing.assert_array_equal(y, results[0], err_msg=level)
 
 
 def extreme_scale(scheme: Scheme, scale: np.ndarray) -> np.ndarray:

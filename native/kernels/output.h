@@ -1,0 +1,34 @@
+// From sums to outputs: scales, the joining of 16-bit sums, stores. Part of kernel.cpp and shorts.cpp, needs ZP_VEC's
+// vector type.
+#pragma once
+
+#include "partial.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+// Return the float scales of a block's 16 channels for one group. Two-level scales have one float per channel for all
+// groups; the caller applies the group's multipliers.
+V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
+  const int64_t at = (w.nested ? block : block * w.groups + group) * kLanes;
+  return w.scale_bf16 ? V::load_bf16(static_cast<const uint16_t*>(w.scale) + at)
+                      : V::load(static_cast<const float*>(w.scale) + at);
+}
+
+// Add the bias and store a block's 16 outputs of one token, number `row`.
+void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
+  const int64_t column = block * kLanes, count = p.weight->rows - column;
+  if (p.bias) value = V::add(value, load(p.bias + column, count));
+  store(p.y + row * p.y_stride + column, count, value);
+}
+
+// Return 128 * high + low as float, where the result depends on that sum alone: `low` is carried into 0..127 first. Every
+// level joins the sums of 16-bit codes so, whether it adds them up as one number or as two limbs.
+V::Float join(V::Int high, V::Int low) {
+  const V::Int carry = V::template shift_right<7>(low);
+  const V::Int rest = V::sub(low, V::template shift_left<7>(carry));
+  return V::fma(V::to_float(V::add(high, carry)), V::set_float(128.0f), V::to_float(rest));
+}
+
+}  // namespace
+}  // namespace zp::ZP_LEVEL

@@ -1,0 +1,312 @@
+// The integer product of AVX2 for 16-bit input codes. VPMADDWD multiplies pairs of 16-bit numbers and adds the two
+// products in 32 bits, exactly, so a 16-bit code is one operand here. Other kernels multiply it as two int8 limbs.
+//
+// A vector of weights holds four channels times four columns as 16-bit numbers. It is multiplied by four input codes,
+// repeated for each channel. Sums therefore have two numbers for each channel, which are added at the end (join_pairs).
+//
+// few_rows widens bytes to 16 bits in registers. many_rows widens a piece of a block to a panel in the first-level cache,
+// and multiplies tiles of up to six rows by it. Zero points are subtracted and two-level scales multiplied as the panel is
+// made. Few rows of nibbles are faster as limbs (kernel.cpp).
+//
+// Outputs are rounded in the same places as in kernel.cpp, so they equal those of the other levels bit for bit.
+#include ZP_VEC
+
+#include "core/layout.h"
+#include "output.h"
+#include "stored.h"
+
+namespace zp::ZP_LEVEL {
+namespace {
+
+// Columns that are summed in 32 bits at most: 512 products of at most 16319 * 255 fit.
+constexpr int64_t kMostColumns = 512;
+constexpr int kFewRows = 3;   // most rows for few_rows: 12 of 16 registers hold their sums
+constexpr int kTileRows = 6;  // rows of a tile of many_rows: 12 registers hold the sums of half a block
+// Rows that pass over a panel before the next panel is made. Their codes shall fit half of a second-level cache of 512
+// KiB, and their sums the first-level cache.
+constexpr int64_t kGroupBytes = 256 << 10, kGroupRows = 96;
+
+// A piece of the columns that is summed in 32 bits. BY_SEGMENT: it lies in one segment.
+template <bool BY_SEGMENT>
+struct Piece {
+  const Weight& w;
+  int64_t begin = 0, end = 0, segment = -1;
+  bool ends_segment = true;
+
+  explicit Piece(const Weight& weight) : w(weight) {}
+
+  // Go on to the next piece; return false if there is none.
+  bool next() {
+    if (end == w.columns_padded) return false;
+    begin = end;
+    if (ends_segment) ++segment;
+    // The last segment takes the zeros that pad a row, too.
+    const int64_t limit = BY_SEGMENT && segment + 1 < w.segments ? (segment + 1) * w.segment : w.columns_padded;
+    end = smaller(begin + kMostColumns, limit);
+    ends_segment = end == limit;
+    return true;
+  }
+};
+
+// Return a row's codes.
+const int16_t* codes_of(const Product& p, int64_t row) {
+  return reinterpret_cast<const int16_t*>(p.input.codes + row * p.input.row_bytes);
+}
+
+// Load four input codes, repeated four times.
+__m256i load_four(const int16_t* x) {
+  long long four;
+  std::memcpy(&four, x, 8);
+  return _mm256_set1_epi64x(four);
+}
+
+// Add the two numbers of each channel: `low` has channels 0 to 3, `high` 4 to 7.
+__m256i join_pairs(__m256i low, __m256i high) {
+  return _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8);
+}
+
+// Keep the compiler from multiplying for all rows first and adding later, for which there are not enough registers.
+void keep_in_registers(__m256i& a, __m256i& b) {
+  asm volatile("" : "+x"(a), "+x"(b));
+}
+
+// Return channels 4 n to 4 n + 3 of 16 bytes, each repeated for four columns of 16-bit numbers.
+__m256i for_four_columns(const int8_t* p, int n) {
+  int32_t four;
+  std::memcpy(&four, p + 4 * n, 4);
+  const __m128i repeat = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(four), repeat));
+}
+
+// The exact sums of a block's 16 channels for one row, 128 * high + low, and the float sums of the segments before.
+struct Sums {
+  V::Int high = V::set_int(0), low = V::set_int(0);
+  V::Float total = V::set_float(0.0f);
+
+  void add(V::Int sum) {
+    const V::Int carry = V::shift_right<7>(sum);
+    high = V::add(high, carry);
+    low = V::add(low, V::sub(sum, V::shift_left<7>(carry)));
+  }
+  // Add the segment's sums, scaled, to the float sums.
+  void end_segment(V::Float scale) {
+    total = V::fma(join(high, low), scale, total);
+    high = low = V::set_int(0);
+  }
+};
+
+// Apply the scales that do not vary along the row, and store a row's 16 outputs.
+template <bool BY_SEGMENT>
+void finish(const Product& p, int64_t row, int64_t block, const Sums& sums) {
+  const Weight& w = *p.weight;
+  const V::Float value = BY_SEGMENT ? sums.total : V::mul(join(sums.high, sums.low), load_scale(w, block, 0));
+  store_output(p, row, block, V::mul(value, V::set_float(p.input.scale[row * w.segments])));
+}
+
+// -- few rows -------------------------------------------------------------------------------------
+
+// Multiply R rows by blocks [begin, end) of a weight whose codes are bytes.
+template <int R, bool BY_SEGMENT, bool ZERO>
+void few_rows(const Product& p, int64_t begin, int64_t end) {
+  const Weight& w = *p.weight;
+  const int16_t* x[R];
+  for (int m = 0; m < R; ++m) x[m] = codes_of(p, m);
+  for (int64_t block = begin; block < end; ++block) {
+    const uint8_t* codes = w.codes + block * w.columns_padded * kLanes;
+    Sums sums[R];
+    for (Piece<BY_SEGMENT> piece(w); piece.next();) {
+      __m256i zero[4], dot[R][4];
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) {
+        if constexpr (ZERO) zero[n] = for_four_columns(w.zero_point + (block * w.groups + piece.segment) * kLanes, n);
+#pragma GCC unroll 4
+        for (int m = 0; m < R; ++m) dot[m][n] = _mm256_setzero_si256();
+      }
+      for (int64_t k = piece.begin; k < piece.end; k += 4, codes += 64) {
+        __m256i four[R];
+#pragma GCC unroll 4
+        for (int m = 0; m < R; ++m) four[m] = load_four(x[m] + k);
+        V::prefetch(codes + Form<Stored::kBytes>::kPrefetchBytes);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) {
+          __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 16 * n)));
+          if constexpr (ZERO) code = _mm256_sub_epi16(code, zero[n]);
+#pragma GCC unroll 4
+          for (int m = 0; m < R; ++m) dot[m][n] = _mm256_add_epi32(dot[m][n], _mm256_madd_epi16(code, four[m]));
+        }
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < R; ++m) {
+        sums[m].add({join_pairs(dot[m][0], dot[m][1]), join_pairs(dot[m][2], dot[m][3])});
+        if (BY_SEGMENT && piece.ends_segment) sums[m].end_segment(load_scale(w, block, piece.segment));
+      }
+    }
+    for (int m = 0; m < R; ++m) finish<BY_SEGMENT>(p, m, block, sums[m]);
+  }
+}
+
+template <bool BY_SEGMENT, bool ZERO>
+void few_rows(const Product& p, int64_t begin, int64_t end) {
+  if (p.rows == 1) few_rows<1, BY_SEGMENT, ZERO>(p, begin, end);
+  if (p.rows == 2) few_rows<2, BY_SEGMENT, ZERO>(p, begin, end);
+  if (p.rows == 3) few_rows<3, BY_SEGMENT, ZERO>(p, begin, end);
+}
+
+// -- many rows ------------------------------------------------------------------------------------
+
+constexpr int64_t kHalf = kMostColumns * 8;  // numbers of half a panel, which has eight channels
+
+// Load eight columns of four channels, 4 n to 4 n + 3, as 16-bit numbers. Nibbles keep their offset.
+template <Stored STORED>
+void load_shorts(const uint8_t* codes, const uint8_t* fifths, int n, __m256i& first, __m256i& second) {
+  const auto bytes = [&](int64_t at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + at)); };
+  if constexpr (STORED == Stored::kBytes) {
+    first = _mm256_cvtepi8_epi16(bytes(16 * n));
+    second = _mm256_cvtepi8_epi16(bytes(64 + 16 * n));
+  } else {
+    const __m256i both = _mm256_cvtepu8_epi16(bytes(16 * n));
+    first = _mm256_and_si256(both, _mm256_set1_epi16(15));
+    second = _mm256_srli_epi16(both, 4);
+    if constexpr (STORED == Stored::kFives) {
+      const __m256i bit =
+          _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+      const auto add_fifths = [&](__m256i low, const uint8_t* at) {
+        int16_t bits;
+        std::memcpy(&bits, at, 2);
+        const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(bits), bit), bit);
+        return _mm256_add_epi16(low, _mm256_and_si256(set, _mm256_set1_epi16(16)));
+      };
+      first = add_fifths(first, fifths + 2 * n);
+      second = add_fifths(second, fifths + 8 + 2 * n);
+    }
+  }
+}
+
+// Widen columns [begin, end) of a block to 16 bits, [half][k / 4][8 channels][4 columns]: zero points are subtracted and
+// the multipliers of two-level scales multiplied.
+template <Stored STORED>
+void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* panel) {
+  using Form = Form<STORED>;
+  const int64_t first = (block * w.columns_padded + begin) / 8;
+  const uint8_t* codes = w.codes + first * Form::kBytesPer8;
+  const uint8_t* fifths = w.fifth + (Form::kFifths ? first * Form::kFifthsPer8 : 0);
+  const bool has_offset = Form::kNibbles || w.asymmetric;
+  for (int64_t k = begin; k < end;) {
+    const int64_t s = smaller(k / w.segment, w.segments - 1), at = (block * w.groups + s) * kLanes;
+    const int64_t stop = s + 1 < w.segments ? smaller((s + 1) * w.segment, end) : end;
+    __m256i offset[4], multiplier[4];
+    for (int n = 0; n < 4; ++n) {
+      offset[n] = _mm256_set1_epi16(Form::kFifths ? 16 : 8);
+      if (w.asymmetric) {
+        const __m256i zero = for_four_columns(w.zero_point + at, n);
+        offset[n] = Form::kNibbles ? _mm256_add_epi16(offset[n], zero) : zero;
+      }
+      multiplier[n] = w.nested ? for_four_columns(w.multiplier + at, n) : _mm256_set1_epi16(1);
+    }
+    for (; k < stop; k += 8, codes += Form::kBytesPer8, panel += 64) {
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) {
+        __m256i both[2];
+        load_shorts<STORED>(codes, fifths, n, both[0], both[1]);
+#pragma GCC unroll 2
+        for (int q = 0; q < 2; ++q) {
+          if (has_offset) both[q] = _mm256_sub_epi16(both[q], offset[n]);
+          if (Form::kNibbles && w.nested) both[q] = _mm256_mullo_epi16(both[q], multiplier[n]);
+          _mm256_store_si256(reinterpret_cast<__m256i*>(panel + n / 2 * kHalf + q * 32 + n % 2 * 16), both[q]);
+        }
+      }
+      if constexpr (Form::kFifths) fifths += Form::kFifthsPer8;
+    }
+  }
+}
+
+// Multiply R rows by `count` columns of half a panel; store the sums of eight channels [R][16], the other half's between.
+template <int R>
+void half_tile(const int16_t* x, int64_t stride, const int16_t* panel, int64_t count, int32_t* sum) {
+  __m256i total[R][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < R; ++m) total[m][0] = total[m][1] = _mm256_setzero_si256();
+  for (int64_t k = 0; k < count; k += 4, panel += 32) {
+    const __m256i low = V::load256(panel), high = V::load256(panel + 16);
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m) {
+      const __m256i four = load_four(x + m * stride + k);
+      total[m][0] = _mm256_add_epi32(total[m][0], _mm256_madd_epi16(low, four));
+      total[m][1] = _mm256_add_epi32(total[m][1], _mm256_madd_epi16(high, four));
+      keep_in_registers(total[m][0], total[m][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < R; ++m)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sum + m * kLanes), join_pairs(total[m][0], total[m][1]));
+}
+
+// Multiply `rows` rows by `count` columns of a panel: sum [rows][16].
+void tile(const int16_t* x, int64_t stride, int rows, const int16_t* panel, int64_t count, int32_t* sum) {
+  constexpr decltype(&half_tile<1>) kTiles[] = {half_tile<1>, half_tile<2>, half_tile<3>,
+                                                half_tile<4>, half_tile<5>, half_tile<6>};
+  static_assert(kTileRows == 6);
+  for (int half = 0; half < 2; ++half) kTiles[rows - 1](x, stride, panel + half * kHalf, count, sum + half * 8);
+}
+
+// Multiply rows [first, last) by a block.
+template <Stored STORED, bool BY_SEGMENT>
+void group_of_rows(const Product& p, int64_t first, int64_t last, int64_t block, int16_t* panel, Sums* sums) {
+  const Weight& w = *p.weight;
+  for (int64_t i = 0; i < last - first; ++i) sums[i] = Sums();
+  for (Piece<BY_SEGMENT> piece(w); piece.next();) {
+    widen<STORED>(w, block, piece.begin, piece.end, panel);
+    const V::Float scale = BY_SEGMENT ? load_scale(w, block, piece.segment) : V::set_float(0.0f);
+    for (int64_t row = first; row < last; row += kTileRows) {
+      const int rows = static_cast<int>(smaller(kTileRows, last - row));
+      alignas(32) int32_t sum[kTileRows * kLanes];
+      tile(codes_of(p, row) + piece.begin, p.input.row_bytes / 2, rows, panel, piece.end - piece.begin, sum);
+      for (int m = 0; m < rows; ++m) {
+        Sums& of_row = sums[row - first + m];
+        of_row.add({V::load256(sum + m * kLanes), V::load256(sum + m * kLanes + 8)});
+        if (BY_SEGMENT && piece.ends_segment) of_row.end_segment(scale);
+      }
+    }
+  }
+  for (int64_t row = first; row < last; ++row) finish<BY_SEGMENT>(p, row, block, sums[row - first]);
+}
+
+// Multiply all rows by blocks [begin, end). `scratch` has shorts_scratch_bytes.
+template <Stored STORED, bool BY_SEGMENT>
+void many_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
+  auto* panel = reinterpret_cast<int16_t*>(scratch);
+  auto* sums = reinterpret_cast<Sums*>(panel + 2 * kHalf);
+  const int64_t most = smaller(kGroupRows, kGroupBytes / p.input.row_bytes);
+  const int64_t group = most < kTileRows ? kTileRows : most / kTileRows * kTileRows;
+  for (int64_t first = 0; first < p.rows; first += group)
+    for (int64_t block = begin; block < end; ++block)
+      group_of_rows<STORED, BY_SEGMENT>(p, first, smaller(first + group, p.rows), block, panel, sums);
+}
+
+template <bool BY_SEGMENT>
+void multiply(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
+  const Weight& w = *p.weight;
+  if (w.fifths)
+    many_rows<Stored::kFives, BY_SEGMENT>(p, begin, end, scratch);
+  else if (w.nibbles)
+    many_rows<Stored::kNibbles, BY_SEGMENT>(p, begin, end, scratch);
+  else if (p.rows > kFewRows)
+    many_rows<Stored::kBytes, BY_SEGMENT>(p, begin, end, scratch);
+  else if (w.asymmetric)
+    few_rows<BY_SEGMENT, true>(p, begin, end);
+  else
+    few_rows<BY_SEGMENT, false>(p, begin, end);
+}
+
+}  // namespace
+
+int64_t shorts_scratch_bytes() {
+  return 2 * kHalf * static_cast<int64_t>(sizeof(int16_t)) + kGroupRows * static_cast<int64_t>(sizeof(Sums));
+}
+
+void shorts_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
+  auto* memory = static_cast<uint8_t*>(scratch);
+  p.weight->scale_by_segment ? multiply<true>(p, begin, end, memory) : multiply<false>(p, begin, end, memory);
+}
+
+}  // namespace zp::ZP_LEVEL
