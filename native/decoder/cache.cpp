@@ -47,7 +47,7 @@ zp_status check_tokens(int64_t tokens) {
   return ZP_OK;
 }
 
-// Return the pages that hold `tokens` tokens even if every sequence leaves its last page partly empty.
+// Return how many pages suffice for `tokens` tokens, however they are split among `sequences` sequences.
 int64_t pages_for(int64_t tokens, int64_t sequences) {
   const int64_t open = sequences < tokens ? sequences : tokens;
   return (tokens - open) / kPage + open;

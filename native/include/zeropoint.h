@@ -96,23 +96,26 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  * memory of zp_input_bytes; zp_multiply multiplies `input` by a weight. zp_input_bytes returns 0 for weights with float
  * input, for a null weight and for a number of rows that is negative or too large.
  *
- * Several weights can share an input, if zp_quantize and zp_multiply get the same `rows` and the weights agree in
+ * Several weights can share an input if zp_quantize and zp_multiply get the same `rows`, and the weights agree in
  * - columns, activation and activation_bits;
- * - the segment (columns that are summed as integers), and the unit of columns to which a row is padded. Both follow
- *   from group_size and activation, and the unit also from whether scale_type is ZP_SCALE_NESTED;
- * - whether a float scale varies along a row: group_size is 1 to columns - 1, scale_type is not ZP_SCALE_NESTED;
+ * - group_size, and whether scale_type is ZP_SCALE_NESTED;
  * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits.
- * Weights whose formats differ in `rows` only always agree. zp_quantize writes its layout to the first 64 bytes of
- * `input`. zp_multiply returns ZP_INVALID for an input whose layout the weight cannot read, for another number of rows,
- * and after zp_isa_select to a level with another layout. */
+ * So weights whose formats differ in `rows` only can share an input. group_size and scale_type may differ too, if the
+ * weights still agree in
+ * - the segment: the number of columns whose products are summed as integers;
+ * - the unit of columns to which a row is padded;
+ * - whether a float scale varies along a row: group_size is 1 to columns - 1, scale_type is not ZP_SCALE_NESTED.
+ *
+ * zp_quantize writes its layout to the first 64 bytes of `input`. zp_multiply returns ZP_INVALID for an input whose
+ * layout the weight cannot read, for another number of rows, and after zp_isa_select to a level with another layout. */
 ZP_API size_t zp_input_bytes(const zp_weight* weight, int64_t rows);
 ZP_API zp_status zp_quantize(const zp_weight* weight, const float* x, int64_t rows, int64_t x_stride,
                              void* input, int32_t threads);
 ZP_API zp_status zp_multiply(const zp_weight* weight, void* input, int64_t rows, const float* bias, float* y,
                              int64_t y_stride, int32_t threads);
 
-/* Dequantize rows: out[i, :] = w[ids[i], :], for i < count. Returns ZP_INVALID for an id outside the weight, and for an
- * out_stride below `columns` or with more than 2^40 values in `count` rows. */
+/* Dequantize rows: out[i, :] = w[ids[i], :], for i < count. Returns ZP_INVALID for an id outside the weight, if
+ * out_stride < columns, or if count * out_stride exceeds 2^40. */
 ZP_API zp_status zp_rows(const zp_weight* weight, const int64_t* ids, int64_t count, float* out,
                          int64_t out_stride);
 
@@ -124,9 +127,9 @@ typedef struct {
 } zp_divergence_row;
 
 /* Compare `rows` rows of `count` logits each; p is the reference model, q the candidate. `targets` [rows] are
- * the tokens that followed. Logits are finite, or -infinity for a masked token. In the divergence, every logit
- * counts as at least its model's largest logit minus 10000. So the divergence stays finite if only one model masks a
- * token. */
+ * the tokens that followed. Logits are finite, or -infinity for a masked token. For the divergence, a logit more than
+ * 10000 below its model's largest logit is raised to that limit, so the divergence stays finite if only one model masks
+ * a token. */
 ZP_API zp_status zp_divergence(const float* p, int64_t p_stride, const float* q, int64_t q_stride,
                                const int64_t* targets, int64_t rows, int64_t count, zp_divergence_row* out,
                                int32_t threads);
@@ -145,10 +148,11 @@ typedef struct {
 /* Search the scale and zero point of each group x. A candidate scale s and zero point z give levels
  * L = clamp(round(x / s) + z) - z; for these levels the best scale is (x . L) / (L . L). The candidate with the least
  * error at its best scale wins: `scale` gets that scale, `zero` gets z. `zero` null: symmetric, z is 0.
- * `parts` [count] are the fractions f of the group's range that candidates cover. Symmetric: s = f * w / qmin for each
- * f, where w is the weight of largest magnitude; so s is negative if w is positive (if qmin is -qmax, s is always
- * positive). Asymmetric: each fraction of the smallest weight is combined with each fraction of the largest. `low` gets
- * min(0, smallest weight of the group), `high` max(0, largest weight). */
+ * `parts` [count] are the fractions f of the group's range that candidates cover.
+ * - Symmetric: s = f * w / qmin for each f, where w is the weight of largest magnitude. So f * w lands on qmin, and s
+ *   has the opposite sign to w. Exception: if qmin is -qmax, s is f * |w| / qmax, which is positive.
+ * - Asymmetric: each fraction of the smallest weight is combined with each fraction of the largest.
+ * `low` gets min(0, smallest weight of the group), `high` max(0, largest weight). */
 ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
                                 int64_t count, float* low, float* high, float* scale, float* zero,
                                 int32_t threads);

@@ -2,8 +2,9 @@
 
 Idea (Lin et al. 2023, arXiv:2306.00978): the most important weights are those of channels with large inputs. A fold
 multiplies weight column j by `s_j = mean|x_j|^a` and divides input channel j by `s_j`. The rounding error of column j
-is divided by `s_j`, as long as the scale of the column's quantization group does not grow. `a` is searched for each
-group of layers that share an input, by the group's output error; each candidate is rounded with a search of `rtn`.
+is divided by `s_j`, as long as the scale of the column's quantization group does not grow. For each group of layers
+that share an input, several values of `a` are tried, and the one with the smallest output error wins. To compare them,
+the scaled weights are rounded by `rtn` with a short scale search (`_folds.py`).
 
 Cost: `steps` times rounding 256 rows of each weight and multiplying them by 512 tokens, and about twelve runs of the
 block on one batch; SmolLM2-135M takes 40 seconds on one core.

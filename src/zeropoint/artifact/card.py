@@ -7,7 +7,7 @@ a verdict to the weights that it judges (`zeropoint.files.identity`).
 `write` in writer.py writes the card first, without quality and verdict, from a `Card` that quantization/to_artifact.py,
 importers/__init__.py or runtime/torch_engine/saving.py made. `update_card` adds quality and verdict later. It is called
 by `Verdict.write` in evaluate/gate/verdict.py after `check` or `fit`, and by runtime/torch_engine/saving.py, which
-copies them to an unchanged model that is saved again.
+copies quality and verdict when an unchanged model is saved again.
 """
 
 from __future__ import annotations
@@ -150,9 +150,10 @@ def update_card(
 ) -> None:
     """Replace the given sections of an artifact's card atomically; sections that are None stay unchanged.
 
-    `judged` has the digests of tensors and config that the sections describe; a card without digests gets them.
-    Raises `ArtifactError` if the card is malformed or was edited, has other digests, or cannot be written, and if a
-    section is not plain JSON.
+    `judged`: digests of the measured tensors and config. If the card has no digests, these are written into it.
+
+    Raises `ArtifactError` if the card is malformed, was edited or cannot be written, if its digests differ from
+    `judged`, or if a section is not plain JSON.
     """
     folder = Path(path)
     card = read_card(folder)

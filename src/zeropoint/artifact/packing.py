@@ -2,7 +2,7 @@
 
 Codes become unsigned (`code + 2^(bits-1)`). Code `i` of a row takes bits `i*bits` to `(i+1)*bits - 1` of the row's
 little-endian bit string, so a code crosses words if `bits` does not divide 32. Only the last word of a row is padded,
-with zeros.
+with zeros. This is the layout on disk; native/core/pack.cpp packs codes for the kernels, in a layout of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""`bench`: the cost of one model (load time, memory, speed), measured in a fresh process."""
+"""`bench`: the cost of one model (load time, memory, speed), measured in a fresh process.
+
+`measure` starts the process and sends it a request; there `performance` in worker/process.py loads the model and takes
+the measurements, and runtime/host_memory.py reads the memory.
+"""
 
 from __future__ import annotations
 

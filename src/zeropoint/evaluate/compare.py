@@ -1,9 +1,11 @@
 """`compare`: measure a model and its artifacts side by side.
 
-Cost (size, memory, speed) is measured in a fresh process per model, quality in one process for all models. The first
-row of the table is the model in its own dtype, as people run it. The quality of every row is measured against the same
-weights computed in float32. So the first row's own divergence is the noise floor: below it, an artifact cannot be told
-from the model.
+Cost (size, memory, speed) is measured in a fresh process per model, quality in one process for all models. These
+processes run worker/process.py, which reads memory from runtime/host_memory.py.
+
+The first row of the table is the model in its own dtype, as people run it. The quality of every row is measured against
+the same weights computed in float32. So the first row's own divergence is the noise floor: below it, an artifact cannot
+be told from the model.
 """
 
 from __future__ import annotations

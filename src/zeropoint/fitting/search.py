@@ -9,7 +9,8 @@ differ from the best one in one or two groups are measured too. Every returned p
 
 A plan has three losses, each a mean KL in nats per token. Its *promised* loss is the sum of its groups' losses in the
 table. Its *expected* loss (`predict`) is the promised loss times the correcting ratio. Its *measured* loss comes from
-running the plan. `promise` inverts `predict`: it returns the promised loss that belongs to an expected loss.
+running the plan. `promise` inverts `predict`: given a target, it returns the largest promised loss whose expected loss
+is at most the target.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class Point:
 def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step: Progress) -> Doubles:
     """Return the mean KL that each group alone adds in each format, float64 `[groups, formats]`, in nats per token.
 
-    Column 0 (16 bits) is zero. For column 1, the first quantized format, one group at a time is quantized in the 16-bit
-    model. For the other columns, the base is the whole model in the first quantized format, which runs faster. One
-    group at a time is changed to the column's format; its loss is KL(changed model) - KL(base) + its loss in column 1.
+    For group g and format f:
+
+    - `losses[g, 0]` (16 bits) is 0;
+    - `losses[g, 1]` (the first quantized format) is KL(16-bit model with g in format 1);
+    - `losses[g, f]` for f > 1 is `losses[g, 1]` + KL(base with g in f) - KL(base), at least `losses[g, 1]`. The base is
+      the whole model in format 1, which runs faster than the 16-bit model.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -289,8 +293,8 @@ class Search:
         group, format = np.divmod(np.arange(flat["loss"].size), table.loss.shape[1])
         moved = np.flatnonzero(format != best.picks[group])
         first, second = (a.ravel() for a in np.meshgrid(moved, moved, indexing="ij"))
-        # A move gives one group another format. Keep each pair of moves of two groups once, and each single move as a
-        # pair with itself.
+        # A move gives one group another format. Keep every unordered pair of moves in different groups once. A pair
+        # (m, m) stands for the single move m.
         keep = (group[first] < group[second]) | (first == second)
         first, second = first[keep], second[keep]
         both = (first != second).astype(float)

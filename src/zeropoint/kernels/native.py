@@ -114,8 +114,9 @@ def unpack(packed: Packed) -> QuantizedTensor:
         None if zero_point is None else zero_point.ctypes.data,
     )
     library.check(status)
+    # With granularity tensor, zp_unpack repeats the one scale and zero point in every row: keep the first row.
     if zero_point is not None:
-        zero_point = zero_point[: stored[0]]  # the tensor's only one, repeated in every row by zp_unpack
+        zero_point = zero_point[: stored[0]]
     return QuantizedTensor(scheme, codes, scale[: stored[0]], zero_point)
 
 

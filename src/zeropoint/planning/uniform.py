@@ -127,7 +127,8 @@ def choice_nbytes(
     """Return the bytes in the artifact of one weight, its scales and zero points included.
 
     `info` describes the parameter `name`, or is None if there is no such parameter. `shape` is `(out, in)` of the view
-    `name`, or None if there is no such view. Raises `UsageError` if `choice` needs the one that is None.
+    `name`, or None if there is no such view. Raises `UsageError` if `shape` is None and the scheme has integer codes,
+    or if `info` is None and the weight is kept or has a float format.
     """
     if choice.scheme is not None and not choice.scheme.is_float:
         if shape is None:

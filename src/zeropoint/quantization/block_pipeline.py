@@ -14,9 +14,14 @@ of the next step. Two things change in place, because a second copy would not fi
 If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
 model's hidden states while the block still has its float weights.
 
-Memory: the weights of one block; the float32 hidden states of all tokens; for each submodule that later runs skip
-(`stages.py`), the bfloat16 input of its last layer, of all tokens. If the float model runs too, add its hidden states
-of all tokens, and for each stage that needs `drift` the stage's bfloat16 input of all tokens.
+Memory:
+
+- the weights of one block;
+- the float32 hidden states of all tokens;
+- for each submodule whose layers are all quantized and that later runs replace by its last layer (`stages.py`): that
+  layer's bfloat16 input, for all tokens;
+- if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
+  for all tokens.
 """
 
 from __future__ import annotations
@@ -138,7 +143,7 @@ def quantize_block(
     if plan.tuner is not None:
         layers = tune_block(plan.tuner, block, views, layers, hidden, exact)
         _overwrite(block, views, layers)
-        stored_inputs = []  # outputs of layers that tuning has changed
+        stored_inputs = []  # stale: tuning changed the layers that produced these inputs
     if is_last:
         return QuantizedBlock(layers, folded.kept, States(block.number + 1))
     hidden = run_quantized_block(block, hidden, stored_inputs)
@@ -156,7 +161,7 @@ def quantize_layers(
 ) -> tuple[dict[str, Quantized], list[StoredInput]]:
     """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, put them into the block.
 
-    Returns the quantized layers by view name, and the inputs with which later runs can skip submodules.
+    Returns the quantized layers by view name, and the stored last-layer inputs that let later runs skip a submodule.
     """
     layers: dict[str, Quantized] = {}
     stored_inputs: list[StoredInput] = []

@@ -64,7 +64,10 @@ class Timing(Protocol):
     """Times the kernels of an engine for `fit`. Decoders and packed weights are the engine's own types."""
 
     def token_seconds(self, decoder: Any, *, prompt: int, steps: int, threads: int) -> tuple[float, float]:
-        """Return the seconds per token of prefill of at most `prompt` tokens, and of at most `steps` decode steps."""
+        """Return the seconds per token of prefill and of decode.
+
+        Prefill runs over at most `prompt` tokens, decode over at most `steps` steps.
+        """
         ...
 
     def product_seconds(
@@ -95,7 +98,7 @@ class Engine(Protocol):
     FALLBACK: str
     """The words after "MODEL runs" in the warning that the preferred engine refused the model."""
     LABELS: Mapping[str, str]
-    """The words for a report's line "Run by ...", by the value of `engine` in this engine's runners."""
+    """Maps `Runner.engine` to the words after "Run by" in a report. A name without an entry is shown as it is."""
 
     def refusal(self, path: Path, options: OpenOptions) -> str:
         """Return why this engine does not run the model at `path`, "" if it does; reads no weights.

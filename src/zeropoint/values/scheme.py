@@ -173,9 +173,10 @@ class Scheme:
     def nbytes(self, shape: tuple[int, int]) -> int:
         """Return the bytes that an artifact stores for a weight of this shape: codes, scales and zero points.
 
-        Codes of less than 8 bits are packed into 32-bit words along a row; their zero points are packed the same way
-        down a column, unless the granularity is tensor. 8-bit codes and their zero points take one byte each. A packed
-        weight also stores its shape, two int64. The layout is that of compressed-tensors.
+        8-bit codes and their zero points take one byte each. Codes of less than 8 bits are packed into 32-bit words
+        along a row. Their zero points `[out, groups]` are packed the same way along `out`; the one zero point of
+        granularity tensor is not packed and takes one byte. A packed weight also stores its shape, two int64. The
+        layout is that of compressed-tensors.
         """
         rows, columns = shape
         if self.is_float:

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json, args.html, args.markdown)
     table = None if args.sensitivity is None else load(args.sensitivity)
     with progress_bar() as progress:
+        # The measuring processes run evaluate/worker/process.py, which reads memory from runtime/host_memory.py.
         report = compare(
             args.model,
             args.artifacts,

@@ -91,7 +91,10 @@ class Judged(NamedTuple):
 
 
 def judged_digests(folder: Path) -> Judged:
-    """Return the digests of an artifact's folder, from every byte; no digests for an external runtime's file."""
+    """Read every byte of an artifact's tensors and return its digests; return none for an external runtime's file.
+
+    Raises `ArtifactError` if the artifact differs from the digests in its card.
+    """
     if not (folder / CARD_NAME).is_file():
         return Judged({}, known=True)
     digests = identity.verify(folder)

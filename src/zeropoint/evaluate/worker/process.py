@@ -113,7 +113,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
     )
     entries = {name: quality.to_json() for name, quality in run.candidates.items()}
     pairing.keep(entries)
-    # `request.speakers` has "" for the reference model.
+    # The name "" in `request.speakers` means the reference model.
     runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
     return QualityResult(
         runs={

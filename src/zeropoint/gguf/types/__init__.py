@@ -1,8 +1,9 @@
 """The number types of a GGUF file: one table of names, ids and block sizes, and the bytes of a weight in each type.
 
-`blocks.py` holds the types that a `Scheme` describes, `superblocks.py` K-quants and the other types with a minimum of
-their own, `mixes.py` which type each matrix of a model gets. How codes are chosen on the grid of a `SuperTensor` is an
-algorithm: `algorithms/_gguf_grids.py`. Types that are not in `TYPES` can be read as floats (`GgufFile.floats`).
+`blocks.py` reads and writes the weights that a `Scheme` describes: Q8_0, Q5_0, Q4_0, and Q4_1 if its minima are integer
+multiples of its scales. `superblocks.py` writes the others: K-quants, Q5_1, and Q4_1 with any minima. In a file, these
+and types that are not in `TYPES` are read as floats (`GgufFile.floats`). `mixes.py` says which type each matrix of a
+model gets. How codes are chosen on the grid of a `SuperTensor` is an algorithm: `algorithms/_gguf_grids.py`.
 """
 
 from __future__ import annotations

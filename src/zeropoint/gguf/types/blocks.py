@@ -109,7 +109,8 @@ def _code_bytes(codes: Int16s, kind: GGMLQuantizationType) -> list[Bytes]:
 def _reach(weight: QuantizedTensor) -> tuple[int, int]:
     """Return the smallest and largest `code - zero_point`.
 
-    Below 8 bits the range is that of the scheme. At 8 bits no type holds the scheme's range, so it is the weight's own.
+    Below 8 bits this is the scheme's range. At 8 bits the scheme's range (-255 to 255) fits no type, so the range of
+    the weight's own values is returned.
     """
     scheme = weight.scheme
     most = scheme.qmax - scheme.qmin

@@ -1,6 +1,6 @@
 """GGUF block types that no Zeropoint `Scheme` describes: K-quants, and Q4_1 and Q5_1 with any FP16 minimum.
 
-(`blocks.py` also writes Q4_1, for Zeropoint's 4-bit weights with a zero_point.)
+(`blocks.py` also reads and writes Q4_1, for Zeropoint's 4-bit weights with a zero_point.)
 
 A K-quant has two-level scales. A block of 256 weights of one row shares an FP16 scale `d` (some types also an FP16
 `dmin`). Each group of 16 or 32 weights in the block has a small integer `s` (some types also `m`). A weight `w` follows
