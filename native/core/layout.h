@@ -12,11 +12,13 @@ constexpr int kLanes = 16;  // output channels in a block
 
 // A packed weight: sizes, and pointers into its memory.
 //
-// Codes lie in blocks of 16 output channels: [block][k / 4][channel][k % 4]. A run of 64 bytes is one operand of
-// VPDPBUSD, and 16 runs are one AMX B tile.
-// - 6 to 8 bits: one byte per code.
-// - 2 to 4 bits (nibbles): a byte holds code + 8 of two vectors, the first vector in the low half.
-// - 5 bits: the low four bits of code + 16 are nibbles. The fifth bits lie apart, 64 to a vector.
+// Codes lie in blocks of 16 output channels, k is the column. A vector is 64 codes, 4 columns of the 16 channels: one
+// operand of VPDPBUSD. 16 vectors are one AMX B tile.
+// - 6 to 8 bits: one byte per code, [block][k / 4][channel][k % 4].
+// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. A byte holds two codes of a channel, each plus 8: that
+//   of column k (k % 8 < 4) in the low half, that of column k + 4 in the high half.
+// - 5 bits: nibbles hold the low four bits of code + 16. The fifth bits are in `fifth`: 64 bits (8 bytes) per vector,
+//   bit channel * 4 + k % 4 for each code.
 //
 // A segment is a run of columns with one weight scale and one activation scale. The products of its codes are summed as
 // int32, and each sum is multiplied by both scales. With two-level scales (`nested`), a group's weight scale is an integer
@@ -34,14 +36,14 @@ struct Weight {
   int64_t segments_per_input;  // segments that share an activation scale
   int32_t activation;          // as in zp_format
   int32_t limbs;  // int8 limbs of an activation: 1, or 2 for 16 bits (code = 128 * high limb + low limb)
-  bool nibbles;   // codes have at most 5 bits
+  bool nibbles;   // codes of 2 to 5 bits: the low four bits are stored as nibbles
   bool fifths;    // codes have 5 bits
   bool asymmetric;
   bool scale_bf16;
   bool nested;               // two-level scales: float per row, integer multiplier per group
   bool scale_by_segment;     // the weight's float scale varies along a row
   bool input_by_segment;     // the activation scale varies along a row
-  const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]
+  const uint8_t* codes;      // [blocks][columns_padded / 4][16][4]; nibbles: [blocks][columns_padded / 8][16][4]
   const uint8_t* fifth;      // [blocks][columns_padded / 8][2][64 bits]
   const void* scale;         // [blocks][groups][16], bfloat16 or float; nested: float [blocks][16]
   const int8_t* multiplier;  // nested: [blocks][groups][16]
@@ -53,8 +55,8 @@ struct Weight {
 // token. A scale that does not vary along the row is stored for the first segment only. AVX2 reads 16-bit codes as
 // such: `codes` and `sums` have one row per token then.
 struct Activations {
-  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]; shorts: 16-bit codes, in rows of
-  // row_bytes
+  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]; shorts: 16-bit codes
+  // [row][columns_padded], row_bytes from row to row
   int8_t* codes;
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
   int32_t* sums;  // sum of a segment's codes; plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16]
@@ -99,14 +101,17 @@ namespace avx512 {
 const Kernels* kernels();
 }
 
-// On AVX2 shorts_integer replaces `integer` for 16-bit input codes. Its `scratch` has shorts_scratch_bytes.
+// On AVX2 two kernels replace `integer` for 16-bit input codes: shorts_integer, if they are stored as such, whose
+// `scratch` has shorts_scratch_bytes; few_nibbles, if they are stored as limbs and takes_few_nibbles is true.
 namespace avx2 {
 void shorts_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t shorts_scratch_bytes();
+void few_nibbles(const Product& product, int64_t begin, int64_t end, void* scratch);
+bool takes_few_nibbles(const Weight& weight);
 }
 
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).
-// `scratch` has amx_scratch_bytes(weight, rows), with `rows` the product's.
+// `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t amx_scratch_bytes(const Weight& weight, int64_t rows);
 

@@ -14,8 +14,8 @@
 namespace zp {
 namespace {
 
-// Each size below follows from the machine, or its comment says that it was not measured: no benchmark on record compares it
-// with other values.
+// Sizes marked "Not measured" were never benchmarked against other values. The other sizes follow from the machine, or
+// their comment names the measurement.
 
 // Least number of rows for which AMX is used. With fewer rows, most rows of an AMX tile would be empty. Not measured.
 constexpr int64_t kAmxMinRows = 4;
@@ -24,14 +24,15 @@ constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
 constexpr int64_t kRowUnit = 32;
 // Least number of rows per thread for which threads split the rows (rows_of_each). With fewer, threads split the output
-// channels. A thread's rows are rounded up to a multiple of kRowUnit before the comparison, so 129 rows suffice. Not
-// measured.
+// channels. The comparison uses rows rounded up to a multiple of kRowUnit: 129 become 160, so more than 128 rows
+// suffice. Not measured.
 constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// Least number of rows of 16-bit codes that AVX2 multiplies by nibbles as such, and not as limbs.
-constexpr int64_t kShortsMinRows = 3;
+// Least number of rows of 16-bit codes that AVX2 multiplies by nibbles as such, and not as limbs: from here on that is
+// faster (docs/decisions/activations-16-bit.md).
+constexpr int64_t kShortsMinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
 
@@ -106,15 +107,17 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
   if (uses_shorts(w, rows)) return {avx2::shorts_integer, avx2::shorts_scratch_bytes()};
+  if (quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2 && avx2::takes_few_nibbles(w))
+    return {avx2::few_nibbles, 0};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
   return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
 }
 
 bool same_input(const Weight& a, const Weight& b, int64_t rows) {
-  return quantizes_input(a) == quantizes_input(b) && uses_shorts(a, rows) == uses_shorts(b, rows) && a.columns == b.columns && a.activation == b.activation &&
-         a.limbs == b.limbs && a.k_unit == b.k_unit && a.segment == b.segment &&
-         a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
+  return quantizes_input(a) == quantizes_input(b) && uses_shorts(a, rows) == uses_shorts(b, rows) &&
+         a.columns == b.columns && a.activation == b.activation && a.limbs == b.limbs &&
+         a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {

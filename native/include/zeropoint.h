@@ -99,7 +99,8 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  * Several weights can share an input if zp_quantize and zp_multiply get the same `rows`, and the weights agree in
  * - columns, activation and activation_bits;
  * - group_size, and whether scale_type is ZP_SCALE_NESTED;
- * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits.
+ * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits;
+ * - with activation_bits 16, whether the weight has at most 5 bits.
  * So weights whose formats differ in `rows` only can share an input. group_size and scale_type may differ too, if the
  * weights still agree in
  * - the segment: the number of columns whose products are summed as integers;

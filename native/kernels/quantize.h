@@ -77,7 +77,8 @@ Scales scales_of(int32_t bits, float most = 127.0f) {
   return {most / absmax, absmax / most};
 }
 
-// Where a row's codes, scales and sums go. Codes and sums of the high limb lie `limb_codes` and `limb_sums` further.
+// Where a row's codes, scales and sums go. `codes` and `sums` are the offsets of the low limb. Add `limb_codes` and
+// `limb_sums` to get those of the high limb. A scale has no limbs.
 struct Place {
   int64_t codes, unit, unit_stride, scale, scale_stride, sums, limb_codes, limb_sums;
 };
@@ -171,8 +172,8 @@ void quantize_shorts(const Product& p, int64_t row, const float* x) {
     V::store_shorts(codes + k, k < real ? V::round(V::mul(load(x + k, real - k), factor)) : V::set_int(0));
 }
 
-// Quantize all whole groups of a row, where a group is one segment of one k_unit. A group's values stay in registers
-// between the search for the maximum and the rounding. Returns the first column that is left.
+// Quantize all whole groups of a row, if group, segment and k_unit have the same size, VECTORS * 16 columns. A group's
+// values stay in registers between the search for the maximum and the rounding. Returns the first column that is left.
 template <int VECTORS>
 int64_t quantize_small_groups(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;

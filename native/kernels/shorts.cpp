@@ -4,22 +4,22 @@
 // A vector of weights holds four channels times four columns as 16-bit numbers. It is multiplied by four input codes,
 // repeated for each channel. Sums therefore have two numbers for each channel, which are added at the end (join_pairs).
 //
-// few_rows widens bytes to 16 bits in registers. many_rows widens a piece of a block to a panel in the first-level cache,
-// and multiplies tiles of up to six rows by it. Zero points are subtracted and two-level scales multiplied as the panel is
-// made. Few rows of nibbles are faster as limbs (kernel.cpp).
+// few_rows widens bytes to 16 bits in registers. many_rows widens a piece of a block to a panel in the first-level
+// cache, and multiplies tiles of up to six rows by it. Making the panel includes subtracting zero points and multiplying
+// by the multipliers of two-level scales. Few rows of nibbles are faster as limbs (few_nibbles.h).
 //
 // Outputs are rounded in the same places as in kernel.cpp, so they equal those of the other levels bit for bit.
 #include ZP_VEC
 
 #include "core/layout.h"
+#include "few_nibbles.h"
 #include "output.h"
 #include "stored.h"
+#include "sums.h"
 
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Columns that are summed in 32 bits at most: 512 products of at most 16319 * 255 fit.
-constexpr int64_t kMostColumns = 512;
 constexpr int kFewRows = 3;   // most rows for few_rows: 12 of 16 registers hold their sums
 constexpr int kTileRows = 6;  // rows of a tile of many_rows: 12 registers hold the sums of half a block
 // Rows that pass over a panel before the next panel is made. Their codes shall fit half of a second-level cache of 512
@@ -30,21 +30,31 @@ constexpr int64_t kGroupBytes = 256 << 10, kGroupRows = 96;
 template <bool BY_SEGMENT>
 struct Piece {
   const Weight& w;
+  const int64_t length;  // of a piece at most: all pieces of a row, or of a segment, are about equally long
   int64_t begin = 0, end = 0, segment = -1;
   bool ends_segment = true;
 
-  explicit Piece(const Weight& weight) : w(weight) {}
+  explicit Piece(const Weight& weight) : w(weight), length(length_of(weight)) {}
 
   // Go on to the next piece; return false if there is none.
   bool next() {
-    if (end == w.columns_padded) return false;
+    if (is_last()) return false;
     begin = end;
     if (ends_segment) ++segment;
     // The last segment takes the zeros that pad a row, too.
     const int64_t limit = BY_SEGMENT && segment + 1 < w.segments ? (segment + 1) * w.segment : w.columns_padded;
-    end = smaller(begin + kMostColumns, limit);
+    end = smaller(begin + length, limit);
     ends_segment = end == limit;
     return true;
+  }
+  bool is_last() const { return end == w.columns_padded; }
+
+ private:
+  static int64_t length_of(const Weight& w) {
+    const int64_t most = w.asymmetric ? kMostColumnsWithZeros : kMostColumns;
+    const int64_t whole = BY_SEGMENT && w.segments > 1 ? w.segment : w.columns_padded;
+    const int64_t pieces = (whole + most - 1) / most;
+    return (whole / 8 + pieces - 1) / pieces * 8;
   }
 };
 
@@ -76,31 +86,6 @@ __m256i for_four_columns(const int8_t* p, int n) {
   std::memcpy(&four, p + 4 * n, 4);
   const __m128i repeat = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(four), repeat));
-}
-
-// The exact sums of a block's 16 channels for one row, 128 * high + low, and the float sums of the segments before.
-struct Sums {
-  V::Int high = V::set_int(0), low = V::set_int(0);
-  V::Float total = V::set_float(0.0f);
-
-  void add(V::Int sum) {
-    const V::Int carry = V::shift_right<7>(sum);
-    high = V::add(high, carry);
-    low = V::add(low, V::sub(sum, V::shift_left<7>(carry)));
-  }
-  // Add the segment's sums, scaled, to the float sums.
-  void end_segment(V::Float scale) {
-    total = V::fma(join(high, low), scale, total);
-    high = low = V::set_int(0);
-  }
-};
-
-// Apply the scales that do not vary along the row, and store a row's 16 outputs.
-template <bool BY_SEGMENT>
-void finish(const Product& p, int64_t row, int64_t block, const Sums& sums) {
-  const Weight& w = *p.weight;
-  const V::Float value = BY_SEGMENT ? sums.total : V::mul(join(sums.high, sums.low), load_scale(w, block, 0));
-  store_output(p, row, block, V::mul(value, V::set_float(p.input.scale[row * w.segments])));
 }
 
 // -- few rows -------------------------------------------------------------------------------------
@@ -182,8 +167,8 @@ void load_shorts(const uint8_t* codes, const uint8_t* fifths, int n, __m256i& fi
   }
 }
 
-// Widen columns [begin, end) of a block to 16 bits, [half][k / 4][8 channels][4 columns]: zero points are subtracted and
-// the multipliers of two-level scales multiplied.
+// Widen columns [begin, end) of a block to 16 bits, [half][k / 4][8 channels][4 columns]. Subtract zero points, multiply
+// by the multipliers of two-level scales.
 template <Stored STORED>
 void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* panel) {
   using Form = Form<STORED>;
@@ -220,14 +205,20 @@ void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* 
   }
 }
 
-// Multiply R rows by `count` columns of half a panel; store the sums of eight channels [R][16], the other half's between.
-template <int R>
-void half_tile(const int16_t* x, int64_t stride, const int16_t* panel, int64_t count, int32_t* sum) {
+// Multiply R rows by `count` columns of half a panel: sum [R], of eight channels. STEP: bytes to prefetch, from `ahead`
+// on, for every four columns.
+template <int R, int STEP>
+__attribute__((always_inline)) inline void multiply_half(const int16_t* x, int64_t stride, const int16_t* panel,
+                                                         int64_t count, const uint8_t* ahead, __m256i (&sum)[R]) {
   __m256i total[R][2];
 #pragma GCC unroll 8
   for (int m = 0; m < R; ++m) total[m][0] = total[m][1] = _mm256_setzero_si256();
   for (int64_t k = 0; k < count; k += 4, panel += 32) {
     const __m256i low = V::load256(panel), high = V::load256(panel + 16);
+    if constexpr (STEP > 0) {
+      V::prefetch(ahead);
+      ahead += STEP;
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
       const __m256i four = load_four(x + m * stride + k);
@@ -237,38 +228,106 @@ void half_tile(const int16_t* x, int64_t stride, const int16_t* panel, int64_t c
     }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < R; ++m)
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sum + m * kLanes), join_pairs(total[m][0], total[m][1]));
+  for (int m = 0; m < R; ++m) sum[m] = join_pairs(total[m][0], total[m][1]);
 }
 
-// Multiply `rows` rows by `count` columns of a panel: sum [rows][16].
-void tile(const int16_t* x, int64_t stride, int rows, const int16_t* panel, int64_t count, int32_t* sum) {
-  constexpr decltype(&half_tile<1>) kTiles[] = {half_tile<1>, half_tile<2>, half_tile<3>,
-                                                half_tile<4>, half_tile<5>, half_tile<6>};
-  static_assert(kTileRows == 6);
-  for (int half = 0; half < 2; ++half) kTiles[rows - 1](x, stride, panel + half * kHalf, count, sum + half * 8);
+// Multiply R rows by half a panel; store the sums of eight channels [R][16], the other half's between.
+template <int R, int STEP>
+void half_tile(const int16_t* x, int64_t stride, const int16_t* panel, int64_t count, const uint8_t* ahead,
+               int32_t* out) {
+  __m256i sum[R];
+  multiply_half<R, STEP>(x, stride, panel, count, ahead, sum);
+#pragma GCC unroll 8
+  for (int m = 0; m < R; ++m) _mm256_store_si256(reinterpret_cast<__m256i*>(out + m * kLanes), sum[m]);
+}
+
+// Multiply R rows by half a panel of several segments, of `segment` columns each; add their sums times
+// scale [segments][16] to total [R][16].
+template <int R>
+void half_tile_of_segments(const int16_t* x, int64_t stride, const int16_t* panel, int64_t count, int64_t segment,
+                           const float* scale, float* total) {
+  for (int64_t k = 0; k < count; k += segment, scale += kLanes) {
+    __m256i sum[R];
+    multiply_half<R, 0>(x + k, stride, panel + k * 8, smaller(segment, count - k), nullptr, sum);
+    const __m256 factor = _mm256_load_ps(scale);
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m) {
+      float* at = total + m * kLanes;
+      _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), factor, _mm256_load_ps(at)));
+    }
+  }
+}
+
+// half_tile<1, STEP> to half_tile<6, STEP>.
+template <int STEP>
+constexpr decltype(&half_tile<1, STEP>) kHalfTiles[kTileRows] = {half_tile<1, STEP>, half_tile<2, STEP>,
+                                                                 half_tile<3, STEP>, half_tile<4, STEP>,
+                                                                 half_tile<5, STEP>, half_tile<6, STEP>};
+
+constexpr decltype(&half_tile_of_segments<1>) kHalfTilesOfSegments[kTileRows] = {
+    half_tile_of_segments<1>, half_tile_of_segments<2>, half_tile_of_segments<3>,
+    half_tile_of_segments<4>, half_tile_of_segments<5>, half_tile_of_segments<6>};
+
+// Prefetch the lines of a tile's outputs for writing.
+void prefetch_output(const Product& p, int64_t row, int rows, int64_t block) {
+  for (int m = 0; m < rows; ++m) __builtin_prefetch(p.y + (row + m) * p.y_stride + block * kLanes, 1);
 }
 
 // Multiply rows [first, last) by a block.
 template <Stored STORED, bool BY_SEGMENT>
 void group_of_rows(const Product& p, int64_t first, int64_t last, int64_t block, int16_t* panel, Sums* sums) {
   const Weight& w = *p.weight;
-  for (int64_t i = 0; i < last - first; ++i) sums[i] = Sums();
+  constexpr int64_t kBytesPer4 = Form<STORED>::kBytesPer8 / 2;
   for (Piece<BY_SEGMENT> piece(w); piece.next();) {
     widen<STORED>(w, block, piece.begin, piece.end, panel);
     const V::Float scale = BY_SEGMENT ? load_scale(w, block, piece.segment) : V::set_float(0.0f);
+    // The first tile prefetches the codes of the next piece, which may be the next block's.
+    const uint8_t* ahead = w.codes + (block * w.columns_padded + piece.end) / 4 * kBytesPer4;
     for (int64_t row = first; row < last; row += kTileRows) {
       const int rows = static_cast<int>(smaller(kTileRows, last - row));
+      if (piece.is_last()) prefetch_output(p, row, rows, block);
       alignas(32) int32_t sum[kTileRows * kLanes];
-      tile(codes_of(p, row) + piece.begin, p.input.row_bytes / 2, rows, panel, piece.end - piece.begin, sum);
+      const auto first_half = (row == first ? kHalfTiles<kBytesPer4> : kHalfTiles<0>)[rows - 1];
+      const auto second_half = kHalfTiles<0>[rows - 1];
+      const int16_t* x = codes_of(p, row) + piece.begin;
+      first_half(x, p.input.row_bytes / 2, panel, piece.end - piece.begin, ahead, sum);
+      second_half(x, p.input.row_bytes / 2, panel + kHalf, piece.end - piece.begin, ahead, sum + 8);
       for (int m = 0; m < rows; ++m) {
-        Sums& of_row = sums[row - first + m];
+        Sums of_row = piece.begin == 0 ? Sums() : sums[row - first + m];
         of_row.add({V::load256(sum + m * kLanes), V::load256(sum + m * kLanes + 8)});
         if (BY_SEGMENT && piece.ends_segment) of_row.end_segment(scale);
+        sums[row - first + m] = of_row;
       }
     }
   }
   for (int64_t row = first; row < last; ++row) finish<BY_SEGMENT>(p, row, block, sums[row - first]);
+}
+
+// Multiply rows [first, last) by a block with a float scale for each segment. A panel holds several segments. `total` has
+// kLanes floats for each row.
+template <Stored STORED>
+void group_by_segments(const Product& p, int64_t first, int64_t last, int64_t block, int16_t* panel, float* total) {
+  const Weight& w = *p.weight;
+  const int64_t segments = kMostColumnsWithZeros / w.segment;  // of a panel
+  for (int64_t i = 0; i < (last - first) * kLanes; i += kLanes) V::store(total + i, V::set_float(0.0f));
+  for (int64_t s = 0; s < w.segments; s += segments) {
+    const int64_t stop = smaller(s + segments, w.segments), begin = s * w.segment;
+    const int64_t end = stop < w.segments ? stop * w.segment : w.columns_padded;
+    widen<STORED>(w, block, begin, end, panel);
+    alignas(32) float scale[kMostColumnsWithZeros / 8 * kLanes];
+    for (int64_t i = s; i < stop; ++i) V::store(scale + (i - s) * kLanes, load_scale(w, block, i));
+    for (int64_t row = first; row < last; row += kTileRows) {
+      const int rows = static_cast<int>(smaller(kTileRows, last - row));
+      const auto half_tile = kHalfTilesOfSegments[rows - 1];
+      const int16_t* x = codes_of(p, row) + begin;
+      for (int half = 0; half < 2; ++half)
+        half_tile(x, p.input.row_bytes / 2, panel + half * kHalf, end - begin, w.segment, scale + half * 8,
+                  total + (row - first) * kLanes + half * 8);
+    }
+  }
+  for (int64_t row = first; row < last; ++row)
+    store_output(p, row, block,
+                 V::mul(V::load(total + (row - first) * kLanes), V::set_float(p.input.scale[row * w.segments])));
 }
 
 // Multiply all rows by blocks [begin, end). `scratch` has shorts_scratch_bytes.
@@ -279,8 +338,13 @@ void many_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
   const int64_t most = smaller(kGroupRows, kGroupBytes / p.input.row_bytes);
   const int64_t group = most < kTileRows ? kTileRows : most / kTileRows * kTileRows;
   for (int64_t first = 0; first < p.rows; first += group)
-    for (int64_t block = begin; block < end; ++block)
-      group_of_rows<STORED, BY_SEGMENT>(p, first, smaller(first + group, p.rows), block, panel, sums);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t last = smaller(first + group, p.rows);
+      if (BY_SEGMENT && p.weight->segment * 2 <= kMostColumnsWithZeros)
+        group_by_segments<STORED>(p, first, last, block, panel, reinterpret_cast<float*>(sums));
+      else
+        group_of_rows<STORED, BY_SEGMENT>(p, first, last, block, panel, sums);
+    }
 }
 
 template <bool BY_SEGMENT>
@@ -307,6 +371,20 @@ int64_t shorts_scratch_bytes() {
 void shorts_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   auto* memory = static_cast<uint8_t*>(scratch);
   p.weight->scale_by_segment ? multiply<true>(p, begin, end, memory) : multiply<false>(p, begin, end, memory);
+}
+
+bool takes_few_nibbles(const Weight& w) {
+  return w.nibbles && w.segment <= kMostColumnsWithZeros;
+}
+
+void few_nibbles(const Product& p, int64_t begin, int64_t end, void*) {
+  const bool by_segment = p.weight->scale_by_segment;
+  if (p.weight->fifths)
+    by_segment ? few_rows_of_nibbles<Stored::kFives, true>(p, begin, end)
+               : few_rows_of_nibbles<Stored::kFives, false>(p, begin, end);
+  else
+    by_segment ? few_rows_of_nibbles<Stored::kNibbles, true>(p, begin, end)
+               : few_rows_of_nibbles<Stored::kNibbles, false>(p, begin, end);
 }
 
 }  // namespace zp::ZP_LEVEL
