@@ -117,7 +117,8 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
 bool same_input(const Weight& a, const Weight& b, int64_t rows) {
   return quantizes_input(a) == quantizes_input(b) && uses_shorts(a, rows) == uses_shorts(b, rows) &&
          a.columns == b.columns && a.activation == b.activation && a.limbs == b.limbs &&
-         a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment && has_byte_zeros(a) == has_byte_zeros(b);
+         a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment &&
+         has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {

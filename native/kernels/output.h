@@ -22,8 +22,8 @@ void store_output(const Product& p, int64_t row, int64_t block, V::Float value) 
   store(p.y + row * p.y_stride + column, count, value);
 }
 
-// Return 128 * high + low as float. The result depends on that sum alone, because `low` is carried into 0..127 first. So
-// every level gets the same result, whether it adds up 16-bit codes as one number or as two limbs.
+// Return 128 * high + low as float. The result depends on that sum alone, because `low` is carried into 0..127 first.
+// So every level gets the same result, whether it adds up 16-bit codes as one number or as two limbs.
 V::Float join(V::Int high, V::Int low) {
   const V::Int carry = V::template shift_right<7>(low);
   const V::Int rest = V::sub(low, V::template shift_left<7>(carry));

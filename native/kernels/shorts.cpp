@@ -5,8 +5,8 @@
 // repeated for each channel. Sums therefore have two numbers for each channel, which are added at the end (join_pairs).
 //
 // few_rows widens bytes to 16 bits in registers. many_rows widens a piece of a block to a panel in the first-level
-// cache, and multiplies tiles of up to six rows by it. Making the panel includes subtracting zero points and multiplying
-// by the multipliers of two-level scales. Few rows of nibbles are faster as limbs (few_nibbles.h).
+// cache, and multiplies tiles of up to six rows by it. Making the panel includes subtracting zero points and
+// multiplying by the multipliers of two-level scales. Few rows of nibbles are faster as limbs (few_nibbles.h).
 //
 // Outputs are rounded in the same places as in kernel.cpp, so they equal those of the other levels bit for bit.
 #include ZP_VEC
@@ -167,8 +167,8 @@ void load_shorts(const uint8_t* codes, const uint8_t* fifths, int n, __m256i& fi
   }
 }
 
-// Widen columns [begin, end) of a block to 16 bits, [half][k / 4][8 channels][4 columns]. Subtract zero points, multiply
-// by the multipliers of two-level scales.
+// Widen columns [begin, end) of a block to 16 bits, [half][k / 4][8 channels][4 columns]. Subtract zero points,
+// multiply by the multipliers of two-level scales.
 template <Stored STORED>
 void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* panel) {
   using Form = Form<STORED>;
@@ -303,8 +303,8 @@ void group_of_rows(const Product& p, int64_t first, int64_t last, int64_t block,
   for (int64_t row = first; row < last; ++row) finish<BY_SEGMENT>(p, row, block, sums[row - first]);
 }
 
-// Multiply rows [first, last) by a block with a float scale for each segment. A panel holds several segments. `total` has
-// kLanes floats for each row.
+// Multiply rows [first, last) by a block with a float scale for each segment. A panel holds several segments. `total`
+// has kLanes floats for each row.
 template <Stored STORED>
 void group_by_segments(const Product& p, int64_t first, int64_t last, int64_t block, int16_t* panel, float* total) {
   const Weight& w = *p.weight;
