@@ -10,7 +10,7 @@ asked sleeps, and one that kept the processor busy meanwhile is named. Models ar
 
 - load: from starting the process to the first token after a prompt of 16, files in the page cache
 - prefill 512: tokens/s of the prompt; decode: greedy tokens/s after a prompt of 16, and after one of 512
-- batch-8: tokens/s of eight sequences decoded together, prompts of 16
+- batch-8, batch-32: tokens/s of so many sequences decoded together, prompts of 16
 - of limit: bytes of the weights that a decode step reads x tokens/s / measured read bandwidth
 """
 
@@ -36,7 +36,8 @@ from zeropoint.machine.detect import Machine
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = "zeropoint"
-METRICS = ("load s", "prefill 512", "decode", "decode after 512", "batch-8 decode")
+METRICS = ("load s", "prefill 512", "decode", "decode after 512", "batch-8 decode", "batch-32 decode")
+BATCHES = (8, 32)
 LOWER_IS_BETTER = ("load s",)
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -136,9 +137,10 @@ class Contestant:
         self.values["decode after 512"].append(new_tokens / decode)
         _, decode = self.ask(1, 16, new_tokens)
         self.values["decode"].append(new_tokens / decode)
-        steps = max(1, new_tokens // 4)
-        _, decode = self.ask(8, 16, steps)
-        self.values["batch-8 decode"].append(8 * steps / decode)
+        for batch in BATCHES:
+            steps = max(2, 2 * new_tokens // batch)
+            _, decode = self.ask(batch, 16, steps)
+            self.values[f"batch-{batch} decode"].append(batch * steps / decode)
 
 
 def last_line(log: Path) -> str:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from ctypes import c_void_p
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "Q8_0-nofa", "Q4_0-nofa")
-MAX_SEQUENCES = 8
+SEQUENCES = ((8, 1024), (32, 128))  # contexts: of so many sequences at most, each of so many tokens
 
 
 @dataclass(frozen=True)
@@ -181,19 +182,27 @@ def load(path: str, fmt: str, threads: int):
     lc.llama_log_set(silence, c_void_p(0))
     lc.llama_backend_init()
     model = lc.llama_model_load_from_file(f"{path}/model.gguf".encode(), lc.llama_model_default_params())
-    params = lc.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = 1024 * MAX_SEQUENCES, 512, 512
-    params.n_seq_max, params.kv_unified = MAX_SEQUENCES, False
-    params.n_threads = params.n_threads_batch = threads
-    if fmt.endswith("-nofa"):
-        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    context = lc.llama_init_from_model(model, params)
+
+    @cache
+    def context_of(sequences: int, tokens: int):
+        params = lc.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = sequences * tokens, 512, 512
+        params.n_seq_max, params.kv_unified = sequences, False
+        params.n_threads = params.n_threads_batch = threads
+        if fmt.endswith("-nofa"):
+            params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return lc.llama_init_from_model(model, params)
+
+    def context_for(sequences: int):
+        return context_of(*next(limits for limits in SEQUENCES if sequences <= limits[0]))
+
     vocab_size = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
     batch = lc.llama_batch_init(512, 0, 1)
 
     def forward(tokens, past: int):
         """Greedy next tokens `[B, 1]` after tokens `[B, T]` at positions from `past`."""
         count, length = tokens.shape
+        context = context_for(count)
         batch.n_tokens = tokens.size
         for i, token in enumerate(tokens.ravel().tolist()):
             sequence, position = divmod(i, length)
@@ -206,6 +215,7 @@ def load(path: str, fmt: str, threads: int):
         return logits.argmax(-1)[:, None]
 
     def run(tokens, new_tokens: int) -> tuple[float, float]:
+        context = context_for(len(tokens))
         lc.llama_memory_clear(lc.llama_get_memory(context), True)
         start = time.perf_counter()
         token = forward(tokens, 0)
