@@ -235,7 +235,9 @@ struct Vec {
   static void store_half(uint16_t* p, Float a) {
     for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
   }
-  static void prefetch(const void* p) { __builtin_prefetch(p); }
+  // Always inline: GCC takes a function that only prefetches for one without effect, and deletes calls that it does not
+  // inline early.
+  __attribute__((always_inline)) static void prefetch(const void* p) { __builtin_prefetch(p); }
 };
 
 }  // namespace
