@@ -26,7 +26,7 @@ namespace {
 
 constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ZP_EMULATED)
 // True if the CPU has AMX-TILE and AMX-INT8 and Linux grants this process the tile registers.
 bool amx_available() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -44,11 +44,15 @@ uint32_t detect() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     levels |= 1u << ZP_AVX2;
+#if defined(ZP_EMULATED)  // the library of the tests, whose kernels of these levels are plain C++ (native/tests/emulated)
+  levels |= 1u << ZP_AVX512 | 1u << ZP_AMX;
+#else
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni"))
     levels |= 1u << ZP_AVX512;
   if ((levels >> ZP_AVX512 & 1) != 0 && amx_available()) levels |= 1u << ZP_AMX;
+#endif
 #endif
   return levels;
 }

@@ -271,7 +271,7 @@ void amx_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
     else
       multiply_segments<false>(p, panel);
   }
-  asm volatile("tilerelease");
+  tile_release();
   if (streams) _mm_sfence();
 }
 

@@ -1,4 +1,4 @@
-// AMX instructions, and the preparation of weights and rows for them: part of amx.cpp, the only file with AMX flags.
+// The preparation of weights and rows for the AMX instructions: part of amx.cpp.
 //
 // Tiles 0 to 3 hold sums, 4 and 5 input (A), 6 and 7 weights (B).
 #pragma once
@@ -9,43 +9,14 @@
 #include <cstring>
 
 #include "core/layout.h"
+#include "kernels/amx_tiles.h"
 
 namespace zp {
 namespace {
 
-#define ZP_INLINE __attribute__((always_inline)) inline
-
-constexpr int64_t kTile = 1024;  // bytes of a tile of 16 rows of 16 int32 sums
-
-template <int T>
-ZP_INLINE void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-// Operands of the asm statements below that its text does not name tell the compiler which memory it accesses: for a
-// load an array of unknown length from p on, as GCC's manual recommends; for a store a whole tile.
-// The T1 hint of tile_load: operands stream from the second-level cache and shall not push the sums out of the first.
-template <int T>
-ZP_INLINE void tile_load(const void* p, int64_t stride) {
-  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride),
-               "m"(*static_cast<const uint8_t (*)[]>(p)));
-}
-template <int T>
-ZP_INLINE void tile_load_kept(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride),
-               "m"(*static_cast<const uint8_t (*)[]>(p)));
-}
-template <int T>
-ZP_INLINE void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c1, (%2,%3,1)"
-               : "=m"(*static_cast<uint8_t (*)[kTile]>(p))
-               : "i"(T), "r"(p), "r"(int64_t{64}));
-}
+// Keep the compiler from moving accesses of memory across this point.
 ZP_INLINE void compiler_barrier() {
   asm volatile("" ::: "memory");
-}
-template <int C, int A, int B>
-ZP_INLINE void tile_dot() {
-  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 struct TileConfig {
@@ -61,7 +32,7 @@ void configure(int64_t k_unit) {
     config.row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? k_unit : 64);
     config.rows[t] = static_cast<uint8_t>(t < 6 ? 16 : k_unit / 4);
   }
-  asm volatile("ldtilecfg %0" ::"m"(config));
+  tile_configure(&config);
 }
 
 int64_t smaller(int64_t a, int64_t b) {

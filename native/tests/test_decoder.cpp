@@ -1,6 +1,7 @@
 // Tests of the decoder without Python, also run under sanitizers. Tiny random models are compared with plain loops at
 // every level. The number of threads, the chunks of a prompt and the other sequences of a step must not change a
 // result.
+#include "levels.h"
 #include "naive_decoder.h"
 
 #include <thread>
@@ -312,20 +313,19 @@ void test_views(std::mt19937& random) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   std::mt19937 random(11);
   test_refused_parts(random);
   test_refused_steps(random);
   test_views(random);
-  for (int level = 0; level < ZP_ISA_COUNT; ++level)
-    if ((zp_isa_levels() >> level & 1) != 0) {
-      expect(zp_isa_select(level) == ZP_OK, "select");
-      test_families(level, random);
-      test_cuts(random);
-      test_growth(random);
-      test_batch(random);
-      test_callers(random);
-    }
+  for (const int level : levels_of(count, arguments)) {
+    expect(zp_isa_select(level) == ZP_OK, "select");
+    test_families(level, random);
+    test_cuts(random);
+    test_growth(random);
+    test_batch(random);
+    test_callers(random);
+  }
   std::printf("%d passed, %d failed\n", passed.load(), failed.load());
   return failed == 0 ? 0 : 1;
 }

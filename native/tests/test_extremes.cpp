@@ -3,6 +3,7 @@
 #include <cfloat>
 #include <thread>
 
+#include "levels.h"
 #include "naive_decoder.h"
 
 namespace {
@@ -355,7 +356,7 @@ void test_switching(std::mt19937& random) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   std::mt19937 random(5);
   test_product_sizes();
   test_codes();
@@ -363,12 +364,12 @@ int main() {
   test_quantizer_sizes();
   test_decoder_sizes(random);
   test_widening(random);
-  for (int level = 0; level < ZP_ISA_COUNT; ++level)
-    if (zp_isa_select(level) == ZP_OK) {
-      test_inputs(level);
-      test_overflow(level, random);
-      test_poison(level, random);
-    }
+  for (const int level : levels_of(count, arguments)) {
+    expect(zp_isa_select(level) == ZP_OK, "select");
+    test_inputs(level);
+    test_overflow(level, random);
+    test_poison(level, random);
+  }
   test_switching(random);
   std::printf("%d passed, %d failed\n", passed.load(), failed.load());
   return failed == 0 ? 0 : 1;

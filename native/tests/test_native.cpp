@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "levels.h"
 #include "zeropoint.h"
 
 namespace {
@@ -277,17 +278,16 @@ void test_quantizer(std::mt19937& random) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   std::mt19937 random(7);
   test_errors();
-  for (int level = 0; level < ZP_ISA_COUNT; ++level)
-    if ((zp_isa_levels() >> level & 1) != 0) {
-      expect(zp_isa_select(level) == ZP_OK, "select");
-      test_shapes(level, random);
-      test_threads(random);
-      test_divergence(random);
-      test_quantizer(random);
-    }
+  for (const int level : levels_of(count, arguments)) {
+    expect(zp_isa_select(level) == ZP_OK, "select");
+    test_shapes(level, random);
+    test_threads(random);
+    test_divergence(random);
+    test_quantizer(random);
+  }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }

@@ -1,0 +1,168 @@
+// The levels of the library give the same bits: products of weights with quantized input, of many formats and shapes, are
+// computed at every level and compared with the first. Which bits are right, test_native.cpp tests.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "levels.h"
+
+namespace {
+
+using Random = std::mt19937;
+using Floats = std::vector<float>;
+
+int passed = 0, failed = 0;
+
+int64_t any(Random& random, std::initializer_list<int64_t> values) {
+  return values.begin()[random() % values.size()];
+}
+
+int64_t between(Random& random, int64_t low, int64_t high) {
+  return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+}
+
+// How large codes and inputs are: of any size, or as large as they can be, so that sums become as large as they can.
+enum class Size { kAny, kMost };
+
+zp_weight* pack(const zp_format& format, Size size, Random& random) {
+  const int high = (1 << (format.bits - 1)) - 1;
+  const int low = format.bits == 8 && format.asymmetric == 0 ? -127 : -high - 1;
+  const int64_t group = format.group_size > 0 ? format.group_size : format.columns;
+  const int64_t scales = format.per_tensor != 0 ? 1 : format.rows * ((format.columns + group - 1) / group);
+  std::vector<int8_t> codes(static_cast<size_t>(format.rows * format.columns)), zero(static_cast<size_t>(scales));
+  const int64_t ends = between(random, 0, 2);  // all codes the least, all the largest, or both
+  const auto code = [&] {
+    if (size == Size::kAny) return static_cast<int8_t>(between(random, low, high));
+    return static_cast<int8_t>(ends == 0 || (ends == 2 && random() % 2 == 0) ? low : high);
+  };
+  for (auto& v : codes) v = code();
+  for (auto& v : zero) v = code();
+  Floats scale(static_cast<size_t>(scales));
+  for (auto& v : scale) v = std::ldexp(static_cast<float>(between(random, 128, 255)), -10);
+  if (format.scale_type == ZP_SCALE_NESTED) {
+    const int most = format.bits < 5 ? 15 : 7;
+    for (auto& v : scale) {
+      const auto multiple = static_cast<float>(size == Size::kAny ? between(random, 1, most) : most);
+      v = 0.0625f * (random() % 2 == 0 ? multiple : -multiple);
+    }
+  }
+  zp_weight* weight = nullptr;
+  if (zp_pack(&format, codes.data(), scale.data(), format.asymmetric != 0 ? zero.data() : nullptr, &weight) != ZP_OK)
+    std::printf("not packed: %s\n", zp_last_error());
+  return weight;
+}
+
+Floats input(int64_t count, Size size, Random& random) {
+  std::normal_distribution<float> normal;
+  const int64_t ends = between(random, 0, 2);
+  Floats x(static_cast<size_t>(count));
+  for (auto& v : x)
+    v = size == Size::kAny ? normal(random) : ends == 0 || (ends == 2 && random() % 2 == 0) ? -1.0f : 1.0f;
+  return x;
+}
+
+// The output of a product. AMX writes large ones past the caches, if rows begin at multiples of 64 bytes. No level may
+// write to the floats between rows, of which there are some unless rows are so aligned.
+struct Output {
+  Output(int64_t rows, int64_t columns) : stride(columns % 16 == 0 ? columns : columns + 3), size(rows * stride) {
+    const int64_t bytes = (size * 4 + 63) / 64 * 64;
+    values = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
+    std::fill_n(values, size, -7.0f);
+  }
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+  ~Output() { std::free(values); }
+
+  int64_t stride, size;
+  float* values;
+};
+
+// Multiply at each level, and compare the whole output with that of the first level.
+void compare(const std::vector<int>& levels, const zp_format& f, int64_t rows, Size size, Random& random) {
+  zp_weight* weight = pack(f, size, random);
+  const Floats x = input(rows * f.columns, size, random), some = input(f.rows, Size::kAny, random);
+  const float* bias = random() % 2 == 0 ? some.data() : nullptr;
+  const auto threads = static_cast<int32_t>(between(random, 1, 3));
+  const Output first(rows, f.rows);
+  for (const int level : levels) {
+    const Output other(rows, f.rows);
+    const Output& y = level == levels.front() ? first : other;
+    const bool good =
+        zp_isa_select(level) == ZP_OK &&
+        zp_linear(weight, x.data(), rows, f.columns, bias, y.values, y.stride, threads) == ZP_OK &&
+        std::memcmp(y.values, first.values, static_cast<size_t>(y.size) * 4) == 0;
+    (good ? passed : failed) += 1;
+    if (good) continue;
+    std::printf("FAILED: level %d is not level %d for [%ld, %ld], %ld rows, %d bits, group %d, per tensor %d, "
+                "asymmetric %d, activation %d of %d bits, scale type %d, size %d (%s)\n",
+                level, levels.front(), static_cast<long>(f.rows), static_cast<long>(f.columns),
+                static_cast<long>(rows), f.bits, f.group_size, f.per_tensor, f.asymmetric, f.activation,
+                f.activation_bits, f.scale_type, static_cast<int>(size), zp_last_error());
+  }
+  zp_free(weight);
+}
+
+// Return a format that zp_pack accepts.
+zp_format any_format(int64_t rows, int64_t columns, Random& random) {
+  for (;;) {
+    zp_format f = {rows, columns, ZP_INTEGER, 0, 0, 0, 0, ZP_ACTIVATION_TOKEN, 16, 0};
+    f.bits = static_cast<int32_t>(any(random, {2, 3, 4, 4, 5, 5, 6, 8, 8}));
+    f.group_size = static_cast<int32_t>(any(random, {0, 8, 24, 32, 32, 64, 64, 128, 600}));
+    f.per_tensor = f.group_size == 0 && random() % 4 == 0;
+    f.asymmetric = random() % 2 == 0;
+    f.scale_type = static_cast<int32_t>(any(random, {ZP_SCALE_FLOAT32, ZP_SCALE_BFLOAT16, ZP_SCALE_NESTED}));
+    if (random() % 2 == 0) {
+      f.activation = static_cast<int32_t>(any(random, {ZP_ACTIVATION_TOKEN, 8, 24, 32, 64, 128}));
+      f.activation_bits = 8;
+    }
+    if (zp_check(&f) == ZP_OK) return f;
+  }
+}
+
+void test_any(const std::vector<int>& levels, Random& random) {
+  for (int i = 0; i < 700; ++i) {
+    const int64_t columns = i % 4 == 0 ? between(random, 301, 2400) : between(random, 1, 300);
+    const zp_format f = any_format(between(random, 1, 80), columns, random);
+    compare(levels, f, between(random, 1, 40), i % 3 == 0 ? Size::kMost : Size::kAny, random);
+  }
+}
+
+// Rows that kernels sum in several pieces, and numbers of rows around those at which another kernel multiplies.
+void test_long_rows(const std::vector<int>& levels, Random& random) {
+  constexpr int kFloat = ZP_SCALE_FLOAT32, kNested = ZP_SCALE_NESTED;
+  const zp_format formats[] = {
+      {40, 0, ZP_INTEGER, 8, 0, 0, 0, 0, 16, kFloat},    {40, 0, ZP_INTEGER, 8, 0, 0, 1, 0, 16, kFloat},
+      {40, 0, ZP_INTEGER, 8, 1024, 0, 1, 0, 16, kFloat}, {40, 0, ZP_INTEGER, 4, 0, 0, 1, 0, 16, kFloat},
+      {40, 0, ZP_INTEGER, 4, 600, 0, 1, 0, 16, kFloat},  {40, 0, ZP_INTEGER, 4, 32, 0, 0, 0, 16, kNested},
+      {40, 0, ZP_INTEGER, 5, 32, 0, 0, 0, 16, kNested},  {40, 0, ZP_INTEGER, 5, 64, 0, 0, 0, 16, kFloat},
+      {40, 0, ZP_INTEGER, 8, 0, 0, 1, 0, 8, kFloat},     {40, 0, ZP_INTEGER, 4, 64, 0, 0, 0, 8, kNested},
+      {40, 0, ZP_INTEGER, 4, 32, 0, 1, 32, 8, kFloat}};
+  for (zp_format f : formats)
+    for (const int64_t columns : {520, 1096, 2300})
+      for (const int64_t rows : {1, 2, 3, 4, 8, 9, 16, 17, 33}) {
+        f.columns = columns;
+        compare(levels, f, rows, rows % 3 == 0 ? Size::kMost : Size::kAny, random);
+      }
+}
+
+// Outputs of more than 16 MiB.
+void test_large_outputs(const std::vector<int>& levels, Random& random) {
+  compare(levels, {16400, 64, ZP_INTEGER, 4, 32, 0, 0, 0, 16, ZP_SCALE_NESTED}, 260, Size::kAny, random);
+  compare(levels, {16400, 64, ZP_INTEGER, 8, 32, 0, 0, 32, 8, ZP_SCALE_FLOAT32}, 260, Size::kAny, random);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  Random random(3);
+  const std::vector<int> levels = levels_of(count, arguments);
+  test_any(levels, random);
+  test_long_rows(levels, random);
+  test_large_outputs(levels, random);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
