@@ -62,13 +62,13 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The C++ tests, compiled with the address and undefined-behaviour sanitizers; the thread pool
-# again under the thread sanitizer.
+# The C++ tests, compiled with the address and undefined-behaviour sanitizers, and again with AVX-512 and AMX emulated;
+# the thread pool again under the thread sanitizer.
 native-test: $(STAMP)
 	cmake -S . -B build/sanitize $(SANITIZED) -DZEROPOINT_SANITIZE=address,undefined
 	cmake --build build/sanitize
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
-	cmake -S . -B build/tsan $(SANITIZED) -DZEROPOINT_SANITIZE=thread
+	cmake -S . -B build/tsan $(SANITIZED) -DZEROPOINT_SANITIZE=thread -DZEROPOINT_EMULATED=OFF
 	cmake --build build/tsan
 	ctest --test-dir build/tsan --output-on-failure --no-tests=error
 

@@ -1,7 +1,8 @@
 // Structs shared by the core and the kernels: packed weight, quantized input, arguments of a product, kernel table.
 //
-// This header is compiled once per instruction set level with that level's flags. It holds plain structs only: the
-// linker could merge an inline or template function into code that runs on a CPU without those instructions.
+// This header is compiled once per instruction set level with that level's flags. It holds plain structs only. A
+// function here would be compiled for every level, and the linker keeps one copy, which an older CPU might be unable
+// to run.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,15 @@ constexpr int kLanes = 16;  // output channels in a block
 // Codes lie in blocks of 16 output channels, k is the column. A vector is 64 codes, 4 columns of the 16 channels: one
 // operand of VPDPBUSD. 16 vectors are one AMX B tile.
 // - 6 to 8 bits: one byte per code, [block][k / 4][channel][k % 4].
-// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. A byte holds two codes of a channel, each plus 8: that
-//   of column k (k % 8 < 4) in the low half, that of column k + 4 in the high half.
+// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. A byte holds two codes of a channel. The low
+//   half is the code of column k (k % 8 < 4) plus 8, the high half that of column k + 4 plus 8.
 // - 5 bits: nibbles hold the low four bits of code + 16. The fifth bits are in `fifth`: 64 bits (8 bytes) per vector,
 //   bit channel * 4 + k % 4 for each code.
 //
-// A segment is a run of columns with one weight scale and one activation scale. The products of its codes are summed as
-// int32, and each sum is multiplied by both scales. With two-level scales (`nested`), a group's weight scale is an integer
-// times the row's float scale. A sum is multiplied by that integer, so the sums of all segments add up as integers.
+// A segment is a run of columns with one weight scale and one activation scale. The products of its codes are summed
+// as int32, and each sum is multiplied by both scales. With two-level scales (`nested`), a group's weight scale is an
+// integer times the row's float scale. A sum is multiplied by that integer, so the sums of all segments add up as
+// integers.
 struct Weight {
   int32_t kind;  // ZP_INTEGER or a float type, as in zp_format
   int64_t rows, columns;
@@ -52,8 +54,8 @@ struct Weight {
 
 // The quantized input of a product. Vector kernels read plain rows. AMX reads tiles of 16 rows, stored so that a tile
 // load touches consecutive cache lines. `codes` and `sums` have one row per limb of a token, `scale` has one row per
-// token. A scale that does not vary along the row is stored for the first segment only. AVX2 reads 16-bit codes as
-// such: `codes` and `sums` have one row per token then.
+// token. A scale that does not vary along the row is stored for the first segment only. If `shorts` is true, 16-bit
+// codes are not split into limbs, and `codes` has one row per token.
 struct Activations {
   // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]; shorts: 16-bit codes
   // [row][columns_padded], row_bytes from row to row
@@ -101,8 +103,8 @@ namespace avx512 {
 const Kernels* kernels();
 }
 
-// On AVX2 two kernels replace `integer` for 16-bit input codes: shorts_integer, if they are stored as such, whose
-// `scratch` has shorts_scratch_bytes; few_nibbles, if they are stored as limbs and takes_few_nibbles is true.
+// The kernels of AVX2 for 16-bit input codes. shorts_integer takes codes that are not split into limbs; its `scratch`
+// has shorts_scratch_bytes. few_nibbles takes limbs, of weights for which takes_few_nibbles is true.
 namespace avx2 {
 void shorts_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t shorts_scratch_bytes();

@@ -24,14 +24,14 @@ constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
 constexpr int64_t kRowUnit = 32;
 // Least number of rows per thread for which threads split the rows (rows_of_each). With fewer, threads split the output
-// channels. The comparison uses rows rounded up to a multiple of kRowUnit: 129 become 160, so more than 128 rows
-// suffice. Not measured.
+// channels. Rows are rounded up to a multiple of kRowUnit before the comparison, so the real threshold is 129. Not
+// measured.
 constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// Least number of rows of 16-bit codes that AVX2 multiplies by nibbles as such, and not as limbs: from here on that is
-// faster (docs/decisions/activations-16-bit.md).
+// From this many rows on, AVX2 multiplies nibbles by whole 16-bit codes. With fewer rows, limbs are faster
+// (docs/decisions/activations-16-bit.md).
 constexpr int64_t kShortsMinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
@@ -72,8 +72,8 @@ bool uses_amx(const Weight& w, int64_t rows) {
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
 }
 
-// True if the input's 16-bit codes are stored as such and not as limbs: AVX2 multiplies 16-bit numbers. With few rows,
-// nibbles are widened to 16 bits for too few products, and limbs are faster.
+// True if the input's 16-bit codes are not split into limbs, because AVX2 multiplies 16-bit numbers. With few rows,
+// widening nibbles to 16 bits costs more than it saves.
 bool uses_shorts(const Weight& w, int64_t rows) {
   return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2 && (!w.nibbles || rows >= kShortsMinRows);
 }

@@ -101,8 +101,8 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  * - group_size, and whether scale_type is ZP_SCALE_NESTED;
  * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits;
  * - with activation_bits 16, whether the weight has at most 5 bits.
- * So weights whose formats differ in `rows` only can share an input. group_size and scale_type may differ too, if the
- * weights still agree in
+ * So weights whose formats differ in `rows` only can share an input. Instead of group_size and scale_type, weights may
+ * agree in
  * - the segment: the number of columns whose products are summed as integers;
  * - the unit of columns to which a row is padded;
  * - whether a float scale varies along a row: group_size is 1 to columns - 1, scale_type is not ZP_SCALE_NESTED.
@@ -152,7 +152,8 @@ typedef struct {
  * `parts` [count] are the fractions f of the group's range that candidates cover.
  * - Symmetric: s = f * w / qmin for each f, where w is the weight of largest magnitude. So f * w lands on qmin, and s
  *   has the opposite sign to w. Exception: if qmin is -qmax, s is f * |w| / qmax, which is positive.
- * - Asymmetric: each fraction of the smallest weight is combined with each fraction of the largest.
+ * - Asymmetric: a candidate is a pair of fractions, one for the smallest weight and one for the largest. All pairs are
+ *   tried.
  * `low` gets min(0, smallest weight of the group), `high` max(0, largest weight). */
 ZP_API zp_status zp_grid_search(const zp_groups* groups, const float* importance, const float* parts,
                                 int64_t count, float* low, float* high, float* scale, float* zero,
@@ -279,8 +280,8 @@ ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
  * wide from the start. */
 enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
-/* Create a cache for the keys and values of `tokens` tokens in all (1 to 2^31), in pages that `sequences` sequences (1
- * to 2^20) share. */
+/* Create a cache for keys and values. `tokens` (1 to 2^31) is the total over all `sequences` sequences (1 to 2^20), which
+ * share its pages. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);

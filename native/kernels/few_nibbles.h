@@ -12,7 +12,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Codes and input of a row by a block, from some column on.
+// Where reading stands: in the block's codes and in the two limbs of the row.
 struct Operands {
   const uint8_t* codes;
   const uint8_t* fifths;
@@ -37,7 +37,7 @@ __attribute__((always_inline)) inline void add_columns(Operands& at, V::Int& low
   at.high += 8;
 }
 
-// Return `sum` plus the products of `columns` columns. Codes keep their offset.
+// Return `sum` plus the products of `columns` columns. Codes include + 8 or + 16, which the first `sum` makes up for.
 template <Stored STORED>
 __attribute__((always_inline)) inline V::Int sum_of_columns(Operands& at, int64_t columns, V::Int sum) {
   constexpr int kSteps = STORED == Stored::kFives ? 2 : 4;  // of eight columns: their sums fit 16 bits (V::dot_pairs)

@@ -1,6 +1,7 @@
 // Dynamic quantization of a product's input: part of kernel.cpp, needs ZP_VEC's vector type.
 //
-// code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels.
+// code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels. `most` is
+// 127, or 16319 for 16-bit codes.
 #pragma once
 
 #include "partial.h"

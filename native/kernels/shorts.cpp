@@ -22,15 +22,15 @@ namespace {
 
 constexpr int kFewRows = 3;   // most rows for few_rows: 12 of 16 registers hold their sums
 constexpr int kTileRows = 6;  // rows of a tile of many_rows: 12 registers hold the sums of half a block
-// Rows that pass over a panel before the next panel is made. Their codes shall fit half of a second-level cache of 512
-// KiB, and their sums the first-level cache.
+// The most rows that are multiplied by a panel before the next panel is made. Their codes shall fit half of a
+// second-level cache of 512 KiB, and their sums the first-level cache.
 constexpr int64_t kGroupBytes = 256 << 10, kGroupRows = 96;
 
 // A piece of the columns that is summed in 32 bits. BY_SEGMENT: it lies in one segment.
 template <bool BY_SEGMENT>
 struct Piece {
   const Weight& w;
-  const int64_t length;  // of a piece at most: all pieces of a row, or of a segment, are about equally long
+  const int64_t length;  // the most columns of a piece, chosen so that pieces are about equally long
   int64_t begin = 0, end = 0, segment = -1;
   bool ends_segment = true;
 
@@ -75,7 +75,7 @@ __m256i join_pairs(__m256i low, __m256i high) {
   return _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8);
 }
 
-// Keep the compiler from multiplying for all rows first and adding later, for which there are not enough registers.
+// Without this the compiler multiplies for all rows before it adds, and runs out of registers.
 void keep_in_registers(__m256i& a, __m256i& b) {
   asm volatile("" : "+x"(a), "+x"(b));
 }
@@ -231,7 +231,7 @@ __attribute__((always_inline)) inline void multiply_half(const int16_t* x, int64
   for (int m = 0; m < R; ++m) sum[m] = join_pairs(total[m][0], total[m][1]);
 }
 
-// Multiply R rows by half a panel; store the sums of eight channels [R][16], the other half's between.
+// Multiply R rows by half a panel. Store eight sums for each row, 16 apart; those of the other half fill the gaps.
 template <int R, int STEP>
 void half_tile(const int16_t* x, int64_t stride, const int16_t* panel, int64_t count, const uint8_t* ahead,
                int32_t* out) {

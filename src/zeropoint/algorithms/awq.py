@@ -6,8 +6,8 @@ is divided by `s_j`, as long as the scale of the column's quantization group doe
 that share an input, several values of `a` are tried, and the one with the smallest output error wins. To compare them,
 the scaled weights are rounded by `rtn` with a short scale search (`_folds.py`).
 
-Cost: `steps` times rounding 256 rows of each weight and multiplying them by 512 tokens, and about twelve runs of the
-block on one batch; SmolLM2-135M takes 40 seconds on one core.
+Cost: each of the `steps` exponents rounds 256 rows of each weight and multiplies them by 512 tokens. The block
+also runs about twelve times on one batch. SmolLM2-135M takes 40 seconds on one core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zeropoint.algorithms._folds import Fold, Group, floored, search
 from zeropoint.values.scheme import Scheme
 from zeropoint.values.stats import LayerStats
 
-#: Statistics of the input that `fold` uses beside the group's sample.
+#: Statistics of the input that `fold` uses in addition to the group's sample.
 NEEDS: frozenset[str] = frozenset({"second_moment"})
 
 

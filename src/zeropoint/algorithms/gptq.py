@@ -12,9 +12,9 @@ So a column pulls in the errors of the columns rounded before it, while the pape
 columns not yet rounded. Both procedures give the same result, and pulling needs no inverse of H (Chee et al. 2023,
 arXiv:2307.13304, theorem 6).
 
-`order`: columns are sorted by rising `H_jj`. Rounding starts at the end, so the columns with the largest inputs come
-first. Scales and zero points are those of `rtn`, found before any column is rounded; so the order does not affect the
-groups, and every scale type works.
+`order`: columns with the largest `H_jj`, the largest inputs, are rounded first. (The array is sorted by rising `H_jj`
+and read backwards.) Scales and zero points are those of `rtn`, fixed before rounding. They do not depend on the order
+and may have any type.
 
 `propagate`: a layer behind quantized layers takes an input x that differs from the float model's input y. The weight
 whose output for x is nearest to the float output is `W + W D H^-1` with `D = sum (y - x) x'` (the `drift`). The

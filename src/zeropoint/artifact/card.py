@@ -4,7 +4,7 @@ The format is strict: an unknown field, a missing field or a wrong type raises `
 no path, so the same inputs give the same bytes. It has digests of the tensors, of config.json and of itself, which tie
 a verdict to the weights that it judges (`zeropoint.files.identity`).
 
-`write` in writer.py writes the card first, without quality and verdict, from a `Card` that quantization/to_artifact.py,
+`write` in writer.py creates the card, without quality and verdict, from a `Card` that quantization/to_artifact.py,
 importers/__init__.py or runtime/torch_engine/saving.py made. `update_card` adds quality and verdict later. It is called
 by `Verdict.write` in evaluate/gate/verdict.py after `check` or `fit`, and by runtime/torch_engine/saving.py, which
 copies quality and verdict when an unchanged model is saved again.

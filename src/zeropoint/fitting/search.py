@@ -35,8 +35,8 @@ LOSS_MARGIN = 0.85
 SPEED_MARGIN = 0.97
 #: Maximum number of runs of the integer program with a corrected loss bound. Exchanges of one or two groups follow.
 ROUNDS = 5
-#: Factor on the loss target after each measured plan that misses the target. Without the factor, every corrected plan
-#: would come closer to the target and still miss it.
+#: Factor on the loss target after each measured plan that misses the target. Without it, successive plans would
+#: approach the target without ever meeting it.
 AFTER_A_MISS = 0.97
 
 
@@ -63,8 +63,8 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
 
     - `losses[g, 0]` (16 bits) is 0;
     - `losses[g, 1]` (the first quantized format) is KL(16-bit model with g in format 1);
-    - `losses[g, f]` for f > 1 is `losses[g, 1]` + KL(base with g in f) - KL(base), at least `losses[g, 1]`. The base is
-      the whole model in format 1, which runs faster than the 16-bit model.
+    - `losses[g, f]` for f > 1 is `losses[g, 1]` plus what moving g from format 1 to f adds to the KL of the base (never
+      negative). The base is the whole model in format 1, which runs faster than the 16-bit model.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -312,7 +312,7 @@ class Search:
             scale = best.loss.kl / best.promised if best.promised > 0 else 1.0
             expected = best.loss.kl + scale * delta["loss"]
             allowed &= (rank < -1e-9) & (expected <= target * 1.02)
-        # At most len(_tried) of the ranked plans have been run, so the first len(_tried) + 1 include a new one.
+        # Only len(_tried) plans have been run, so a new one, if any, is among the first len(_tried) + 1.
         for index in np.flatnonzero(allowed)[np.argsort(rank[allowed], kind="stable")][
             : len(self._tried) + 1
         ]:

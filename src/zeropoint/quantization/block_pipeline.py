@@ -18,8 +18,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- for each submodule whose layers are all quantized and that later runs replace by its last layer (`stages.py`): that
-  layer's bfloat16 input, for all tokens;
+- the bfloat16 input of some layers, for all tokens. Later runs compute some fully quantized submodules by their last
+  layer alone (`stages.py`), and these are the inputs of these last layers;
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -182,7 +182,7 @@ def quantize_layers(
 def run_quantized_block(
     block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch; skip the submodules whose last layer's input is stored.
+    """Return the block's outputs, batch by batch. Where a submodule's last-layer input is stored, run only that layer.
 
     The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
     """
@@ -195,7 +195,7 @@ def run_quantized_block(
 
 
 def _drift_views(plan: BlockPlan, stages: Sequence[Stage]) -> list[LayerView]:
-    """Return the first view of each stage that needs `drift`, without stages of experts, which share no input."""
+    """Return the first view of each stage that needs `drift`. Stages of experts are left out: they share no input."""
     return [
         stage.views[0]
         for stage in stages

@@ -96,7 +96,7 @@ class Engine(Protocol):
     SUMMARY: str
     """A few words for the help of `--engine`."""
     FALLBACK: str
-    """The words after "MODEL runs" in the warning that the preferred engine refused the model."""
+    """Said of this engine when it runs a model that the preferred engine refused: "MODEL runs ..."."""
     LABELS: Mapping[str, str]
     """Maps `Runner.engine` to the words after "Run by" in a report. A name without an entry is shown as it is."""
 
@@ -112,7 +112,7 @@ class Engine(Protocol):
         ...
 
     def open(self, path: Path, options: OpenOptions) -> Runner:
-        """Load the model, with whatever must be made first, such as a file of packed weights.
+        """Make what the model needs first, such as a file of packed weights, then load the model.
 
         Raises `UnsupportedError` if only the weights show that the engine does not run the model, `ArtifactError` or
         `CheckpointError` if the files are damaged, `UsageError` for a wrong option.
