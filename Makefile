@@ -14,11 +14,12 @@ export HF_HUB_OFFLINE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint native-test docs pytest model gemma clean
+.PHONY: help install demo test lint native-test emulated docs pytest model gemma clean
 help:
 	@sed -n '1,3p' Makefile | cut -c3-
 	@echo 'make install  the virtual environment alone      make lint     ruff, mypy, import contract'
 	@echo 'make model    the real model alone               make clean    remove what was built'
+	@echo 'make emulated the library that emulates AVX-512 and AMX, for tests/kernels/test_emulated.py'
 	@echo 'make gemma    Gemma 3 270M: a GGUF and its folder   make docs     the documentation site, build/site'
 
 install: $(STAMP)
@@ -62,15 +63,21 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The C++ tests, compiled with the address and undefined-behaviour sanitizers, and again with AVX-512 and AMX emulated;
-# the thread pool again under the thread sanitizer.
+# The C++ tests, compiled with the address and undefined-behaviour sanitizers, and again with AVX-512 and AMX
+# emulated; the thread pool again under the thread sanitizer, which needs neither the emulated levels nor their
+# comparison.
 native-test: $(STAMP)
 	cmake -S . -B build/sanitize $(SANITIZED) -DZEROPOINT_SANITIZE=address,undefined
 	cmake --build build/sanitize
-	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	ctest --test-dir build/sanitize --output-on-failure --no-tests=error -j 2
 	cmake -S . -B build/tsan $(SANITIZED) -DZEROPOINT_SANITIZE=thread -DZEROPOINT_EMULATED=OFF
 	cmake --build build/tsan
-	ctest --test-dir build/tsan --output-on-failure --no-tests=error
+	ctest --test-dir build/tsan --output-on-failure --no-tests=error --exclude-regex '^levels$$'
+
+# The library whose AVX-512 and AMX kernels run on any x86 CPU, for tests/kernels/test_emulated.py.
+emulated: $(STAMP)
+	cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release -DZEROPOINT_TESTS=ON
+	cmake --build build/emulated --target zeropoint_emulated
 
 pytest: $(STAMP) $(MODEL)/model.safetensors
 	ZEROPOINT_REFERENCE_MODEL=$(MODEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \

@@ -44,7 +44,7 @@ uint32_t detect() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     levels |= 1u << ZP_AVX2;
-#if defined(ZP_EMULATED)  // the library of the tests, whose kernels of these levels are plain C++ (native/tests/emulated)
+#if defined(ZP_EMULATED)  // zeropoint_emulated of the tests: its AVX-512 and AMX kernels are plain C++
   levels |= 1u << ZP_AVX512 | 1u << ZP_AMX;
 #else
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -5,8 +5,8 @@
 // does not compile for zeropoint_emulated until that one is written here too. What would fault on a processor (an
 // aligned access at another address), or is not emulated (a rounding that no kernel asks for), ends the process.
 //
-// The functions are defined in memory.cpp and arithmetic.cpp and not here: inlined into the kernels, which unroll their loops, they
-// would take the compiler minutes.
+// The functions are defined in memory.cpp and arithmetic.cpp. Defined here, they would be inlined into the unrolled
+// loops of the kernels, and the compiler would take minutes.
 //
 // The names lie in namespace zp, where the kernels find them before any of the same name that a header of the compiler
 // may declare outside of it.
