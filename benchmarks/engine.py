@@ -10,7 +10,7 @@ asked sleeps, and one that kept the processor busy meanwhile is named. Models ar
 
 - load: from starting the process to the first token after a prompt of 16, files in the page cache
 - prefill 512: tokens/s of the prompt; decode: greedy tokens/s after a prompt of 16, and after one of 512
-- batch-8, batch-32: tokens/s of so many sequences decoded together, prompts of 16
+- batch-8, batch-32: total tokens/s when 8 or 32 sequences are decoded together, after prompts of 16
 - of limit: bytes of the weights that a decode step reads x tokens/s / measured read bandwidth
 """
 
@@ -36,8 +36,8 @@ from zeropoint.machine.detect import Machine
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = "zeropoint"
-METRICS = ("load s", "prefill 512", "decode", "decode after 512", "batch-8 decode", "batch-32 decode")
 BATCHES = (8, 32)
+METRICS = ("load s", "prefill 512", "decode", "decode after 512", *(f"batch-{n} decode" for n in BATCHES))
 LOWER_IS_BETTER = ("load s",)
 TICK = os.sysconf("SC_CLK_TCK")
 

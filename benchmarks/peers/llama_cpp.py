@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "Q8_0-nofa", "Q4_0-nofa")
-SEQUENCES = ((8, 1024), (32, 128))  # contexts: of so many sequences at most, each of so many tokens
+#: Room of each context: sequences, and tokens of a sequence. A batch runs in the first context that has room for it.
+CONTEXTS = ((8, 1024), (32, 128))
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def load(path: str, fmt: str, threads: int):
         return lc.llama_init_from_model(model, params)
 
     def context_for(sequences: int):
-        return context_of(*next(limits for limits in SEQUENCES if sequences <= limits[0]))
+        return context_of(*next(room for room in CONTEXTS if sequences <= room[0]))
 
     vocab_size = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
     batch = lc.llama_batch_init(512, 0, 1)

@@ -16,10 +16,10 @@ constexpr int kLanes = 16;  // output channels in a block
 // Codes lie in blocks of 16 output channels, k is the column. A vector is 64 codes, 4 columns of the 16 channels: one
 // operand of VPDPBUSD. 16 vectors are one AMX B tile.
 // - 6 to 8 bits: one byte per code, [block][k / 4][channel][k % 4].
-// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. A byte holds two codes of a channel. The low
-//   half is the code of column k (k % 8 < 4) plus 8, the high half that of column k + 4 plus 8.
-// - 5 bits: nibbles hold the low four bits of code + 16. The fifth bits are in `fifth`: 64 bits (8 bytes) per vector,
-//   bit channel * 4 + k % 4 for each code.
+// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. Every 8 columns, byte j of a channel (j < 4) holds the
+//   code of column j in its low half and the code of column j + 4 in its high half, both raised by 8.
+// - 5 bits: codes are raised by 16. Nibbles hold their low four bits. `fifth` holds their fifth bits, 64 bits (8 bytes)
+//   for each vector: bit 4 * channel + k % 4 belongs to column k.
 //
 // A segment is a run of columns with one weight scale and one activation scale. The products of its codes are summed
 // as int32, and each sum is multiplied by both scales. With two-level scales (`nested`), a group's weight scale is an
@@ -54,17 +54,18 @@ struct Weight {
 
 // The quantized input of a product. Vector kernels read plain rows. AMX reads tiles of 16 rows, stored so that a tile
 // load touches consecutive cache lines. `codes` and `sums` have one row per limb of a token, `scale` has one row per
-// token. A scale that does not vary along the row is stored for the first segment only. If `shorts` is true, 16-bit
-// codes are not split into limbs, and `codes` has one row per token.
+// token. A scale that does not vary along the row is stored for the first segment only. If `int16` is true,
+// 16-bit codes are not split into limbs, and `codes` has one row per token.
 struct Activations {
-  // plain: [row][limb][columns_padded]; tiled: [row / 16][limb][k / k_unit][16][k_unit]; shorts: 16-bit codes
-  // [row][columns_padded], row_bytes from row to row
+  // plain: int8 [row][limb][columns_padded]
+  // tiled: int8 [row / 16][limb][k / k_unit][16][k_unit]
+  // int16: int16 [row][columns_padded], and unused bytes to the end of a row
   int8_t* codes;
   float* scale;   // plain: [row][segments]; tiled: [row / 16][segment][16]
   int32_t* sums;  // sum of a segment's codes; plain: [row][limb][segments]; tiled: [row / 16][limb][segment][16]
-  int64_t row_bytes;  // shorts: bytes from one row of codes to the next
+  int64_t token_bytes;  // of a token's codes, all limbs; int16: from one row to the next
   bool tiled;
-  bool shorts;
+  bool int16;
   bool limbs_share_tile;  // at most 8 rows: codes are [k / k_unit][limb][8][k_unit], both limbs in one tile
   bool want_sums;         // false: the product does not read `sums`, which need not be filled
 };
@@ -103,13 +104,13 @@ namespace avx512 {
 const Kernels* kernels();
 }
 
-// The kernels of AVX2 for 16-bit input codes. shorts_integer takes codes that are not split into limbs; its `scratch`
-// has shorts_scratch_bytes. few_nibbles takes limbs, of weights for which takes_few_nibbles is true.
+// The kernels of AVX2 for 16-bit input codes. int16_integer takes codes that are not split into limbs; its `scratch`
+// has int16_scratch_bytes. few_nibbles takes limbs, by weights for which supports_few_nibbles is true.
 namespace avx2 {
-void shorts_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
-int64_t shorts_scratch_bytes();
+void int16_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
+int64_t int16_scratch_bytes();
 void few_nibbles(const Product& product, int64_t begin, int64_t end, void* scratch);
-bool takes_few_nibbles(const Weight& weight);
+bool supports_few_nibbles(const Weight& weight);
 }
 
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).

@@ -129,7 +129,7 @@ static_assert(sizeof(Tag) <= kAlignment);
 
 Tag tag_of(const Weight& w, int64_t rows, const Activations& input) {
   return {rows,         w.columns, w.segment,           static_cast<int32_t>(w.k_unit),
-          w.activation, w.limbs,   input.tiled ? 1 : input.shorts ? 2 : 0, input.want_sums ? 1 : 0};
+          w.activation, w.limbs,   input.tiled ? 1 : input.int16 ? 2 : 0, input.want_sums ? 1 : 0};
 }
 
 uint8_t* behind_tag(void* input) {

@@ -30,9 +30,9 @@ constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// From this many rows on, AVX2 multiplies nibbles by whole 16-bit codes. With fewer rows, limbs are faster
-// (docs/decisions/activations-16-bit.md).
-constexpr int64_t kShortsMinRows = 4;
+// Least number of rows (tokens) for which AVX2 multiplies nibbles by int16 input codes. For fewer rows, splitting the
+// codes into int8 limbs was measured to be faster (docs/decisions/activations-16-bit.md).
+constexpr int64_t kInt16MinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;
 
@@ -72,18 +72,23 @@ bool uses_amx(const Weight& w, int64_t rows) {
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
 }
 
-// True if the input's 16-bit codes are not split into limbs, because AVX2 multiplies 16-bit numbers. With few rows,
-// widening nibbles to 16 bits costs more than it saves.
-bool uses_shorts(const Weight& w, int64_t rows) {
-  return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2 && (!w.nibbles || rows >= kShortsMinRows);
+// True if the weight takes 16-bit input codes and the level is AVX2, which multiplies int16 numbers (VPMADDWD).
+bool is_16_bit_on_avx2(const Weight& w) {
+  return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2;
 }
 
-// Return the bytes from one row of 16-bit codes to the next: an odd multiple of 512. A kernel reads pieces of some rows
-// side by side, and rows a multiple of 4096 bytes apart would push one another out of the first-level cache.
-int64_t row_bytes_of_shorts(const Weight& w) {
+// True if 16-bit input codes stay int16 and are not split into limbs.
+bool uses_int16(const Weight& w, int64_t rows) {
+  return is_16_bit_on_avx2(w) && (!w.nibbles || rows >= kInt16MinRows);
+}
+
+// Return the bytes of a token's codes. Rows of int16 codes are an odd multiple of 512 bytes apart: a kernel reads
+// pieces of several rows at a time, and rows a multiple of 4096 bytes apart would evict one another from the
+// first-level cache.
+int64_t token_bytes(const Weight& w, int64_t rows) {
+  if (!uses_int16(w, rows)) return w.limbs * w.columns_padded;
   constexpr int64_t kUnit = 512;
-  return round_up(w.columns_padded * 2, kUnit) / kUnit % 2 == 0 ? round_up(w.columns_padded * 2, kUnit) + kUnit
-                                                                 : round_up(w.columns_padded * 2, kUnit);
+  return (ceil_div(w.columns_padded * 2, kUnit) | 1) * kUnit;
 }
 
 struct InputOffsets {  // byte offsets into the memory of a quantized input; the codes are at 0
@@ -91,10 +96,10 @@ struct InputOffsets {  // byte offsets into the memory of a quantized input; the
 };
 
 InputOffsets input_offsets(const Weight& w, int64_t rows) {
+  const int64_t bytes = token_bytes(w, rows);
   rows = round_up(rows, kRowUnit);
   InputOffsets offsets{};
-  const int64_t row_bytes = uses_shorts(w, rows) ? row_bytes_of_shorts(w) : w.limbs * w.columns_padded;
-  offsets.scale = static_cast<size_t>(round_up(rows * row_bytes, kAlignment));
+  offsets.scale = static_cast<size_t>(round_up(rows * bytes, kAlignment));
   offsets.sums = offsets.scale + static_cast<size_t>(rows * w.segments) * 4;
   offsets.end = offsets.sums + static_cast<size_t>(rows * w.limbs * w.segments) * 4;
   return offsets;
@@ -106,16 +111,15 @@ Multiply multiply_for(const Weight& w, int64_t rows) {
   const Kernels* kernels = active_kernels();
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
-  if (uses_shorts(w, rows)) return {avx2::shorts_integer, avx2::shorts_scratch_bytes()};
-  if (quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2 && avx2::takes_few_nibbles(w))
-    return {avx2::few_nibbles, 0};
+  if (uses_int16(w, rows)) return {avx2::int16_integer, avx2::int16_scratch_bytes()};
+  if (is_16_bit_on_avx2(w) && avx2::supports_few_nibbles(w)) return {avx2::few_nibbles, 0};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
   return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
 }
 
 bool same_input(const Weight& a, const Weight& b, int64_t rows) {
-  return quantizes_input(a) == quantizes_input(b) && uses_shorts(a, rows) == uses_shorts(b, rows) &&
+  return quantizes_input(a) == quantizes_input(b) && uses_int16(a, rows) == uses_int16(b, rows) &&
          a.columns == b.columns && a.activation == b.activation && a.limbs == b.limbs &&
          a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment &&
          has_byte_zeros(a) == has_byte_zeros(b);
@@ -129,20 +133,20 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
   if (!quantizes_input(w)) return {};
   const InputOffsets offsets = input_offsets(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
-  const bool tiled = uses_amx(w, rows), shorts = uses_shorts(w, rows);
+  const bool tiled = uses_amx(w, rows), int16 = uses_int16(w, rows);
   return {.codes = reinterpret_cast<int8_t*>(bytes),
           .scale = reinterpret_cast<float*>(bytes + offsets.scale),
           .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
-          .row_bytes = shorts ? row_bytes_of_shorts(w) : 0,
+          .token_bytes = token_bytes(w, rows),
           .tiled = tiled,
-          .shorts = shorts,
+          .int16 = int16,
           .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
-          .want_sums = !shorts && (!tiled || has_byte_zeros(w))};  // vector kernels of int8 may always read the sums
+          .want_sums = !int16 && (!tiled || has_byte_zeros(w))};  // vector kernels of int8 may always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
   Activations rest = input;
-  rest.codes += row * (input.shorts ? input.row_bytes : w.limbs * w.columns_padded);
+  rest.codes += row * input.token_bytes;
   rest.scale += row * w.segments;
   rest.sums += row * w.limbs * w.segments;
   return rest;

@@ -280,8 +280,8 @@ ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
  * wide from the start. */
 enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
-/* Create a cache for keys and values. `tokens` (1 to 2^31) is the total over all `sequences` sequences (1 to 2^20), which
- * share its pages. */
+/* Create a cache for keys and values. `tokens` (1 to 2^31) is the total over all `sequences` sequences (1 to 2^20),
+ * which share its pages. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);

@@ -1,4 +1,4 @@
-// The AMX instructions: part of amx.cpp, the only file with AMX flags.
+// A function for each AMX instruction, included by amx.cpp only, the one file that is compiled with AMX flags.
 //
 // native/tests/emulated/kernels/amx_tiles.h has the same functions in plain C++. The build of zeropoint_emulated finds
 // that file first, so this one holds nothing but what it replaces.

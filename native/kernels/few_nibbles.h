@@ -1,7 +1,8 @@
-// The product of few rows of 16-bit input codes by nibbles on AVX2: part of shorts.cpp, needs ZP_VEC's vector type.
+// The product of few rows of 16-bit input codes by nibbles on AVX2: part of int16.cpp, needs ZP_VEC's vector type.
 //
-// Widening nibbles to 16 bits would cost as much as the products of a row. So the two limbs of the input codes are
-// multiplied (VPMADDUBSW), and products are summed in 16 bits for as many columns as fit.
+// For few rows, widening the nibbles to 16 bits takes as long as multiplying them. So the input codes are split into
+// int8 limbs, and VPMADDUBSW multiplies nibbles by limbs. Products are summed in 16 bits over as many columns as
+// possible.
 #pragma once
 
 #include "core/layout.h"
@@ -12,7 +13,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// Where reading stands: in the block's codes and in the two limbs of the row.
+// Read positions: in the block's codes and in the two limbs of the row.
 struct Operands {
   const uint8_t* codes;
   const uint8_t* fifths;
@@ -37,15 +38,15 @@ __attribute__((always_inline)) inline void add_columns(Operands& at, V::Int& low
   at.high += 8;
 }
 
-// Return `sum` plus the products of `columns` columns. Codes include + 8 or + 16, which the first `sum` makes up for.
+// Return `sum` plus the products of `columns` columns. Codes are raised by 8 or 16; the caller's `sum` corrects for it.
 template <Stored STORED>
 __attribute__((always_inline)) inline V::Int sum_of_columns(Operands& at, int64_t columns, V::Int sum) {
-  constexpr int kSteps = STORED == Stored::kFives ? 2 : 4;  // of eight columns: their sums fit 16 bits (V::dot_pairs)
+  constexpr int64_t kSteps = Form<STORED>::kPairColumns / 8;
   for (int64_t left = columns / 8; left > 0; left -= kSteps) {
     V::Int low = V::set_int(0), high = V::set_int(0);
     if (left >= kSteps) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kSteps; ++i) add_columns<STORED>(at, low, high);
+      for (int64_t i = 0; i < kSteps; ++i) add_columns<STORED>(at, low, high);
     } else {
       for (int64_t i = 0; i < left; ++i) add_columns<STORED>(at, low, high);
     }
@@ -55,7 +56,7 @@ __attribute__((always_inline)) inline V::Int sum_of_columns(Operands& at, int64_
   return sum;
 }
 
-// Multiply one row by a block. A segment has at most kMostColumns columns.
+// Multiply one row by a block. The weight must fulfil supports_few_nibbles.
 template <Stored STORED, bool BY_SEGMENT>
 void row_by_nibbles(const Product& p, int64_t row, int64_t block) {
   using Form = Form<STORED>;

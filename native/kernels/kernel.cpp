@@ -2,8 +2,8 @@
 // per level with the level's flags, ZP_LEVEL (the level's namespace) and ZP_VEC (the header of its vector type).
 //
 // Vec, the vector type (alias V), has 16 lanes: the 16 output channels of a block. Besides operations it has constants:
-// kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide
-// (blocks of a tile with one row).
+// kOffsetBytes (added to the codes that load_bytes returns), kPairs (products of nibbles are summed in 16 bits first),
+// kRows (rows of the largest register tile) and kWide (blocks of a tile with one row).
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
 // are input channels, counted by k.
@@ -12,8 +12,8 @@
 //   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
 //   after the last segment: y = total * (the scales that are equal in all segments) + bias
 // The first line leaves out a scale that is equal in all segments. If every float scale is equal in all segments, the
-// segments are summed as integers first. The two limbs of a 16-bit token are separate rows of sums until these are
-// converted to float: float(dot) is join(high, low).
+// segments are summed as integers first. A 16-bit token has two rows of integer sums, one for each limb.
+// join(high, low) in output.h converts both to one float.
 #include ZP_VEC
 
 #include "core/layout.h"
@@ -94,9 +94,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
     }
-    // Where products of nibbles are summed in 16 bits first, as many columns as fit are summed so at a time.
     constexpr bool kPairs = V::kPairs && kNibbles;
-    constexpr int64_t kColumnsOfPairs = Form::kFifths ? 16 : 32;
     // With few sums in a tile, a second chain of sums hides the latency of the first.
     constexpr bool kTwoChains = ROWS * BLOCKS <= 4 && !kPairs;
     V::Int chain[ROWS][BLOCKS];
@@ -108,7 +106,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     }
     const int64_t k_end = smaller((s + 1) * w.segment, w.columns_padded);
     for (int64_t k = s * w.segment; k < k_end;) {
-      const int64_t stop = kPairs ? smaller(k + kColumnsOfPairs, k_end) : k_end;
+      const int64_t stop = kPairs ? smaller(k + Form::kPairColumns, k_end) : k_end;
       V::Int pairs[ROWS][BLOCKS];
       if constexpr (kPairs) {
 #pragma GCC unroll 16
@@ -128,25 +126,27 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
             if constexpr (!kNibbles) V::prefetch(ahead + 64);
           }
         }
+        if constexpr (kPairs) {
 #pragma GCC unroll 16
-        for (int m = 0; m < ROWS; ++m)
+          for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-          for (int n = 0; n < BLOCKS; ++n) {
-            if constexpr (kPairs) {
+            for (int n = 0; n < BLOCKS; ++n) {
               pairs[m][n] = V::dot_pairs(pairs[m][n], first[n], x[m] + k);
               pairs[m][n] = V::dot_pairs(pairs[m][n], second[n], x[m] + k + 4);
-            } else {
-              dot[m][n] = V::template dot<kNibbles>(dot[m][n], first[n], x[m] + k);
             }
-          }
-        if constexpr (kPairs) continue;
+        } else {
 #pragma GCC unroll 16
-        for (int m = 0; m < ROWS; ++m)
+          for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-          for (int n = 0; n < BLOCKS; ++n) {
-            V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
-            sum = V::template dot<kNibbles>(sum, second[n], x[m] + k + 4);
-          }
+            for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::template dot<kNibbles>(dot[m][n], first[n], x[m] + k);
+#pragma GCC unroll 16
+          for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int n = 0; n < BLOCKS; ++n) {
+              V::Int& sum = kTwoChains ? chain[m][n] : dot[m][n];
+              sum = V::template dot<kNibbles>(sum, second[n], x[m] + k + 4);
+            }
+        }
       }
       if constexpr (kPairs) {
 #pragma GCC unroll 16

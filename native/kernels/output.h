@@ -1,4 +1,4 @@
-// From sums to outputs: scales, the joining of 16-bit sums, stores. Part of kernel.cpp and shorts.cpp, needs ZP_VEC's
+// From sums to outputs: scales, the joining of 16-bit sums, stores. Part of kernel.cpp and int16.cpp, needs ZP_VEC's
 // vector type.
 #pragma once
 
@@ -15,15 +15,15 @@ V::Float load_scale(const Weight& w, int64_t block, int64_t group) {
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
 
-// Add the bias and store a block's 16 outputs of one token, number `row`.
+// Add the bias to a block's 16 outputs of token `row`, and store them.
 void store_output(const Product& p, int64_t row, int64_t block, V::Float value) {
   const int64_t column = block * kLanes, count = p.weight->rows - column;
   if (p.bias) value = V::add(value, load(p.bias + column, count));
   store(p.y + row * p.y_stride + column, count, value);
 }
 
-// Return 128 * high + low as float. The result depends on that sum alone, because `low` is carried into 0..127 first.
-// So every level gets the same result, whether it adds up 16-bit codes as one number or as two limbs.
+// Convert the integer 128 * high + low to float. First carry from `low` to `high`, so that `low` is 0 to 127: equal
+// integers are then rounded to equal floats, whether a level sums 16-bit codes as one number or as two limbs.
 V::Float join(V::Int high, V::Int low) {
   const V::Int carry = V::template shift_right<7>(low);
   const V::Int rest = V::sub(low, V::template shift_left<7>(carry));

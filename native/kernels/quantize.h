@@ -1,7 +1,7 @@
 // Dynamic quantization of a product's input: part of kernel.cpp, needs ZP_VEC's vector type.
 //
-// code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels. `most` is
-// 127, or 16319 for 16-bit codes.
+// code = round(x * most / absmax), scale = absmax / most, with absmax over a token or a group of its channels. `most`
+// is 127, or 16319 for 16-bit codes.
 #pragma once
 
 #include "partial.h"
@@ -161,20 +161,20 @@ void quantize_token(const Product& p, const Place& at, const float* x) {
   }
 }
 
-// Quantize row `row` with one scale to 16-bit codes: round(x * 16319 / absmax). Rows have room for whole vectors.
-void quantize_shorts(const Product& p, int64_t row, const float* x) {
+// Quantize row `row` with one scale to int16 codes: round(x * 16319 / absmax). Rows have room for whole vectors.
+void quantize_int16(const Product& p, int64_t row, const float* x) {
   const Weight& w = *p.weight;
   const Scales s = scales_of(absmax_bits(x, w.columns), kMost16);
   p.input.scale[row * w.segments] = s.scale;
   const V::Float factor = V::set_float(s.inverse);
-  auto* codes = reinterpret_cast<int16_t*>(p.input.codes + row * p.input.row_bytes);
+  auto* codes = reinterpret_cast<int16_t*>(p.input.codes + row * p.input.token_bytes);
   const int64_t real = s.inverse == 0.0f ? 0 : w.columns;
   for (int64_t k = 0; k < w.columns_padded; k += kLanes)
-    V::store_shorts(codes + k, k < real ? V::round(V::mul(load(x + k, real - k), factor)) : V::set_int(0));
+    V::store_int16(codes + k, k < real ? V::round(V::mul(load(x + k, real - k), factor)) : V::set_int(0));
 }
 
-// Quantize all whole groups of a row, if group, segment and k_unit have the same size, VECTORS * 16 columns. A group's
-// values stay in registers between the search for the maximum and the rounding. Returns the first column that is left.
+// Quantize all complete groups of a row. Group, segment and k_unit must all be VECTORS * 16 columns: then a group's
+// values stay in registers from the search for the maximum to the rounding. Returns the first column that is left.
 template <int VECTORS>
 int64_t quantize_small_groups(const Product& p, const Place& at, const float* x) {
   const Weight& w = *p.weight;
@@ -215,8 +215,8 @@ void quantize(const Product& p, int64_t begin, int64_t end) {
   const bool small = group == w.segment && group == w.k_unit;
   for (int64_t row = begin; row < end; ++row) {
     const float* x = p.x + row * p.x_stride;
-    if (p.input.shorts) {
-      quantize_shorts(p, row, x);
+    if (p.input.int16) {
+      quantize_int16(p, row, x);
       continue;
     }
     const Place at = place(w, p.input, row);

@@ -1,4 +1,4 @@
-// Sums of products of 16-bit input codes, exact beyond 32 bits: part of shorts.cpp, needs ZP_VEC's vector type.
+// Sums of products of 16-bit input codes, exact beyond 32 bits: part of int16.cpp, needs ZP_VEC's vector type.
 #pragma once
 
 #include "output.h"
@@ -10,7 +10,8 @@ namespace {
 // points. A panel of 640 columns and the codes of a tile's rows fill the first-level cache.
 constexpr int64_t kMostColumns = 640, kMostColumnsWithZeros = 512;
 
-// The exact sums of a block's 16 channels for one row, 128 * high + low, and the float sums of the segments before.
+// The sums of a block's 16 channels for one row: the exact integers 128 * high + low, and the scaled float sums of the
+// segments that are complete.
 struct Sums {
   V::Int high = V::set_int(0), low = V::set_int(0);
   V::Float total = V::set_float(0.0f);
@@ -27,12 +28,16 @@ struct Sums {
   }
 };
 
+// Apply the input's scale to a block's 16 sums of token `row`, and store them.
+void store_sums(const Product& p, int64_t row, int64_t block, V::Float sums) {
+  store_output(p, row, block, V::mul(sums, V::set_float(p.input.scale[row * p.weight->segments])));
+}
+
 // Apply the scales that do not vary along the row, and store a row's 16 outputs.
 template <bool BY_SEGMENT>
 void finish(const Product& p, int64_t row, int64_t block, const Sums& sums) {
-  const Weight& w = *p.weight;
-  const V::Float value = BY_SEGMENT ? sums.total : V::mul(join(sums.high, sums.low), load_scale(w, block, 0));
-  store_output(p, row, block, V::mul(value, V::set_float(p.input.scale[row * w.segments])));
+  store_sums(p, row, block,
+             BY_SEGMENT ? sums.total : V::mul(join(sums.high, sums.low), load_scale(*p.weight, block, 0)));
 }
 
 }  // namespace

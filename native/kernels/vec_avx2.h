@@ -62,8 +62,8 @@ struct Vec {
     return {_mm256_add_epi32(sum.a, quad<NIBBLES>(w.a, all)),
             _mm256_add_epi32(sum.b, quad<NIBBLES>(w.b, all))};
   }
-  // Add sums of two products in 16 bits, wrapping around: exact for 32 columns of nibbles (8 pairs of at most 2 * 15 *
-  // 127), or 16 columns with fifth bits (4 pairs of 2 * 31 * 127).
+  // Add sums of two products each, in 16 bits. 32 columns of nibbles do not overflow (8 sums of at most 2 * 15 * 127),
+  // nor do 16 columns with fifth bits (4 sums of at most 2 * 31 * 127).
   static Int dot_pairs(Int sum, Codes w, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
@@ -153,7 +153,7 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
 
-  static void store_shorts(int16_t* p, Int x) {
+  static void store_int16(int16_t* p, Int x) {
     const __m256i words = _mm256_packs_epi32(x.a, x.b);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
   }

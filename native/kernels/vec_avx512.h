@@ -87,7 +87,7 @@ struct Vec {
   static void store_bytes(int8_t* p, Int a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
   }
-  static void store_shorts(int16_t* p, Int a) {
+  static void store_int16(int16_t* p, Int a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
   }
 

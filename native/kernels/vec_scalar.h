@@ -177,7 +177,7 @@ struct Vec {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
   }
   // Store the lanes as 16-bit numbers.
-  static void store_shorts(int16_t* p, Int a) {
+  static void store_int16(int16_t* p, Int a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.v[i]);
   }
 

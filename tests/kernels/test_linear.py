@@ -114,8 +114,9 @@ def test_no_sum_saturates(text: str, code: str, rows: int, columns: int) -> None
         expected = reference_linear(x, weight)
         results = list(each_level(x, weight, None, 2))
         for level, y in zip(LEVELS, results, strict=True):
-            # A sum of 16-bit codes is rounded as 128 * high + low: the high part, if it is long, and the whole.
-            np.testing.assert_allclose(y, expected, rtol=1.8e-7 if most > 127 else 0)
+            # Converting a sum 128 * high + low of 16-bit codes to float32 rounds the result, and in long rows `high`.
+            rounding = 0 if most <= 127 else 1.2e-7 if columns == 512 else 1.8e-7
+            np.testing.assert_allclose(y, expected, rtol=rounding)
             if scheme.activation is not None:
                 np.testing.assert_array_equal(y, results[0], err_msg=level)
 

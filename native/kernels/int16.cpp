@@ -1,5 +1,6 @@
 // The integer product of AVX2 for 16-bit input codes. VPMADDWD multiplies pairs of 16-bit numbers and adds the two
-// products in 32 bits, exactly, so a 16-bit code is one operand here. Other kernels multiply it as two int8 limbs.
+// products in 32 bits, exactly, so an input code stays one int16 number here. Other kernels split it into two int8
+// limbs.
 //
 // A vector of weights holds four channels times four columns as 16-bit numbers. It is multiplied by four input codes,
 // repeated for each channel. Sums therefore have two numbers for each channel, which are added at the end (join_pairs).
@@ -60,7 +61,7 @@ struct Piece {
 
 // Return a row's codes.
 const int16_t* codes_of(const Product& p, int64_t row) {
-  return reinterpret_cast<const int16_t*>(p.input.codes + row * p.input.row_bytes);
+  return reinterpret_cast<const int16_t*>(p.input.codes + row * p.input.token_bytes);
 }
 
 // Load four input codes, repeated four times.
@@ -75,8 +76,9 @@ __m256i join_pairs(__m256i low, __m256i high) {
   return _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8);
 }
 
-// Without this the compiler multiplies for all rows before it adds, and runs out of registers.
-void keep_in_registers(__m256i& a, __m256i& b) {
+// Make the compiler compute a and b here. Otherwise it multiplies for all rows before it adds, and runs out of
+// registers.
+void compute_now(__m256i& a, __m256i& b) {
   asm volatile("" : "+x"(a), "+x"(b));
 }
 
@@ -143,7 +145,7 @@ constexpr int64_t kHalf = kMostColumns * 8;  // numbers of half a panel, which h
 
 // Load eight columns of four channels, 4 n to 4 n + 3, as 16-bit numbers. Nibbles keep their offset.
 template <Stored STORED>
-void load_shorts(const uint8_t* codes, const uint8_t* fifths, int n, __m256i& first, __m256i& second) {
+void load_int16(const uint8_t* codes, const uint8_t* fifths, int n, __m256i& first, __m256i& second) {
   const auto bytes = [&](int64_t at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + at)); };
   if constexpr (STORED == Stored::kBytes) {
     first = _mm256_cvtepi8_epi16(bytes(16 * n));
@@ -192,7 +194,7 @@ void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* 
 #pragma GCC unroll 4
       for (int n = 0; n < 4; ++n) {
         __m256i both[2];
-        load_shorts<STORED>(codes, fifths, n, both[0], both[1]);
+        load_int16<STORED>(codes, fifths, n, both[0], both[1]);
 #pragma GCC unroll 2
         for (int q = 0; q < 2; ++q) {
           if (has_offset) both[q] = _mm256_sub_epi16(both[q], offset[n]);
@@ -224,7 +226,7 @@ __attribute__((always_inline)) inline void multiply_half(const int16_t* x, int64
       const __m256i four = load_four(x + m * stride + k);
       total[m][0] = _mm256_add_epi32(total[m][0], _mm256_madd_epi16(low, four));
       total[m][1] = _mm256_add_epi32(total[m][1], _mm256_madd_epi16(high, four));
-      keep_in_registers(total[m][0], total[m][1]);
+      compute_now(total[m][0], total[m][1]);
     }
   }
 #pragma GCC unroll 8
@@ -290,8 +292,8 @@ void group_of_rows(const Product& p, int64_t first, int64_t last, int64_t block,
       const auto first_half = (row == first ? kHalfTiles<kBytesPer4> : kHalfTiles<0>)[rows - 1];
       const auto second_half = kHalfTiles<0>[rows - 1];
       const int16_t* x = codes_of(p, row) + piece.begin;
-      first_half(x, p.input.row_bytes / 2, panel, piece.end - piece.begin, ahead, sum);
-      second_half(x, p.input.row_bytes / 2, panel + kHalf, piece.end - piece.begin, ahead, sum + 8);
+      first_half(x, p.input.token_bytes / 2, panel, piece.end - piece.begin, ahead, sum);
+      second_half(x, p.input.token_bytes / 2, panel + kHalf, piece.end - piece.begin, ahead, sum + 8);
       for (int m = 0; m < rows; ++m) {
         Sums of_row = piece.begin == 0 ? Sums() : sums[row - first + m];
         of_row.add({V::load256(sum + m * kLanes), V::load256(sum + m * kLanes + 8)});
@@ -321,21 +323,19 @@ void group_by_segments(const Product& p, int64_t first, int64_t last, int64_t bl
       const auto half_tile = kHalfTilesOfSegments[rows - 1];
       const int16_t* x = codes_of(p, row) + begin;
       for (int half = 0; half < 2; ++half)
-        half_tile(x, p.input.row_bytes / 2, panel + half * kHalf, end - begin, w.segment, scale + half * 8,
+        half_tile(x, p.input.token_bytes / 2, panel + half * kHalf, end - begin, w.segment, scale + half * 8,
                   total + (row - first) * kLanes + half * 8);
     }
   }
-  for (int64_t row = first; row < last; ++row)
-    store_output(p, row, block,
-                 V::mul(V::load(total + (row - first) * kLanes), V::set_float(p.input.scale[row * w.segments])));
+  for (int64_t row = first; row < last; ++row) store_sums(p, row, block, V::load(total + (row - first) * kLanes));
 }
 
-// Multiply all rows by blocks [begin, end). `scratch` has shorts_scratch_bytes.
+// Multiply all rows by blocks [begin, end). `scratch` has int16_scratch_bytes.
 template <Stored STORED, bool BY_SEGMENT>
 void many_rows(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
   auto* panel = reinterpret_cast<int16_t*>(scratch);
   auto* sums = reinterpret_cast<Sums*>(panel + 2 * kHalf);
-  const int64_t most = smaller(kGroupRows, kGroupBytes / p.input.row_bytes);
+  const int64_t most = smaller(kGroupRows, kGroupBytes / p.input.token_bytes);
   const int64_t group = most < kTileRows ? kTileRows : most / kTileRows * kTileRows;
   for (int64_t first = 0; first < p.rows; first += group)
     for (int64_t block = begin; block < end; ++block) {
@@ -364,16 +364,16 @@ void multiply(const Product& p, int64_t begin, int64_t end, uint8_t* scratch) {
 
 }  // namespace
 
-int64_t shorts_scratch_bytes() {
+int64_t int16_scratch_bytes() {
   return 2 * kHalf * static_cast<int64_t>(sizeof(int16_t)) + kGroupRows * static_cast<int64_t>(sizeof(Sums));
 }
 
-void shorts_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
+void int16_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   auto* memory = static_cast<uint8_t*>(scratch);
   p.weight->scale_by_segment ? multiply<true>(p, begin, end, memory) : multiply<false>(p, begin, end, memory);
 }
 
-bool takes_few_nibbles(const Weight& w) {
+bool supports_few_nibbles(const Weight& w) {
   return w.nibbles && w.segment <= kMostColumnsWithZeros;
 }
 
