@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from zeropoint.runtime.sampling import Sampling
-from zeropoint.values.arrays import Int32s
+from zeropoint.values.arrays import Floats, Int32s
 
 STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "failed"
 
@@ -29,10 +29,12 @@ class Request:
     """One text to continue.
 
     - `prompt`: token ids, at least one;
-    - `max_new_tokens`: at least 1, unless `prompt_logprobs` is set, which allows 0;
+    - `max_new_tokens`: at least 1, unless `prompt_logprobs` or `prompt_logits` is set, which allow 0;
     - `stop_tokens`: ids that end the text (the client leaves a stop token out of the text that it shows);
     - `logprobs`: with each new token, its log-probability and those of so many most likely tokens (None: neither);
     - `prompt_logprobs`: the same for each prompt token but the first;
+    - `prompt_logits`: return the logits after each of the last so many prompt tokens, which are therefore read and not
+      shared with an earlier request (0: none). The client bounds the memory: a row has 4 * vocab_size bytes;
     - `constraint`: the grammar, or None.
     """
 
@@ -42,6 +44,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logits: int = 0
     constraint: Constraint | None = None
 
 
@@ -58,10 +61,13 @@ class PromptRead:
     """The prompt is read. `cached_tokens` of it were shared with an earlier request.
 
     `scores` has one entry for each prompt token but the first if the request asked for `prompt_logprobs`, else none.
+    `logits`, float32 `[prompt_logits, vocab_size]`, are a copy of the model's own, before sampling options (None if the
+    request asked for none).
     """
 
     cached_tokens: int
     scores: tuple[TokenScore, ...] = ()
+    logits: Floats | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
