@@ -1,12 +1,14 @@
-"""What a client asks of an engine (`Request`), what comes back (`NewToken`, `Finished`), and the engine's interface."""
+"""What a client asks of an engine (`Request`), what comes back (`NewToken`, `Finished`), and the interfaces of engines
+and of the models that a server offers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from zeropoint.runtime.sampling import Sampling
+from zeropoint.tokenizer import Tokenizer
 from zeropoint.values.arrays import Floats, Int32s
 
 STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "failed"
@@ -100,6 +102,25 @@ class Ticket(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The state of an engine, and what it counted since it was loaded.
+
+    - `running`, `waiting`: requests in the batch and in the queue;
+    - `pages`, `free_pages`: of the key-value cache. Pages that only the prefix cache holds count as free;
+    - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and those found there;
+    - `preemptions`: requests that had to give up their pages and were read again.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages: int = 0
+    free_pages: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+
+
 class ServingEngine(Protocol):
     """One loaded model that continues many requests at once. All methods may be called from any thread."""
 
@@ -114,6 +135,56 @@ class ServingEngine(Protocol):
         """
         ...
 
+    def stats(self) -> EngineStats:
+        """Return the engine's state now."""
+        ...
+
     def drain(self, seconds: float) -> None:
         """Refuse new requests, finish the running ones for at most `seconds`, cancel the rest, stop the thread."""
+        ...
+
+
+class Model(Protocol):
+    """A model that the server offers by name. Its weights are loaded when they are first needed, and may be unloaded
+    while no request runs. All methods may be called from any thread.
+
+    `tokenizer`, `vocab_size` and `max_positions` (the longest context, prompt and answer together) are known without
+    the weights.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    vocab_size: int
+    max_positions: int
+
+    @property
+    def loaded(self) -> bool:
+        """Return whether the weights are in memory, so that `submit` returns at once."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the bytes of the loaded weights and the key-value cache; 0 while the model is not loaded."""
+        ...
+
+    def submit(self, request: Request, listener: Listener, *, client: str = "") -> Ticket:
+        """Queue a request as `ServingEngine.submit` does. Loads the weights first if needed, which takes seconds.
+
+        Also raises what loading raises (`ArtifactError`, `CheckpointError`, `UnsupportedError`), and `BusyError` if the
+        weights do not fit beside models that are busy.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Return the engine's state; what it counts goes on over unloading and loading again."""
+        ...
+
+
+class Models(Protocol):
+    """The models of a server, in the order of the command line."""
+
+    by_name: Mapping[str, Model]
+
+    def drain(self, seconds: float) -> None:
+        """Drain every engine, within `seconds` in all."""
         ...
