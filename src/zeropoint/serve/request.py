@@ -148,11 +148,13 @@ class Model(Protocol):
     """A model that the server offers by name. Its weights are loaded when they are first needed, and may be unloaded
     while no request runs. All methods may be called from any thread.
 
-    `tokenizer`, `vocab_size` and `max_positions` (the longest context, prompt and answer together) are known without
-    the weights.
+    `tokenizer`, `vocab_size`, `max_positions` (the longest context, prompt and answer together), `format` (the
+    number format in words, as reports show it) and `weights_bytes` (on disk) are known without loading the weights.
     """
 
     name: str
+    format: str
+    weights_bytes: int
     tokenizer: Tokenizer
     vocab_size: int
     max_positions: int
