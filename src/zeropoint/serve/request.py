@@ -169,6 +169,10 @@ class Model(Protocol):
         """Return the bytes of the loaded weights and the key-value cache; 0 while the model is not loaded."""
         ...
 
+    def load(self) -> None:
+        """Load the weights now, which takes seconds; nothing if they are loaded. Raises as `submit` does."""
+        ...
+
     def submit(self, request: Request, listener: Listener, *, client: str = "") -> Ticket:
         """Queue a request as `ServingEngine.submit` does. Loads the weights first if needed, which takes seconds.
 
