@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.speeds import speeds_of
 from tests.support.tiny import make_checkpoint
 from zeropoint.cli.main import build_parser, main
+from zeropoint.kernels import active_isa
+from zeropoint.machine.detect import Machine
+from zeropoint.runtime.native import format_speeds
+from zeropoint.runtime.native.format_speeds import FormatSpeeds
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,43 @@ def test_doctor(tmp_path: Path) -> None:
     assert code == 0
     assert found["machine"]["cores"] >= 1
     assert {row["format"] for row in found["kernels"]} >= {"int8", "int4"}
+    assert found["format_speeds"] is None
+
+
+def test_doctor_times_the_kernels_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    """The second run, with --no-measure, shows what the first one kept, and `quantize` says what it says."""
+    level, made = active_isa(), []
+
+    def pretend(*, threads: int, step: object) -> FormatSpeeds:
+        made.append(threads)
+        return speeds_of({"int4 decode": 2.5, "int8 prefill": 0.8}, level=level, threads=threads)
+
+    monkeypatch.setattr(format_speeds, "measure", pretend)
+    monkeypatch.setenv("ZEROPOINT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("zeropoint.cli.commands.doctor.this_machine", lambda measure: Machine.detect())
+    code, found = run_json(["doctor"], tmp_path / "d.json")
+    text = capsys.readouterr().out
+    assert code == 0
+    assert f"{level}: format" in text
+    assert "25.0 (2.50x)" in text
+    assert found["format_speeds"]["levels"][level]["int4"]["decode"] == 25.0
+    assert found["advice"][0] in text
+    assert "int4 is the fastest preset at decode (2.5 times FP16)" in found["advice"][0]
+    code, again = run_json(["doctor", "--no-measure"], tmp_path / "d.json")
+    assert again["format_speeds"] == found["format_speeds"]
+    assert main(["doctor", "--fresh", "--threads", str(made[0])]) == 0
+    assert made == [made[0], made[0]]
+    capsys.readouterr()
+    assert main(["quantize", str(model), "-o", str(tmp_path / "q"), "--format", "int8"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "on this machine int4 decodes 2.5 times as fast as int8 and fp16 reads prompts 1.2 times as fast as int8, "
+        "as `zeropoint doctor` measured"
+    )
+    assert main(["doctor", "--fresh", "--no-measure"]) == 2
+    assert "--fresh has no effect with --no-measure" in capsys.readouterr().err
 
 
 def test_inspect_predicts_what_quantize_writes(model: Path, int8: Path, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.speeds import speeds_of
 from tests.support.tiny import make_checkpoint
 from zeropoint import artifact
 from zeropoint.cli.main import main
 from zeropoint.errors import UsageError
-from zeropoint.fitting import Settings, fit
+from zeropoint.fitting import Settings, fit, offered
+from zeropoint.kernels import active_isa
 from zeropoint.values.budget import Budget
 
 QUICK = ["--tokens", "600", "--planning-tokens", "300", "--evaluations", "2", "--threads", "1"]
@@ -122,8 +124,9 @@ def test_a_page_shows_what_could_be_had(model: Path, cache: Path, tmp_path: Path
 def test_prompts_have_a_bound_too(
     model: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(model, cache, "--plan-only", "--max-memory", "75kB", "--min-prefill", "1tok/s") == 0
-    assert run(model, cache, "--plan-only", "--min-prefill", "1e9tok/s") == 1
+    formats = ["--formats", "int8", "int5", "int4"]  # the default ones, so that no kernels are timed
+    assert run(model, cache, "--plan-only", "--max-memory", "75kB", "--min-prefill", "1tok/s", *formats) == 0
+    assert run(model, cache, "--plan-only", "--min-prefill", "1e9tok/s", *formats) == 1
     assert "reads a prompt at 1e+09 tokens/s here" in " ".join(capsys.readouterr().out.split())
 
 
@@ -156,3 +159,15 @@ def test_accuracy_is_the_gates(
     assert "give a budget" in capsys.readouterr().err
     with pytest.raises(UsageError, match="the budget is empty"):
         fit(model, None, Budget(max_accuracy_drop=0.1), Settings(), lambda *_: None)
+
+
+def test_a_bound_on_prefill_offers_formats_that_read_prompts_faster(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faster = "int8:channel:sym:bf16:a8g32"
+    speeds = speeds_of({f"{faster} prefill": 1.5}, level=active_isa())
+    monkeypatch.setattr(offered, "measured", lambda folder, threads, step: speeds)
+    bounds = ["--max-memory", "75kB", "--min-prefill", "1tok/s"]
+    assert run(model, cache, "--plan-only", *bounds) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{faster} is on offer too: it reads prompts 1.5 times as fast as int8 here" in told

@@ -53,6 +53,14 @@ def test_bad_news_is_said_plainly(report: Report) -> None:
     assert "int4 raises perplexity by 33 %: expect visibly worse text." in lines
     assert "int4 failed its quality gate." in lines
     assert not any(line.startswith("int8") for line in lines)
+    advice = [line for line in lines if "zeropoint doctor" in line]
+    assert len(advice) == 1
+    assert "fastest at prefill on this machine; `zeropoint fit --min-prefill RATE`" in advice[0]
+
+
+def test_without_slow_formats_there_is_no_advice() -> None:
+    fast = {metric: {m: v for m, v in rows.items() if m != "int4"} for metric, rows in VALUES.items()}
+    assert not any("zeropoint doctor" in line for line in warnings(build(fast)))
 
 
 def test_two_of_one_size_gain_nothing_on_each_other() -> None:

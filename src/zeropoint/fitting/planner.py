@@ -25,6 +25,7 @@ from zeropoint.evaluate.quality.windows import EvaluationText, Windows, load_tex
 from zeropoint.fitting.cache import Cache, Known
 from zeropoint.fitting.candidates import WIDE, Candidates, read_record
 from zeropoint.fitting.loss import LossMeter
+from zeropoint.fitting.offered import offered
 from zeropoint.fitting.refusals import check_sizes
 from zeropoint.fitting.result import OBJECTIVES, Fit, Prediction, Settings
 from zeropoint.fitting.search import Point, Search, group_losses
@@ -62,8 +63,9 @@ class Planner:
         threads = settings.threads
         self.target = Target.here(threads) if machine is None else Target.of(machine, threads)
         self.budget = budget = self.target.within(budget)
+        self.offered = offered(budget, settings, self.target, step)
         self.candidates = Candidates(
-            checkpoint, record, settings.formats, algorithm=settings.algorithm, seed=settings.seed
+            checkpoint, record, self.offered.formats, algorithm=settings.algorithm, seed=settings.seed
         )
         check_sizes(self.candidates, budget)
         self.planning_text, self.trial_text, self.gate_text = split(
@@ -101,7 +103,7 @@ class Planner:
     def _observe(self, checkpoint: Checkpoint) -> Calibration | None:
         """Return the calibration text if the algorithm needs one, else None."""
         settings = self.settings
-        plan = uniform_plan(checkpoint, settings.formats[-1], algorithm=settings.algorithm)
+        plan = uniform_plan(checkpoint, self.offered.formats[-1], algorithm=settings.algorithm)
         if not needs_calibration(plan):
             return None
         tokens = settings.calibration_tokens or DEFAULT_TOKENS
@@ -234,19 +236,28 @@ class Planner:
         return replace(answer, predicted=_prediction("fit", timed))
 
     def _notes(self) -> list[str]:
-        """Return notes on the target, on an unfinished search, and on narrower formats that are not faster."""
-        rates = [1 / self.table.total("decode", self.table.uniform(f)) for f in self.candidates.formats]
-        pairs = list(zip(self.candidates.formats, rates, strict=True))
+        """Return notes on the target, the offered formats, an unfinished search, and formats that are not faster."""
+        formats, table = self.candidates.formats, self.table
+        decode = [1 / table.total("decode", table.uniform(f)) for f in formats]
+        prefill = [1 / table.total("prefill", table.uniform(f)) for f in formats]
+        avoid = "" if self.budget.min_prefill else "; --min-prefill RATE finds a plan that is fast enough"
         unproven = (
             "the search for a plan was cut short: the plan keeps to the budget, and a better one may exist"
         )
         return [
             *self.target.notes,
+            *self.offered.notes,
             *([unproven] if self.search.unproven else []),
             *(
                 f"{name} decodes no faster than {before} on this machine: {rate:.0f} against {least:.0f} tokens/s"
-                for (before, least), (name, rate) in pairwise(pairs)
+                for (before, least), (name, rate) in pairwise(zip(formats, decode, strict=True))
                 if rate <= least
+            ),
+            *(
+                f"{name} reads a prompt no faster than {formats[0]} on this machine: {rate:.0f} against "
+                f"{prefill[0]:.0f} tokens/s{avoid}"
+                for name, rate in zip(formats[1:], prefill[1:], strict=True)
+                if rate <= prefill[0]
             ),
         ]
 

@@ -7,8 +7,7 @@ the ratio of the two memory bandwidths. `fit` calls such a speed an estimate and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,15 +60,9 @@ class Target:
             notes.append(f"it also has {', '.join(missing)}, which cannot be timed here: it may be faster")
         return cls(isa, threads, here / there.memory_bandwidth_gbps, there, tuple(notes))
 
-    @contextmanager
-    def kernels(self) -> Iterator[None]:
+    def kernels(self) -> AbstractContextManager[None]:
         """Run the kernels of the target's instruction set inside a `with` statement."""
-        before = active_isa()
-        library.select_isa(self.isa)
-        try:
-            yield
-        finally:
-            library.select_isa(before)
+        return library.level(self.isa)
 
     def within(self, budget: Budget) -> Budget:
         """Return the budget with its memory bound reduced to what the described machine has for weights."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
@@ -213,13 +214,24 @@ def active_isa() -> str:
 
 
 def select_isa(name: str) -> None:
-    """Choose the level of the whole process, for tests.
+    """Choose the level of the whole process.
 
     Raises `UnsupportedError` for an unknown level, for one that this CPU cannot run, and while another thread computes.
     """
     if name not in ISA_NAMES:
         raise UnsupportedError(f"{name!r} is no instruction set level: use {', '.join(ISA_NAMES)}")
     check(load().zp_isa_select(ISA_NAMES.index(name)))
+
+
+@contextmanager
+def level(name: str) -> Iterator[None]:
+    """Use this instruction set level inside a `with` statement. Raises the errors of `select_isa`."""
+    before = active_isa()
+    select_isa(name)
+    try:
+        yield
+    finally:
+        select_isa(before)
 
 
 def read_bandwidth(num_bytes: int = 1 << 30, threads: int = 1, repeats: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""The machine: its processor and memory (`detect`), its usable cores (`cores`), and freed memory (`heap`)."""
+"""The machine: its processor and memory (`detect`), cores (`cores`), freed memory (`heap`), other load (`load`)."""
 
 from typing import TYPE_CHECKING
 

@@ -8,13 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 from zeropoint import runtime
+from zeropoint.machine.load import NOTABLE_CORES
 from zeropoint.render import numbers
 from zeropoint.values.report import Measurement, Report
 
 # Two values whose ratio is smaller than this count as equal, because measurements are noisy.
 TIE = 1.05
 _NOTABLE_P99 = 1.0
-_NOTABLE_LOAD = 0.3
 _NOTABLE_RISE = 1.10
 
 
@@ -149,6 +149,7 @@ def warnings(report: Report) -> list[str]:
     artifacts = candidates(report)
     lines = _disturbed_lines(report) + _engine_reasons(report)
     lines += [line for each in artifacts for line in _warnings_of(report, reference or "", each)]
+    lines += _slow_formats(artifacts)
     lines += _between(report, artifacts)
     quality = report.extra.get("quality", {})
     if quality and quality.get("unit_kind") != "documents":
@@ -178,9 +179,22 @@ def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
     return lines
 
 
+def _slow_formats(artifacts: list[Candidate]) -> list[str]:
+    """Return a line on where to find a faster format, if an artifact is not faster at decode or prefill."""
+    ratios = {kind: [getattr(each, kind) for each in artifacts] for kind in ("decode", "prefill")}
+    slow = [kind for kind, all_of in ratios.items() if any(r is not None and r < TIE for r in all_of)]
+    if not slow:
+        return []
+    bounds = " or ".join(f"`zeropoint fit --min-{kind} RATE`" for kind in slow)
+    return [
+        f"`zeropoint doctor` measures which format is fastest at {' and at '.join(slow)} on this machine; "
+        f"{bounds} finds a model that is fast enough."
+    ]
+
+
 def _disturbed(report: Report) -> list[Measurement]:
     """Return the load measurements of models whose speed was measured beside another load."""
-    return [m for m in report.measurements if m.metric == "other_load_cores" and m.value > _NOTABLE_LOAD]
+    return [m for m in report.measurements if m.metric == "other_load_cores" and m.value > NOTABLE_CORES]
 
 
 def _disturbed_lines(report: Report) -> list[str]:

@@ -1,5 +1,7 @@
 """Show what Zeropoint finds on this machine: cores, instruction sets, memory, the kernel that each format uses (and why
-a faster kernel is not used), and the model sizes and speeds to expect.
+a faster kernel is not used), how fast the kernels are in each format, and the model sizes and speeds to expect.
+
+The speeds are measured once (a few seconds) and kept in the user's cache, by processor, kernels and threads.
 """
 
 from __future__ import annotations
@@ -7,12 +9,24 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from zeropoint.cli.common import add_json_option, check_writable, this_machine, write_json
+from zeropoint.cli.common import (
+    add_json_option,
+    add_threads_option,
+    check_writable,
+    progress_bar,
+    refuse_ignored,
+    this_machine,
+    write_json,
+)
 from zeropoint.cli.console import rich_console, whole_table
+from zeropoint.machine.cores import default_threads
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from zeropoint.machine.detect import Machine
+    from zeropoint.runtime.native.format_speeds import FormatSpeeds
 
 HELP = "show this machine, the kernels it uses, and the speed to expect"
 
@@ -21,8 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zeropoint doctor`."""
     add_json_option(parser)
     parser.add_argument(
-        "--no-measure", action="store_true", help="do not measure the memory bandwidth (saves a second)"
+        "--no-measure",
+        action="store_true",
+        help="measure nothing, and show the speeds of the kernels only if they were measured before",
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure the speeds of the kernels again, and keep the new ones"
+    )
+    add_threads_option(parser)
 
 
 #: One scheme for each kernel path: presets, 8-bit activations per token, asymmetric groups, float activations.
@@ -40,8 +60,14 @@ def run(args: argparse.Namespace) -> int:
     """Print and write what was found, and return 0."""
     from rich.table import Table
 
+    from zeropoint.kernels import active_isa
+    from zeropoint.render.format_speeds import advice as speed_advice
+
     check_writable(args.json)
+    if args.no_measure:
+        refuse_ignored(args, "with --no-measure", fresh=False)
     machine = this_machine(measure=not args.no_measure)
+    speeds = _speeds(args)
     console = rich_console()
     facts = Table(show_header=False, box=None, pad_edge=False)
     for label, value in _facts(machine):
@@ -54,11 +80,63 @@ def run(args: argparse.Namespace) -> int:
     console.print()
     console.print(formats)
     advice = _advice(machine)
+    if speeds is not None and speeds.levels:
+        _show_speeds(console, speeds)
+        if speeds.is_quiet and (level := active_isa()) in speeds.levels:
+            advice.insert(0, speed_advice(speeds, level))
     console.print()
     for line in advice:
-        console.print(line, soft_wrap=True)
-    write_json(args.json, {"machine": machine.to_json(), "kernels": rows, "advice": advice})
+        console.print(line, soft_wrap=True, highlight=False)
+    found = None if speeds is None else speeds.to_json()
+    write_json(
+        args.json,
+        {"machine": machine.to_json(), "kernels": rows, "format_speeds": found, "advice": advice},
+    )
     return 0
+
+
+def _speeds(args: argparse.Namespace) -> FormatSpeeds | None:
+    """Return the speeds of the kernels, kept or measured now; None without kernels, or if nothing may be measured."""
+    from zeropoint.files.user_folder import default_folder
+    from zeropoint.kernels import library
+    from zeropoint.runtime.native import format_speeds
+
+    folder, threads = default_folder(), default_threads(args.threads)
+    if args.no_measure or library.missing() is not None:
+        return format_speeds.kept(folder, threads=threads)
+    with progress_bar() as bar:
+        return format_speeds.measured(folder, threads=threads, fresh=args.fresh, step=bar)
+
+
+def _show_speeds(console: Console, speeds: FormatSpeeds) -> None:
+    """Print a table for each instruction set level, and how the speeds were measured."""
+    from zeropoint.render.format_speeds import cells
+    from zeropoint.runtime.native.format_speeds import ROWS
+
+    titles = [
+        work if str(rows) in work else f"{work} ({rows} row{'s' * (rows != 1)})"
+        for work, rows in ROWS.items()
+    ]
+    for level, formats in speeds.levels.items():
+        table = whole_table(f"{level}: format", *titles)
+        for format in formats:
+            marked = [f"[bold]{text}[/]" if best else text for text, best in cells(speeds, level, format)]
+            table.add_row(format, *marked)
+        console.print()
+        console.print(table)
+    console.print(
+        f"GMAC/s, 10^9 multiply-adds a second, with {speeds.threads} thread{'s' * (speeds.threads != 1)} (ratio to "
+        f"FP16 at the same level); measured {speeds.measured}, --fresh measures again",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if not speeds.is_quiet:
+        console.print(
+            f"Other programs kept {speeds.other_cores:.1f} cores busy meanwhile: do not trust these speeds. They are "
+            "not kept; run this again when nothing else is at work.",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _facts(machine: Machine) -> list[tuple[str, str]]:

@@ -191,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_ignored(args, "without --check", text=None, tokens=DEFAULT_TEXT_TOKENS)
     request = _request(args)
     refuse_output(args.out, resume=args.resume, overwrite=args.overwrite)
+    _print_speed_note(request)
     checkpoint = open_checkpoint(args.model, revision=args.revision, allow_remote_code=args.trust_remote_code)
     plan, tokens, why = request.resolve(checkpoint)
     if why:
@@ -273,6 +274,22 @@ def _request(args: argparse.Namespace) -> Request:
         resume=args.resume,
         spelling=lambda name: "--option" if name == "options" else f"--{name.replace('_', '-')}",
     )
+
+
+def _print_speed_note(request: Request) -> None:
+    """Print a line if another preset is faster here than the one asked for, by the speeds that `doctor` keeps."""
+    from zeropoint.files.user_folder import default_folder
+    from zeropoint.kernels import active_isa
+    from zeropoint.machine.cores import default_threads
+    from zeropoint.quantization.request import DEFAULT_FORMAT
+    from zeropoint.render.format_speeds import note_on
+    from zeropoint.runtime.native import format_speeds
+
+    if request.plan is not None:
+        return
+    speeds = format_speeds.kept(default_folder(), threads=default_threads())
+    if speeds is not None and (note := note_on(speeds, active_isa(), request.format or DEFAULT_FORMAT)):
+        print(note)
 
 
 def _shorten(name: str, width: int = 42) -> str:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from zeropoint.errors import ZeropointError
-from zeropoint.evaluate import environment, tasks
+from zeropoint.evaluate import tasks
 from zeropoint.evaluate.quality.greedy_answers import answer, mark
 from zeropoint.evaluate.quality.token_scores import measure_quality
 from zeropoint.evaluate.quality.windows import EvaluationText, load_text
@@ -39,6 +39,7 @@ from zeropoint.evaluate.worker.messages import (
     read_request,
 )
 from zeropoint.evaluate.worker.paired_models import pair
+from zeropoint.machine.load import OtherLoad
 from zeropoint.runtime import open_runner, prepare
 from zeropoint.runtime.protocol import Runner
 
@@ -72,7 +73,7 @@ def performance(request: PerformanceRequest, opener: Open, tell: Tell) -> Perfor
     loaded = memory.measure()
     memory.reset_peak()
     prompt = _prompt(runner, load_text(request.text), request.prompt_tokens)
-    others = environment.OtherLoad()
+    others = OtherLoad()
     speed = measure_speed(
         runner,
         prompt,
