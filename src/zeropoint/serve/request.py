@@ -109,7 +109,9 @@ class EngineStats:
     - `running`, `waiting`: requests in the batch and in the queue;
     - `pages`, `free_pages`: of the key-value cache. Pages that only the prefix cache holds count as free;
     - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and those found there;
-    - `preemptions`: requests that had to give up their pages and were read again.
+    - `preemptions`: requests that had to give up their pages and were read again;
+    - `prompt_tokens`, `new_tokens`: tokens read for prompts (not those found in the prefix cache), and new ones;
+    - `steps`, `step_seconds`, `forward_seconds`: forward steps, their time, and the part of it in the native library.
     """
 
     running: int = 0
@@ -119,6 +121,11 @@ class EngineStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
 
 
 class ServingEngine(Protocol):

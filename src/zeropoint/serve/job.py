@@ -1,0 +1,115 @@
+"""`Job`: a submitted request and how far it is. `FairQueue`: the jobs that wait, whose clients take turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from zeropoint.runtime.sampling import Sampler
+from zeropoint.serve.request import Listener, Request, TokenScore
+from zeropoint.values.arrays import Floats
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A submitted request.
+
+    - `tokens`: the prompt, and the new tokens so far;
+    - `slot`: its sequence in the key-value cache, None while the job waits;
+    - `read`: how many of `tokens` are in the cache;
+    - `target`: how many of `tokens` must be read before the next event;
+    - `wanted`: the position of the next token whose logits the job needs;
+    - `keys`: the keys of its blocks, see `prefix_cache.py`; `cached`: how many tokens of the prompt were shared;
+    - `preempted`: whether the job had to give its pages up;
+    - `scores`, `logits`: what was asked of the prompt's logits so far;
+    - `announced`: whether `PromptRead` was sent;
+    - `cancelled`: whether the client wants no more of it; `ended`: whether `Finished` was sent.
+    """
+
+    request: Request
+    listener: Listener
+    client: str = ""
+    tokens: list[int] = field(default_factory=list)
+    slot: int | None = None
+    read: int = 0
+    target: int = 0
+    wanted: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    cached: int = 0
+    preempted: bool = False
+    scores: list[TokenScore] = field(default_factory=list)
+    logits: list[Floats] = field(default_factory=list)
+    announced: bool = False
+    cancelled: bool = False
+    ended: bool = False
+    sampler: Sampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        request, length = self.request, len(self.request.prompt)
+        self.tokens = list(request.prompt)
+        self.sampler = Sampler(request.sampling, request.prompt)
+        self.target = length if request.max_new_tokens or request.prompt_logits else length - 1
+        self.wanted = 0 if request.prompt_logprobs is not None else length - max(request.prompt_logits, 1)
+
+    @property
+    def most(self) -> int:
+        """Return the most tokens that the job ever has in the cache: the last new token is not read."""
+        return max(len(self.request.prompt) + self.request.max_new_tokens - 1, 1)
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    def add(self, token: int) -> None:
+        """Append a new token, which is to be read next."""
+        self.tokens.append(token)
+        self.target += 1
+
+
+class FairQueue:
+    """Waiting jobs. Clients take turns, and each client's oldest job is first. Jobs put back come before all others."""
+
+    def __init__(self) -> None:
+        self._returned: deque[Job] = deque()
+        self._clients: dict[str, deque[Job]] = {}  # in the order of their turns
+
+    def __len__(self) -> int:
+        return len(self._returned) + sum(map(len, self._clients.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from self._returned
+        for jobs in self._clients.values():
+            yield from jobs
+
+    def add(self, job: Job) -> None:
+        """Add a new job."""
+        self._clients.setdefault(job.client, deque()).append(job)
+
+    def put_back(self, job: Job) -> None:
+        """Put a job that was running before all others."""
+        self._returned.appendleft(job)
+
+    def first(self) -> Job | None:
+        """Return the job whose turn it is, None if none waits."""
+        return next(iter(self), None)
+
+    def take(self) -> Job:
+        """Remove and return the job whose turn it is."""
+        if self._returned:
+            return self._returned.popleft()
+        client, jobs = next(iter(self._clients.items()))
+        del self._clients[client]
+        if len(jobs) > 1:
+            self._clients[client] = jobs  # at the end: the other clients' turns come first
+        return jobs.popleft()
+
+    def discard(self, job: Job) -> None:
+        """Remove a job if it waits."""
+        if job in self._returned:
+            self._returned.remove(job)
+        jobs = self._clients.get(job.client, deque())
+        if job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._clients[job.client]
