@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import levels
 import numpy as np
+import pages
 
 from zeropoint import artifact
 from zeropoint.checkpoint import open_checkpoint
@@ -128,15 +131,16 @@ def refuted(model: str, budget: Budget, settings: Settings) -> dict[str, Any]:
     return {"plans_tried": len(plans), "plans_meeting": int(meeting)}
 
 
-def markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
+def part(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Return the lines of this machine's part of the page."""
     lines = [
-        "# Budgets, met or refused, and measured again",
-        "",
         f"- command: `python benchmarks/budgets.py {Path(options.model).name} --text {options.text} ...`, "
         f"{options.threads} threads",
         "- two documents of three were planned on and gated by; measured again in fresh processes on the third, and "
         "on a text of another kind (Python's language reference); speeds are the median of three processes",
         "- a refusal is tried against every uniform plan and 200 random ones",
+        pages.machine_line(),
+        *levels.notes(),
         "",
         "| budget | answer | bytes: predicted, written | decode: predicted, measured "
         "| KL: predicted, gate, documents set aside | other kind | holds |",
@@ -156,7 +160,7 @@ def markdown(results: dict[str, Any], options: argparse.Namespace) -> str:
             f"| {predicted['kl']:.4f}, {row['gate_kl']:.4f}, {row['kl']:.4f} "
             f"({row['kl'] / predicted['kl'] - 1:+.0%}) | {row['other_kind_kl']:.4f} | {row['holds']} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def holds(budget: Budget, row: dict[str, Any]) -> str:
@@ -182,18 +186,25 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("budgets.json"))
-    parser.add_argument("--only", type=int, metavar="N", help=f"one of the {len(BUDGETS)} budgets, from 0")
+    parser.add_argument(
+        "--only", type=int, nargs="+", metavar="N", help=f"some of the {len(BUDGETS)} budgets, from 0"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=np.inf, metavar="SECONDS", help="begin no budget after so many seconds"
+    )
     parser.add_argument("--cache", type=Path, default=default_folder())
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", type=Path, help="the page that gets this machine's part: pages.py")
+    parser.add_argument("--part", help="title of this model's part of the page (default: the folder's name)")
     options = parser.parse_args()
 
+    begin = time.perf_counter()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         text, aside = set_aside(options.text, Path(folder))
         settings = Settings(text=str(text), threads=options.threads, cache=options.cache, anyway=True)
-        for number in range(len(BUDGETS)) if options.only is None else (options.only,):
-            if str(number) not in results:
+        for number in range(len(BUDGETS)) if options.only is None else options.only:
+            if str(number) not in results and time.perf_counter() - begin < options.limit:
                 row = run(options.model, BUDGETS[number], settings, aside)
                 if row["refusal"] is None:
                     row["holds"] = holds(BUDGETS[number], row)
@@ -202,7 +213,10 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=1))
     results = dict(sorted(results.items(), key=lambda item: int(item[0])))
     if options.markdown:
-        options.markdown.write_text(markdown(results, options))
+        name = options.part or Path(options.model).resolve().name
+        pages.write(
+            options.markdown, "Budgets, met or refused, and measured again", name, part(results, options)
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 Each contestant is a `peer:format` in its own environment and long-lived process (`contestant.py`). A round asks each
 once, one after the other, and rounds repeat, so that a slow second on a shared machine hurts all alike; who is not
 asked sleeps, and one that kept the processor busy meanwhile is named. Models are converted once and kept under
-`build/bench`. A peer that is not installed or does not load is reported as skipped, with the reason.
+`build/bench`. A peer that is not installed or does not load is reported as skipped, with the reason. `--markdown`
+writes the part of this model and this machine's class of processors into the page (`pages.py`); `levels.py` runs all
+at a lower instruction set level.
 
 - load: from starting the process to the first token after a prompt of 16, files in the page cache
 - prefill 512: tokens/s of the prompt; decode: greedy tokens/s after a prompt of 16, and after one of 512
@@ -19,19 +21,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zeropoint.kernels import active_isa, library
+import levels
+import pages
+
+from zeropoint.kernels import library
 from zeropoint.machine.cores import default_threads
-from zeropoint.machine.detect import Machine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -168,9 +172,11 @@ def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
     store.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         peer, fmt = name.split(":")
-        python = Path(sys.executable) if peer == OURS else ROOT / "build" / "peers" / peer / "bin" / "python"
+        folder = levels.peer_folder(peer)
+        python = Path(sys.executable) if peer == OURS else folder / "bin" / "python"
         if not python.exists():
-            skipped[name] = f"not installed: python benchmarks/peers/install.py {peer}"
+            option = f" --level {levels.forced()}" if folder.name != peer else ""
+            skipped[name] = f"not installed: python benchmarks/peers/install.py {peer}{option}"
             continue
         # what follows a dash is a way to run, not another file
         path = store / f"{options.model.resolve().name}-{peer}-{fmt.split('-')[0]}"
@@ -186,20 +192,37 @@ def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
     return contestants, skipped
 
 
-def measure(contestants: list[Contestant], rounds: int, new_tokens: int) -> None:
+def measure(
+    contestants: list[Contestant], skipped: dict[str, str], rounds: int, new_tokens: int, limit: float
+) -> None:
+    """Play the rounds; none begins when the time for another one is not left of `limit` seconds.
+
+    A contestant that stops answering leaves the list for `skipped`.
+    """
+    begin = time.perf_counter()
+
+    def ask_each(question: Callable[[Contestant], object]) -> None:
+        for contestant in list(contestants):
+            try:
+                question(contestant)
+            except SkippedError as why:
+                contestants.remove(contestant)
+                skipped[contestant.name] = str(why)
+
     for contestant in contestants:
         contestant.values[
             "load s"
         ].clear()  # the start in `enter` found the files on disk, not in the page cache
     for _ in range(rounds):
-        for contestant in contestants:
-            contestant.start()
-    for contestant in contestants:  # wakes pages and threads; not counted
-        contestant.ask(8, 16, 2)
+        ask_each(Contestant.start)
+    ask_each(lambda contestant: contestant.ask(8, 16, 2))  # wakes pages and threads; not counted
     for turn in range(rounds):
-        for contestant in contestants:
-            contestant.play_round(new_tokens)
-        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        ask_each(lambda contestant: contestant.play_round(new_tokens))
+        now = time.perf_counter()
+        print(f"round {turn + 1} of {rounds}: {now - start:.0f} s", file=sys.stderr, flush=True)
+        if now + (now - start) - begin > limit:
+            break
 
 
 def cell(values: list[float]) -> str:
@@ -224,15 +247,16 @@ def ratio(ours: Contestant, peer: Contestant, metric: str) -> float:
     return 1 / value if metric in LOWER_IS_BETTER else value
 
 
-def ratio_tables(contestants: list[Contestant]) -> list[str]:
-    lines: list[str] = []
+def ratio_table(contestants: list[Contestant]) -> list[str]:
+    """Each of ours beside each peer, and beside our FP16."""
+    lines = ["", f"| times faster than | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for ours in (c for c in contestants if c.peer == OURS):
-        lines += ["", f"### {ours.name}: times faster than", ""]
-        lines += [f"| peer | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
-        for peer in (c for c in contestants if c is not ours):
-            ratios = [f"{ratio(ours, peer, metric):.2f}" for metric in METRICS]
-            lines.append(f"| {peer.name} | {' | '.join(ratios)} |")
-    return lines
+        for other in contestants:
+            if other is ours or (other.peer == OURS and other.fmt != "fp16"):
+                continue
+            ratios = [f"{ratio(ours, other, metric):.2f}" for metric in METRICS]
+            lines.append(f"| {ours.name} / {other.name} | {' | '.join(ratios)} |")
+    return lines if len(lines) > 3 else []
 
 
 def main() -> None:
@@ -246,18 +270,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument(
+        "--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no round that ends later"
+    )
+    parser.add_argument(
         "--convert-only", action="store_true", help="prepare every contestant's files and stop"
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--part", help="title of this model's part of the page (default: the folder's name)")
     options = parser.parse_args()
     contestants, skipped = enter(options)
     if not options.convert_only and contestants:
         limit = library.read_bandwidth(1 << 30, options.threads, 5)
-        measure(contestants, options.rounds, options.new_tokens)
+        measure(contestants, skipped, options.rounds, options.new_tokens, options.limit)
         # a limit is the best that was ever seen: neighbours on a shared machine only lower it
         limit = max(limit, library.read_bandwidth(1 << 30, options.threads, 5))
-        report(options, contestants, skipped, limit)
+        if contestants:
+            report(options, contestants, skipped, limit)
     for contestant in contestants:
         contestant.stop()
     for name, why in skipped.items():
@@ -267,12 +296,13 @@ def main() -> None:
 def report(
     options: argparse.Namespace, contestants: list[Contestant], skipped: dict[str, str], limit: float
 ) -> None:
-    machine = Machine.detect()
+    command = f"python benchmarks/engine.py {' '.join(sys.argv[1:])}"
+    rounds = len(contestants[0].values["prefill 512"])
     header = [
-        f"- command: `python benchmarks/engine.py {options.model.name} ...`, {options.threads} threads, "
-        f"{options.rounds} interleaved rounds of {options.new_tokens} new tokens; median (lowest - highest)",
-        f"- machine: {machine.processor}, {machine.cores} cores, kernels {active_isa()}, "
-        f"Python {platform.python_version()}; memory read {limit / 1e9:.1f} GB/s (1 GB, best of 10)",
+        f"- `{command}`: {options.threads} threads, {rounds} interleaved rounds of {options.new_tokens} new tokens; "
+        "median (lowest - highest)",
+        pages.machine_line(f"memory read {limit / 1e9:.1f} GB/s (1 GB, best of 10)"),
+        *levels.notes(),
     ]
     header += [f"- skipped {name}: {why}" for name, why in skipped.items()]
     for c in contestants:
@@ -280,10 +310,11 @@ def report(
             header.append(
                 f"- {c.name} used {c.idle_cpu_seconds:.1f} s of processor time while others were measured"
             )
-    text = "\n".join([*header, "", *speeds_table(contestants, limit), *ratio_tables(contestants)])
-    print(text)
+    lines = [*header, "", *speeds_table(contestants, limit), *ratio_table(contestants)]
+    print("\n".join(lines))
     if options.markdown:
-        options.markdown.write_text(f"# {options.model.name}: the engine against its peers\n\n{text}\n")
+        part = options.part or options.model.resolve().name
+        pages.write(options.markdown, "The native engine against its peers", part, lines)
     if options.json:
         cells = [
             {"name": c.name, "values": c.values, "rss_bytes": c.rss_bytes, "read_bytes": c.read_bytes}

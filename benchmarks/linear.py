@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -29,13 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import levels
 import numpy as np
+import pages
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from zeropoint.kernels import active_isa, library, native
-from zeropoint.machine.cores import default_threads
-from zeropoint.machine.detect import Machine
+from zeropoint.machine.cores import default_threads, usable_cores
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import parse
 
@@ -47,7 +47,6 @@ FOUR_BITS = "_weight_int4pack_mm_for_cpu g32"
 ONE_INT8_PRODUCT = "_int_mm"
 FLOATS = "F.linear"
 SHARED = 0.03  # of the processors in use by others: from there on the page says so
-SAYS, TABLES = "## What it says", "## Tables"
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def table(results: list[dict[str, object]], header: list[str]) -> str:
         assert isinstance(rows, list)
         peers = [r for r in rows if not r["name"].startswith("zeropoint")]
         best = min(peers, key=lambda r: r["median_us"])
-        title = f"### N={cell['out']} K={cell['in']} M={cell['m']}"
+        title = f"#### N={cell['out']} K={cell['in']} M={cell['m']}"
         lines += [title + (" (weights rotated)" if cell["rotated"] else ""), ""]
         if (others := cell.get("others", 0.0)) > SHARED:
             lines += [f"**Measured beside other work**, which used {others:.0%} of the processors.", ""]
@@ -228,20 +227,12 @@ def summary_row(cell: dict[str, Any]) -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
-    """The head of the results' page: how it was measured, and the ratios of every cell."""
+    """How it was measured, and the ratios of every cell: our speed over torch's."""
     columns = ["N x K", "M", "best of torch", "µs", "int8", "int4", "int8 from float32", "int4 from float32"]
     columns += ["int8 against torch's 8 bits", "int4 against torch's 4 bits"]
     columns += ["int8 `a8token` against `_int_mm`", "int4 `a8token` against `_int_mm`"]
     lines = [
-        "# One linear layer: our kernels and torch's, same process",
-        "",
-        "One run for each number of rows, with nothing else at work. `GB/s` is the packed weight's bytes over the",
-        "median time. Torch's products take an input of their own type; ours take one that is quantized already,",
-        'and "from float32" includes quantizing it.',
-        "",
         *dict.fromkeys(line for run in runs for line in run["header"]),  # each once
-        "",
-        "## Summary: speed against torch, more than 1 is faster",
         "",
         f"int8 is `{INT8}`, int4 `{INT4}`: two int8 products for each weight. They stand against the fastest of torch,",
         "then against the fastest that reads as many bits (8 bits: all but `F.linear` and `_weight_int4pack_mm`).",
@@ -255,12 +246,15 @@ def summary(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(runs: list[dict[str, Any]], path: Path) -> str:
-    """The whole page. What `path` says about its figures already was written by hand and stays."""
-    old = path.read_text() if path.exists() else ""
-    says = old[old.index(SAYS) : old.index(TABLES)] if SAYS in old and TABLES in old else f"{SAYS}\n\n"
-    cells = [cell for run in runs for cell in run["cells"]]
-    return f"{summary(runs)}\n{says}{TABLES}\n\n{table(cells, [])}"
+def write(runs: list[dict[str, Any]], path: Path) -> None:
+    """Write the parts of the runs' processor class into the page, see `pages.py`."""
+    level = runs[0].get("level") or active_isa()
+    title, cells = (
+        "One linear layer: our kernels and torch's, same process",
+        [c for r in runs for c in r["cells"]],
+    )
+    pages.write(path, title, "Speed against torch", summary(runs).split("\n"), level=level)
+    pages.write(path, title, "Tables", table(cells, []).split("\n"), level=level)
 
 
 def main() -> None:
@@ -284,18 +278,16 @@ def main() -> None:
     if options.runs:
         if options.markdown is None:
             parser.error("--from needs --markdown, the page to write")
-        text = page([json.loads(run.read_text()) for run in options.runs], options.markdown)
-        options.markdown.write_text(text)
+        write([json.loads(run.read_text()) for run in options.runs], options.markdown)
         return
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     limit = library.read_bandwidth(640 << 20, options.threads, 5) / 1e9
-    machine = Machine.detect()
     header = [
         f"- `python benchmarks/linear.py {' '.join(sys.argv[1:])}`, memory read then {limit:.1f} GB/s",
-        f"- machine: {machine.processor}, {machine.cores} cores, kernels {active_isa()}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
+        pages.machine_line(f"torch {torch.__version__}"),
+        *levels.notes(),
         f"- memory read: 640 MB by {options.threads} threads, the best of 5; rotated weights take more than "
         f"{options.rotate_mb} MB",
         f"- {options.rounds} interleaved rounds of about {options.round_ms:.0f} ms each; µs a call",
@@ -316,18 +308,17 @@ def main() -> None:
             rows = measure(
                 contestants, options.rotate_mb << 20 if rotated else 0, options.rounds, options.round_ms / 1e3
             )
-            used = (seconds_of_others() - others) / (time.perf_counter() - start) / machine.cores
+            used = (seconds_of_others() - others) / (time.perf_counter() - start) / usable_cores()
             cell = {"out": features_out, "in": features_in, "m": m, "rotated": rotated, "rows": rows}
             cell["others"] = used
             results.append(cell)
             print(table([cell], []), flush=True)
     print("\n".join(header))
+    run = {"level": active_isa(), "header": header, "cells": results}
     if options.json:
-        options.json.write_text(
-            json.dumps({"header": header, "bandwidth_gbps": limit, "cells": results}, indent=1)
-        )
+        options.json.write_text(json.dumps(run | {"bandwidth_gbps": limit}, indent=1))
     if options.markdown:
-        options.markdown.write_text(page([{"header": header, "cells": results}], options.markdown))
+        write([run], options.markdown)
 
 
 if __name__ == "__main__":

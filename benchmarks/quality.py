@@ -7,7 +7,8 @@ Each contestant is a `peer:format` that quantizes the model in its own environme
 (`quantizer.py`). Its weights are then turned back into floats and run by our native engine, so that nothing but the
 weights is compared; our own artifacts run on the integer kernels. Rows are kept under `build/quality/<model>`: a long
 table can be made in pieces with `--only`, and `--again` makes rows anew. A peer that is not installed or does not
-quantize is listed with the reason. "What it says" in an existing table is written by hand and kept.
+quantize is listed with the reason. "What it says" in an existing table is written by hand and kept, and so are the
+sections of processors. `--time` times quantizing alone, and writes this machine's part of the page (`pages.py`).
 
 - KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality.token_scores`)
 - MB: all tensors as stored; bits per weight: over all parameters, tied ones once
@@ -28,7 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import levels
 import numpy as np
+import pages
 from numpy.typing import NDArray
 from quality_table import Row, by_kind, costs_alone, duels, front
 
@@ -68,7 +71,7 @@ class Contestant:
 
     @property
     def python(self) -> Path:
-        return Path(sys.executable) if self.peer == OURS else ROOT / "build/peers" / self.peer / "bin/python"
+        return Path(sys.executable) if self.peer == OURS else levels.peer_folder(self.peer) / "bin/python"
 
 
 def contestants() -> list[Contestant]:
@@ -181,6 +184,9 @@ class Bench:
         np.savez(calibration, **arrays)
         costs = []
         for contestant in chosen:
+            if not contestant.python.exists():
+                print(f"{contestant.name} is not installed", file=sys.stderr, flush=True)
+                continue
             try:
                 made = self.quantize(contestant, work, calibration)
             except RefusedError as why:
@@ -194,7 +200,9 @@ class Bench:
                     **{key: made[key] for key in ("seconds", "peak_rss_bytes")},
                 }
             )
-            self.costs.write_text(json.dumps(costs, indent=1))
+        if not costs:
+            raise SystemExit("nothing was timed: none of the named contestants quantized the model")
+        self.costs.write_text(json.dumps(costs, indent=1))
         shutil.rmtree(work)
 
     @property
@@ -277,7 +285,9 @@ def conclusions(table: Path | None) -> list[str]:
     return [title + rest.partition("\n## ")[0].rstrip()] if title else []
 
 
-def report(bench: Bench, found: dict[Contestant, dict[str, Any]], words: list[str]) -> str:
+def report(bench: Bench, found: dict[Contestant, dict[str, Any]], page: Path | None) -> str:
+    """Return the page: all rows, and of the page that is there the conclusions and the sections of processors."""
+    words = conclusions(page)
     machine = Machine.detect()
     parameters = sum(p.numel for p in open_checkpoint(bench.model).parameters() if p.tied_to is None)
     rows = [
@@ -292,15 +302,17 @@ def report(bench: Bench, found: dict[Contestant, dict[str, Any]], words: list[st
         f"- calibration: {bench.texts['calibration']}",
         f"- machine: {machine.processor}, {' or '.join(map(str, cores))} core(s) used and shared with other work, so "
         f"that seconds are a guide; Python {platform.python_version()}",
+        "- losses do not depend on the processor (kernels of all levels agree bit for bit); seconds do, see the last "
+        "sections",
         "- by falling bits, then by KL; intervals are 95 % bootstrap over documents",
         "- made by `benchmarks/quality.py`, a row by `--only NAME` ([how](../README.md))",
     ]
     lines += words + duels(rows) + front(rows) + by_kind(rows, parameters)
-    if bench.costs.exists():
-        lines += costs_alone(json.loads(bench.costs.read_text()))
     refused = {c: row["refused"] for c, row in found.items() if "refused" in row}
     if refused:
         lines += ["", "## Not measured", "", *(f"- {c.name}: {why}" for c, why in refused.items())]
+    if page is not None and page.exists():
+        lines += pages.sections(page.read_text())
     return "\n".join(lines) + "\n"
 
 
@@ -325,7 +337,13 @@ def main() -> None:
     if options.time:
         named = {contestant.name: contestant for contestant in contestants()}
         bench.time([named[name] for name in options.time], options.timed_windows)
-        options.only = []
+        costs = costs_alone(json.loads(bench.costs.read_text()))
+        lines = [pages.machine_line(), *levels.notes(), *costs]
+        print("\n".join(lines))
+        if options.markdown:
+            title = f"{options.model.name}: quality of quantized models beside peers"
+            pages.write(options.markdown, title, "Seconds alone on the machine", lines)
+        return
     rows = {}
     for contestant in contestants():
         chosen = options.only is None or contestant.name in options.only
@@ -343,7 +361,7 @@ def main() -> None:
             rows[contestant] = row
         elif file.exists():
             rows[contestant] = json.loads(file.read_text())
-    text = report(bench, rows, conclusions(options.markdown))
+    text = report(bench, rows, options.markdown)
     print(text)
     if options.markdown:
         options.markdown.write_text(text)

@@ -123,5 +123,5 @@ def costs_alone(costs: list[dict[str, Any]]) -> list[str]:
         ]
         for cost in costs
     ]
-    title = f"## Seconds alone on the machine: {tokens:,} calibration tokens, {cores} cores, in turns"
-    return ["", title, *markdown(["contestant", "seconds", "times as long", "peak MB"], lines)]
+    said = f"- {tokens:,} calibration tokens, {cores} cores, one contestant after the other"
+    return [said, "", *markdown(["contestant", "seconds", "times as long", "peak MB"], lines)]

@@ -1,8 +1,10 @@
 """Install the benchmarks' peers, each into its own environment: build/peers/<name>.
 
     python benchmarks/peers/install.py [NAME ...]      # all, without names; what is there is left as it is
+    python benchmarks/peers/install.py --level avx2    # llama.cpp for a lower instruction set level: levels.py
 
-llama.cpp is compiled for this CPU, which takes minutes. Torch is the version of constraints.txt wherever it is needed.
+llama.cpp is compiled for this CPU, or for the level, which takes minutes. Torch is the version of
+constraints.txt wherever it is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ENVIRONMENTS = Path(__file__).parents[2] / "build" / "peers"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import levels
+
 TORCH = "torch==2.13.0"
 #: gcc 12 takes the stores of AMX's tile configuration for dead (its header names 8 of the 64 bytes that are read),
 #: and llama.cpp crashes.
@@ -66,22 +70,29 @@ PEERS = {
 }
 
 
-def install(name: str) -> None:
-    """Raises `CalledProcessError` when pip does not succeed; the next call starts that peer again."""
-    folder = ENVIRONMENTS / name
+def install(name: str, level: str = "") -> None:
+    """Install a peer, or its build for a level.
+
+    Raises `CalledProcessError` when pip does not succeed; the next call starts that peer again.
+    """
+    folder, environment = levels.peer_folder(name, level), dict(PEERS[name].environment)
+    if level:
+        environment["CMAKE_ARGS"] = levels.LLAMA_CPP[level]
     done = folder / ".installed"
     if done.exists():
-        print(f"{name} is there")
+        print(f"{folder.name} is there")
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip"]
+    # pip keeps the wheel that it builds, and would take this machine's for another level
+    fresh = ["--no-cache-dir"] if level else []
     for packages in PEERS[name].steps:
-        command = [*pip, "install", "-q", *packages]
-        subprocess.run(command, check=True, env={**os.environ, **PEERS[name].environment})
+        command = [*pip, "install", "-q", *fresh, *packages]
+        subprocess.run(command, check=True, env={**os.environ, **environment})
     if PEERS[name].unwanted:
         subprocess.run([*pip, "uninstall", "-q", "-y", *PEERS[name].unwanted], check=True)
     done.touch()
-    print(f"{name} is installed")
+    print(f"{folder.name} is installed")
 
 
 def main() -> None:
@@ -89,7 +100,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", choices=[*PEERS, []], default=[], metavar="NAME")
-    for name in parser.parse_args().names or PEERS:
+    parser.add_argument("--level", choices=levels.LLAMA_CPP, help="llama.cpp alone, built for this level")
+    options = parser.parse_args()
+    if options.level:
+        if options.names not in ([], ["llama_cpp"]):
+            parser.error("--level is for llama_cpp alone: the other peers have a switch")
+        install("llama_cpp", options.level)
+        return
+    for name in options.names or PEERS:
         install(name)
 
 

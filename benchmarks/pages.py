@@ -1,0 +1,113 @@
+"""Results pages: a section for each class of processors, a part of it for each run. A run replaces its own part only.
+
+    # The native engine against its peers        written once, then by hand
+    ## AMX                                       a class of processors
+    ### SmolLM2-135M                             a part: what one run of a benchmark writes
+    ### What it says                             another part: what nobody writes by program stays
+    ## AVX2
+    ### SmolLM2-135M
+
+So a page grows by the machines that its benchmark runs on, and each part names its own machine.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from zeropoint.kernels import active_isa
+from zeropoint.machine.detect import Machine
+
+#: The class of processors by our kernels' instruction set level, in the order of a page.
+CLASSES = {"amx": "AMX", "avx512": "AVX-512 VNNI", "avx2": "AVX2", "scalar": "Scalar"}
+
+
+def write(page: Path, title: str, part: str, lines: Sequence[str], *, level: str | None = None) -> None:
+    """Write the part `### part` of this machine's class (or of `level`) into the page, which is made if need be."""
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(with_part(text, level or active_isa(), part, lines), encoding="utf-8")
+
+
+def with_part(text: str, level: str, part: str, lines: Sequence[str]) -> str:
+    """Return the page with the part of this level replaced or added, every other line as it was.
+
+    Raises `ValueError` if `lines` hold a heading that would end the part.
+    """
+    body = "\n".join(lines).strip("\n").split("\n")
+    if shallow := [body[at] for at, depth, _ in headings(body) if depth < 4]:
+        raise ValueError(f"a part of a page has headings of four # and more, not {shallow[0]!r}")
+    old = text.rstrip("\n").split("\n")
+    found = _section(old, level)
+    if found is None:
+        place = _place(old, level)
+        return _joined(old[:place], [f"## {CLASSES[level]}", "", f"### {part}", "", *body], old[place:])
+    start, end = found
+    inner = [(at, depth, name) for at, depth, name in headings(old) if start < at < end]
+    first = next((at for at, depth, name in inner if depth == 3 and name == part), end)
+    last = next((at for at, depth, _ in inner if depth <= 3 and at > first), end)
+    return _joined(old[:first], [f"### {part}", "", *body], old[last:])
+
+
+def sections(text: str) -> list[str]:
+    """Return the lines of all class sections of a page, in its order."""
+    lines = text.rstrip("\n").split("\n")
+    found = sorted(place for level in CLASSES if (place := _section(lines, level)) is not None)
+    return [line for start, end in found for line in ["", *_stripped(lines[start:end])]]
+
+
+def machine_line(*more: str) -> str:
+    """Return the line of a part that names the machine."""
+    machine = Machine.detect()
+    facts = [
+        machine.processor,
+        f"{machine.cores} cores",
+        f"kernels {active_isa()}",
+        f"Python {platform.python_version()}",
+    ]
+    return "- machine: " + "; ".join([", ".join(facts), *more])
+
+
+def headings(lines: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield (line number, depth, words) of each heading outside fenced code."""
+    fence = ""
+    for number, line in enumerate(lines):
+        if match := re.match(r" {0,3}(```+|~~~+)", line):
+            if not fence:
+                fence = match[1]
+            elif match[1].startswith(fence) and not line.strip().strip(fence[0]):
+                fence = ""
+        elif not fence and (match := re.match(r"(#{1,6}) +(.*?) *$", line)):
+            yield number, len(match[1]), match[2]
+
+
+def _section(lines: Sequence[str], level: str) -> tuple[int, int] | None:
+    """Return the first line of the level's section and the line after its last; None without such a section."""
+    starts = [at for at, depth, _ in headings(lines) if depth <= 2]
+    ranges = pairwise([*starts, len(lines)])
+    return next(((start, end) for start, end in ranges if _is_class(lines[start], level)), None)
+
+
+def _is_class(line: str, level: str) -> bool:
+    return re.fullmatch(rf"## +{re.escape(CLASSES[level])} *(:.*)?", line) is not None
+
+
+def _place(lines: Sequence[str], level: str) -> int:
+    """Return the line before which a new class section goes: after the classes before it, or before those after it."""
+    order = list(CLASSES)
+    mine = order.index(level)
+    before = [found[1] for other in order[:mine] if (found := _section(lines, other)) is not None]
+    after = [found[0] for other in order[mine + 1 :] if (found := _section(lines, other)) is not None]
+    return before[-1] if before else after[0] if after else len(lines)
+
+
+def _joined(before: Sequence[str], body: Sequence[str], after: Sequence[str]) -> str:
+    parts = [_stripped(lines) for lines in (before, body, after)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def _stripped(lines: Sequence[str]) -> list[str]:
+    return "\n".join(lines).strip("\n").split("\n") if any(lines) else []
