@@ -11,7 +11,8 @@ class TextStream:
     """Converts tokens to text that later tokens cannot change.
 
     Text is held back while a token ends inside a UTF-8 character, or while the text may be the start of a stop string.
-    When a stop string is complete, `stopped` becomes true and only the text before the stop string is returned.
+    When a stop string is complete, `stopped` becomes true, `stopped_by` is that string, and only the text before it is
+    returned.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
@@ -22,6 +23,7 @@ class TextStream:
         self._context = self._shown = 0
         self._pending = ""
         self.stopped = False
+        self.stopped_by: str | None = None
 
     def push(self, token: int) -> str:
         """Add a token; return the text that can be shown now, possibly empty."""
@@ -49,10 +51,11 @@ class TextStream:
     def _release(self, text: str) -> str:
         """Append `text` to the pending text; return the part that cannot belong to a stop string."""
         text = self._pending + text
-        stops_at = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        stops_at = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if stops_at:
+            first, self.stopped_by = min(stops_at)
             self.stopped, self._pending = True, ""
-            return text[: min(stops_at)]
+            return text[:first]
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._pending = text[len(text) - held :]
         return text[: len(text) - held]

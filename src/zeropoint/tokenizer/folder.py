@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from zeropoint.files.json_file import load_json
 from zeropoint.tokenizer.special import read_special_tokens
 from zeropoint.tokenizer.templates import ChatTemplates, find_templates
 from zeropoint.tokenizer.text import Text
+from zeropoint.tokenizer.token_bytes import byte_level_bytes, sentencepiece_bytes
 
 
 class Tokenizer(Text):
@@ -54,9 +55,43 @@ class Tokenizer(Text):
         number: int | None = self._fast.token_to_id(token)
         return number
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids of special tokens, which are no text (a chat template's `<|im_end|>`, say)."""
+        added = self._fast.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
+    def token_bytes(self, number: int) -> bytes:
+        """Return the bytes of one token, which need not be a whole character; none for an id without a token."""
+        token = self._fast.id_to_token(number)
+        if token is None:
+            return b""
+        if number in self._added:
+            return str(token).encode()
+        return self._to_bytes(token)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._fast.get_added_tokens_decoder())
+
+    @cached_property
+    def _to_bytes(self) -> Callable[[str], bytes]:
+        decoder = self._fast.decoder
+        byte_level = decoder is not None and b"ByteLevel" in decoder.__getstate__()
+        return byte_level_bytes if byte_level else sentencepiece_bytes
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json."""
+        return str(self._fast.to_str())
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """Return generation_config.json, empty if there is none."""
+        return _optional_json(self.folder / "generation_config.json")
+
     def stop_tokens(self) -> frozenset[int]:
         """Return the end-of-sequence ids of the generation config (else of the config) and of the tokenizer."""
-        generation = _optional_json(self.folder / "generation_config.json")
+        generation = self.generation_config
         text_config = self._config.get("text_config")
         sources = (generation, self._config, text_config if isinstance(text_config, dict) else {})
         named = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), None)

@@ -20,7 +20,7 @@ Message = Mapping[str, Any]
 """One turn of a conversation, `{"role": "user", "content": "..."}`. A list of parts is also valid as content:
 `[{"type": "text", "text": "..."}]`."""
 
-DEFAULT = "default"
+DEFAULT, TOOL_USE = "default", "tool_use"
 
 # Names of a message's reasoning: current templates read the first, older ones the others
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -50,11 +50,14 @@ class ChatTemplates:
             raise ArtifactError("the model's chat_template is neither text nor texts by name: copy it again")
         return cls({name: ChatTemplate(text) for name, text in named.items()})
 
-    def chosen(self) -> ChatTemplate | None:
+    def chosen(self, *, tools: bool = False) -> ChatTemplate | None:
         """Return the default template, else the only one; None if there are none.
 
-        Raises `UsageError` if there are several and no default.
+        With `tools`, return the template named "tool_use" if there is one, as transformers does. Raises `UsageError`
+        if there are several and no default.
         """
+        if tools and TOOL_USE in self.by_name:
+            return self.by_name[TOOL_USE]
         if DEFAULT in self.by_name or not self.by_name:
             return self.by_name.get(DEFAULT)
         if len(self.by_name) > 1:
@@ -77,10 +80,23 @@ class ChatTemplate:
         return compile_template(self.text)
 
     def write(
-        self, messages: Sequence[Message], special: Mapping[str, str], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        special: Mapping[str, str],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text that this template renders for a conversation. Raises `UsageError` if the template fails."""
-        return render(self._compiled, messages, special, add_generation_prompt=add_generation_prompt)
+        """Return the text that this template renders for a conversation, as `render` does."""
+        return render(
+            self._compiled,
+            messages,
+            special,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            options=options,
+        )
 
 
 def find_templates(folder: Path, settings: Mapping[str, Any]) -> ChatTemplates:
@@ -116,16 +132,21 @@ def render(
     special: Mapping[str, str],
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text that a compiled template renders for a conversation.
 
-    `special` maps names (`bos_token`) to the texts of special tokens. A content that is a list of text parts is passed
-    as a list first, and as plain text if the template does not support lists. Raises `UsageError` if the template
-    fails.
+    `special` maps names (`bos_token`) to the texts of special tokens. `tools` are functions that the model may call, as
+    OpenAI's API describes them. `options` are further variables of the template (`enable_thinking`). A content that
+    is a list of text parts is passed as a list first, and as plain text if the template does not support lists.
+    Raises `UsageError` if the template fails.
     """
     turns = [_as_transformers(message) for message in messages]
     plain = [_with_plain_content(turn) for turn in turns]
-    scope = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **special}
+    scope: dict[str, Any] = {"documents": None, "add_generation_prompt": add_generation_prompt, **special}
+    scope |= {**(options or {}), "tools": list(tools) if tools else None}
+    scope.pop("messages", None)
     if plain != turns:
         # A template without support for lists renders a list as Python would print it, or fails
         try:

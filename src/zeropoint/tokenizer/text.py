@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from zeropoint.errors import UsageError
 from zeropoint.tokenizer.templates import ChatTemplates, Message, last_text
@@ -65,17 +66,31 @@ class Text(ABC):
         """
         return with_prefix(self.prefix, self.encode(text))
 
-    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str | None:
+    def chat_text(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str | None:
         """Return the text that the model's chat template renders for a conversation; None without a template.
 
-        Raises `UsageError` for an empty conversation, or if the template fails.
+        `tools` and `options` are those of `zeropoint.tokenizer.templates.render`. Raises `UsageError` for an empty
+        conversation, or if the template fails.
         """
         if not messages:
             raise UsageError("a conversation needs at least one message")
-        template = self.templates.chosen()
+        template = self.templates.chosen(tools=bool(tools))
         if template is None:
             return None
-        return template.write(messages, self.special, add_generation_prompt=add_generation_prompt)
+        return template.write(
+            messages,
+            self.special,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            options=options,
+        )
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation, up to the start of the assistant's answer.

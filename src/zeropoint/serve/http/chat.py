@@ -1,0 +1,246 @@
+"""`POST /v1/chat/completions`: OpenAI's API of conversations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from zeropoint.serve.http.answers import client_of, new_id, stop_reason, usage_of
+from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.conversation import (
+    ChatMessage,
+    Tool,
+    ToolChoice,
+    Tools,
+    for_template,
+    tools_of,
+)
+from zeropoint.serve.http.errors import ApiError
+from zeropoint.serve.http.fields import (
+    anything,
+    boolean,
+    either,
+    listing,
+    mapping,
+    one_of,
+    option,
+    parse,
+    record,
+    required,
+    whole,
+)
+from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions, text_options
+from zeropoint.serve.http.prompts import chat_text, in_thread, requests_of
+from zeropoint.serve.http.run import Job, Run
+from zeropoint.serve.http.scores import chat_logprobs
+from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, streaming, unless_left
+from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.request import STOP, Model, NewToken
+from zeropoint.serve.text import Piece
+from zeropoint.serve.tools import CallPart, ToolParser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(SamplingOptions):
+    """The body of `/v1/chat/completions`."""
+
+    messages: tuple[ChatMessage, ...] = required(listing(record(ChatMessage), 1), "the conversation so far")
+    max_completion_tokens: int | None = option(
+        whole(1), "most tokens of the answer; default: what the context holds"
+    )
+    max_tokens: int | None = option(whole(1), "older name of max_completion_tokens")
+    logprobs: bool | None = option(boolean(), "return the log-probability of each token")
+    top_logprobs: int | None = option(
+        whole(0, MAX_LOGPROBS), "with logprobs: so many alternatives of each token"
+    )
+    tools: tuple[Tool, ...] | None = option(listing(record(Tool)), "functions that the model may call")
+    tool_choice: Any = option(
+        either(one_of("none", "auto", "required"), record(ToolChoice)),
+        "whether, or which, function is called",
+    )
+    parallel_tool_calls: bool | None = option(boolean(), "ignored")
+    chat_template_kwargs: Mapping[str, Any] | None = option(
+        mapping(anything()), "variables of the chat template"
+    )
+    add_generation_prompt: bool | None = option(boolean(), "begin the assistant's turn (default: true)")
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a request."""
+    body = parse(ChatRequest, await read_json(request))
+    state = state_of(request)
+    model = state.model(body.model)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs", code="invalid_value")
+    tools = tools_of(body.tools or (), body.tool_choice)
+    job = await in_thread(partial(_prepare, state, model, body, tools))
+    run = await Run.start(state, job, client_of(request))
+    answer = _Answer(body, model, run, tools)
+    if body.stream:
+        seconds = state.settings.keep_alive_seconds
+        return streaming(run, answer.events(seconds), lambda error: data(error.openai()) + DONE)
+    async with run:
+        return JSONResponse(await unless_left(request, answer.whole()))
+
+
+def _prepare(state: State, model: Model, body: ChatRequest, tools: Tools) -> Job:
+    """Return what to run."""
+    text = chat_text(
+        state,
+        model,
+        [for_template(each) for each in body.messages],
+        tools=tools.described,
+        options=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
+    text_of = text_options(body, model, keep_special=tools.parsed)
+    requests = requests_of(
+        state,
+        model,
+        [tuple(model.tokenizer.encode(text))],
+        body,
+        text_of,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=tools.grammar(),
+    )
+    return Job(model, requests, text_of)
+
+
+class _Answer:
+    """Builds the response to a request, whole or in chunks."""
+
+    def __init__(self, body: ChatRequest, model: Model, run: Run, tools: Tools) -> None:
+        self._body, self._model, self._run, self._tools = body, model, run, tools
+        self._base = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model.name}
+        self._parsers: list[ToolParser | None] = [tools.parser(model) for _ in range(body.answers)]
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole response."""
+        texts = [""] * self._body.answers
+        calls: list[list[dict[str, Any]]] = [[] for _ in texts]
+        choices: list[dict[str, Any]] = [{"index": index} for index in range(len(texts))]
+        logprobs: list[list[NewToken]] = [[] for _ in texts]
+        async for piece in self._run.pieces():
+            if piece is None:
+                continue
+            index, choice = piece.index, choices[piece.index]
+            text, parts = self._parse(piece)
+            texts[index] += text
+            logprobs[index] += piece.shown
+            join_calls(calls[index], parts)
+            if self._body.return_token_ids:
+                choice.setdefault("token_ids", []).extend(token.id for token in piece.tokens)
+            if piece.finish is not None:
+                choice["finish_reason"] = self._finish(piece, bool(calls[index]))
+                choice["stop_reason"] = stop_reason(self._model, piece)
+        for index, choice in enumerate(choices):
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": texts[index] or (None if calls[index] else ""),
+            }
+            message["refusal"] = None
+            if calls[index]:
+                message["tool_calls"] = calls[index]
+            choice["message"] = message
+            choice["logprobs"] = self._logprobs(logprobs[index])
+        out = {**self._base, "object": "chat.completion", "choices": choices, "usage": usage_of(self._run)}
+        if self._body.return_token_ids:
+            out["prompt_token_ids"] = list(self._run.job.requests[0].prompt)
+        return out
+
+    async def events(self, seconds: float) -> AsyncIterator[str]:
+        """Yield the chunks of a stream: of each choice, the role, then the text, then how it finished."""
+        begun, calls = [False] * self._body.answers, [False] * self._body.answers
+        async for piece in self._run.pieces(tick_seconds=seconds):
+            if piece is None:
+                yield KEEP_ALIVE
+                continue
+            index = piece.index
+            if not begun[index] and (piece.tokens or piece.finish):
+                begun[index] = True
+                yield self._chunk(index, {"role": "assistant", "content": ""}, first=True)
+            text, parts = self._parse(piece)
+            calls[index] = calls[index] or bool(parts)
+            logprobs = self._logprobs(piece.shown)
+            ids = [token.id for token in piece.tokens] if self._body.return_token_ids else []
+            if text or ids or (logprobs and not parts):
+                yield self._chunk(index, {"content": text}, logprobs=logprobs, ids=ids)
+            if parts:
+                delta = {"tool_calls": [as_delta(part) for part in parts]}
+                yield self._chunk(index, delta, logprobs=None if text or ids else logprobs)
+            if piece.finish is not None:
+                finish = self._finish(piece, calls[index])
+                yield self._chunk(index, {}, finish=finish, stop=stop_reason(self._model, piece))
+        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+            yield data(
+                {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": usage_of(self._run)}
+            )
+        yield DONE
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        first: bool = False,
+        logprobs: Any = None,
+        ids: list[int] | None = None,
+        finish: str | None = None,
+        stop: str | int | None = None,
+    ) -> str:
+        """Return one event of a stream."""
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if finish is not None:
+            choice["stop_reason"] = stop
+        if ids:
+            choice["token_ids"] = ids
+        chunk = {**self._base, "object": "chat.completion.chunk", "choices": [choice]}
+        if first and self._body.return_token_ids:
+            chunk["prompt_token_ids"] = list(self._run.job.requests[index].prompt)
+        return data(chunk)
+
+    def _parse(self, piece: Piece) -> tuple[str, list[CallPart]]:
+        """Split a piece's text into what is shown and the parts of tool calls."""
+        parser = self._parsers[piece.index]
+        if parser is None:
+            return piece.text, []
+        text, parts = parser.push(piece.text)
+        if piece.finish is not None:
+            rest, more = parser.finish()
+            text, parts = text + rest, parts + more
+        return text, parts
+
+    def _finish(self, piece: Piece, called: bool) -> str | None:
+        """Return the reason why an answer ended, in OpenAI's words."""
+        return "tool_calls" if called and piece.finish == STOP and not self._tools.named else piece.finish
+
+    def _logprobs(self, tokens: list[NewToken]) -> dict[str, Any] | None:
+        if not self._body.logprobs or not tokens:
+            return None
+        content = chat_logprobs(self._model.tokenizer, tokens, self._body.top_logprobs or 0)
+        return {"content": content, "refusal": None}
+
+
+def as_delta(part: CallPart) -> dict[str, Any]:
+    """Return a part of a tool call as OpenAI's streams have it."""
+    if part.id is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
+
+
+def join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
+    """Add the parts of tool calls to whole calls."""
+    for part in parts:
+        if part.id is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            calls.append({"id": part.id, "type": "function", "function": function})
+        else:
+            calls[part.index]["function"]["arguments"] += part.arguments

@@ -1,0 +1,179 @@
+"""`POST /v1/completions`: OpenAI's API of texts to continue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from zeropoint.serve.http.answers import client_of, new_id, stop_reason, usage_of
+from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.errors import ApiError
+from zeropoint.serve.http.fields import (
+    boolean,
+    either,
+    listing,
+    option,
+    parse,
+    required,
+    string,
+    token_list,
+    whole,
+)
+from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions, text_options
+from zeropoint.serve.http.prompts import in_thread, requests_of
+from zeropoint.serve.http.run import Job, Run
+from zeropoint.serve.http.scores import TextLogprobs
+from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, streaming, unless_left
+from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.request import Model, PromptRead
+from zeropoint.serve.text import Piece
+
+MAX_PROMPTS = 1024
+_DEFAULT_TOKENS = 16  # OpenAI's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest(SamplingOptions):
+    """The body of `/v1/completions`."""
+
+    prompt: Any = required(
+        either(string(), token_list(), listing(either(string(), token_list()), 1, MAX_PROMPTS)),
+        "text, token ids, or a list of these",
+    )
+    max_tokens: int | None = option(whole(0), f"most tokens of the answer; default: {_DEFAULT_TOKENS}")
+    echo: bool | None = option(boolean(), "begin the answer with the prompt")
+    logprobs: int | None = option(
+        whole(0, MAX_LOGPROBS), "log-probabilities of the tokens and of so many alternatives"
+    )
+    suffix: str | None = option(string(), "not supported")
+
+
+async def completions(request: Request) -> Response:
+    """Answer a request."""
+    body = parse(CompletionRequest, await read_json(request))
+    state = state_of(request)
+    model = state.model(body.model)
+    if body.suffix:
+        raise ApiError(400, "suffix is not supported.", param="suffix", code="unsupported_parameter")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens 0 needs echo.", param="max_tokens", code="invalid_value")
+    job, prompts = await in_thread(partial(_prepare, state, model, body))
+    run = await Run.start(state, job, client_of(request))
+    answer = _Answer(body, model, run, prompts)
+    if body.stream:
+        seconds = state.settings.keep_alive_seconds
+        return streaming(run, answer.events(seconds), lambda error: data(error.openai()) + DONE)
+    async with run:
+        return JSONResponse(await unless_left(request, answer.whole()))
+
+
+def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Job, list[str]]:
+    """Return what to run, and the text of each prompt."""
+    given = body.prompt
+    single = isinstance(given, str) or isinstance(given[0], int)
+    tokenizer = model.tokenizer
+    prompts = [
+        tuple(tokenizer.encode_prompt(each)) if isinstance(each, str) else each
+        for each in ((given,) if single else given)
+    ]
+    max_tokens = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    text_of = text_options(body, model)
+    scored = bool(body.echo) and body.logprobs is not None
+    requests = requests_of(
+        state,
+        model,
+        prompts,
+        body,
+        text_of,
+        max_tokens=max_tokens,
+        logprobs=body.logprobs,
+        # an answer of 0 tokens is a prompt that is only read, which the engine does for its log-probabilities
+        prompt_logprobs=body.logprobs if scored else 0 if max_tokens == 0 else None,
+    )
+    texts = [
+        (each if isinstance(each, str) else tokenizer.decode(each)) if body.echo else ""
+        for each in ((given,) if single else given)
+        for _ in range(body.answers)
+    ]
+    return Job(model, requests, text_of), texts
+
+
+class _Answer:
+    """Builds the response to a request, whole or in chunks."""
+
+    def __init__(self, body: CompletionRequest, model: Model, run: Run, prompts: list[str]) -> None:
+        self._body, self._model, self._run = body, model, run
+        self._prompts = prompts
+        self._base = {
+            "id": new_id("cmpl"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model.name,
+        }
+        self._logprobs = [TextLogprobs(model.tokenizer, body.logprobs or 0) for _ in prompts]
+        self._begun = [False] * len(prompts)
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole response."""
+        choices = [self._choice(index) for index in range(len(self._prompts))]
+        async for piece in self._run.pieces():
+            if piece is None:
+                continue
+            choice, new = choices[piece.index], self._piece(piece)
+            choice["text"] += new["text"]
+            for key, values in (new["logprobs"] or {}).items():
+                choice["logprobs"] = choice["logprobs"] or {}
+                choice["logprobs"].setdefault(key, []).extend(values)
+            choice["finish_reason"] = new["finish_reason"]
+            choice["stop_reason"] = new["stop_reason"]
+            for key in ("token_ids", "prompt_token_ids"):
+                if key in new:
+                    choice[key] = choice.get(key, []) + new[key]
+        return {**self._base, "choices": choices, "usage": usage_of(self._run)}
+
+    async def events(self, seconds: float) -> AsyncIterator[str]:
+        """Yield the chunks of a stream."""
+        async for piece in self._run.pieces(tick_seconds=seconds):
+            if piece is None:
+                yield KEEP_ALIVE
+                continue
+            choice = self._piece(piece)
+            if choice["text"] or choice["logprobs"] or choice.get("token_ids") or choice["finish_reason"]:
+                yield data({**self._base, "choices": [choice]})
+        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+            yield data({**self._base, "choices": [], "usage": usage_of(self._run)})
+        yield DONE
+
+    def _choice(self, index: int, text: str = "") -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
+
+    def _piece(self, piece: Piece) -> dict[str, Any]:
+        """Return a choice with what a piece adds to it; `echo` adds the prompt to the first piece."""
+        index = piece.index
+        choice = self._choice(index, piece.text)
+        scored = [(token.id, token.score) for token in piece.shown]
+        if piece.prompt is not None and not self._begun[index]:
+            self._begun[index] = True
+            choice["text"] = self._prompts[index] + choice["text"]
+            scored = [*self._prompt_scores(index, piece.prompt), *scored]
+            if self._body.return_token_ids:
+                choice["prompt_token_ids"] = list(self._run.job.requests[index].prompt)
+        if self._body.logprobs is not None and scored:
+            choice["logprobs"] = self._logprobs[index].of(scored)
+        if self._body.return_token_ids:
+            choice["token_ids"] = [token.id for token in piece.tokens]
+        choice["finish_reason"] = piece.finish
+        choice["stop_reason"] = stop_reason(self._model, piece)
+        return choice
+
+    def _prompt_scores(self, index: int, read: PromptRead) -> list[tuple[int, Any]]:
+        """Return the prompt's tokens with their scores, if they are part of the answer. The first has no score."""
+        if not self._body.echo or self._body.logprobs is None:
+            return []
+        return list(zip(self._run.job.requests[index].prompt, (None, *read.scores), strict=True))

@@ -1,0 +1,91 @@
+"""`Guard`: refuses requests without a key or from foreign pages, before a route sees them, and answers every
+failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zeropoint.serve.http.errors import ApiError, as_api_error, response
+from zeropoint.serve.http.state import Settings
+
+#: Paths that need no key: the page, which asks for one itself, and what load balancers ask.
+_OPEN = ("/", "/health", "/favicon.ico")
+_OPEN_FOLDER = "/page/"
+
+
+class Guard:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+        self._keys = [key.encode() for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+        request_id = f"req_{secrets.token_hex(12)}"
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, receive, tell)
+        except (asyncio.CancelledError, OSError):
+            raise
+        except Exception as cause:
+            if started:  # too late for another answer: the connection is closed
+                raise
+            await response(as_api_error(cause), scope["path"])(scope, receive, tell)
+
+    def _check(self, scope: Scope) -> None:
+        """Raise `ApiError` (401, 403) if the request is not allowed."""
+        headers = Headers(scope=scope)
+        self._check_origin(headers)
+        path = scope["path"]
+        is_open = scope["method"] in ("GET", "HEAD") and (path in _OPEN or path.startswith(_OPEN_FOLDER))
+        if self._keys and not is_open:
+            self._check_key(headers)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Raise `ApiError` if another site's page calls a server that is meant for this machine alone.
+
+        Such a page may have made its own name point to 127.0.0.1 (DNS rebinding), so only names of this machine count.
+        """
+        origin = headers.get("origin")
+        allowed = self._settings.origins
+        if not self._settings.local or origin is None or "*" in allowed or origin in allowed:
+            return
+        try:
+            host = urlsplit(origin).hostname or ""
+        except ValueError:
+            host = ""
+        if (
+            host not in ("localhost", "::1")
+            and not host.startswith("127.")
+            and not host.endswith(".localhost")
+        ):
+            raise ApiError(403, "Pages of this origin may not call the server: start it with --cors ORIGIN.")
+
+    def _check_key(self, headers: Headers) -> None:
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        given = (key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
+        # each key is compared whole, so that the time does not tell how much of a guess is right
+        matches = [hmac.compare_digest(given, each) for each in self._keys]
+        if not any(matches):
+            raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")

@@ -1,0 +1,116 @@
+"""From a request's text to the tokens of a prompt, and the engine requests for it. All of it runs beside the event
+loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from zeropoint.serve.http.errors import ApiError
+from zeropoint.serve.http.options import SamplingOptions, grammar_of, sampling_of, with_seed
+from zeropoint.serve.http.state import State
+from zeropoint.serve.request import Model, Request
+from zeropoint.serve.text import TextOptions
+from zeropoint.tokenizer import Message
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run work that takes milliseconds or more in another thread, so that streams go on."""
+    return await to_thread.run_sync(work)
+
+
+def chat_text(
+    state: State,
+    model: Model,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return a conversation as the model's chat template writes it.
+
+    Raises `ApiError` without a template, and `UsageError` if the template refuses the conversation.
+    """
+    template = model.tokenizer.templates.chosen(tools=bool(tools))
+    if template is None:
+        raise ApiError(
+            400,
+            f"The model '{model.name}' has no chat template, so it reads no conversations: use /v1/completions.",
+            param="messages",
+            code="no_chat_template",
+        )
+    return state.templates.render(
+        template.text,
+        messages,
+        model.tokenizer.special,
+        tools=tools,
+        options=options,
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+def requests_of(
+    state: State,
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    options: SamplingOptions,
+    text: TextOptions,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    grammar: str | None = None,
+) -> tuple[Request, ...]:
+    """Return the engine requests for prompts, `options.answers` for each.
+
+    `max_tokens` None: up to the end of the model's context. `grammar`: one that the API itself needs. Raises `ApiError`
+    if a prompt is empty or too long.
+    """
+    sampling = sampling_of(options, model)
+    grammar = grammar or grammar_of(options)
+    out = []
+    for prompt in prompts:
+        room = room_for(prompt, model, max_tokens)
+        for index in range(options.answers):
+            constraint = None if grammar is None else state.grammars.constraint(model, grammar)
+            out.append(
+                Request(
+                    prompt=prompt,
+                    max_new_tokens=room if max_tokens is None else max_tokens,
+                    sampling=with_seed(sampling, index),
+                    stop_tokens=text.stop_tokens,
+                    logprobs=logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    constraint=constraint,
+                )
+            )
+    return tuple(out)
+
+
+def room_for(prompt: tuple[int, ...], model: Model, max_tokens: int | None) -> int:
+    """Return how many tokens fit after a prompt. Raises `ApiError` if the prompt is empty, or does not fit."""
+    if not prompt:
+        raise ApiError(400, "The prompt is empty.", param="prompt", code="invalid_value")
+    least = 1 if max_tokens is None else max_tokens
+    room = model.max_positions - len(prompt)
+    if least > room:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {model.max_positions} tokens. However, you requested "
+            f"{len(prompt) + least} tokens ({len(prompt)} in the messages, {least} in the completion). Please reduce "
+            "the length of the messages or completion.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if max(prompt) >= model.vocab_size:
+        raise ApiError(
+            400, f"The prompt has a token id above {model.vocab_size - 1}, the model's last.", param="prompt",
+            code="invalid_value",
+        )  # fmt: skip
+    return room

@@ -1,0 +1,56 @@
+"""The process that renders chat templates: `python -m zeropoint.serve.template_worker`.
+
+A model's chat template is a program that nobody here wrote. jinja2's sandbox keeps it from Python and files, but not
+from endless loops or from filling the memory. So it runs in a process with a limit on memory, whose owner ends it
+when it takes too long (`templates.py`). One line of JSON comes in and one goes out for each conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from functools import lru_cache
+from typing import Any
+
+from zeropoint.errors import ZeropointError, reason
+from zeropoint.tokenizer.templates import ChatTemplate
+
+MEMORY_BYTES = 512 << 20
+
+
+def main() -> None:
+    """Render until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes our input
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+    for line in sys.stdin.buffer:
+        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    """Return `{"text": ...}`, or `{"error": ...}` if the template refuses the conversation or fails."""
+    limit = request.pop("limit")
+    try:
+        text = _template(request.pop("template")).write(**request)
+    except (ZeropointError, MemoryError, RecursionError) as cause:
+        return {
+            "error": reason(cause, 500) if str(cause) else "the model's chat template takes too much memory"
+        }
+    if len(text) > limit:
+        return {
+            "error": f"the conversation has {len(text)} characters, and at most {limit} are read: shorten it"
+        }
+    return {"text": text}
+
+
+@lru_cache(maxsize=16)
+def _template(text: str) -> ChatTemplate:
+    """Return a template; it is compiled once."""
+    return ChatTemplate(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""`Templates`: chat templates, rendered by a process with limits on time, memory and output."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zeropoint.errors import UsageError
+from zeropoint.tokenizer import Message
+
+#: Seconds that one conversation may take, and those that the process may take to start.
+SECONDS, START_SECONDS = 5.0, 30.0
+#: Most characters of a rendered conversation: more than any model's context.
+MAX_CHARACTERS = 32 << 20
+
+
+class Templates:
+    """Renders chat templates. All methods may be called from any thread; one conversation is rendered at a time."""
+
+    def __init__(self, *, seconds: float = SECONDS, max_characters: int = MAX_CHARACTERS) -> None:
+        self._seconds, self._max_characters = seconds, max_characters
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._fresh = True
+
+    def start(self) -> None:
+        """Start the process, so that the first conversation need not wait for it."""
+        with self._lock:
+            self._running()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+    def render(
+        self,
+        template: str,
+        messages: Sequence[Message],
+        special: Mapping[str, str],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text that a template renders, as `zeropoint.tokenizer.templates.render` does.
+
+        Raises `UsageError` if the template fails, or takes too much time or memory.
+        """
+        request = {
+            "template": template,
+            "messages": list(messages),
+            "special": dict(special),
+            "add_generation_prompt": add_generation_prompt,
+            "tools": list(tools) if tools else None,
+            "options": dict(options or {}),
+            "limit": self._max_characters,
+        }
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            answer = self._exchange(line)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return answer["text"]
+
+    def _exchange(self, line: bytes) -> dict[str, str]:
+        """Send a line to the process and return its answer; end the process if it does not answer in time."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        deadline = time.monotonic() + (START_SECONDS if self._fresh else 0) + self._seconds
+        try:
+            answer = _talk(process.stdin.fileno(), process.stdout.fileno(), line, deadline)
+        except TimeoutError:
+            self._end()
+            raise UsageError(f"the model's chat template takes more than {self._seconds:g} seconds") from None
+        except (OSError, EOFError):
+            self._end()
+            raise UsageError(
+                "the model's chat template failed: it takes too much memory, or is not sound"
+            ) from None
+        self._fresh = False
+        return dict(json.loads(answer))
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Return the process; start one if there is none."""
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            command = [sys.executable, "-m", "zeropoint.serve.template_worker"]
+            # -m looks for modules in the current folder first, which may be anyone's: -P leaves it out
+            command.insert(1, "-P")
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
+            os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
+            self._fresh = True
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()
+
+
+def _talk(into: int, out: int, line: bytes, deadline: float) -> bytes:
+    """Write a line to one file and return the line that comes from another.
+
+    Raises `TimeoutError` after `deadline` (on `time.monotonic`), `EOFError` if the other side ends.
+    """
+    rest, answer = memoryview(line), bytearray()
+    while not answer.endswith(b"\n"):
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        poll = select.poll()  # not select.select, which fails for files beyond the 1,024th
+        poll.register(out, select.POLLIN)
+        if rest:
+            poll.register(into, select.POLLOUT)
+        for file, _ in poll.poll(seconds * 1000):
+            if file == into and rest:
+                rest = rest[os.write(into, rest) :]
+            elif file == out:
+                part = os.read(out, 1 << 16)
+                if not part:
+                    raise EOFError
+                answer += part
+    return bytes(answer)

@@ -1,0 +1,229 @@
+"""Tool calls in a model's answer: `ToolParser` finds them as the text comes, and yields their arguments in fragments.
+
+Model families write calls in different ways, and their chat templates show which:
+
+- `hermes` (Hermes, Qwen, SmolLM3): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`;
+- `mistral`: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}`;
+- `llama` (Llama 3): `{"name": ..., "parameters": {...}}`, several with a semicolon between them;
+- `json`: the same JSON, with nothing around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zeropoint.serve.json_scan import Scanner
+
+HERMES, MISTRAL, LLAMA, JSON = "hermes", "mistral", "llama", "json"
+
+_MARKERS = {HERMES: "<tool_call>", MISTRAL: "[TOOL_CALLS]", LLAMA: "<|python_tag|>"}
+_END = "</tool_call>"
+#: Mistral's newer form: the name, perhaps an id, and where the arguments begin.
+_NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*\s*)?(?:\[ARGS\]\s*)?(?={)")
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """A part of a tool call. The first part of a call has its `id` and `name`, further parts have more `arguments`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+def format_of(template: str | None) -> str:
+    """Return how a model with this chat template writes tool calls."""
+    text = template or ""
+    if "<tool_call>" in text:
+        return HERMES
+    if "[TOOL_CALLS]" in text:
+        return MISTRAL
+    if "<|python_tag|>" in text or ('"parameters"' in text and "<|eot_id|>" in text):
+        return LLAMA
+    return JSON
+
+
+def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the JSON Schema of a call of one of these functions, to which an answer is held that must be a call."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": each["name"]},
+                "arguments": each.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for each in functions
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+class ToolParser:
+    """Splits an answer into text and tool calls. `names`: the functions that the model may call."""
+
+    def __init__(self, style: str, names: Collection[str]) -> None:
+        self._marker = _MARKERS.get(style)
+        self._bare = style in (LLAMA, JSON)  # a call needs no marker, if the answer begins with it
+        self._names = names
+        self._rest = ""  # text that is not understood yet
+        self._raw = ""  # the text of the call being read, in case that it is none
+        self._inside = False  # after a marker, where calls are expected
+        self._scanner: Scanner | None = None
+        self._first = True
+        self._named = False
+        self.calls = 0
+
+    def push(self, text: str) -> tuple[str, list[CallPart]]:
+        """Add text of the answer; return what of it is plain text, and the parts of calls."""
+        self._rest += text
+        shown: list[str] = []
+        parts: list[CallPart] = []
+        while self._step(shown, parts):
+            pass
+        return "".join(shown), parts
+
+    def finish(self) -> tuple[str, list[CallPart]]:
+        """Return what is still held back when the answer ends: text that is no call after all."""
+        rest, self._rest = self._rest, ""
+        if self._scanner is not None and not self._named:
+            rest = self._raw + rest
+        elif self._scanner is not None or (self._inside and not rest.strip(" \n\r\t;,[]")):
+            rest = ""
+        self._scanner = None
+        return rest, []
+
+    def _step(self, shown: list[str], parts: list[CallPart]) -> bool:
+        """Take the next part of the text; return whether there may be more to take."""
+        if not self._rest:
+            return False
+        if self._scanner is not None:
+            return self._in_call(shown, parts)
+        return self._between(shown, parts) if self._inside else self._in_text(shown)
+
+    def _in_text(self, shown: list[str]) -> bool:
+        """Take plain text, up to where calls begin."""
+        if self._first and self._bare:
+            start = self._rest.lstrip()
+            if not start:
+                return False
+            if start[0] in "{[":
+                self._inside, self._first = True, False
+                return True
+        at = self._rest.find(self._marker) if self._marker else -1
+        if at >= 0:
+            assert self._marker is not None
+            shown.append(self._rest[:at])
+            self._rest = self._rest[at + len(self._marker) :]
+            self._inside, self._first = True, False
+            return True
+        held = _overlap(self._rest, self._marker) if self._marker else 0
+        out = self._rest[: len(self._rest) - held]
+        self._rest = self._rest[len(self._rest) - held :]
+        self._first = self._first and not out
+        shown.append(out)
+        return False
+
+    def _between(self, shown: list[str], parts: list[CallPart]) -> bool:
+        """Take what stands before the next call: brackets, commas, end markers; or see that no call follows."""
+        rest = self._rest.lstrip(" \n\r\t;,[]" if not self._rest.startswith("[TOOL") else "")
+        for marker in (_END, self._marker):
+            if marker and rest.startswith(marker):
+                self._rest = rest[len(marker) :]
+                return True
+            if marker and rest and marker.startswith(rest):
+                return False
+        if not rest:
+            self._raw += self._rest
+            self._rest = ""
+            return False
+        if rest[0] == "{":
+            self._begin(len(self._rest) - len(rest), Scanner())
+            return True
+        return self._named_call(parts) or self._no_call(shown)
+
+    def _begin(self, skipped: int, scanner: Scanner) -> None:
+        """Begin to read a call's JSON after `skipped` characters."""
+        self._raw += self._rest[:skipped]
+        self._rest = self._rest[skipped:]
+        self._scanner, self._named = scanner, False
+
+    def _named_call(self, parts: list[CallPart]) -> bool:
+        """Begin Mistral's newer form, `name{...}`, if the text is one."""
+        match = _NAMED.match(self._rest) if self._marker == _MARKERS[MISTRAL] else None
+        if match is None:
+            return False
+        self._begin(match.end(), Scanner(arguments_only=True))
+        self._named = True
+        parts.append(self._new_call(match.group(1)))
+        return True
+
+    def _no_call(self, shown: list[str]) -> bool:
+        """See that plain text follows; return whether it can be taken now."""
+        if self._marker == _MARKERS[MISTRAL] and re.fullmatch(r"\s*[\w.\-\[\]]*\s*", self._rest):
+            return False  # a name that is not complete
+        self._inside = False
+        shown.append(self._raw)
+        self._raw = ""
+        return True
+
+    def _in_call(self, shown: list[str], parts: list[CallPart]) -> bool:
+        """Take the JSON of a call."""
+        scanner = self._scanner
+        assert scanner is not None
+        used = scanner.feed(self._rest)
+        self._raw += self._rest[:used]
+        self._rest = self._rest[used:]
+        if not self._named and scanner.name is not None and (scanner.begun or scanner.complete):
+            if self._bare and scanner.name not in self._names:
+                return self._is_text(shown)
+            self._named = True
+            parts.append(self._new_call(scanner.name))
+        if self._named:
+            fragment = scanner.take()
+            if fragment:
+                parts.append(CallPart(self.calls - 1, arguments=fragment))
+        if scanner.complete or scanner.failed:
+            if not self._named:
+                return self._is_text(shown)
+            if not scanner.begun and not scanner.failed:
+                parts.append(CallPart(self.calls - 1, arguments="{}"))
+            self._scanner, self._raw = None, ""
+        return bool(self._rest)
+
+    def _is_text(self, shown: list[str]) -> bool:
+        """Show what looked like a call as plain text."""
+        self._scanner, self._inside, self._first = None, False, False
+        shown.append(self._raw)
+        self._raw = ""
+        return bool(self._rest)
+
+    def _new_call(self, name: str) -> CallPart:
+        self.calls += 1
+        return CallPart(self.calls - 1, id=f"call_{secrets.token_hex(12)}", name=name)
+
+
+def with_objects(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return earlier tool calls of a conversation with their arguments as objects, which chat templates expect."""
+    out = []
+    for call in calls:
+        function = dict(call["function"])
+        try:
+            arguments = json.loads(function.get("arguments") or "{}")
+        except ValueError:
+            arguments = function["arguments"]
+        out.append({**call, "function": {**function, "arguments": arguments}})
+    return out
+
+
+def _overlap(text: str, marker: str) -> int:
+    """Return how many characters at the end of `text` may begin `marker`."""
+    sizes = range(min(len(text), len(marker) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(marker[:size])), 0)
