@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from zeropoint.errors import ZeropointError
 from zeropoint.serve.grammar import Grammars
-from zeropoint.serve.http import listing
+from zeropoint.serve.http import listing, page
 from zeropoint.serve.http.chat import chat_completions
 from zeropoint.serve.http.completions import completions
 from zeropoint.serve.http.errors import ApiError, on_error
@@ -51,6 +51,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
         Route("/health", listing.health),
         Route("/version", listing.version),
         Route("/metrics", listing.metrics),
+        *page.routes(),
     ]
     middleware = [Middleware(Guard, settings=settings)]
     if settings.origins:
