@@ -1,4 +1,4 @@
-// The key-value cache: its page layout, growing and widening, and its C functions.
+// The key-value cache: its page layout, sharing, growing and widening, and its C functions.
 #include "decoder/cache.h"
 
 #include <cstring>
@@ -10,6 +10,7 @@
 namespace zp {
 namespace {
 
+static_assert(kPage == ZP_PAGE);
 constexpr int64_t kMostTokens = int64_t{1} << 31;
 constexpr int32_t kMostSequences = 1 << 20;
 
@@ -80,12 +81,11 @@ bool zp_cache::widen() {
   size_t wide_bytes = 0;
   uint8_t* const fresh = zp::allocate_pages(*this, wide, pages, wide_bytes);
   if (fresh == nullptr) return false;
-  for (const Sequence& sequence : sequences)
-    for (const int64_t page : sequence.pages)
-      for (int64_t i = 0; i < layers * kv_heads; ++i) {
-        const int64_t number = (i / kv_heads * pages + page) * kv_heads + i % kv_heads;
-        zp::widen_page(memory + number * layout.end, layout, fresh + number * wide.end);
-      }
+  for (int64_t page = 0; page < pages; ++page)
+    for (int64_t i = 0; i < layers * kv_heads && owners[static_cast<size_t>(page)] > 0; ++i) {
+      const int64_t number = (i / kv_heads * pages + page) * kv_heads + i % kv_heads;
+      zp::widen_page(memory + number * layout.end, layout, fresh + number * wide.end);
+    }
   zp::release(memory);
   memory = fresh;
   bytes = wide_bytes;
@@ -99,34 +99,92 @@ int64_t zp_cache::used_tokens() const {
   return used;
 }
 
-void zp_cache::reserve(Sequence& sequence, int64_t length) {
-  const auto wanted = static_cast<size_t>(zp::ceil_div(length, zp::kPage));
-  if (wanted > sequence.pages.size()) sequence.pages.reserve(wanted);
-  while (sequence.pages.size() < wanted) {
-    sequence.pages.push_back(free_pages.back());
-    free_pages.pop_back();
+int32_t zp_cache::take_page() {
+  const int32_t page = free_pages.back();
+  free_pages.pop_back();
+  owners[static_cast<size_t>(page)] = 1;
+  return page;
+}
+
+void zp_cache::copy_page(int32_t from, int32_t to) {
+  const int64_t size = page_bytes();
+  for (int64_t layer = 0; layer < layers; ++layer)
+    std::memcpy(head(layer, 0) + to * size, head(layer, 0) + from * size, static_cast<size_t>(size));
+}
+
+bool zp_cache::writes_to_shared(const Sequence& s, int64_t held) const {
+  return s.length > held && held % zp::kPage != 0 && owners[static_cast<size_t>(s.pages.back())] > 1;
+}
+
+int64_t zp_cache::pages_needed(const std::vector<int64_t>& held) {
+  int64_t needed = 0;
+  std::vector<int32_t> left;  // the pages that sequences leave for a copy: the last owner of a page needs no copy
+  left.reserve(sequences.size());
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& s = sequences[i];
+    needed += zp::ceil_div(s.length, zp::kPage) - static_cast<int64_t>(s.pages.size());
+    if (!writes_to_shared(s, held[i])) continue;
+    left.push_back(s.pages.back());
+    --owners[static_cast<size_t>(s.pages.back())];
+    ++needed;
+  }
+  for (const int32_t page : left) ++owners[static_cast<size_t>(page)];
+  return needed;
+}
+
+void zp_cache::take_pages(const std::vector<int64_t>& held) {
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& s = sequences[i];
+    const auto wanted = static_cast<size_t>(zp::ceil_div(s.length, zp::kPage));
+    s.pages.reserve(wanted);  // may throw, so it comes before any change
+    if (writes_to_shared(s, held[i])) {
+      const int32_t shared = s.pages.back();
+      s.pages.back() = take_page();
+      copy_page(shared, s.pages.back());
+      --owners[static_cast<size_t>(shared)];
+    }
+    while (s.pages.size() < wanted) s.pages.push_back(take_page());
   }
 }
 
 void zp_cache::trim(Sequence& sequence) {
   const auto wanted = static_cast<size_t>(zp::ceil_div(sequence.length, zp::kPage));
   while (sequence.pages.size() > wanted) {
-    free_pages.push_back(sequence.pages.back());  // has capacity for all pages: does not throw
+    const int32_t page = sequence.pages.back();
     sequence.pages.pop_back();
+    if (--owners[static_cast<size_t>(page)] == 0) free_pages.push_back(page);  // has capacity: does not throw
   }
+}
+
+bool zp_cache::share(const Sequence& source, Sequence& target, int64_t length) {
+  const auto whole = static_cast<size_t>(length / zp::kPage);
+  const bool part = length % zp::kPage != 0;
+  if (part && free_pages.empty()) return false;
+  target.pages.reserve(whole + 1);  // may throw, so it comes before any change
+  for (size_t i = 0; i < whole; ++i) {
+    target.pages.push_back(source.pages[i]);
+    ++owners[static_cast<size_t>(source.pages[i])];
+  }
+  if (part) {
+    target.pages.push_back(take_page());
+    copy_page(source.pages[whole], target.pages.back());
+  }
+  target.length = length;
+  return true;
 }
 
 zp_status zp_cache::grow(int64_t most) {
   const int64_t wanted = zp::pages_for(most, static_cast<int64_t>(sequences.size()));
-  free_pages.reserve(static_cast<size_t>(wanted));  // may throw, so it comes before any change
+  free_pages.reserve(static_cast<size_t>(wanted));  // these may throw, so they come before any change
+  owners.reserve(static_cast<size_t>(wanted));
   size_t larger_bytes = 0;
   uint8_t* const larger = zp::allocate_pages(*this, layout, wanted, larger_bytes);
   if (larger == nullptr) return zp::no_memory(most);
   const int64_t page = page_bytes();
   for (int64_t layer = 0; layer < layers; ++layer) {
     uint8_t* from = memory + layer * pages * page;
-    for (const Sequence& s : sequences)
-      for (const int32_t p : s.pages)
+    for (int64_t p = 0; p < pages; ++p)
+      if (owners[static_cast<size_t>(p)] > 0)
         std::memcpy(larger + (layer * wanted + p) * page, from + p * page, static_cast<size_t>(page));
     zp::forget(from, static_cast<size_t>(pages * page));  // so that memory need not hold both copies whole
   }
@@ -135,6 +193,7 @@ zp_status zp_cache::grow(int64_t most) {
   free_pages.insert(free_pages.begin(), static_cast<size_t>(wanted - pages), 0);
   for (int64_t i = 0; i < wanted - pages; ++i)
     free_pages[static_cast<size_t>(i)] = static_cast<int32_t>(wanted - 1 - i);
+  owners.resize(static_cast<size_t>(wanted), 0);
   memory = larger;
   bytes = larger_bytes;
   pages = wanted;
@@ -166,6 +225,7 @@ zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t seq
     cache->memory = zp::allocate_pages(*cache, cache->layout, cache->pages, cache->bytes);
     if (cache->memory == nullptr) return zp::no_memory(tokens);
     cache->sequences.resize(static_cast<size_t>(sequences));
+    cache->owners.resize(static_cast<size_t>(cache->pages), 0);
     cache->free_pages.reserve(static_cast<size_t>(cache->pages));
     for (int64_t page = cache->pages - 1; page >= 0; --page)
       cache->free_pages.push_back(static_cast<int32_t>(page));
@@ -188,6 +248,18 @@ size_t zp_cache_bytes(const zp_cache* cache) {
   if (cache == nullptr) return 0;
   const std::lock_guard<std::mutex> lock(cache->lock);
   return cache->bytes;
+}
+
+int64_t zp_cache_pages(const zp_cache* cache) {
+  if (cache == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  return cache->pages;
+}
+
+int64_t zp_cache_free_pages(const zp_cache* cache) {
+  if (cache == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(cache->lock);
+  return static_cast<int64_t>(cache->free_pages.size());
 }
 
 zp_status zp_cache_grow(zp_cache* cache, int64_t tokens) {
@@ -215,4 +287,25 @@ zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length) {
   s.length = length;
   cache->trim(s);
   return ZP_OK;
+}
+
+zp_status zp_cache_share(zp_cache* cache, int32_t source, int32_t target, int64_t length) {
+  for (const int32_t sequence : {source, target})
+    if (const zp_status status = zp::check_sequence(cache, sequence); status != ZP_OK) return status;
+  if (source == target) return fail(ZP_INVALID, "sequence %d cannot share with itself", source);
+  return zp::guarded([&] {
+    const std::lock_guard<std::mutex> lock(cache->lock);
+    const zp_cache::Sequence& from = cache->sequences[static_cast<size_t>(source)];
+    zp_cache::Sequence& to = cache->sequences[static_cast<size_t>(target)];
+    if (to.length != 0)
+      return fail(ZP_INVALID, "sequence %d has %ld tokens, and only an empty one can share another's", target,
+                  static_cast<long>(to.length));
+    if (length < 0 || length > from.length)
+      return fail(ZP_INVALID, "sequence %d has %ld tokens, and cannot share %ld", source,
+                  static_cast<long>(from.length), static_cast<long>(length));
+    if (!cache->share(from, to, length))
+      return fail(ZP_INVALID, "the cache is full: sharing %ld tokens copies a page, and no page is free",
+                  static_cast<long>(length));
+    return ZP_OK;
+  });
 }

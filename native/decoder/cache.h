@@ -1,5 +1,8 @@
 // The key-value cache: pages of 64 positions. A sequence uses the same page numbers in every layer.
 //
+// Sequences may share pages: those of an equal beginning. A page counts its owners, and is free when it has none. A
+// sequence writes only to its last page, and copies that page first if it has other owners (after a truncation).
+//
 // A float16 cache becomes wide when a key or value is beyond 65,504: it stores float32 from then on, but still rounds
 // to float16 what float16 can hold. So results do not depend on when it became wide.
 #pragma once
@@ -13,7 +16,7 @@
 struct zp_cache {
   const zp_decoder* decoder;  // the cache's decoder; only compared, because it may have been freed
   int64_t layers, kv_heads;
-  int64_t tokens;  // the most tokens of all sequences together
+  int64_t tokens;  // tokens of all sequences together that fit, however they are split
   int64_t pages;
   zp::PageLayout layout{};
   uint8_t* memory = nullptr;  // [layer][page][kv_head]
@@ -21,11 +24,12 @@ struct zp_cache {
 
   struct Sequence {
     int64_t length = 0;
-    std::vector<int32_t> pages;  // page numbers, enough for `length` positions
+    std::vector<int32_t> pages;  // page numbers, just enough for `length` positions
   };
   mutable std::mutex lock;
   std::vector<Sequence> sequences;
-  std::vector<int32_t> free_pages;
+  std::vector<int32_t> owners;      // of each page: the sequences that use it
+  std::vector<int32_t> free_pages;  // pages without owners; has capacity for all
 
   zp_cache() = default;
   zp_cache(const zp_cache&) = delete;
@@ -35,22 +39,35 @@ struct zp_cache {
   // Convert a float16 cache to a wide one. Returns false, and changes nothing, if there is no memory.
   bool widen();
 
+  // Return the tokens of all sequences, and the most that fit if each page is full, also while another thread makes the
+  // cache grow.
   int64_t used_tokens() const;
-  // Return `tokens`, also while another thread makes the cache grow.
   int64_t room() const {
     const std::lock_guard<std::mutex> held(lock);
-    return tokens;
+    return pages * zp::kPage;
   }
   // Page p of a sequence is at head(layer, kv_head) + sequence.pages[p] * page_bytes().
   int64_t page_bytes() const { return kv_heads * layout.end; }
   uint8_t* head(int64_t layer, int64_t kv_head) const {
     return memory + (layer * pages * kv_heads + kv_head) * layout.end;
   }
-  // Take free pages until `length` positions fit. There are enough as long as all sequences together have at most
-  // `tokens` tokens.
-  void reserve(Sequence& sequence, int64_t length);
-  // Free the pages beyond the sequence's length.
+  // Return how many free pages the sequences need for their lengths, copies of shared pages included. `held`: of each
+  // sequence, the length that it has pages for.
+  int64_t pages_needed(const std::vector<int64_t>& held);
+  // Take these pages; there must be enough. Copied pages stay copied if the step fails later: another sequence may have
+  // written to the page that was shared.
+  void take_pages(const std::vector<int64_t>& held);
+  // Give up the pages beyond the sequence's length.
   void trim(Sequence& sequence);
+  // Let the empty `target` begin with the first `length` tokens of `source`. Returns false if there is no free page for
+  // the copy of a page that `length` fills in part.
+  bool share(const Sequence& source, Sequence& target, int64_t length);
   // Make room for `most` tokens, which is more than `tokens`. Pages in use keep their numbers and contents.
   zp_status grow(int64_t most);
+
+ private:
+  int32_t take_page();
+  void copy_page(int32_t from, int32_t to);
+  // True if a sequence that goes on at position `held` would write to a page that has other owners.
+  bool writes_to_shared(const Sequence& sequence, int64_t held) const;
 };

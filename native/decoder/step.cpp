@@ -24,22 +24,27 @@ zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens&
       return fail(ZP_INVALID, "position %d is beyond the %d that the model takes", t.position[i],
                   d.config.max_positions);
   }
-  if (const int64_t used = cache.used_tokens(); t.count > cache.tokens - used)
-    return fail(ZP_INVALID, "the cache is full: %ld tokens and room for %ld in all, %ld more do not fit",
-                static_cast<long>(used), static_cast<long>(cache.tokens), static_cast<long>(t.count));
   return ZP_OK;
 }
 
-// Append the tokens to their sequences, and reserve pages for them.
-zp_status lengthen(zp_cache& cache, const Tokens& t) {
+// Append the tokens to their sequences, and take pages for them. `held`: the sequences' lengths before.
+zp_status lengthen(zp_cache& cache, const Tokens& t, const std::vector<int64_t>& held) {
   for (int64_t i = 0; i < t.count; ++i) {
     zp_cache::Sequence& s = cache.sequences[static_cast<size_t>(t.sequence[i])];
     if (t.position[i] != s.length)
       return fail(ZP_INVALID, "sequence %d goes on at position %ld, not at %d", t.sequence[i],
                   static_cast<long>(s.length), t.position[i]);
-    cache.reserve(s, s.length + 1);
     ++s.length;
   }
+  const auto free = static_cast<int64_t>(cache.free_pages.size());
+  if (const int64_t needed = cache.pages_needed(held); needed > free)
+    return fail(ZP_INVALID,
+                "the cache is full: %ld tokens and room for %ld in all, %ld more do not fit: they need %ld pages of "
+                "%ld, and %ld are free",
+                static_cast<long>(cache.used_tokens() - t.count), static_cast<long>(cache.tokens),
+                static_cast<long>(t.count), static_cast<long>(needed), static_cast<long>(kPage),
+                static_cast<long>(free));
+  cache.take_pages(held);
   return ZP_OK;
 }
 
@@ -80,7 +85,7 @@ zp_status run_step(zp_decoder& d, zp_cache& cache, const Tokens& all, int thread
   return run_passes(d, cache, all, threads, beyond_half);
 }
 
-// Scope guard that restores the lengths of the cache's sequences, unless keep() is called.
+// Scope guard that restores the lengths of the cache's sequences and frees their new pages, unless keep() is called.
 class Undo {
  public:
   explicit Undo(zp_cache& cache) : cache_(cache) {
@@ -90,16 +95,19 @@ class Undo {
   Undo(const Undo&) = delete;
   Undo& operator=(const Undo&) = delete;
   ~Undo() {
+    if (kept_) return;
     for (size_t i = 0; i < lengths_.size(); ++i) {
       cache_.sequences[i].length = lengths_[i];
       cache_.trim(cache_.sequences[i]);
     }
   }
-  void keep() { lengths_.clear(); }
+  void keep() { kept_ = true; }
+  const std::vector<int64_t>& lengths() const { return lengths_; }
 
  private:
   zp_cache& cache_;
   std::vector<int64_t> lengths_;
+  bool kept_ = false;
 };
 
 zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int threads) {
@@ -107,7 +115,7 @@ zp_status forward_step(zp_decoder& d, zp_cache& cache, const Tokens& tokens, int
   const std::lock_guard<std::mutex> lock(cache.lock);
   if (const zp_status status = check_tokens(d, cache, tokens); status != ZP_OK) return status;
   Undo undo(cache);
-  zp_status status = lengthen(cache, tokens);
+  zp_status status = lengthen(cache, tokens, undo.lengths());
   if (status == ZP_OK) status = run_step(d, cache, tokens, threads);
   d.workspace.shrink(kKeptWorkspace);
   if (status == ZP_OK) undo.keep();

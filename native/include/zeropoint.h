@@ -280,25 +280,35 @@ ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
  * wide from the start. */
 enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
-/* Create a cache for keys and values. `tokens` (1 to 2^31) is the total over all `sequences` sequences (1 to 2^20),
- * which share its pages. */
+/* Tokens of a page. A cache is divided into pages: a sequence has just enough of them for its tokens. */
+enum { ZP_PAGE = 64 };
+
+/* Create a cache for keys and values of `sequences` sequences (1 to 2^20). It has enough pages for `tokens` tokens (1 to
+ * 2^31) in all, however they are split among the sequences. A step fits if there are free pages for it. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);
 /* Make room for `tokens` tokens in all. Cached tokens stay. A cache never shrinks. On an error it is unchanged. */
 ZP_API zp_status zp_cache_grow(zp_cache* cache, int64_t tokens);
 ZP_API size_t zp_cache_bytes(const zp_cache* cache);
+/* Return the number of pages, and of those that no sequence uses. 0 for a null cache. */
+ZP_API int64_t zp_cache_pages(const zp_cache* cache);
+ZP_API int64_t zp_cache_free_pages(const zp_cache* cache);
 /* Return 1 for a wide ZP_CACHE_FLOAT16 cache, else 0. */
 ZP_API int32_t zp_cache_is_wide(const zp_cache* cache);
 /* Return the number of cached tokens of a sequence; -1 if there is no such sequence. */
 ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence);
 /* Drop a sequence's tokens from position `length` on. */
 ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length);
+/* Let the empty sequence `target` begin with the first `length` tokens of `source`. Whole pages are shared until one of
+ * their sequences, cut back, writes to one: it copies the page first. A page that `length` fills in part is copied
+ * here. Returns ZP_INVALID, and changes nothing, if that copy finds no free page. */
+ZP_API zp_status zp_cache_share(zp_cache* cache, int32_t source, int32_t target, int64_t length);
 
 /* Run one forward step over `count` tokens; token, sequence, position and wanted are [count]. The positions of a
  * sequence's tokens continue its cached length without a gap. The logits of the tokens with wanted[i] != 0 (null: of
  * all) are written in order, [vocab] each, to `logits`. Several threads may call zp_forward; the steps of one decoder
- * are taken one after the other. On an error the cache is unchanged. A NaN or infinity in one token affects no token
+ * are taken one after the other. On an error every sequence is as before. A NaN or infinity in one token affects no token
  * before it. */
 ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
                             const int32_t* sequence, const int32_t* position, const uint8_t* wanted,

@@ -2,49 +2,11 @@
 // every level. The number of threads, the chunks of a prompt and the other sequences of a step must not change a
 // result.
 #include "levels.h"
-#include "naive_decoder.h"
+#include "steps.h"
 
 #include <thread>
 
 namespace {
-
-// -- steps -----------------------------------------------------------------------------------------------
-
-struct Cache {
-  zp_cache* cache = nullptr;
-  Cache(const Model& m, int64_t tokens, int sequences, int type = ZP_CACHE_FLOAT16) {
-    expect(zp_cache_create(m.decoder, tokens, sequences, type, &cache) == ZP_OK, "cache");
-  }
-  Cache(const Cache&) = delete;
-  Cache& operator=(const Cache&) = delete;
-  ~Cache() { zp_cache_free(cache); }
-};
-
-std::vector<int32_t> random_tokens(const Model& m, int count, std::mt19937& random) {
-  std::uniform_int_distribution<int32_t> token(0, m.config.vocab - 1);
-  std::vector<int32_t> tokens(static_cast<size_t>(count));
-  for (auto& t : tokens) t = token(random);
-  return tokens;
-}
-
-// Feed `tokens` to a sequence in chunks, and return the logits of all.
-Floats feed(const Model& m, const Cache& cache, const std::vector<int32_t>& tokens, size_t chunk, int threads,
-            int32_t sequence = 0) {
-  const auto vocab = static_cast<size_t>(m.config.vocab);
-  Floats logits(tokens.size() * vocab);
-  const auto start = static_cast<int32_t>(zp_cache_length(cache.cache, sequence));
-  for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
-    const size_t count = std::min(chunk, tokens.size() - begin);
-    const std::vector<int32_t> sequences(count, sequence);
-    std::vector<int32_t> positions(count);
-    for (size_t i = 0; i < count; ++i) positions[i] = start + static_cast<int32_t>(begin + i);
-    expect(zp_forward(m.decoder, cache.cache, static_cast<int64_t>(count), tokens.data() + begin,
-                      sequences.data(), positions.data(), nullptr, logits.data() + begin * vocab,
-                      threads) == ZP_OK,
-           "forward");
-  }
-  return logits;
-}
 
 double worst(const Floats& logits, const std::vector<Doubles>& expected) {
   double difference = 0, size = 0;
@@ -212,10 +174,6 @@ void test_callers(std::mt19937& random) {
   for (const bool g : good) expect(g, "four callers at once");
 }
 
-bool says(zp_status status, const char* part) {
-  return status == ZP_INVALID && std::strstr(zp_last_error(), part) != nullptr;
-}
-
 void test_refused_parts(std::mt19937& random) {
   zp_decoder_config c = small_config();
   zp_decoder* decoder = nullptr;
@@ -273,7 +231,12 @@ void test_refused_steps(std::mt19937& random) {
   expect(says(step({1}, {0}, {1000}), "beyond"), "beyond the context");
   expect(says(step({1, 1}, {0, 0}, {2, 4}), "goes on at position 3"), "a gap");
   expect(zp_cache_length(cache.cache, 0) == 2, "a refused step leaves the cache");
-  expect(says(step({1, 1, 1, 1, 1}, {0, 0, 0, 1, 1}, {2, 3, 4, 0, 1}), "full"), "a full cache");
+  std::vector<int32_t> positions(127);
+  for (int32_t i = 0; i < 127; ++i) positions[static_cast<size_t>(i)] = 2 + i;
+  expect(says(step(std::vector<int32_t>(127, 1), std::vector<int32_t>(127, 0), positions), "full"), "a full cache");
+  positions.resize(129);
+  expect(says(step(std::vector<int32_t>(129, 1), std::vector<int32_t>(129, 0), positions), "128 tokens in all"),
+         "more tokens than a cache has places");
   expect(says(step({1}, {0}, {2}, 0), "threads"), "no threads");
   expect(says(zp_forward(other->decoder, cache.cache, 0, nullptr, nullptr, nullptr, nullptr, nullptr, 1),
               "another"),

@@ -77,6 +77,7 @@ def test_every_python_constant_is_the_headers() -> None:
     scales = {"fp32": "FLOAT32", "bf16": "BFLOAT16", "nested": "NESTED"}
     assert {n: CONSTANTS[f"ZP_SCALE_{scales[n]}"] for n in library.SCALE_TYPES} == library.SCALE_TYPES
     assert {n: CONSTANTS[f"ZP_{n.upper()}"] for n in decoder.FLOAT_KINDS} == decoder.FLOAT_KINDS
+    assert CONSTANTS["ZP_PAGE"] == decoder.PAGE
     assert {n: CONSTANTS[f"ZP_CACHE_{n.upper()}"] for n in decoder.CACHE_TYPES} == decoder.CACHE_TYPES
 
 

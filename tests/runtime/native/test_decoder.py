@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.runtime.native.conftest import Artifacts
-from zeropoint.errors import UsageError, ZeropointError
+from zeropoint.errors import SchemeError, UsageError, ZeropointError
 from zeropoint.kernels import active_isa, isa_levels
 from zeropoint.kernels.library import select_isa
 from zeropoint.runtime.native import session
@@ -169,3 +169,47 @@ def test_several_threads_may_step_at_once(decoder: Decoder) -> None:
     for thread in threads:
         thread.join()
     assert list(found.values()) == [want] * 4
+
+
+@pytest.mark.parametrize("type", CACHE_TYPES)
+def test_a_sequence_shares_the_beginning_of_another(type: str, decoder: Decoder) -> None:
+    cache = decoder.cache(256, sequences=2, type=type)
+    read_into(decoder, cache, TOKENS[:80], 0)
+    used = cache.pages - cache.free_pages
+    cache.share(0, 1, 70)  # a whole page, and a copy of six positions
+    assert (cache.length(1), cache.pages - cache.free_pages) == (70, used + 1)
+    whole = logits_of(decoder, [TOKENS], type=type)
+    np.testing.assert_array_equal(read_into(decoder, cache, TOKENS[70:], 1), whole[70:])
+    cache.truncate(30, sequence=1)  # into the page that both use
+    other = np.roll(TOKENS, 7)[:20]
+    found = read_into(decoder, cache, other, 1)
+    np.testing.assert_array_equal(found, logits_of(decoder, [TOKENS[:30], other], type=type)[30:])
+    np.testing.assert_array_equal(read_into(decoder, cache, TOKENS[80:], 0), whole[80:])
+    cache.truncate(0)
+    cache.truncate(0, sequence=1)
+    assert cache.free_pages == cache.pages
+
+
+def read_into(
+    decoder: Decoder, cache: Cache, tokens: NDArray[np.int32], sequence: int
+) -> NDArray[np.float32]:
+    positions = np.arange(len(tokens), dtype=np.int32) + cache.length(sequence)
+    return decoder.forward(cache, tokens, np.full_like(tokens, sequence), positions, threads=1)
+
+
+def test_a_full_cache_refuses_and_changes_nothing(decoder: Decoder) -> None:
+    cache = decoder.cache(64, sequences=3)
+    assert (cache.pages, cache.free_pages) == (3, 3)
+    read_into(decoder, cache, TOKENS[:65], 0)
+    read_into(decoder, cache, TOKENS[:1], 1)
+    wrong = [(0, 0, 0), (0, 1, 1), (0, 2, 66), (0, 2, -1), (0, 3, 0), (2**32, 2, 0), (0, 2, 2**64)]
+    for source, target, length in wrong:
+        with pytest.raises(SchemeError):
+            cache.share(source, target, length)
+    with pytest.raises(SchemeError, match="cache is full"):
+        cache.share(0, 2, 10)
+    assert cache.length(2) == 0
+    cache.share(0, 2, 64)
+    with pytest.raises(SchemeError, match="cache is full"):
+        read_into(decoder, cache, TOKENS[:1], 2)
+    assert [cache.length(i) for i in range(3)] == [65, 1, 64]

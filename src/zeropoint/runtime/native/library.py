@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: numpy dtype name -> `ZP_FLOAT16` ... of the header.
 FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}
+#: Tokens of a page of the key-value cache (`ZP_PAGE` of the header).
+PAGE = 64
 #: Key-value cache type -> `ZP_CACHE_FLOAT16` ... of the header.
 CACHE_TYPES = {"float16": 0, "int8": 1, "float32": 2}
 _FLOAT_FIELDS = frozenset(
@@ -60,9 +62,12 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_cache_free": (None, [c_void_p]),
     "zp_cache_grow": (c_int32, [c_void_p, c_int64]),
     "zp_cache_bytes": (c_size_t, [c_void_p]),
+    "zp_cache_pages": (c_int64, [c_void_p]),
+    "zp_cache_free_pages": (c_int64, [c_void_p]),
     "zp_cache_is_wide": (c_int32, [c_void_p]),
     "zp_cache_length": (c_int64, [c_void_p, c_int32]),
     "zp_cache_truncate": (c_int32, [c_void_p, c_int32, c_int64]),
+    "zp_cache_share": (c_int32, [c_void_p, c_int32, c_int32, c_int64]),
     "zp_forward": (
         c_int32,
         [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32],
@@ -82,6 +87,8 @@ def load() -> ctypes.CDLL:
     lib = library.load()
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name, None)
+        if function is None and name in library.RECENT:
+            continue
         if function is None:
             raise UnsupportedError(f"the native library lacks {name}: rebuild with `pip install .`")
         function.restype = result
@@ -194,8 +201,9 @@ class Decoder(_Owner):
         library.check(c.zp_decoder_finish(address))
 
     def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
-        """Return an empty key-value cache for `tokens` tokens in all, shared by `sequences` sequences.
+        """Return an empty key-value cache of `sequences` sequences, for `tokens` tokens in all.
 
+        It has enough pages for any split of the tokens; a step that finds enough free pages fits.
         `type` is float16, int8 or float32. If a key or value exceeds float16's range, a float16 cache is converted to
         float32, and a warning is logged once. Raises `SchemeError` for an unknown type.
         """
@@ -284,6 +292,16 @@ class Cache(_Owner):
         return int(load().zp_cache_bytes(self.address))
 
     @property
+    def pages(self) -> int:
+        """Return the number of pages, of `PAGE` tokens each. A sequence has just enough pages for its tokens."""
+        return int(load().zp_cache_pages(self.address))
+
+    @property
+    def free_pages(self) -> int:
+        """Return the number of pages that no sequence uses."""
+        return int(load().zp_cache_free_pages(self.address))
+
+    @property
     def is_wide(self) -> bool:
         """Return whether a float16 cache was converted to float32, because a key or value exceeded float16's range."""
         return bool(load().zp_cache_is_wide(self.address))
@@ -307,6 +325,18 @@ class Cache(_Owner):
         _check_integer("length", length, 64)
         _check_int32("sequence", sequence)
         library.check(load().zp_cache_truncate(self.address, sequence, length))
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`.
+
+        Whole pages are shared: a sequence that is cut back into one copies it before it writes to it. A page that
+        `length` fills in part is copied now. Raises `SchemeError` if there is no free page for that copy, or if an
+        argument is out of range; the cache is then unchanged.
+        """
+        _check_integer("length", length, 64)
+        _check_int32("source", source)
+        _check_int32("target", target)
+        library.check(load().zp_cache_share(self.address, source, target, length))
 
 
 def norm_vectors(source: NormSource, vectors: Mapping[str, Floats]) -> tuple[Floats, Floats | None]:
