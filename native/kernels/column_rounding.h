@@ -12,7 +12,8 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr int kTileColumns = V::kRows >= 12 ? 8 : 2;
+// As many sums as fit into the registers beside the errors: 24 of 32 vectors, or 12 (six columns of two) of 16.
+constexpr int kTileColumns = V::kRows >= 12 ? 8 : 6;
 constexpr int kTileVectors = V::kRows >= 12 ? 3 : 1;
 static_assert(kPanel % (kTileVectors * kLanes) == 0);
 
