@@ -46,9 +46,14 @@ def test_what_is_passed_over_changes_nothing(name: str, tiny_checkpoint: Tiny) -
             module.register_forward_pre_hook(lambda _m, _i, inner=inner: calls.append(inner))
         for stage in find_stages(block, views, hidden):
             stored_inputs += capture_stage(block, stage, (), [hidden], [], stored_inputs).stored_inputs
+        last_layers = {
+            stored.skip.name for stored in stored_inputs if stored.outputs
+        }  # computed by an earlier run
         calls.clear()
         (out,) = run_quantized_block(block, [hidden], stored_inputs)
         ran = set(calls)
+        assert not {name.removesuffix(".weight").removeprefix(f"{path}.") for name in last_layers} & ran
+        assert not any(stored.outputs for stored in stored_inputs)
         torch.testing.assert_close(out, block.run(hidden), rtol=0.02, atol=0.02)
     modules = [view.module.removeprefix(f"{path}.") for view in views]
     assert {inner.rpartition(".")[2] for inner in modules if inner in ran} - LAST == AGAIN.get(name, set())

@@ -18,8 +18,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- the bfloat16 input of some layers, for all tokens. Later runs compute some fully quantized submodules by their last
-  layer alone (`stages.py`), and these are the inputs of these last layers;
+- the bfloat16 input or the output of some layers, for all tokens: later runs take a fully quantized submodule's output
+  from its last layer alone (`stages.py`);
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -182,7 +182,7 @@ def quantize_layers(
 def run_quantized_block(
     block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch. Where a submodule's last-layer input is stored, run only that layer.
+    """Return the block's outputs, batch by batch. Submodules with a stored input give their last layer's output.
 
     The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
     """
@@ -190,7 +190,7 @@ def run_quantized_block(
         with skipping(stored_inputs, batch):
             hidden[batch] = block.run_in_bfloat16(hidden[batch])
         for stored in stored_inputs:
-            stored.batches[batch] = torch.empty(0)
+            stored.drop(batch)
     return hidden
 
 

@@ -3,9 +3,9 @@
 A stage needs a run of the block up to the stage's inputs, and a last run gives the block's outputs. Without skips,
 every one of these runs would compute the attention again. Some submodules return the output tensor of their last layer
 unchanged: attention that of its output projection, an MLP that of its down projection. Once all layers of such a
-submodule are quantized, the input of its last layer does not change any more. That input is stored, and later runs
-replace the submodule by its last layer, applied to the stored input. One run on a window of tokens shows which
-submodules qualify; all others run as usual.
+submodule are quantized, the input of its last layer does not change any more. That input is stored, the first later run
+applies the last layer to it, and all later runs replace the submodule by the layer's output. One run on a window of
+tokens shows which submodules qualify; all others run as usual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,13 +58,28 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInput:
-    """The input of a skip's layer, one tensor per batch, in bfloat16: what runs need in place of the submodule.
+    """What runs need in place of a skip's submodule, one tensor per batch.
 
-    Reduced-precision products would round the input to bfloat16 anyway.
+    - `inputs`: the input of the skip's layer, in bfloat16 (reduced-precision products would round it anyway); a batch
+      is dropped once its output is computed;
+    - `outputs`: by batch number, the layer's output as the layer returned it.
     """
 
     skip: Skip
-    batches: list[torch.Tensor]
+    inputs: list[torch.Tensor]
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def output(self, batch: int) -> torch.Tensor:
+        """Return the layer's output for a batch; computed at the first call."""
+        if batch not in self.outputs:
+            self.outputs[batch] = self.skip.layer(self.inputs[batch].float())
+            self.inputs[batch] = torch.empty(0)
+        return self.outputs[batch]
+
+    def drop(self, batch: int) -> None:
+        """Free the memory of a batch."""
+        self.outputs.pop(batch, None)
+        self.inputs[batch] = torch.empty(0)
 
 
 def group_by_input(views: Sequence[LayerView], calls: Sequence[tuple[str, torch.Tensor]]) -> list[Stage]:
@@ -142,23 +157,20 @@ def _find_skips(
 
 @contextmanager
 def skipping(stored_inputs: Sequence[StoredInput], batch: int) -> Iterator[None]:
-    """Replace, inside the context, each skip's submodule by its last layer applied to the stored input of a batch.
+    """Replace, inside the context, each skip's submodule by the output of its last layer for batch number `batch`."""
 
-    `batch` is the number of the batch.
-    """
-
-    def answer(skip: Skip, layer_input: torch.Tensor) -> Callable[..., Any]:
-        """Return a `forward` that applies the skip's layer to the stored input."""
+    def answer(stored: StoredInput) -> Callable[..., Any]:
+        """Return a `forward` that gives the output of the skip's layer."""
 
         def forward(*_args: Any, **_kwargs: Any) -> Any:
             """Return what the submodule would return."""
-            out = skip.layer(layer_input.float())
-            return (out, *[None] * (skip.length - 1)) if skip.length else out
+            out, length = stored.output(batch), stored.skip.length
+            return (out, *[None] * (length - 1)) if length else out
 
         return forward
 
     for stored in stored_inputs:
-        stored.skip.module.forward = answer(stored.skip, stored.batches[batch])
+        stored.skip.module.forward = answer(stored)
     try:
         yield
     finally:
