@@ -20,6 +20,7 @@ namespace zp {
 
 struct DecoderKernels;
 struct QuantizerKernels;
+struct SamplerKernels;
 
 constexpr size_t kAlignment = 64;  // bytes: a cache line, and an AVX-512 register
 // Columns that are summed as integers at most: the sum of 65536 products of at most 255 * 127 fits 32 bits.
@@ -42,6 +43,7 @@ void forget(void* memory, size_t bytes);
 const Kernels* active_kernels();
 const DecoderKernels* active_decoder_kernels();
 const QuantizerKernels* active_quantizer_kernels();
+const SamplerKernels* active_sampler_kernels();
 int active_level();
 
 // Return an error unless a weight of this size can be packed: both at least 1, at most kMostValues values.

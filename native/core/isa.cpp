@@ -14,6 +14,7 @@
 #include "core/internal.h"
 #include "kernels/decoder_kernels.h"
 #include "kernels/quantizer_kernels.h"
+#include "kernels/sampler_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -156,6 +157,10 @@ const DecoderKernels* active_decoder_kernels() {
 
 const QuantizerKernels* active_quantizer_kernels() {
   return table_of_level<QuantizerKernels>(ZP_TABLES(quantizer_kernels));
+}
+
+const SamplerKernels* active_sampler_kernels() {
+  return table_of_level<SamplerKernels>(ZP_TABLES(sampler_kernels));
 }
 
 }  // namespace zp

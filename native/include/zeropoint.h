@@ -314,6 +314,31 @@ ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count,
                             const int32_t* sequence, const int32_t* position, const uint8_t* wanted,
                             float* logits, int32_t threads);
 
+/* -- choosing tokens ------------------------------------------------------------------------------
+ *
+ * Rows of `count` logits, fewer than 2^23, `stride` values apart. A logit of -infinity marks a token that is never
+ * chosen. A row's result depends neither on `threads` nor on the instruction set nor on the other rows. */
+typedef struct {
+  double top_p;        /* keep the fewest most likely tokens that hold this share of the probability; above 0, 1: all */
+  double min_p;        /* keep tokens of at least min_p times the largest probability; 0: all */
+  int64_t top_k;       /* keep the k most likely tokens, and those as likely as the last; 0: all */
+  uint64_t seed;       /* the random number of a draw is a function of `seed` and `number` */
+  uint64_t number;
+  const int32_t* mask; /* null, or [ceil(count / 32)]: bit i % 32 of mask[i / 32] is set if token i may be chosen */
+  float temperature;   /* 0: choose the most likely token (ties: lowest id), whatever the other options */
+} zp_sampling;
+
+/* Choose a token of each row: mask, temperature, top_k, top_p, min_p, random draw, in this order. tokens[i] is -1 if a
+ * logit of row i is NaN or infinity, or if all that the mask allows are -infinity. */
+ZP_API zp_status zp_sample(const float* logits, int64_t stride, int64_t rows, int64_t count,
+                           const zp_sampling* samplings, int32_t* tokens, int32_t threads);
+
+/* Compute log probabilities, in nats: of one token of each row, and of the `top` most likely ones, most likely first
+ * (ties: lowest id first). `tokens` and `scores` are [rows], `top_ids` and `top_scores` [rows, top]. All scores of a row
+ * without a finite largest logit are NaN. */
+ZP_API zp_status zp_score(const float* logits, int64_t stride, int64_t rows, int64_t count, const int32_t* tokens,
+                          int32_t top, float* scores, int32_t* top_ids, float* top_scores, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -166,6 +166,11 @@ struct Vec {
     return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
             _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
   }
+  static uint32_t greater_bits(Float a, Float b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
+              high = _mm256_movemask_ps(_mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ));
+    return static_cast<uint32_t>(high << 8 | low);
+  }
   static Float magnitude(Float x) {
     const Int bits = magnitude_bits(x);
     return {_mm256_castsi256_ps(bits.a), _mm256_castsi256_ps(bits.b)};

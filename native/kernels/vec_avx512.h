@@ -98,6 +98,7 @@ struct Vec {
   static Float if_greater(Float a, Float b, Float x, Float y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
   }
+  static uint32_t greater_bits(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static Float magnitude(Float a) { return _mm512_castsi512_ps(magnitude_bits(a)); }
   static Float power_of_two(Int n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));

@@ -203,6 +203,12 @@ struct Vec {
     for (int i = 0; i < 16; ++i) x.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
     return x;
   }
+  // Return bits: bit i is set if a is greater than b in lane i.
+  static uint32_t greater_bits(Float a, Float b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= uint32_t{a.v[i] > b.v[i]} << i;
+    return bits;
+  }
   static Float magnitude(Float a) {
     for (auto& v : a.v) v = __builtin_fabsf(v);
     return a;

@@ -1,4 +1,4 @@
-"""The checks of test_linear.py at all four levels, also on a CPU without AVX-512 and AMX.
+"""The checks of test_linear.py and test_sampling.py at all four levels, also on a CPU without AVX-512 and AMX.
 
 They run with the library that emulates these instructions (native/tests/emulated), in a process of its own. Only
 `make emulated` builds that library.
@@ -26,7 +26,8 @@ from zeropoint.kernels import library
 
 library._candidates = lambda: iter([Path(sys.argv[1])])
 assert {"avx512", "amx"} <= set(library.isa_levels())
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci", "tests/kernels/test_linear.py"]))
+tests = ["tests/kernels/test_linear.py", "tests/kernels/test_sampling.py"]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *tests]))
 """
 
 

@@ -24,6 +24,7 @@ TYPES = {
     "int8_t": ctypes.c_int8,
     "int32_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
     "int64_t": ctypes.c_int64,
     "size_t": ctypes.c_size_t,
     "float": ctypes.c_float,
@@ -102,7 +103,12 @@ def test_every_python_enum_is_the_headers(
 
 @pytest.mark.parametrize(
     ("python", "name"),
-    [(library.Format, "zp_format"), (library.Groups, "zp_groups"), (decoder._Config, "zp_decoder_config")],
+    [
+        (library.Format, "zp_format"),
+        (library.Groups, "zp_groups"),
+        (library.Sampling, "zp_sampling"),
+        (decoder._Config, "zp_decoder_config"),
+    ],
 )
 def test_every_python_struct_is_the_headers(python: type[ctypes.Structure], name: str) -> None:
     expected = [

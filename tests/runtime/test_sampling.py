@@ -116,3 +116,55 @@ def test_generation_ends_at_a_stop_token_or_when_told() -> None:
 def test_logits_that_are_not_finite_are_an_error(value: float, sampling: Sampling) -> None:
     with pytest.raises(ArtifactError, match="not finite"):
         Sampler(sampling)(np.array([0.0, value, 1.0], np.float32))
+
+
+def test_penalties_and_bias_change_logits_as_the_formulas_of_vllm() -> None:
+    logits = np.array([2.0, 1.0, -1.0, 0.5, -np.inf], np.float32)
+    options = Sampling(
+        repetition_penalty=2.0,
+        presence_penalty=0.25,
+        frequency_penalty=0.5,
+        logit_bias={3: 4.0, 4: 50.0, 99: 1.0},
+    )
+    sampler = Sampler(options, seen=[0])
+    np.testing.assert_array_equal(sampler.adjust(logits), np.float32([1, 1, -1, 4.5, -np.inf]))
+    for token in (3, 2, 3):
+        sampler.add(token)
+    expected = np.float32(
+        [1, 1, -2 - 0.75, 2.25 - 1.25, -np.inf]
+    )  # the prompt's token is not penalized by count
+    np.testing.assert_array_equal(sampler.adjust(logits), expected)
+    assert logits[3] == 0.5
+    assert Sampler(Sampling(), seen=[0]).adjust(logits) is logits
+
+
+def test_a_bias_decides_greedy_decoding() -> None:
+    logits = np.array([2.0, 1.9, -1.0], np.float32)
+    assert Sampler(Sampling(logit_bias={2: 100}))(logits) == 2
+    alternating = Sampler(Sampling(presence_penalty=0.5))
+    assert [alternating(logits) for _ in range(3)] == [0, 1, 0]
+
+
+def test_a_logit_bias_is_kept_as_pairs() -> None:
+    sampling = Sampling(logit_bias={5: 1, 2: -3.5})
+    assert sampling.logit_bias == ((2, -3.5), (5, 1.0))
+    assert hash(sampling) == hash(Sampling(logit_bias=[(5, 1.0), (2, -3.5)]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"presence_penalty": "1"},
+        {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {"1": 1.0}},
+        {"logit_bias": {1.5: 1.0}},
+        {"logit_bias": {1: None}},
+        {"logit_bias": 5},
+        {"logit_bias": [1, 2]},
+    ],
+)
+def test_penalties_and_biases_are_finite_numbers(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Sampling(**options)  # type: ignore[arg-type]

@@ -9,7 +9,18 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 from pathlib import Path
 
@@ -60,13 +71,27 @@ class Groups(ctypes.Structure):
     )
 
 
+class Sampling(ctypes.Structure):
+    """`zp_sampling` of native/include/zeropoint.h."""
+
+    _fields_ = (
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("top_k", c_int64),
+        ("seed", c_uint64),
+        ("number", c_uint64),
+        ("mask", c_void_p),
+        ("temperature", c_float),
+    )
+
+
 #: `zp_divergence_row` of native/include/zeropoint.h.
 DIVERGENCE_ROW = np.dtype(
     [("divergence", "f8"), ("p_loss", "f8"), ("q_loss", "f8"), ("agrees", "i4")], align=True
 )
 
 #: Functions that a library built shortly before may lack; then an `AttributeError` says so when they are called.
-RECENT = frozenset({"zp_cache_pages", "zp_cache_free_pages", "zp_cache_share"})
+RECENT = frozenset({"zp_sample", "zp_score", "zp_cache_pages", "zp_cache_free_pages", "zp_cache_share"})
 
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_abi_version": (c_int32, []),
@@ -106,6 +131,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_descend_columns": (
         c_int32,
         [POINTER(Groups), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
+    ),
+    "zp_sample": (c_int32, [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32]),
+    "zp_score": (
+        c_int32,
+        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
     ),
     "zp_isa_levels": (c_uint32, []),
     "zp_isa_active": (c_int32, []),

@@ -1,38 +1,47 @@
-"""Choosing the next token from logits; every engine uses this numpy code, seeded.
+"""Choosing the next token from logits; every engine uses this code, seeded.
 
-The order of the steps is that of transformers: repetition penalty (Keskar et al., CTRL, arXiv:1909.05858), temperature,
-top-k (Fan et al., arXiv:1805.04833), top-p (Holtzman et al., arXiv:1904.09751), min-p (Nguyen et al.,
-arXiv:2407.01082), random draw.
+The order of the steps is that of vLLM and transformers: logit bias, repetition penalty (Keskar et al., CTRL,
+arXiv:1909.05858), frequency and presence penalties (OpenAI), temperature, top-k (Fan et al., arXiv:1805.04833), top-p
+(Holtzman et al., arXiv:1904.09751), min-p (Nguyen et al., arXiv:2407.01082), random draw. `Sampler.adjust` does the
+steps before the temperature, `kernels.sampling` the others.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import ArtifactError, UsageError
-from zeropoint.values.arrays import Logits, Tokens
+from zeropoint.kernels import sampling as kernel
+from zeropoint.values.arrays import Int32s, Logits, Tokens
 
 #: float32's smallest normal and largest number. The temperature is clipped to this range.
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+#: The bits of a seed that are used.
+_SEEDS = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling options. Temperature 0 is greedy decoding; the only other option with an effect then is the repetition
-    penalty.
+    """Sampling options. Temperature 0 is greedy decoding; penalties and the logit bias have an effect then, too.
 
     - `top_k`: keep the k most likely tokens; 0 keeps all;
     - `top_p`: keep the smallest set of most likely tokens whose probabilities sum to at least `top_p`;
     - `min_p`: keep tokens with at least `min_p` times the probability of the most likely token;
     - `repetition_penalty`: for tokens that occurred before, divide positive logits by it and multiply negative ones;
-    - `seed`: the seed of the random draws.
+    - `presence_penalty`: subtracted from the logits of tokens that were generated before;
+    - `frequency_penalty`: subtracted as often as the token was generated before;
+    - `logit_bias`: added to the logits of some tokens: a mapping of ids to numbers, kept as sorted pairs. Ids outside
+      the vocabulary have no effect;
+    - `seed`: the seed of the random draws; its lowest 64 bits are used.
 
     Raises `UsageError` if a value is not a number or is out of range.
     """
@@ -43,17 +52,16 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            if not isinstance(getattr(self, name), Real):
-                raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
-            try:
-                float(getattr(self, name))
-            except OverflowError as cause:  # an integer or fraction larger than any float
-                raise UsageError(
-                    f"{name} is beyond {sys.float_info.max:.3g}: give a smaller number"
-                ) from cause
+            _check_number(name, getattr(self, name))
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_finite(name, getattr(self, name))
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         for name in ("top_k", "seed"):
             if not isinstance(getattr(self, name), Integral):
                 raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")
@@ -75,31 +83,87 @@ class Sampling:
         """Return whether the most likely token is always chosen."""
         return self.temperature == 0
 
+    def draw(self, number: int, mask: Int32s | None = None) -> kernel.Draw:
+        """Return how token `number` (0, 1, ...) of a text is drawn. `mask`: the allowed tokens, see `kernel.Draw`."""
+        temperature = 0.0 if self.greedy else min(max(float(self.temperature), _TINY), _LARGEST)
+        top_p, min_p, seed = float(self.top_p), float(self.min_p), int(self.seed) & _SEEDS
+        return kernel.Draw(temperature, int(self.top_k), top_p, min_p, seed, number, mask)
+
+
+def _check_number(name: str, value: object) -> None:
+    """Raise `UsageError` unless the value is a number in the range of floats."""
+    if not isinstance(value, Real):
+        raise UsageError(f"{name} must be a number, not {value!r:.100}")
+    try:
+        float(value)
+    except OverflowError as cause:  # an integer or fraction larger than any float
+        raise UsageError(f"{name} is beyond {sys.float_info.max:.3g}: give a smaller number") from cause
+
+
+def _check_finite(name: str, value: float) -> None:
+    _check_number(name, value)
+    if not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, not {value}")
+
+
+def _pairs(bias: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Return a logit bias as pairs, sorted by id. Raises `UsageError` if it is none."""
+    try:
+        pairs = dict(bias.items() if isinstance(bias, Mapping) else bias)
+    except (TypeError, ValueError) as cause:
+        raise UsageError(f"logit_bias must map token ids to numbers, not be {bias!r:.100}") from cause
+    for token, value in pairs.items():
+        if not isinstance(token, Integral):
+            raise UsageError(f"logit_bias must have token ids as its keys, not {token!r:.100}")
+        _check_finite(f"logit_bias of token {token!s:.20}", value)
+    return tuple(sorted((int(token), float(value)) for token, value in pairs.items()))
+
 
 class Sampler:
-    """Chooses the tokens of one sequence. `seen`: the tokens of the prompt, for the repetition penalty."""
+    """Chooses the tokens of one text. `seen`: the tokens of the prompt, for the repetition penalty."""
 
     def __init__(self, sampling: Sampling, seen: Sequence[int] = ()) -> None:
         self.sampling = sampling
         self._seen = set(seen)
-        # greedy decoding needs no random numbers, and importing numpy's generators takes two megabytes
-        self._generator = None if sampling.greedy else np.random.default_rng(sampling.seed)
+        self._generated = Counter[int]()
+        self.count = 0  # of tokens chosen
 
     def __call__(self, logits: Logits) -> int:
         """Return the next token from logits `[vocab]`. Raises `ArtifactError` if the logits are not finite."""
-        best = int(likeliest(logits))
-        penalized = penalize(logits, self._seen, self.sampling.repetition_penalty)
-        token = best if self.sampling.greedy and penalized is logits else self._choose(penalized)
-        self._seen.add(token)
+        logits = self.adjust(logits)
+        if self.sampling.greedy:
+            token = int(likeliest(logits))
+        else:
+            token = int(kernel.choose(logits[None], [self.sampling.draw(self.count)])[0])
+            if token < 0:
+                raise ArtifactError(NOT_FINITE)
+        self.add(token)
         return token
 
-    def _choose(self, logits: Logits) -> int:
-        if self._generator is None:
-            return int(logits.argmax())
-        ids, probabilities = candidates(logits, self.sampling)
-        cumulative = np.cumsum(probabilities)
-        drawn = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
-        return int(ids[min(int(drawn), len(ids) - 1)])
+    def adjust(self, logits: Logits) -> Logits:
+        """Return logits with the logit bias and the penalties. Returns the input array itself if nothing changes."""
+        options = self.sampling
+        bias = cast(tuple[tuple[int, float], ...], options.logit_bias)
+        logits = penalize(add_bias(logits, bias), self._seen, options.repetition_penalty)
+        if options.frequency_penalty == 0 and options.presence_penalty == 0:
+            return logits
+        return add_bias(
+            logits,
+            [
+                (token, -(options.frequency_penalty * count + options.presence_penalty))
+                for token, count in self._generated.items()
+            ],
+        )
+
+    def add(self, token: int) -> None:
+        """Count a token as chosen."""
+        self._seen.add(token)
+        self._generated[token] += 1
+        self.count += 1
+
+
+#: What is wrong with a row of logits from which no token can be chosen.
+NOT_FINITE = "the model's logits are not finite: its weights are damaged, or overflow"
 
 
 def likeliest(logits: Logits) -> Tokens:
@@ -109,7 +173,7 @@ def likeliest(logits: Logits) -> Tokens:
     """
     best: Tokens = logits.argmax(-1, keepdims=True)  # argmax returns the place of a NaN, if there is one
     if not np.isfinite(np.take_along_axis(logits, best, -1)).all():
-        raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
+        raise ArtifactError(NOT_FINITE)
     tokens: Tokens = best[..., 0]
     return tokens
 
@@ -122,49 +186,35 @@ def penalize(logits: Logits, seen: set[int], penalty: float) -> Logits:
     if penalty == 1:
         return logits
     ids = np.fromiter((token for token in seen if 0 <= token < len(logits)), np.int64)
+    before = logits[ids].astype(np.float64)
+    with np.errstate(over="ignore"):
+        return _replace(logits, ids, np.where(before > 0, before / penalty, before * penalty))
+
+
+def add_bias(logits: Logits, bias: Sequence[tuple[int, float]]) -> Logits:
+    """Return logits with numbers added to those of some tokens, clipped to float32.
+
+    Returns the input array itself if nothing changes, otherwise a copy.
+    """
+    inside = [(token, value) for token, value in bias if 0 <= token < len(logits)]
+    ids = np.array([token for token, _ in inside], np.int64)
+    values = np.array([value for _, value in inside], np.float64)
+    return _replace(logits, ids, logits[ids].astype(np.float64) + values)
+
+
+def _replace(logits: Logits, ids: Tokens, values: NDArray[np.float64]) -> Logits:
+    """Return logits with new values of some tokens. A logit that is not finite stays what it is."""
     if not ids.size:
         return logits
-    out, before = logits.copy(), logits[ids].astype(np.float64)
-    with np.errstate(over="ignore"):
-        after = np.where(before > 0, before / penalty, before * penalty)
-    out[ids] = np.where(np.isfinite(before), np.clip(after, -_LARGEST, _LARGEST), before)
+    out, before = logits.copy(), logits[ids]
+    out[ids] = np.where(np.isfinite(before), np.clip(values, -_LARGEST, _LARGEST), before)
     return out
 
 
 def candidates(logits: Logits, sampling: Sampling) -> tuple[Tokens, NDArray[np.float64]]:
     """Return the tokens that pass top-k, top-p and min-p, and their probabilities, which sum to 1."""
-    # float32 for the whole vocabulary: exp and partition take a quarter of their float64 time
-    temperature = np.float32(min(max(sampling.temperature, _TINY), _LARGEST))
-    with np.errstate(over="ignore"):  # overflow gives -inf, which has probability 0
-        scaled = (logits - logits.max()) / temperature
-    ids: Tokens = np.arange(len(scaled))
-    if 0 < sampling.top_k < len(scaled):
-        ids = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
-        scaled = scaled[ids]
-    weights = np.exp(scaled)  # unnormalized: the most likely token has weight 1
-    if sampling.top_p < 1:
-        inside = _nucleus(weights, sampling.top_p)
-        ids, weights = ids[inside], weights[inside]
-    if sampling.min_p > 0:
-        likely = weights >= sampling.min_p
-        ids, weights = ids[likely], weights[likely]
-    exact = weights.astype(np.float64)
+    draw = sampling.draw(0)
+    units = kernel.weigh(logits, draw.temperature, draw.top_k)
+    ids = kernel.likely(units, draw.top_p, draw.min_p)
+    exact = units[ids].astype(np.float64)
     return ids, exact / exact.sum()
-
-
-#: Top-p first sorts only this many tokens, which nearly always suffices: sorting a whole vocabulary takes milliseconds.
-_FIRST_LOOK = 1024
-
-
-def _nucleus(weights: NDArray[np.float32], share: float) -> Tokens:
-    """Return the fewest indices that hold `share` of the total weight, largest weight first (ties: lowest index)."""
-    target = share * weights.sum(dtype=np.float64)
-    for size in (_FIRST_LOOK, len(weights)):
-        places = np.arange(len(weights))
-        if size < len(weights):
-            places = np.sort(np.argpartition(weights, -size)[-size:])
-        order = places[np.argsort(-weights[places], kind="stable")]
-        cumulative = np.cumsum(weights[order], dtype=np.float64)
-        if cumulative[-1] >= target:
-            break
-    return order[: int(np.searchsorted(cumulative, target)) + 1]

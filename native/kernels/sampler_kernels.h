@@ -1,0 +1,37 @@
+// The kernels for choosing tokens from logits: their arguments, and the table that each instruction set level fills.
+//
+// This header is compiled with every level's flags, so it holds plain structs only (see core/layout.h).
+#pragma once
+
+#include <cstdint>
+
+namespace zp {
+
+// Weights of tokens are counted in units of 2^-40, so that sums are exact in any order. The most likely token has 2^40.
+constexpr int kUnitBits = 40;
+constexpr int64_t kWeighBlock = 512;  // tokens whose units are summed to one number
+
+// The kernels of one level.
+struct SamplerKernels {
+  // Find the largest of `count` logits and its lowest index. Returns false if it is not finite, or a logit is NaN.
+  bool (*largest)(const float* x, int64_t count, float* most, int64_t* first);
+  // Compute weights[i] = e^s, with s = (x[i] - most) / temperature, or 0 if s < least. sums[b] gets the units of block b.
+  void (*weigh)(const float* x, int64_t count, float most, float temperature, float least, float* weights,
+                int64_t* sums);
+  // Compute maxima[g], the largest of x[16 g] ... x[16 g + 15].
+  void (*maxima)(const float* x, int64_t count, float* maxima);
+  // Write the indices with x[i] >= least in ascending order, and return how many they are.
+  int64_t (*find)(const float* x, int64_t count, float least, int32_t* indices);
+};
+
+namespace scalar {
+const SamplerKernels* sampler_kernels();
+}
+namespace avx2 {
+const SamplerKernels* sampler_kernels();
+}
+namespace avx512 {
+const SamplerKernels* sampler_kernels();
+}
+
+}  // namespace zp
