@@ -75,6 +75,9 @@ def test_the_loss_is_what_the_evaluator_measures(
         run.candidates["int4"].perplexity_ratio.value - 1, rel=1e-2, abs=1e-4
     )
     assert meter.measure(candidates.decoder(np.full(groups, 2)), windows=2).tokens == 64
+    one = meter.measure(candidates.decoder(np.full(groups, 2)), windows=1)
+    assert one.tokens == 32
+    assert 0 < one.standard_error < one.kl  # a NaN would refuse every budget
 
 
 def test_seconds_of_a_uniform_model_are_its_own(candidates: Candidates) -> None:

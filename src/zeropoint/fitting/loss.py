@@ -16,7 +16,7 @@ from zeropoint.kernels.divergence import divergence
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect
 from zeropoint.runtime.native.session import read, token_array
-from zeropoint.values.arrays import Floats
+from zeropoint.values.arrays import Doubles, Floats
 
 Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
 """Cache callback: gets a size in bytes and a function that makes the values; returns cached or new values."""
@@ -29,8 +29,8 @@ MOST_BYTES = 512 << 20
 class Loss:
     """The loss over `tokens` predictions.
 
-    `kl` is the mean in nats per token, `standard_error` the error of `kl` over windows, `perplexity_increase` the
-    relative rise of perplexity (0.01 = 1 %).
+    `kl` is the mean in nats per token, `standard_error` the error of `kl` over windows (over tokens if there is one
+    window), `perplexity_increase` the relative rise of perplexity (0.01 = 1 %).
     """
 
     kl: float
@@ -68,12 +68,10 @@ class LossMeter:
     def measure(self, decoder: Decoder, *, windows: int | None = None) -> Loss:
         """Return the loss of `decoder` on the first `windows` windows (None: all)."""
         count = len(self.windows) if windows is None else min(windows, len(self.windows))
-        kl, excess = np.empty(count), np.empty(count)
-        for index in range(count):
-            kl[index], excess[index] = self._window(index, self._run(decoder, index))
-        error = float(kl.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
-        tokens = count * (self.windows.shape[1] - 1)
-        return Loss(float(kl.mean()), error, float(np.expm1(excess.mean())), tokens)
+        kl, excess = np.array([self._window(i, self._run(decoder, i)) for i in range(count)]).swapaxes(0, 1)
+        samples = kl.mean(axis=1) if count > 1 else kl[0]
+        error = float(samples.std(ddof=min(1, len(samples) - 1)) / np.sqrt(len(samples)))
+        return Loss(float(kl.mean()), error, float(np.expm1(excess.mean())), kl.size)
 
     def _run(self, decoder: Decoder, index: int) -> Floats:
         """Return the logits of one window, float32 `[length - 1, vocabulary]`, in a buffer that the next run reuses."""
@@ -82,10 +80,10 @@ class LossMeter:
         read(decoder, cache, ids, threads=self._threads, out=self._logits)
         return self._logits[:-1]
 
-    def _window(self, index: int, logits: Floats) -> tuple[float, float]:
-        """Return the mean KL of a window, and the mean rise of its negative log likelihood, in nats."""
+    def _window(self, index: int, logits: Floats) -> tuple[Doubles, Doubles]:
+        """Return the KL of each token of a window, and the rise of its negative log likelihood, in nats."""
         scores = divergence(self._expected[index], logits, self.windows[index, 1:], threads=self._threads)
-        return float(scores.kl.mean()), float((scores.nll - scores.reference_nll).mean())
+        return scores.kl, scores.nll - scores.reference_nll
 
 
 def _name(index: int) -> str:
