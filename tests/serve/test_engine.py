@@ -112,7 +112,7 @@ class Only:
         self.left = list(tokens)
 
     def mask(self) -> Int32s | None:
-        bits = np.zeros(320, np.uint8)
+        bits = np.zeros(9 * 32, np.uint8)
         bits[self.left[0]] = 1
         return np.packbits(bits, bitorder="little").view(np.int32)
 
@@ -129,12 +129,27 @@ def test_a_grammar_decides() -> None:
     assert answer.tokens == [7, 8, 9]
     assert answer.end == Finished(STOP)
     assert impossible.tokens == []
-    assert impossible.end == Finished(FAILED, "the grammar allows no further token")
+    assert impossible.end == Finished(FAILED, "the grammar allows no token that the model can choose")
+
+
+class Broken(Only):
+    def accept(self, token: int) -> bool:
+        raise ValueError("no state")
+
+
+def test_a_grammar_that_fails_ends_its_request_only() -> None:
+    with engine_of(small_decoder()) as engine:
+        answer, sound = run(
+            engine, Request(prompt(5), 9, constraint=Broken([7])), Request(prompt(5), 3, logprobs=0)
+        )
+    assert answer.tokens == [7]
+    assert answer.end == Finished(FAILED, "the grammar failed: no state")
+    assert sound.tokens == alone(Request(prompt(5), 3))
 
 
 class Nothing(Only):
     def __init__(self) -> None:
-        super().__init__([300])  # beyond the vocabulary
+        super().__init__([270])  # beyond the vocabulary
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,7 @@ def test_a_full_queue_refuses() -> None:
         assert answers[1].ticket is not None
         answers[1].ticket.cancel()
         assert answers[1].wait().end == Finished(CANCELLED)
-        submit(engine, Request(prompt(9), 1))
+        answers.append(submit(engine, Request(prompt(9), 1)))
         for answer in answers:
             assert answer.ticket is not None
             answer.ticket.cancel()
@@ -222,15 +237,17 @@ def test_logits_that_are_not_finite_end_their_request_only(monkeypatch: pytest.M
 
     def damaged(self: Decoder, cache: object, tokens: Int32s, *rest: object, **options: object) -> object:
         logits = forward(self, cache, tokens, *rest, **options)  # type: ignore[arg-type]
-        if tokens[0] == 255 and len(logits):
-            logits[0] = np.nan
+        logits[np.asarray(tokens)[np.asarray(options["wanted"]) != 0] == 255] = np.nan
         return logits
 
     monkeypatch.setattr(Decoder, "forward", damaged)
     with engine_of(small_decoder()) as engine:
-        failed, sound = run(engine, Request((255,), 3), Request((1, 2), 3))
-    assert failed.end.reason == FAILED
-    assert "not finite" in failed.end.error
+        *failed, sound = run(
+            engine, Request((255,), 3), Request((255, 1, 2), 3, prompt_logprobs=0), Request((1, 2), 3)
+        )
+    for answer in failed:
+        assert answer.end.reason == FAILED
+        assert "not finite" in answer.end.error
     assert sound.end == Finished(LENGTH)
 
 
@@ -240,3 +257,65 @@ def test_answers_are_collected_in_order() -> None:
     answer([Finished(STOP)])
     with pytest.raises(AssertionError):
         answer([Finished(STOP)])
+
+
+def test_a_shared_beginning_is_read_once() -> None:
+    beginning = prompt(300)
+    first, second = Request((*beginning, 1), 5), Request((*beginning, 2), 5)
+    with engine_of(small_decoder()) as engine:
+        answers = [*run(engine, first), *run(engine, second)]
+        stats = engine.stats()
+    assert [answer.prompt_read.cached_tokens for answer in answers] == [0, 256]
+    assert (stats.prefix_queries, stats.prefix_hits, stats.prompt_tokens) == (602, 256, 602 - 256)
+    assert (stats.new_tokens, stats.running, stats.waiting) == (10, 0, 0)
+    assert stats.free_pages == stats.pages
+    assert [answer.tokens for answer in answers] == [alone(first), alone(second)]
+
+
+def test_sharing_can_be_turned_off() -> None:
+    request = Request(prompt(300), 1)
+    with engine_of(small_decoder(), prefix_sharing=False) as engine:
+        answers = [*run(engine, request), *run(engine, request)]
+        assert engine.stats().prefix_hits == 0
+    assert [answer.prompt_read.cached_tokens for answer in answers] == [0, 0]
+
+
+def test_requests_that_give_up_their_pages_lose_nothing() -> None:
+    requests = [Request(prompt(60, seed), 190, logprobs=0) for seed in range(3)]
+    with engine_of(small_decoder(), cache_tokens=320) as engine:
+        answers = run(engine, *requests)
+        assert engine.stats().preemptions > 0
+        assert engine.max_positions == 320
+    for answer in answers:
+        assert answer.tokens == alone(answer.request)
+        assert answer.prompt_read == PromptRead(0)
+
+
+def test_options_of_sampling_and_scores_go_together() -> None:
+    """Scores are those of the model's own logits, whatever the penalties."""
+    options = {"repetition_penalty": 1.4, "presence_penalty": 0.5, "logit_bias": {7: 100.0}}
+    plain, biased = (
+        Request(prompt(30), 1, logprobs=5),
+        Request(prompt(30), 3, Sampling(**options), logprobs=5),
+    )
+    with engine_of(small_decoder()) as engine:
+        plain_answer, biased_answer = run(engine, plain, biased)
+    assert biased_answer.tokens == [7, 7, 7]
+    first, other = plain_answer.new_tokens[0].score, biased_answer.new_tokens[0].score
+    assert first is not None
+    assert other is not None
+    assert first.top == other.top
+    assert other.logprob < first.logprob
+
+
+def test_guessed_tokens_change_nothing_but_the_number_of_steps() -> None:
+    request = Request((*prompt(20), *prompt(20)), 150, logprobs=1)
+    with engine_of(small_decoder(), drafting=False) as engine:
+        (plain,) = run(engine, request)
+        steps = engine.stats().steps
+    with engine_of(small_decoder()) as engine:
+        (drafted,) = run(engine, request)
+        stats = engine.stats()
+    assert drafted.new_tokens == plain.new_tokens
+    assert 0 < stats.right_guesses <= stats.guesses
+    assert stats.steps == steps - stats.right_guesses

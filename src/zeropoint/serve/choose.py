@@ -1,51 +1,108 @@
-"""The next token of each row of logits, and log-probabilities of tokens."""
+"""The next tokens of many requests from their logits, and log-probabilities, in a few native calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from zeropoint.errors import ArtifactError, UsageError, ZeropointError
+from zeropoint.errors import ArtifactError, UsageError, ZeropointError, reason
+from zeropoint.kernels import library, sampling
+from zeropoint.runtime.sampling import NOT_FINITE
 from zeropoint.serve.job import Job
-from zeropoint.serve.request import TokenScore
+from zeropoint.serve.request import NewToken, TokenScore
 from zeropoint.values.arrays import Floats, Int32s
 
 
-def choose(logits: Floats, jobs: Sequence[Job]) -> list[int | ZeropointError]:
-    """Return each job's next token from its row of logits, or the error that ends the job."""
-    return [_choose(row, job) for row, job in zip(logits, jobs, strict=True)]
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request has no next token."""
+
+    error: ZeropointError
 
 
-def _choose(row: Floats, job: Job) -> int | ZeropointError:
-    constraint = job.request.constraint
+def choose(logits: Floats, jobs: Sequence[Job], *, threads: int) -> list[NewToken | Failure]:
+    """Return each job's next token from its row of `logits`, which this function may change."""
+    outcomes: list[NewToken | Failure | None] = [None] * len(jobs)
+    originals, draws = dict[int, Floats](), list[sampling.Draw]()
+    for row, job in enumerate(jobs):
+        mask = _mask(job, logits.shape[1])
+        if isinstance(mask, Failure):
+            outcomes[row], mask = mask, None
+        sampler = job.sampler
+        draws.append(sampler.sampling.draw(sampler.count, mask))
+        if job.adjusts:
+            if job.request.logprobs is not None:
+                originals[row] = logits[row].copy()
+            logits[row] = sampler.adjust(logits[row])
+    tokens = sampling.choose(logits, draws, threads=threads)
+    for row, original in originals.items():
+        logits[row] = original
+    scored = [row for row, job in enumerate(jobs) if job.request.logprobs is not None and tokens[row] >= 0]
+    scores = dict[int, TokenScore]()
+    if scored:
+        tops = [jobs[row].request.logprobs or 0 for row in scored]
+        rows = logits if len(scored) == len(jobs) else logits[scored]
+        scores = dict(zip(scored, score(rows, tokens[scored], tops, threads=threads), strict=True))
+    for row, token in enumerate(tokens.tolist()):
+        if token < 0:
+            outcomes[row] = outcomes[row] or _no_token(logits[row])
+        elif outcomes[row] is None:
+            outcomes[row] = NewToken(token, scores.get(row))
+            jobs[row].sampler.add(token)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def note_prompt(rows: Floats, job: Job, *, threads: int) -> None:
+    """Keep what the job asked of the logits `rows` of its prompt, which are those of the last tokens it has read.
+
+    Raises `ArtifactError` if they are not finite.
+    """
+    if not len(rows):
+        return
+    request, first = job.request, job.read - len(rows)
+    job.wanted = job.read
+    if job.announced:
+        return
+    scored = request.prompt[first + 1 : job.read + 1]
+    if request.prompt_logprobs is not None and scored:
+        tops = [request.prompt_logprobs] * len(scored)
+        job.scores += score(rows[: len(scored)], np.array(scored, np.int32), tops, threads=threads)
+    if request.prompt_logits:
+        unwanted = max(len(request.prompt) - request.prompt_logits - first, 0)
+        job.logits += [row.copy() for row in rows[unwanted:]]
+
+
+def score(logits: Floats, tokens: Int32s, tops: Sequence[int], *, threads: int) -> list[TokenScore]:
+    """Return the score of each token in its row of logits, with its number of most likely tokens (ties: lowest id).
+
+    Raises `ArtifactError` if a row's logits are not finite.
+    """
+    result = sampling.score(logits, tokens, min(max(tops), logits.shape[1]), threads=threads)
+    if np.isnan(result.scores).any():
+        raise ArtifactError(NOT_FINITE)
+    columns = (result.scores.tolist(), result.top_ids.tolist(), result.top_scores.tolist(), tops)
+    return [
+        TokenScore(own, tuple(zip(ids[:top], values[:top], strict=True)))
+        for own, ids, values, top in zip(*columns, strict=True)
+    ]
+
+
+def _mask(job: Job, vocab: int) -> Int32s | Failure | None:
+    """Return the tokens that the job's grammar allows, None for all."""
+    if job.request.constraint is None:
+        return None
     try:
-        mask = None if constraint is None else constraint.mask()
-        return job.sampler(row if mask is None else _masked(row, mask))
-    except ZeropointError as error:
-        return error
+        mask = job.request.constraint.mask()
+        if mask is not None:
+            library.require_shape("the mask", mask, (-(-vocab // 32),))
     except Exception as error:
-        return UsageError(f"the grammar failed: {error}")
+        return Failure(UsageError(f"the grammar failed: {reason(error)}"))
+    return mask
 
 
-def _masked(row: Floats, mask: Int32s) -> Floats:
-    """Return logits with -inf for the tokens that the mask does not allow."""
-    allowed = np.unpackbits(mask.view(np.uint8), count=len(row), bitorder="little").astype(bool)
-    if not allowed.any():
-        raise UsageError("the grammar allows no further token")
-    return np.where(allowed, row, np.float32(-np.inf))
-
-
-def score(logits: Floats, tokens: Sequence[int], top: int) -> list[TokenScore]:
-    """Return the score of each token in its row of logits, with the `top` most likely tokens (ties: lowest id)."""
-    return [_score(row, token, top) for row, token in zip(logits, tokens, strict=True)]
-
-
-def _score(row: Floats, token: int, top: int) -> TokenScore:
-    values = row.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    if not np.isfinite(values[token]):
-        raise ArtifactError("the model's logits are not finite: its weights are damaged, or overflow")
-    ids = np.argsort(-values, kind="stable")[:top] if top else ()
-    return TokenScore(float(values[token]), tuple((int(i), float(values[i])) for i in ids))
+def _no_token(logits: Floats) -> Failure:
+    if np.isfinite(logits.max()):
+        return Failure(UsageError("the grammar allows no token that the model can choose"))
+    return Failure(ArtifactError(NOT_FINITE))

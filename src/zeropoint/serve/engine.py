@@ -12,17 +12,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from zeropoint.errors import BusyError, UsageError, ZeropointError, reason
-from zeropoint.runtime.native.library import Cache, Decoder
+from zeropoint.machine.detect import Machine
+from zeropoint.models.spec import ModelSpec
+from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.session import token_array
 from zeropoint.runtime.native.steps import Chunk, forward
-from zeropoint.serve.choose import choose, score
+from zeropoint.serve.choose import Failure, choose, note_prompt
 from zeropoint.serve.job import Job
 from zeropoint.serve.prefix_cache import PAGE
 from zeropoint.serve.request import (
     CANCELLED,
     FAILED,
     LENGTH,
-    STOP,
     EngineStats,
     Event,
     Finished,
@@ -31,10 +32,17 @@ from zeropoint.serve.request import (
     PromptRead,
     Request,
 )
-from zeropoint.serve.scheduler import SCORED_ROWS, Part, Scheduler, pages_of
+from zeropoint.serve.scheduler import Part, Scheduler, pages_of
 from zeropoint.values.arrays import Floats
 
 logger = logging.getLogger(__name__)
+
+#: The most sequences that are kept for later requests, beside those that run.
+KEPT_SEQUENCES = 1024
+
+
+class ClosedError(BusyError):
+    """The engine takes no more requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +50,43 @@ class EngineOptions:
     """How an engine runs.
 
     - `threads`: of the native library;
-    - `cache_tokens`: room of the key-value cache, shared by all requests; None: eight times the model's context, but at
-      most 65,536 tokens;
+    - `cache_tokens`: room of the key-value cache, shared by all requests; None: one context, and up to eight, at most
+      65,536 tokens, if they take no more than a quarter of the free memory;
     - `cache_type`: float16, int8 or float32;
-    - `max_running`: the most requests in one step; `max_queue`: the most that wait.
+    - `context`: the most tokens of a prompt and its answer (None: as many as the model and the cache take);
+    - `max_running`: the most requests in one step; `max_queue`: the most that wait;
+    - `prefix_sharing`: whether requests share what earlier ones have read of the same tokens;
+    - `drafting`: whether next tokens are guessed while few requests run (speculative decoding).
     """
 
     threads: int = 1
     cache_tokens: int | None = None
     cache_type: str = "float16"
+    context: int | None = None
     max_running: int = 64
     max_queue: int = 256
+    prefix_sharing: bool = True
+    drafting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What an engine has room for: the pages of its key-value cache, their bytes, and the tokens of one request."""
+
+    pages: int
+    nbytes: int
+    max_positions: int
+
+    @classmethod
+    def of(cls, record: ModelSpec, options: EngineOptions) -> Room:
+        """Return the room of an engine for this model."""
+        config = record.config
+        context = min(options.context or config.max_positions, config.max_positions)
+        number = {"int8": 1, "float16": 2}.get(options.cache_type, 4)
+        token = 2 * config.layers * config.kv_heads * (config.head_dim * number + 4 * (number == 1))
+        free = Machine.detect().ram_available_bytes // 4 // token
+        pages = pages_of(options.cache_tokens or max(min(8 * context, 65_536, free), context))
+        return cls(pages, pages * PAGE * token, min(context, pages * PAGE))
 
 
 class Engine:
@@ -64,19 +98,23 @@ class Engine:
 
     def __init__(self, decoder: Decoder, options: EngineOptions) -> None:
         self.decoder, self.options = decoder, options
-        config = decoder.record.config
-        tokens = options.cache_tokens or min(8 * config.max_positions, 65_536)
-        pages = pages_of(tokens)
-        self.vocab_size = config.vocab
-        self.max_positions = min(config.max_positions, pages * PAGE)
-        self._cache = decoder.cache(pages * PAGE, sequences=options.max_running, type=options.cache_type)
-        self._scheduler = Scheduler(
-            _Pages(self._cache, pages),
-            options.max_running,
-            max_running=options.max_running,
-            prefix_sharing=False,
+        room = Room.of(decoder.record, options)
+        # Requests that have ended keep sequences as well. A sequence has at least one page.
+        pages, sequences = room.pages, min(options.max_running + KEPT_SEQUENCES, room.pages)
+        self.vocab_size = decoder.record.config.vocab
+        self.max_positions = room.max_positions
+        self._cache = decoder.cache(
+            (pages - sequences) * PAGE + sequences, sequences=sequences, type=options.cache_type
         )
-        self._logits = np.empty((options.max_running + SCORED_ROWS, config.vocab), np.float32)
+        assert self._cache.pages == pages
+        self._scheduler = Scheduler(
+            self._cache,
+            sequences,
+            max_running=min(options.max_running, sequences),
+            prefix_sharing=options.prefix_sharing,
+            drafting=options.drafting,
+        )
+        self._logits = np.empty((self._scheduler.most_rows, self.vocab_size), np.float32)
         self._totals = _Totals()
         self._wake = threading.Condition()
         self._inbox: deque[Job] = deque()
@@ -93,7 +131,7 @@ class Engine:
         job = Job(request, listener, client)
         with self._wake:
             if self._draining:
-                raise BusyError("the server is shutting down: send the request to another one")
+                raise ClosedError("the server is shutting down: send the request to another one")
             if self._accepted >= self.options.max_running + self.options.max_queue:
                 raise BusyError(f"{self._accepted} requests are running or waiting: try again later")
             self._accepted += 1
@@ -118,6 +156,20 @@ class Engine:
             preemptions=scheduler.preemptions,
             **asdict(self._totals),
         )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the bytes of the key-value cache."""
+        return self._cache.nbytes
+
+    def close_if_idle(self) -> bool:
+        """Refuse new requests and stop the thread, unless a request runs or waits; return whether that was so."""
+        with self._wake:
+            if self._accepted:
+                return False
+            self._draining = True
+        self.drain(0)
+        return True
 
     def drain(self, seconds: float) -> None:
         """Refuse new requests, finish the accepted ones for at most `seconds`, cancel the rest, stop the thread."""
@@ -155,9 +207,7 @@ class Engine:
                     self._step(parts)
                     self._totals.steps += 1
                     self._totals.step_seconds += time.perf_counter() - started
-            except (
-                Exception
-            ) as error:  # a mistake of ours: whoever is affected is told, and the engine lives on
+            except Exception as error:  # a mistake of ours: the requests are told, and the engine lives on
                 for job in [*self._scheduler.running, *self._scheduler.waiting]:
                     self._fail(job, error)
 
@@ -186,10 +236,7 @@ class Engine:
 
     def _step(self, parts: Sequence[Part]) -> None:
         """Run a step. If it fails, run its parts one by one: only the jobs whose own part fails then fail."""
-        chunks = [
-            Chunk(p.job.slot or 0, p.job.read, p.job.tokens[p.job.read : p.job.read + p.count], p.wanted)
-            for p in parts
-        ]
+        chunks = [Chunk(p.job.slot or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
         started = time.perf_counter()
         try:
             logits = forward(
@@ -197,6 +244,7 @@ class Engine:
             )
         except Exception as error:
             if len(parts) > 1:
+                logger.warning("a step failed and is run again, request by request: %s", error)
                 for part in parts:
                     self._step([part])
                 return
@@ -205,7 +253,7 @@ class Engine:
         seconds = time.perf_counter() - started
         self._totals.forward_seconds += seconds
         decoding = sum(part.decodes for part in parts)
-        prompt_tokens = sum(part.count for part in parts) - decoding
+        prompt_tokens = sum(part.count for part in parts if not part.decodes)
         self._totals.prompt_tokens += prompt_tokens
         self._scheduler.pace.record(decoding, prompt_tokens, seconds)
         try:
@@ -220,51 +268,68 @@ class Engine:
         drawing, last_rows, row = list[Job](), list[int](), 0
         for part in parts:
             job = part.job
-            self._scheduler.advance(part)
             rows = logits[row : row + part.wanted]
             row += part.wanted
-            if part.wanted:
-                self._note_prompt(job, rows)
+            if part.draft:
+                self._verify(part, rows)
+                continue
+            self._scheduler.advance(part)
+            try:
+                note_prompt(rows, job, threads=self.options.threads)
+            except ZeropointError as error:
+                self._fail(job, error)
+                continue
             if job.read < job.target:
                 continue
             if job.request.max_new_tokens:
                 drawing.append(job)
                 last_rows.append(row - 1)
             else:
-                self._end(job, _prompt_read(job), Finished(LENGTH))
+                self._end(job, self._prompt_read(job), Finished(LENGTH))
         if drawing:
             self._draw(drawing, logits if len(last_rows) == len(logits) else logits[last_rows])
 
-    def _note_prompt(self, job: Job, rows: Floats) -> None:
-        """Keep what the job asked of the logits `rows`, which follow the tokens before `job.read`."""
-        request, first = job.request, job.read - len(rows)
-        job.wanted = job.read
-        if job.announced:
-            return
-        prompt = request.prompt
-        if request.prompt_logprobs is not None:
-            scored = prompt[first + 1 : job.read + 1]
-            job.scores += score(rows[: len(scored)], scored, request.prompt_logprobs)
-        kept = max(len(prompt) - request.prompt_logits - first, 0)
-        if request.prompt_logits:
-            job.logits += [row.copy() for row in rows[kept:]]
-
     def _draw(self, jobs: Sequence[Job], logits: Floats) -> None:
         """Choose each job's next token from its row of logits."""
-        for job, row, token in zip(jobs, logits, choose(logits, jobs), strict=True):
-            events: list[Event] = [] if job.announced else [_prompt_read(job)]
-            if isinstance(token, ZeropointError):
-                self._end(job, *events, Finished(FAILED, str(token)))
-                continue
-            top = job.request.logprobs
-            events.append(NewToken(token, None if top is None else score(row[None], [token], top)[0]))
-            job.add(token)
-            self._totals.new_tokens += 1
-            end = _end_after(job, token)
-            if end is not None:
-                self._end(job, *events, end)
-            else:
-                self._send(job, events)
+        chosen = choose(logits, jobs, threads=self.options.threads)
+        for job, token in zip(jobs, chosen, strict=True):
+            before = [] if job.announced else [self._prompt_read(job)]
+            self._emit(job, [*before, *self._events(job, token)])
+
+    def _verify(self, part: Part, rows: Floats) -> None:
+        """Choose a job's next tokens from its rows of logits: as many as guesses were right, and one more."""
+        job, events = part.job, list[Event]()
+        chosen = choose(rows, [job] * len(rows), threads=self.options.threads)
+        for token, guess in zip(chosen, (*part.draft, None), strict=True):
+            events += self._events(job, token)
+            if isinstance(events[-1], Finished) or not isinstance(token, NewToken) or token.id != guess:
+                break
+        right = max(sum(isinstance(event, NewToken) for event in events) - 1, 0)
+        self._scheduler.advance(part, right)
+        job.wanted = job.read
+        assert job.drafter is not None
+        job.drafter.learn(len(part.draft), right)
+        self._totals.guesses += len(part.draft)
+        self._totals.right_guesses += right
+        self._emit(job, events)
+
+    def _events(self, job: Job, token: NewToken | Failure) -> list[Event]:
+        """Append a job's next token; return its events."""
+        if isinstance(token, Failure):
+            return [Finished(FAILED, str(token.error))]
+        job.add(token.id)
+        self._totals.new_tokens += 1
+        try:
+            end = job.end()
+        except Exception as error:
+            end = Finished(FAILED, f"the grammar failed: {reason(error)}")
+        return [token] if end is None else [token, end]
+
+    def _prompt_read(self, job: Job) -> PromptRead:
+        """Count a prompt that is read; return the event."""
+        self._totals.prefix_queries += len(job.request.prompt)
+        self._totals.prefix_hits += job.cached
+        return job.prompt_read()
 
     # -- events -------------------------------------------------------------------------------
 
@@ -273,6 +338,13 @@ class Engine:
         if not isinstance(error, ZeropointError):
             logger.error("a request failed", exc_info=error)
         self._end(job, Finished(FAILED, str(error) if isinstance(error, ZeropointError) else reason(error)))
+
+    def _emit(self, job: Job, events: Sequence[Event]) -> None:
+        """Send events, the last of which may be the job's end."""
+        if isinstance(events[-1], Finished):
+            self._end(job, *events)
+        else:
+            self._send(job, events)
 
     def _send(self, job: Job, events: Sequence[Event]) -> None:
         """Give events to a job's listener; one that raises loses its job."""
@@ -301,8 +373,12 @@ class Engine:
 class _Totals:
     """The sums of `EngineStats`."""
 
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    guesses: int = 0
+    right_guesses: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     forward_seconds: float = 0.0
@@ -317,36 +393,3 @@ class _Ticket:
 
     def cancel(self) -> None:
         self.engine.cancel(self.job)
-
-
-def _prompt_read(job: Job) -> PromptRead:
-    logits = np.stack(job.logits) if job.logits else None
-    job.logits = []
-    return PromptRead(job.cached, tuple(job.scores), logits)
-
-
-def _end_after(job: Job, token: int) -> Finished | None:
-    """Return the end of a job whose last new token is `token`, None if it goes on."""
-    if token in job.request.stop_tokens:
-        return Finished(STOP)
-    constraint = job.request.constraint
-    if constraint is not None and constraint.accept(token):
-        return Finished(STOP)
-    return Finished(LENGTH) if job.new_tokens == job.request.max_new_tokens else None
-
-
-class _Pages:
-    """The pages of a cache whose sequences share none."""
-
-    def __init__(self, cache: Cache, pages: int) -> None:
-        self._cache, self.pages = cache, pages
-
-    @property
-    def free_pages(self) -> int:
-        return self.pages - sum(pages_of(self._cache.length(s)) for s in range(self._cache.sequences))
-
-    def truncate(self, length: int, sequence: int = 0) -> None:
-        self._cache.truncate(length, sequence)
-
-    def share(self, source: int, target: int, length: int) -> None:
-        raise NotImplementedError

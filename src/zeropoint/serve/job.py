@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from zeropoint.runtime.sampling import Sampler
-from zeropoint.serve.request import Listener, Request, TokenScore
+from zeropoint.serve.draft import Drafter
+from zeropoint.serve.request import LENGTH, STOP, Finished, Listener, PromptRead, Request, TokenScore
 from zeropoint.values.arrays import Floats
 
 
@@ -23,6 +26,8 @@ class Job:
     - `keys`: the keys of its blocks, see `prefix_cache.py`; `cached`: how many tokens of the prompt were shared;
     - `preempted`: whether the job had to give its pages up;
     - `scores`, `logits`: what was asked of the prompt's logits so far;
+    - `sampler`: counts the new tokens; `adjusts`: whether penalties or a bias change its logits;
+    - `drafter`: guesses its next tokens; None for a job whose logits depend on the tokens before them;
     - `announced`: whether `PromptRead` was sent;
     - `cancelled`: whether the client wants no more of it; `ended`: whether `Finished` was sent.
     """
@@ -44,11 +49,17 @@ class Job:
     cancelled: bool = False
     ended: bool = False
     sampler: Sampler = field(init=False)
+    adjusts: bool = field(init=False)
+    drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
         request, length = self.request, len(self.request.prompt)
         self.tokens = list(request.prompt)
-        self.sampler = Sampler(request.sampling, request.prompt)
+        self.sampler, options = Sampler(request.sampling, request.prompt), request.sampling
+        penalties = (options.repetition_penalty - 1, options.presence_penalty, options.frequency_penalty)
+        self.adjusts = any(penalties) or bool(options.logit_bias)
+        if options.greedy and not self.adjusts and request.constraint is None:
+            self.drafter = Drafter()
         self.target = length if request.max_new_tokens or request.prompt_logits else length - 1
         self.wanted = 0 if request.prompt_logprobs is not None else length - max(request.prompt_logits, 1)
 
@@ -65,6 +76,21 @@ class Job:
         """Append a new token, which is to be read next."""
         self.tokens.append(token)
         self.target += 1
+
+    def prompt_read(self) -> PromptRead:
+        """Return the event that the prompt is read."""
+        logits = np.stack(self.logits) if self.logits else None
+        self.logits = []
+        return PromptRead(self.cached, tuple(self.scores), logits)
+
+    def end(self) -> Finished | None:
+        """Return the end after the last new token, None if the text goes on. Call it once for each new token."""
+        request, token = self.request, self.tokens[-1]
+        if token in request.stop_tokens:
+            return Finished(STOP)
+        if request.constraint is not None and request.constraint.accept(token):
+            return Finished(STOP)
+        return Finished(LENGTH) if self.new_tokens == request.max_new_tokens else None
 
 
 class FairQueue:

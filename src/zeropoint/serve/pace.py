@@ -8,9 +8,9 @@ from statistics import median
 #: The most rows of a step: the native library runs larger steps in several passes.
 ROWS = 512
 #: While requests decode, a step with prompt tokens should take at most so many times as long as one without.
-STRETCH = 2.0
+STRETCH = 1.75
 #: The fewest prompt tokens of a step, so that prompts are read however slow the steps are.
-LEAST = 8
+LEAST = 4
 #: After so many steps with prompt tokens, one without is timed again.
 REFRESH = 16
 #: Times are medians of so many steps, because a step can be held up by other programs.
@@ -21,14 +21,14 @@ class Pace:
     """The prompt tokens of the next step, from the measured times of the last steps.
 
     Everybody's text stalls while a prompt is read in large parts. So while requests decode, the prompt tokens of a step
-    are limited to those that take as long as the decoding (`STRETCH`).
+    are limited: they may make it `STRETCH` times as long as the decoding alone.
     """
 
     def __init__(self) -> None:
         self._plain: deque[float] = deque(maxlen=KEPT)  # seconds of steps that only decode
         self._token: deque[float] = deque(maxlen=KEPT)  # seconds that a prompt token adds to a step
         self._mixed = 0  # steps with prompt tokens since the last one without
-        self._last = LEAST
+        self._sizes: deque[int] = deque([LEAST], maxlen=KEPT)  # prompt tokens of these steps
 
     def budget(self, decoding: int) -> int:
         """Return the most prompt tokens of the next step, which also decodes `decoding` tokens."""
@@ -40,8 +40,8 @@ class Pace:
         if not self._token:
             return min(LEAST, room)
         fitting = (STRETCH - 1) * median(self._plain) / max(median(self._token), 1e-9)
-        # at most twice the last budget: the first measurements may be wrong
-        return min(max(int(min(fitting, 2 * self._last)), LEAST), room)
+        # at most twice what was measured: the first measurements may be wrong
+        return min(max(int(min(fitting, 2 * max(self._sizes))), LEAST), room)
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Note the time of a step."""
@@ -52,6 +52,6 @@ class Pace:
             self._mixed = 0
             return
         self._mixed += 1
-        self._last = prompt_tokens
         if self._plain:
+            self._sizes.append(prompt_tokens)
             self._token.append(max(seconds - median(self._plain), 0.0) / prompt_tokens)

@@ -111,6 +111,7 @@ class EngineStats:
     - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and those found there;
     - `preemptions`: requests that had to give up their pages and were read again;
     - `prompt_tokens`, `new_tokens`: tokens read for prompts (not those found in the prefix cache), and new ones;
+    - `guesses`, `right_guesses`: tokens guessed by speculative decoding, and those that the model chose as well;
     - `steps`, `step_seconds`, `forward_seconds`: forward steps, their time, and the part of it in the native library.
     """
 
@@ -123,6 +124,8 @@ class EngineStats:
     preemptions: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    guesses: int = 0
+    right_guesses: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     forward_seconds: float = 0.0

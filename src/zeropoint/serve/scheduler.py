@@ -10,25 +10,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zeropoint.serve.draft import MOST
 from zeropoint.serve.job import FairQueue, Job
 from zeropoint.serve.pace import Pace
 from zeropoint.serve.prefix_cache import PAGE, Pages, PrefixCache, extend_keys
 
-#: The most tokens of a part whose logits are all wanted: a row of logits has as many floats as the vocabulary.
+#: The most rows of logits of a step that prompts need beside the one after their last tokens: a row has as many floats
+#: as the vocabulary.
 SCORED_ROWS = 64
+#: Tokens are guessed only while so few requests run: rows of a full batch are better used for the others' tokens.
+DRAFTING_JOBS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """The next `count` unread tokens of a job; `wanted`: how many of them, the last ones, need logits.
 
-    `decodes`: whether it is a job's only unread token.
+    `decodes`: whether it is a job's only unread token. Then `count` includes the tokens of `draft`, guesses of what
+    follows.
     """
 
     job: Job
     count: int
     wanted: int
     decodes: bool
+    draft: tuple[int, ...] = ()
+
+    def tokens(self) -> list[int]:
+        """Return the tokens to read."""
+        start = self.job.read
+        return [*self.job.tokens[start : start + self.count], *self.draft]
 
 
 class Scheduler:
@@ -36,6 +47,7 @@ class Scheduler:
 
     `cache` has `sequences` sequences, at least `max_running`. Those that no request uses keep what was read, as long as
     their pages are free, for later requests that begin with the same tokens (`prefix_sharing`).
+    `drafting`: whether next tokens are guessed while few requests run.
     """
 
     def __init__(
@@ -45,17 +57,24 @@ class Scheduler:
         *,
         max_running: int,
         prefix_sharing: bool = True,
+        drafting: bool = True,
         pace: Pace | None = None,
     ) -> None:
         self.cache = cache
         self.prefixes = PrefixCache(cache, sequences, enabled=prefix_sharing)
         self.max_running = max_running
+        self.drafting = drafting
         self.pace = pace or Pace()
         self.waiting = FairQueue()
         self.running: list[Job] = []  # oldest first
         self.preemptions = 0
         self._turns: dict[str, int] = {}  # client -> number of the step that last read one of its prompts
         self._step = 0
+
+    @property
+    def most_rows(self) -> int:
+        """Return the most rows of logits of a step."""
+        return self.max_running + SCORED_ROWS + DRAFTING_JOBS * MOST
 
     @property
     def free_pages(self) -> int:
@@ -91,10 +110,16 @@ class Scheduler:
             self._preempt()  # prompts that have taken all pages, and none can be read to its end
         return []
 
-    def advance(self, part: Part) -> None:
-        """Note that the tokens of a part are in the cache."""
+    def advance(self, part: Part, right: int = 0) -> None:
+        """Note that the tokens of a part are in the cache.
+
+        `right`: how many guesses were right; the job's tokens include these now. The others leave the cache.
+        """
         job, blocks = part.job, part.job.read // PAGE
-        job.read += part.count
+        wrong = len(part.draft) - right
+        job.read += part.count - wrong
+        if wrong:
+            self.cache.truncate(job.read, job.slot or 0)
         if job.read // PAGE > blocks:
             extend_keys(job.keys, job.tokens[: job.read])
             assert job.slot is not None
@@ -107,51 +132,72 @@ class Scheduler:
         parts, taken = list[Part](), 0
         for job in [job for job in self.running if job.target - job.read == 1]:
             needed = pages_of(job.read + 1) - pages_of(job.read)
-            while job.slot is not None and taken + needed > self.free_pages:
+            # most tokens need no page: then the cache is not asked, because native calls give the interpreter lock up
+            while needed and job.slot is not None and taken + needed > self.free_pages:
                 self._preempt()  # never a job that has a part already: those began before this one
-            if job.slot is not None:
-                parts.append(Part(job, 1, 1, True))
-                taken += needed
+            if job.slot is None:
+                continue
+            draft = self._draft(job, taken)
+            parts.append(Part(job, 1 + len(draft), 1 + len(draft), True, draft))
+            taken += _new_pages(parts[-1])
         return parts
+
+    def _draft(self, job: Job, taken: int) -> tuple[int, ...]:
+        """Return guesses of a job's next tokens, () if they do not pay or there are no pages for them."""
+        if not self.drafting or job.drafter is None or len(self.running) > DRAFTING_JOBS or not job.announced:
+            return ()
+        draft = job.drafter.draft(job.tokens, job.most - job.target)
+        fits = not draft or pages_of(job.target + len(draft)) - pages_of(job.read) + taken <= self.free_pages
+        return draft if fits else ()
 
     def _read(self, decoding: list[Part]) -> list[Part]:
         """Return parts of prompts beside those that decode. Clients take turns. No job is preempted for a prompt."""
         budget = self.pace.budget(len(decoding))
         readers = [job for job in self.running if job.target - job.read > 1]
         self._turns = {job.client: self._turns.get(job.client, 0) for job in readers}
-        parts, taken = list[Part](), sum(map(_new_pages, decoding))
+        if budget <= 0 or not readers:
+            return []
+        parts, rows = list[Part](), SCORED_ROWS
+        free = self.free_pages - sum(map(_new_pages, decoding))
         for job in sorted(readers, key=lambda job: self._turns[job.client]):
             if budget <= 0:
                 break
-            self._share(job)
-            room = (pages_of(job.read) + self.free_pages - taken) * PAGE - job.read
-            count = min(job.target - job.read, budget, room)
-            if job.read + count - job.wanted > SCORED_ROWS:
-                count = max(job.wanted - job.read, 0) + SCORED_ROWS
+            free -= self._share(job)
+            count = min(job.target - job.read, budget, (pages_of(job.read) + free) * PAGE - job.read)
+            wanted = max(job.read + count - job.wanted, 0)
+            if wanted > 1:
+                count -= max(wanted - rows, 0)
+                wanted = min(wanted, rows)
+                rows -= wanted
             if count <= 0:
                 continue
-            wanted = min(max(job.read + count - job.wanted, 0), count)
             parts.append(Part(job, count, wanted, False))
             self._turns[job.client] = self._step
             budget -= count
-            taken += _new_pages(parts[-1])
+            free -= _new_pages(parts[-1])
         return parts
 
-    def _share(self, job: Job) -> None:
-        """Let a job begin with what other requests have read of its tokens, if that is more than it has read itself."""
+    def _share(self, job: Job) -> int:
+        """Let a job begin with what other requests have read of its tokens, if that is more than it has read itself.
+
+        Return how many fewer pages are free then.
+        """
         blocks = job.read // PAGE
         shared = self.prefixes.match(_shareable(job), blocks)
-        if shared > blocks:
-            assert job.slot is not None
-            self.prefixes.share(job.slot, job.keys[:shared])
-            if not job.preempted:
-                job.cached = min(shared * PAGE, len(job.request.prompt))
-            job.read = shared * PAGE
+        if shared <= blocks:
+            return 0
+        free = self.free_pages
+        assert job.slot is not None
+        self.prefixes.share(job.slot, job.keys[:shared])
+        if not job.preempted:
+            job.cached = min(shared * PAGE, len(job.request.prompt))
+        job.read = shared * PAGE
+        return free - self.free_pages
 
     def _free_pages_for(self, parts: list[Part]) -> None:
         """Evict what is kept until the parts' pages are free."""
         needed = sum(map(_new_pages, parts))
-        while needed > self.cache.free_pages and self.prefixes.evict():
+        while needed and needed > self.cache.free_pages and self.prefixes.evict():
             pass
 
     # -- running and waiting ------------------------------------------------------------------

@@ -7,9 +7,12 @@ from collections.abc import Container, Sequence
 import numpy as np
 
 from zeropoint.errors import UsageError
+from zeropoint.runtime.native.draw import draw
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.session import read, token_array
+from zeropoint.runtime.native.steps import Chunk, forward
 from zeropoint.runtime.sampling import Sampler, Sampling
+from zeropoint.values.arrays import Floats
 
 
 def generate_batch(
@@ -38,20 +41,27 @@ def generate_batch(
     cache = decoder.cache(room, sequences=len(token_ids), type=cache_type)
     samplers = [Sampler(sampling, ids.tolist()) for ids in token_ids]
     out: list[list[int]] = [[] for _ in token_ids]
-    logits = np.empty((len(token_ids), vocab), np.float32)
+    buffer = np.empty((len(token_ids), vocab), np.float32)
     for number, ids in enumerate(token_ids):
-        read(decoder, cache, ids, sequence=number, threads=threads, out=logits[number : number + 1])
-    active = list(range(len(token_ids)))
-    while active:
-        for row, number in enumerate(active):
-            out[number].append(samplers[number](logits[row]))
+        read(decoder, cache, ids, sequence=number, threads=threads, out=buffer[number : number + 1])
+    active, logits = list(range(len(token_ids))), buffer
+    while True:
+        tokens = _choose(logits, [samplers[number] for number in active], threads)
+        for number, token in zip(active, tokens, strict=True):
+            out[number].append(token)
         active = [n for n in active if out[n][-1] not in stop and len(out[n]) < max_new_tokens]
-        if active:
-            logits = decoder.forward(
-                cache,
-                np.array([out[n][-1] for n in active], np.int32),
-                np.array(active, np.int32),
-                np.array([len(token_ids[n]) + len(out[n]) - 1 for n in active], np.int32),
-                threads=threads,
-            )
-    return out
+        if not active:
+            return out
+        chunks = [Chunk(n, len(token_ids[n]) + len(out[n]) - 1, out[n][-1:], 1) for n in active]
+        logits = forward(decoder, cache, chunks, threads=threads, out=buffer)
+
+
+def _choose(logits: Floats, samplers: Sequence[Sampler], threads: int) -> list[int]:
+    """Return the next token of each row of logits, which this function may change."""
+    for row, sampler in enumerate(samplers):
+        logits[row] = sampler.adjust(logits[row])
+    samplings, numbers = [s.sampling for s in samplers], [s.count for s in samplers]
+    tokens: list[int] = draw(logits, samplings, numbers, [None] * len(samplers), threads=threads).tolist()
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler.add(token)
+    return tokens
