@@ -54,6 +54,33 @@ def load(folder: Path) -> Loaded:
     return Loaded(decoder, config, nbytes, stored)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Description:
+    """A model before its weights are read: its config.json, its spec, the files that hold it, and the bytes of its
+    tensors on disk."""
+
+    config: Mapping[str, Any]
+    record: ModelSpec
+    files: tuple[Path, ...]
+    stored_bytes: int
+
+
+def describe(folder: Path) -> Description:
+    """Return what is known of an artifact, a checkpoint folder or a GGUF file from its headers; raises as `load`."""
+    library.load()
+    if (folder / CARD_NAME).is_file():
+        config, record = _artifact_record(folder)
+        weights = tuple(shard_files(folder, ArtifactError))
+        files = (*weights, folder / CARD_NAME, folder / "config.json")
+        return Description(config, record, files, sum(map(_tensor_bytes, weights)))
+    from zeropoint.sources import open_source, records
+
+    source = open_source(folder)
+    record = records.describe(source).record
+    config_file = [file for file in [folder / "config.json"] if file.is_file()]
+    return Description(source.config, record, (*source.files, *config_file), source.nbytes())
+
+
 def check(folder: Path) -> None:
     """Raise `UnsupportedError` if the native engine does not support the model of this config.json; read no weights."""
     library.load()
