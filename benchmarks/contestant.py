@@ -1,8 +1,11 @@
-"""One contestant of `engine.py`, in its own environment and process: loads a model and answers on stdin/stdout.
+"""One contestant of `engine.py` or `serve.py`, in its own environment and process.
+
+For `engine.py` it loads a model and answers on stdin/stdout, for `serve.py` it is a server.
 
     python -P benchmarks/contestant.py benchmarks/peers/llama_cpp.py convert MODEL OUT FORMAT
     python -P benchmarks/contestant.py benchmarks/peers/llama_cpp.py size PATH
     python -P benchmarks/contestant.py benchmarks/peers/llama_cpp.py serve PATH FORMAT THREADS
+    python -P benchmarks/contestant.py benchmarks/peers/openvino.py listen PATH FORMAT THREADS PORT
 
 A driver is one file with `FORMATS` and three functions:
 
@@ -12,7 +15,10 @@ A driver is one file with `FORMATS` and three functions:
 - `load(path, fmt, threads)` returns `run(tokens [B, T] int64, new_tokens) -> (prefill_seconds, decode_seconds)`,
   which starts from an empty cache and takes `new_tokens` greedy steps after the prefill.
 
-Serving speaks JSON lines: for each `{"batch", "prompt", "new"}` one `{"prefill_seconds", "decode_seconds",
+A driver that also serves has `SERVED`, its formats, and `listen(path, fmt, threads, port)`, a server on 127.0.0.1 that
+answers `GET /v1/models` and streamed `POST /v1/completions` with token ids as their prompt, until it is ended.
+
+`serve` speaks JSON lines: for each `{"batch", "prompt", "new"}` one `{"prefill_seconds", "decode_seconds",
 "rss_bytes"}`. `-P` keeps a driver's folder off the import path, where `openvino.py` would hide the package.
 """
 
@@ -70,6 +76,9 @@ def main() -> None:
         driver.convert(Path(model), Path(out), fmt)
     elif verb == "size":
         print(driver.read_bytes(Path(arguments[0])))
+    elif verb == "listen":
+        path, fmt, threads, port = arguments
+        driver.listen(path, fmt, int(threads), int(port))
     else:
         path, fmt, threads = arguments
         serve(driver, path, fmt, int(threads))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 FORMATS = ("fp16", "int8", "int4", "int8-universal")
+SERVED = ("fp16", "int8", "int4")
 
 
 def convert(model: Path, out: Path, fmt: str) -> None:
@@ -21,6 +23,21 @@ def load(path: str, fmt: str, threads: int):
 
     engine = "universal" if fmt.endswith("-universal") else "native"
     return open_runner(path, threads=threads, engine=engine).prefill_decode
+
+
+def listen(path: str, fmt: str, threads: int, port: int) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "zeropoint",
+        "serve",
+        path,
+        "--threads",
+        str(threads),
+        "--port",
+        str(port),
+    ]
+    os.execv(sys.executable, command)
 
 
 def read_bytes(path: Path) -> int:

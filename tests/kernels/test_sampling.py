@@ -18,10 +18,8 @@ GREEDY = Draw(0.0, 0, 1.0, 0.0, 0, 0)
 
 @pytest.fixture(params=library.isa_levels())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = library.active_isa()
-    library.select_isa(request.param)
-    yield request.param
-    library.select_isa(before)
+    with library.level(request.param):
+        yield request.param
 
 
 def random_row(random: np.random.Generator, vocab: int) -> Logits:
@@ -122,14 +120,12 @@ def test_scores_are_log_softmax(top: int, level: str) -> None:
 
 
 def test_levels_score_alike() -> None:
-    random, before, found = np.random.default_rng(1), library.active_isa(), []
+    random, found = np.random.default_rng(1), []
     logits = random.normal(0, 5, (5, 3001)).astype(np.float32)
     for name in library.isa_levels():
-        library.select_isa(name)
-        found.append(
-            b"".join(each.tobytes() for each in score(logits, np.arange(5, dtype=np.int32), 9, threads=1))
-        )
-    library.select_isa(before)
+        with library.level(name):
+            result = score(logits, np.arange(5, dtype=np.int32), 9, threads=1)
+        found.append(b"".join(each.tobytes() for each in result))
     assert len(set(found)) == 1
 
 

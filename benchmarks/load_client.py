@@ -1,0 +1,200 @@
+"""A client that loads a server of OpenAI's `/v1/completions`, and the times of its answers.
+
+Answers are streamed (server-sent events over plain HTTP/1.1, asyncio alone, so that the client takes little of the
+processor). A token's time is when its event arrives. Names are those of vLLM's benchmark: TTFT, time to first token;
+ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to the last token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+#: Seconds after which a request counts as failed.
+PATIENCE = 600.0
+
+
+@dataclass
+class Answer:
+    """Times of one request. `arrivals`: of its events with a token; `tokens`: how many tokens the server counted."""
+
+    sent: float = 0.0
+    arrivals: list[float] = field(default_factory=list)
+    tokens: int = 0
+    error: str = ""
+
+    @property
+    def ttft(self) -> float:
+        return self.arrivals[0] - self.sent
+
+    @property
+    def e2e(self) -> float:
+        return self.arrivals[-1] - self.sent
+
+    @property
+    def tpot(self) -> float:
+        return (self.arrivals[-1] - self.arrivals[0]) / max(self.tokens - 1, 1)
+
+    @property
+    def gaps(self) -> list[float]:
+        return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
+
+
+async def get(port: int, path: str) -> bytes:
+    """Return the body of a GET. Raises `OSError` if the server does not answer 200."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+        status, body = await _head(reader)
+        if status != 200:
+            raise OSError(f"GET {path}: status {status}")
+        return b"".join([part async for part in body])
+    finally:
+        writer.close()
+
+
+async def complete(
+    port: int, model: str, prompt: Sequence[int], new_tokens: int, answer: Answer | None = None
+) -> Answer:
+    """Ask for exactly `new_tokens` greedy tokens after `prompt`; return the times, also kept in `answer` meanwhile."""
+    answer = answer or Answer()
+    body = json.dumps(
+        {
+            "model": model,
+            "prompt": list(prompt),
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    answer.sent = time.perf_counter()
+    writer = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + body)
+            status, parts = await _head(reader)
+            if status != 200:
+                answer.error = f"status {status}: {b''.join([part async for part in parts])[:200]!r}"
+                return answer
+            await _read_events(parts, answer)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+        answer.error = f"{type(error).__name__}: {error}"
+    finally:
+        if writer is not None:
+            writer.close()
+    if not answer.error and answer.tokens != new_tokens:
+        answer.error = f"{answer.tokens} tokens instead of {new_tokens}"
+    return answer
+
+
+async def _read_events(parts: AsyncIterator[bytes], answer: Answer) -> None:
+    buffer = b""
+    async for part in parts:
+        now = time.perf_counter()
+        *events, buffer = (buffer + part).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            if not event.startswith(b"data: ") or event == b"data: [DONE]":
+                continue
+            data = json.loads(event[6:])
+            if "error" in data:
+                raise ValueError(str(data["error"])[:200])
+            if data.get("choices"):
+                answer.arrivals.append(now)
+            if data.get("usage"):
+                answer.tokens = data["usage"]["completion_tokens"]
+    if answer.arrivals and answer.tokens and len(answer.arrivals) > answer.tokens:
+        # an event of its own said why the text ended
+        del answer.arrivals[answer.tokens :]
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[int, AsyncIterator[bytes]]:
+    """Read the status line and headers; return the status and an iterator over the body's parts."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+    chunked = headers.get("transfer-encoding") == "chunked"
+    return int(lines[0].split()[1]), _chunks(reader) if chunked else _until_end(reader)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+
+
+async def _until_end(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while part := await reader.read(1 << 16):
+        yield part
+
+
+async def closed_loop(
+    port: int, model: str, prompts: Sequence[Sequence[int]], new_tokens: int, concurrent: int
+) -> list[Answer]:
+    """Complete all prompts, `concurrent` at a time: the next one is sent when one is finished."""
+    waiting, answers = iter(prompts), list[Answer]()
+
+    async def work() -> None:
+        for prompt in waiting:
+            answers.append(await complete(port, model, prompt, new_tokens))
+
+    await asyncio.gather(*(work() for _ in range(concurrent)))
+    return answers
+
+
+async def poisson(
+    port: int, model: str, prompts: Sequence[Sequence[int]], new_tokens: int, rate: float
+) -> list[Answer]:
+    """Send the prompts at random times, `rate` a second in the mean, whatever is still running."""
+    times, at = random.Random(0), 0.0
+    start = time.perf_counter()
+
+    async def later(prompt: Sequence[int], seconds: float) -> Answer:
+        await asyncio.sleep(start + seconds - time.perf_counter())
+        return await complete(port, model, prompt, new_tokens)
+
+    tasks = []
+    for prompt in prompts:
+        tasks.append(later(prompt, at))
+        at += times.expovariate(rate)
+    return list(await asyncio.gather(*tasks))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]
+
+
+def summary(answers: Sequence[Answer], ttft_limit: float, tpot_limit: float) -> dict[str, float]:
+    """Return vLLM's metrics: times in seconds, tokens and good requests a second.
+
+    A request is good if its TTFT and TPOT are within the limits. `failed` counts requests without a whole answer; only
+    the others have times.
+    """
+    whole = [answer for answer in answers if not answer.error]
+    found: dict[str, float] = {"failed": len(answers) - len(whole)}
+    if not whole:
+        return found
+    seconds = max(a.arrivals[-1] for a in whole) - min(a.sent for a in answers)
+    good = [a for a in whole if a.ttft <= ttft_limit and a.tpot <= tpot_limit]
+    found |= {"output tokens/s": sum(a.tokens for a in whole) / seconds, "goodput": len(good) / seconds}
+    times = {
+        "TTFT": [a.ttft for a in whole],
+        "ITL": [gap for a in whole for gap in a.gaps],
+        "TPOT": [a.tpot for a in whole],
+        "E2E": [a.e2e for a in whole],
+    }
+    for name, values in times.items():
+        if values:
+            found |= {f"{name} p50": statistics.median(values), f"{name} p99": percentile(values, 0.99)}
+    return found
