@@ -133,13 +133,14 @@ class ToolParser:
 
     def _between(self, shown: list[str], parts: list[CallPart]) -> bool:
         """Take what stands before the next call: brackets, commas, end markers; or see that no call follows."""
-        rest = self._rest.lstrip(" \n\r\t;,[]" if not self._rest.startswith("[TOOL") else "")
+        rest = self._rest.lstrip(" \n\r\t;,]")
         for marker in (_END, self._marker):
             if marker and rest.startswith(marker):
                 self._rest = rest[len(marker) :]
                 return True
             if marker and rest and marker.startswith(rest):
                 return False
+        rest = rest.lstrip(" \n\r\t[")  # of a list of calls, once it is no marker
         if not rest:
             self._raw += self._rest
             self._rest = ""
