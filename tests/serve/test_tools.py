@@ -71,7 +71,7 @@ def parse(style: str, pieces: list[str]) -> tuple[str, Calls]:
     """Return the text and the calls of an answer that comes in pieces."""
     parser = ToolParser(style, NAMES)
     text, calls = "", list[tuple[str, str]]()
-    for part in [*(parser.push(piece) for piece in pieces), parser.finish()]:
+    for part in [*(parser.push(piece) for piece in pieces), (parser.finish(), [])]:
         text += part[0]
         for call in part[1]:
             if call.id is not None:

@@ -90,7 +90,7 @@ class ToolParser:
             pass
         return "".join(shown), parts
 
-    def finish(self) -> tuple[str, list[CallPart]]:
+    def finish(self) -> str:
         """Return what is still held back when the answer ends: text that is no call after all."""
         rest, self._rest = self._rest, ""
         if self._scanner is not None and not self._named:
@@ -98,7 +98,7 @@ class ToolParser:
         elif self._scanner is not None or (self._inside and not rest.strip(" \n\r\t;,[]")):
             rest = ""
         self._scanner = None
-        return rest, []
+        return rest
 
     def _step(self, shown: list[str], parts: list[CallPart]) -> bool:
         """Take the next part of the text; return whether there may be more to take."""
