@@ -9,12 +9,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_revision_option, add_threads_option
 from zeropoint.cli.console import readable
 from zeropoint.cli.option_values import MEMORY, Kind, at_least_zero, plain_file, whole
 from zeropoint.errors import UsageError
 from zeropoint.machine.cores import default_threads
+
+if TYPE_CHECKING:
+    from zeropoint.serve.http.state import Settings
 
 HELP = "serve models over HTTP: OpenAI's and Anthropic's APIs, and a chat page"
 
@@ -150,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     # these import the libraries of the extra: whoever lacks them learns that before a model is opened
     from zeropoint.serve.engine import EngineOptions
     from zeropoint.serve.http.app import make_app
-    from zeropoint.serve.http.server import listen, raise_file_limit, serve
+    from zeropoint.serve.http.server import Server, configure, listen, raise_file_limit
     from zeropoint.serve.http.state import Settings
     from zeropoint.serve.models import open_models
 
@@ -180,13 +184,8 @@ def run(args: argparse.Namespace) -> int:
             next(iter(models.by_name.values())).load()
         host, port = sock.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        serve(
-            make_app(models, settings),
-            settings,
-            sock,
-            args.drain_seconds,
-            lambda: _greet(url, list(folders), settings),
-        )
+        config = configure(make_app(models, settings), settings)
+        Server(config, args.drain_seconds, lambda: _greet(url, list(folders), settings)).run(sockets=[sock])
     return 0
 
 
@@ -232,11 +231,8 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     return keys
 
 
-def _greet(url: str, names: list[str], settings: object) -> None:
+def _greet(url: str, names: list[str], settings: Settings) -> None:
     """Say where the server is, and how to try it."""
-    from zeropoint.serve.http.state import Settings
-
-    assert isinstance(settings, Settings)
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print(
