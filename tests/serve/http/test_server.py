@@ -38,6 +38,7 @@ def server_of(model: FakeModel, *, drain_seconds: float = 5, **settings: Any) ->
     models = FakeModels({model.name: model})
     ready = threading.Event()
     with listen("127.0.0.1", 0) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         server = Server(configure(make_app(models, chosen), chosen), drain_seconds, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
@@ -89,15 +90,15 @@ def test_a_client_that_leaves_frees_its_slot(model: FakeModel) -> None:
 
 
 def test_a_client_that_does_not_read_is_cut(model: FakeModel) -> None:
-    model.answer = "x" * 3000
-    asked = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 8, "logprobs": True}
+    model.answer = "x" * 2000
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 2, "logprobs": True}
     body = json.dumps(asked).encode()
     head = REQUEST[: -len(BODY)].replace(str(len(BODY)).encode(), str(len(body)).encode())
     with server_of(model, send_seconds=0.3) as (server, port), socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
         client.sendall(head + body)
-        wait_until(lambda: len(model.requests) == 8)
+        wait_until(lambda: len(model.requests) == 2)
         wait_until(lambda: not server.server_state.connections, seconds=20)
 
 
