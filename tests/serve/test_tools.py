@@ -33,6 +33,12 @@ CASES: list[tuple[str, str, str, Calls]] = [
     (HERMES, '<tool_call>{"name": "time"}</tool_call>', "", [("time", "{}")]),
     (
         HERMES,
+        '<tool_call>{"name": "time", "arguments" :\n {"a": [ 1 ]} \n }</tool_call>',
+        "",
+        [("time", '{"a": [ 1 ]}')],
+    ),
+    (
+        HERMES,
         '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
         "",
         [("time", '{"a": 1}')],
