@@ -28,7 +28,7 @@ def test_a_whole_response(client: TestClient) -> None:
             "index": 0,
             "finish_reason": "stop",
             "stop_reason": None,
-            "message": {"role": "assistant", "content": "Hello, world!", "refusal": None},
+            "message": {"role": "assistant", "content": "Hello, world!", "refusal": None, "annotations": []},
             "logprobs": None,
         }
     ]

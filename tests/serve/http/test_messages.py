@@ -36,7 +36,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 def test_a_whole_response(client: TestClient) -> None:
     data = ask(client, system="Be kind.").json()
     assert data["type"] == "message"
-    assert data["content"] == [{"type": "text", "text": "Hello, world!"}]
+    assert data["content"] == [{"type": "text", "text": "Hello, world!", "citations": None}]
     assert (data["stop_reason"], data["stop_sequence"]) == ("end_turn", None)
     assert data["usage"]["cache_read_input_tokens"] == 3
     assert data["usage"]["output_tokens"] == 14
@@ -69,7 +69,7 @@ def test_a_tool(model: FakeModel, stream: bool) -> None:
     assert "bash" not in prompt
     if not stream:
         text, tool = response.json()["content"]
-        assert text == {"type": "text", "text": "I look."}
+        assert (text["type"], text["text"]) == ("text", "I look.")
         assert (tool["type"], tool["name"], tool["input"]) == ("tool_use", "weather", {"city": "Bonn"})
         assert response.json()["stop_reason"] == "tool_use"
         return

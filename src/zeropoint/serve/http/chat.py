@@ -134,7 +134,7 @@ class _Answer:
                 "role": "assistant",
                 "content": texts[index] or (None if calls[index] else ""),
             }
-            message["refusal"] = None
+            message |= {"refusal": None, "annotations": []}
             if calls[index]:
                 message["tool_calls"] = calls[index]
             choice["message"] = message

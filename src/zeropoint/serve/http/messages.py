@@ -248,6 +248,8 @@ class _Answer:
             "type": "message",
             "role": "assistant",
             "model": model.name,
+            "container": None,
+            "stop_details": None,
         }
         self._blocks: list[dict[str, Any]] = []
         self._inputs: list[str] = []
@@ -298,7 +300,7 @@ class _Answer:
         if not self._open or self._blocks[-1]["type"] != "text":
             if self._blocks and not text.strip():
                 return []  # between two calls
-            out = self._start({"type": "text", "text": ""})
+            out = self._start({"type": "text", "text": "", "citations": None})
         self._blocks[-1]["text"] += text
         return [*out, self._delta({"type": "text_delta", "text": text})]
 
@@ -306,7 +308,8 @@ class _Answer:
         out = []
         if part.id is not None:
             number = part.id.removeprefix("call_")
-            out = self._start({"type": "tool_use", "id": f"toolu_{number}", "name": part.name, "input": {}})
+            call = {"type": "tool_use", "id": f"toolu_{number}", "name": part.name, "input": {}}
+            out = self._start({**call, "caller": {"type": "direct"}})
         if part.arguments:
             self._inputs[-1] += part.arguments
             out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}))
@@ -339,7 +342,7 @@ class _Answer:
         reason = "max_tokens" if piece.finish == LENGTH else "tool_use" if called else "end_turn"
         return {"stop_reason": "stop_sequence" if stopped is not None else reason, "stop_sequence": stopped}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         """Return how many tokens were read and written. Those of the prefix cache are counted apart."""
         cached = self._run.cached_tokens
         return {
@@ -347,6 +350,11 @@ class _Answer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": self._run.completion_tokens,
+            "cache_creation": None,
+            "inference_geo": None,
+            "output_tokens_details": None,
+            "server_tool_use": None,
+            "service_tier": "standard",
         }
 
 

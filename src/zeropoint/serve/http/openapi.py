@@ -32,6 +32,8 @@ _GETS = {
     "/version": ("Return the version", "application/json"),
     "/metrics": ("Return all metrics, for Prometheus", "text/plain"),
 }
+#: `/tokenize` takes one of these.
+_EITHER = {"prompt": "string", "messages": "array"}
 _ERRORS = {
     "400": "The request is not valid",
     "401": "The API key is missing or wrong",
@@ -61,6 +63,15 @@ def document(state: State) -> dict[str, Any]:
         if len(names) > 1:
             schema["properties"]["model"] = {"type": "string", "enum": names}
             schema["required"] = [*schema.get("required", ()), "model"]
+        if cls is DetokenizeRequest:
+            last = min(each.vocab_size for each in state.models.by_name.values()) - 1
+            schema["properties"]["tokens"]["items"] = {"type": "integer", "minimum": 0, "maximum": last}
+        if cls is TokenizeRequest:
+            one = {
+                name: {"required": [name], "properties": {name: {"type": kind}}}
+                for name, kind in _EITHER.items()
+            }
+            schema["oneOf"] = list(one.values())
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if streams:
             content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -61,6 +61,7 @@ def configure(app: Starlette, settings: Settings) -> uvicorn.Config:
         loop="asyncio",
         lifespan="on",
         log_config=None,
+        log_level="error",
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
