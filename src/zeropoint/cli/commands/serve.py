@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
 
     folders = named_folders(args.models, args.served_model_name, args.revision)
     settings = Settings(
-        api_keys=_keys(args),
+        api_keys=keys_of(args),
         origins=tuple(args.cors),
         local=args.host in ("localhost", "::1") or args.host.startswith("127."),
         max_body_bytes=args.max_body,
@@ -218,7 +218,7 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
     return out
 
 
-def _keys(args: argparse.Namespace) -> tuple[str, ...]:
+def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the API keys of the options. Raises `UsageError` for a file without keys."""
     keys = tuple(args.api_key)
     if args.api_key_file is not None:
