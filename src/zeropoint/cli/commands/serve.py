@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import add_revision_option, add_threads_option
 from zeropoint.cli.console import readable
-from zeropoint.cli.option_values import MEMORY, Kind, at_least_zero, plain_file, whole
+from zeropoint.cli.option_values import MEMORY, SECONDS, Kind, at_least_zero, plain_file, whole
 from zeropoint.errors import UsageError
 from zeropoint.machine.cores import default_threads
 
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     access.add_argument(
         "--client-seconds",
-        type=at_least_zero("10"),
+        type=SECONDS,
         default=10.0,
         metavar="S",
         help="time for a client to send its headers; three times as long for the body, six times to take a part of an "
@@ -222,8 +222,11 @@ def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the API keys of the options. Raises `UsageError` for a file without keys."""
     keys = tuple(args.api_key)
     if args.api_key_file is not None:
-        with open(args.api_key_file, encoding="utf-8") as file:
-            keys = tuple(line.strip() for line in file if line.strip())
+        try:
+            lines = Path(args.api_key_file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UsageError(f"{args.api_key_file} is no text in UTF-8: write one key a line") from None
+        keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
             raise UsageError(f"{args.api_key_file} holds no key: write one a line")
     if not all(keys):
