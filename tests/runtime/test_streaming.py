@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zeropoint.runtime.streaming import TextStream
 
@@ -35,6 +37,17 @@ def test_an_unfinished_character_comes_at_the_end() -> None:
 
 def test_invalid_bytes_do_not_hold_back_what_follows() -> None:
     assert "".join(pieces(b"a\xffbc")) == "a\ufffdbc"
+
+
+@given(
+    st.lists(st.sampled_from([b"\xff", b"\x80", b"\xe6", "日".encode(), "🐱".encode(), b"a"]), max_size=40)
+)
+def test_bytes_that_are_no_text_are_not_held_back(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    assert "".join(pieces(data)) == decode(data)
+    stream = TextStream(decode)
+    shown = sum(len(stream.push(byte)) for byte in b"\xff" * 100)
+    assert shown >= 95
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ORDER = (
     "bench",
     "generate",
     "chat",
+    "serve",
     "export",
     "import",
 )
@@ -44,6 +45,10 @@ EXTRAS = {
     "transformers": "quantize",
     "gguf": "export",
     "onnx": "export",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "llguidance": "serve",
 }
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 
+#: Most tokens that one character can take: a token for each byte of it.
+_LONGEST_CHARACTER = 4
+
 
 class TextStream:
     """Converts tokens to text that later tokens cannot change.
@@ -32,9 +35,16 @@ class TextStream:
         self._ids.append(token)
         before = self._decode(self._ids[self._context : self._shown])
         text = self._decode(self._ids[self._context :])
+        end = len(self._ids)
         if text.endswith(REPLACEMENT) or len(text) <= len(before):
-            return ""
-        self._context, self._shown = self._shown, len(self._ids)
+            if end - self._shown <= _LONGEST_CHARACTER:
+                return ""
+            # bytes that are no text: hold back only the last ones, which may begin a character
+            end -= _LONGEST_CHARACTER
+            whole, text = text, self._decode(self._ids[self._context : end])
+            if not whole.startswith(text):
+                return ""
+        self._context, self._shown = self._shown, end
         return self._release(text[len(before) :])
 
     def finish(self) -> str:

@@ -105,7 +105,7 @@ class Scanner:
             self._key = self._next_key
         elif self._depth == 1 and not self._whole and character == ",":
             self._key = self._next_key = None
-        elif inside and (self.begun or not character.isspace()):
+        elif inside and (self._whole or self._depth > 1 or not character.isspace()):
             self._argue(character)
 
     def _argue(self, character: str) -> None:

@@ -90,7 +90,7 @@ class ToolParser:
             pass
         return "".join(shown), parts
 
-    def finish(self) -> tuple[str, list[CallPart]]:
+    def finish(self) -> str:
         """Return what is still held back when the answer ends: text that is no call after all."""
         rest, self._rest = self._rest, ""
         if self._scanner is not None and not self._named:
@@ -98,7 +98,7 @@ class ToolParser:
         elif self._scanner is not None or (self._inside and not rest.strip(" \n\r\t;,[]")):
             rest = ""
         self._scanner = None
-        return rest, []
+        return rest
 
     def _step(self, shown: list[str], parts: list[CallPart]) -> bool:
         """Take the next part of the text; return whether there may be more to take."""
@@ -133,13 +133,14 @@ class ToolParser:
 
     def _between(self, shown: list[str], parts: list[CallPart]) -> bool:
         """Take what stands before the next call: brackets, commas, end markers; or see that no call follows."""
-        rest = self._rest.lstrip(" \n\r\t;,[]" if not self._rest.startswith("[TOOL") else "")
+        rest = self._rest.lstrip(" \n\r\t;,]")
         for marker in (_END, self._marker):
             if marker and rest.startswith(marker):
                 self._rest = rest[len(marker) :]
                 return True
             if marker and rest and marker.startswith(rest):
                 return False
+        rest = rest.lstrip(" \n\r\t[")  # of a list of calls, once it is no marker
         if not rest:
             self._raw += self._rest
             self._rest = ""

@@ -82,6 +82,7 @@ class FakeModel:
     memory_bytes: int = 2000
     loaded: bool = True
     requests: list[Request] = field(default_factory=list)
+    tickets: list[FakeTicket] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
@@ -100,6 +101,7 @@ class FakeModel:
         self.clients.append(client)
         text = self.answers.pop(0) if self.answers else self.answer
         ticket = FakeTicket(self)
+        self.tickets.append(ticket)
         self.running += 1
         threading.Thread(target=self._answer, args=(request, text, listener, ticket), daemon=True).start()
         return ticket
@@ -172,6 +174,9 @@ class FakeModels:
 
     def drain(self, seconds: float) -> None:
         self.drained = seconds
+        for model in self.by_name.values():
+            for ticket in model.tickets:
+                ticket.event.set()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def test_a_whole_response(client: TestClient) -> None:
             "index": 0,
             "finish_reason": "stop",
             "stop_reason": None,
-            "message": {"role": "assistant", "content": "Hello, world!", "refusal": None},
+            "message": {"role": "assistant", "content": "Hello, world!", "refusal": None, "annotations": []},
             "logprobs": None,
         }
     ]
@@ -121,6 +121,7 @@ def test_options_reach_the_engine(shared_client: tuple[TestClient, FakeModel]) -
     client, model = shared_client
     body = {
         "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2, "seed": -3,
+        "presence_penalty": 0.5, "frequency_penalty": -1, "logit_bias": {"9": -2, "7": 1.5},
         "max_completion_tokens": 5, "ignore_eos": True, "stop_token_ids": [7], "top_logprobs": None,
     }  # fmt: skip
     data = ask(client, **body).json()
@@ -128,6 +129,8 @@ def test_options_reach_the_engine(shared_client: tuple[TestClient, FakeModel]) -
     assert request.sampling.temperature == 0.5
     assert (request.sampling.top_p, request.sampling.top_k, request.sampling.min_p) == (0.9, 7, 0.1)
     assert request.sampling.repetition_penalty == 1.2
+    assert (request.sampling.presence_penalty, request.sampling.frequency_penalty) == (0.5, -1)
+    assert request.sampling.logit_bias == ((7, 1.5), (9, -2))
     assert request.max_new_tokens == 5
     assert request.stop_tokens == {7}
     assert data["choices"][0]["finish_reason"] == "length"

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from zeropoint.serve.http.run import Run
 from zeropoint.serve.request import Model
 from zeropoint.serve.text import Piece
+from zeropoint.serve.tools import CallPart, ToolParser
 
 
 def usage_of(run: Run) -> dict[str, Any]:
@@ -22,9 +23,9 @@ def usage_of(run: Run) -> dict[str, Any]:
     }
 
 
-def new_id(kind: str) -> str:
-    """Return a new id of an answer."""
-    return f"{kind}-{secrets.token_hex(12)}"
+def new_id(kind: str, sign: str = "-") -> str:
+    """Return a new id that says of what kind of object it is."""
+    return f"{kind}{sign}{secrets.token_hex(12)}"
 
 
 def client_of(request: Request) -> str:
@@ -36,3 +37,23 @@ def stop_reason(model: Model, piece: Piece) -> str | int | None:
     """Return vLLM's `stop_reason`: the stop text or token that ended the answer; None for the model's own end."""
     stopped = piece.stopped_by
     return None if isinstance(stopped, int) and stopped in model.tokenizer.stop_tokens() else stopped
+
+
+def split(parser: ToolParser | None, piece: Piece) -> tuple[str, list[CallPart]]:
+    """Split a piece's text into what is shown and the parts of tool calls, which a parser finds."""
+    if parser is None:
+        return piece.text, []
+    text, parts = parser.push(piece.text)
+    if piece.finish is not None:
+        text += parser.finish()
+    return text, parts
+
+
+def join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
+    """Add the parts of tool calls to whole calls."""
+    for part in parts:
+        if part.id is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            calls.append({"id": part.id, "type": "function", "function": function})
+        else:
+            calls[part.index]["function"]["arguments"] += part.arguments

@@ -19,7 +19,10 @@ from zeropoint.serve.http.chat import chat_completions
 from zeropoint.serve.http.completions import completions
 from zeropoint.serve.http.errors import ApiError, on_error
 from zeropoint.serve.http.guard import Guard
+from zeropoint.serve.http.messages import count_tokens, messages
 from zeropoint.serve.http.metrics import Metrics
+from zeropoint.serve.http.openapi import openapi
+from zeropoint.serve.http.responses import responses
 from zeropoint.serve.http.run import Mailbox
 from zeropoint.serve.http.state import Settings, State
 from zeropoint.serve.http.tokenizing import detokenize, tokenize
@@ -44,6 +47,11 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+        Route("/v1/embeddings", listing.embeddings, methods=["POST"]),
+        Route("/openapi.json", openapi),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/v1/models", listing.models),

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from zeropoint.serve.http.answers import client_of, new_id, stop_reason, usage_of
+from zeropoint.serve.http.answers import client_of, join_calls, new_id, split, stop_reason, usage_of
 from zeropoint.serve.http.body import read_json
 from zeropoint.serve.http.conversation import (
     ChatMessage,
@@ -35,12 +35,12 @@ from zeropoint.serve.http.fields import (
     required,
     whole,
 )
-from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions, text_options
-from zeropoint.serve.http.prompts import chat_text, in_thread, requests_of
-from zeropoint.serve.http.run import Job, Run
+from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions
+from zeropoint.serve.http.prompts import chat_job, in_thread
+from zeropoint.serve.http.run import Run
 from zeropoint.serve.http.scores import chat_logprobs
 from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, streaming, unless_left
-from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import STOP, Model, NewToken
 from zeropoint.serve.text import Piece
 from zeropoint.serve.tools import CallPart, ToolParser
@@ -79,7 +79,20 @@ async def chat_completions(request: Request) -> Response:
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs", code="invalid_value")
     tools = tools_of(body.tools or (), body.tool_choice)
-    job = await in_thread(partial(_prepare, state, model, body, tools))
+    job = await in_thread(
+        partial(
+            chat_job,
+            state,
+            model,
+            [for_template(each) for each in body.messages],
+            tools,
+            body,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            template_options=body.chat_template_kwargs,
+            add_generation_prompt=body.add_generation_prompt is not False,
+        )
+    )
     run = await Run.start(state, job, client_of(request))
     answer = _Answer(body, model, run, tools)
     if body.stream:
@@ -87,30 +100,6 @@ async def chat_completions(request: Request) -> Response:
         return streaming(run, answer.events(seconds), lambda error: data(error.openai()) + DONE)
     async with run:
         return JSONResponse(await unless_left(request, answer.whole()))
-
-
-def _prepare(state: State, model: Model, body: ChatRequest, tools: Tools) -> Job:
-    """Return what to run."""
-    text = chat_text(
-        state,
-        model,
-        [for_template(each) for each in body.messages],
-        tools=tools.described,
-        options=body.chat_template_kwargs,
-        add_generation_prompt=body.add_generation_prompt is not False,
-    )
-    text_of = text_options(body, model, keep_special=tools.parsed)
-    requests = requests_of(
-        state,
-        model,
-        [tuple(model.tokenizer.encode(text))],
-        body,
-        text_of,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=tools.grammar(),
-    )
-    return Job(model, requests, text_of)
 
 
 class _Answer:
@@ -131,7 +120,7 @@ class _Answer:
             if piece is None:
                 continue
             index, choice = piece.index, choices[piece.index]
-            text, parts = self._parse(piece)
+            text, parts = split(self._parsers[piece.index], piece)
             texts[index] += text
             logprobs[index] += piece.shown
             join_calls(calls[index], parts)
@@ -145,7 +134,7 @@ class _Answer:
                 "role": "assistant",
                 "content": texts[index] or (None if calls[index] else ""),
             }
-            message["refusal"] = None
+            message |= {"refusal": None, "annotations": []}
             if calls[index]:
                 message["tool_calls"] = calls[index]
             choice["message"] = message
@@ -166,7 +155,7 @@ class _Answer:
             if not begun[index] and (piece.tokens or piece.finish):
                 begun[index] = True
                 yield self._chunk(index, {"role": "assistant", "content": ""}, first=True)
-            text, parts = self._parse(piece)
+            text, parts = split(self._parsers[piece.index], piece)
             calls[index] = calls[index] or bool(parts)
             logprobs = self._logprobs(piece.shown)
             ids = [token.id for token in piece.tokens] if self._body.return_token_ids else []
@@ -206,17 +195,6 @@ class _Answer:
             chunk["prompt_token_ids"] = list(self._run.job.requests[index].prompt)
         return data(chunk)
 
-    def _parse(self, piece: Piece) -> tuple[str, list[CallPart]]:
-        """Split a piece's text into what is shown and the parts of tool calls."""
-        parser = self._parsers[piece.index]
-        if parser is None:
-            return piece.text, []
-        text, parts = parser.push(piece.text)
-        if piece.finish is not None:
-            rest, more = parser.finish()
-            text, parts = text + rest, parts + more
-        return text, parts
-
     def _finish(self, piece: Piece, called: bool) -> str | None:
         """Return the reason why an answer ended, in OpenAI's words."""
         return "tool_calls" if called and piece.finish == STOP and not self._tools.named else piece.finish
@@ -234,13 +212,3 @@ def as_delta(part: CallPart) -> dict[str, Any]:
         return {"index": part.index, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}
     return {"index": part.index, "id": part.id, "type": "function", "function": function}
-
-
-def join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
-    """Add the parts of tool calls to whole calls."""
-    for part in parts:
-        if part.id is not None:
-            function = {"name": part.name, "arguments": part.arguments}
-            calls.append({"id": part.id, "type": "function", "function": function})
-        else:
-            calls[part.index]["function"]["arguments"] += part.arguments

@@ -64,6 +64,11 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Return the headers of the response."""
         out = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        if self.status in (
+            408,
+            413,
+        ):  # the rest of the body may still come, and must not be read as a request
+            out["Connection"] = "close"
         return out | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 

@@ -61,3 +61,8 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return all metrics."""
     return Response(state_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def embeddings(request: Request) -> Response:
+    """Refuse: the engine gives tokens, not hidden states."""
+    raise ApiError(400, "The models here make text, not embeddings.", code="unsupported_operation")

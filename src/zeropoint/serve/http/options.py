@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zeropoint.runtime.sampling import Sampling
@@ -156,10 +156,7 @@ def sampling_of(options: SamplingOptions, model: Model) -> Sampling:
     if options.logit_bias:
         values["logit_bias"] = _bias(options.logit_bias, model)
     seed = int.from_bytes(os.urandom(7), "big") if options.seed is None else options.seed
-    known = {each.name for each in fields(Sampling)}
-    return Sampling(
-        **{name: value for name, value in values.items() if name in known}, seed=seed & ((1 << 63) - 1)
-    )
+    return Sampling(**values, seed=seed & ((1 << 63) - 1))
 
 
 def with_seed(sampling: Sampling, index: int) -> Sampling:

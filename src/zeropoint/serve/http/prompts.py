@@ -9,8 +9,16 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 
+from zeropoint.serve.http.conversation import Tools
 from zeropoint.serve.http.errors import ApiError
-from zeropoint.serve.http.options import SamplingOptions, grammar_of, sampling_of, with_seed
+from zeropoint.serve.http.options import (
+    SamplingOptions,
+    grammar_of,
+    sampling_of,
+    text_options,
+    with_seed,
+)
+from zeropoint.serve.http.run import Job
 from zeropoint.serve.http.state import State
 from zeropoint.serve.request import Model, Request
 from zeropoint.serve.text import TextOptions
@@ -53,6 +61,41 @@ def chat_text(
         options=options,
         add_generation_prompt=add_generation_prompt,
     )
+
+
+def chat_job(
+    state: State,
+    model: Model,
+    messages: Sequence[Message],
+    tools: Tools,
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+) -> Job:
+    """Return the job that answers a conversation. Raises what `chat_text` and `requests_of` raise."""
+    words = chat_text(
+        state,
+        model,
+        messages,
+        tools=tools.described,
+        options=template_options,
+        add_generation_prompt=add_generation_prompt,
+    )
+    text = text_options(options, model, keep_special=tools.parsed)
+    requests = requests_of(
+        state,
+        model,
+        [tuple(model.tokenizer.encode(words))],
+        options,
+        text,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        grammar=tools.grammar(),
+    )
+    return Job(model, requests, text)
 
 
 def requests_of(

@@ -1,4 +1,4 @@
-"""`serve`: listens with uvicorn, and shuts down without breaking answers."""
+"""`Server`: listens with uvicorn, and shuts down without breaking answers."""
 
 from __future__ import annotations
 
@@ -52,30 +52,29 @@ def raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def serve(
-    app: Starlette, settings: Settings, sock: socket.socket, drain_seconds: float, ready: Callable[[], None]
-) -> None:
-    """Answer requests until SIGINT or SIGTERM. `ready` is called when requests are taken.
-
-    The first signal refuses new requests and waits for running ones, at most `drain_seconds`; the second ends at once.
-    """
-    config = uvicorn.Config(
+def configure(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
+    return uvicorn.Config(
         app,
         http=type("Limited", (Connection,), {"settings": settings}),
         ws="none",
         loop="asyncio",
         lifespan="on",
         log_config=None,
+        log_level="error",
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )
-    _Server(config, drain_seconds, ready).run(sockets=[sock])
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which drains before it shuts down."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains before it shuts down.
+
+    The first SIGINT or SIGTERM refuses new requests and waits for running ones, at most `drain_seconds`; the second
+    ends at once. `ready` is called when requests are taken.
+    """
 
     def __init__(self, config: uvicorn.Config, drain_seconds: float, ready: Callable[[], None]) -> None:
         super().__init__(config)

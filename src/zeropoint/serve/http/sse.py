@@ -21,9 +21,13 @@ KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
 
+#: Made once: `json.dumps` makes a new encoder for each call that has options, which takes longer than the encoding.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
 def compact(value: Any) -> str:
     """Return JSON on one line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def data(value: Any) -> str:
