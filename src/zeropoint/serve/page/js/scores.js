@@ -118,8 +118,9 @@ function card(reference, { model, colour }) {
         referenceNll: part.reference.nll[index],
         referenceChoice: part.reference.choices[index],
       };
-      const properties = { role: "option", id: `token-${model}-${rows.length}`, class: row.agrees ? null : "flip" };
-      const token = h("span", properties, row.text || "·");
+      const label = row.text.trim() ? null : quote(row.text); // white space has no name of its own
+      const token = h("span", { role: "option", id: `token-${model}-${rows.length}`, "aria-label": label }, row.text || "·");
+      token.classList.toggle("flip", !row.agrees);
       token.style.setProperty("--heat", heat(row.kl));
       rows.push(row);
       text.append(token);
