@@ -63,6 +63,22 @@ class Artifact:
             yield name, self.read(name)
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every weight, `[out, in]` of quantized ones, without reading the weights."""
+        return {name: self._shape(name) for name in self.plan.choices}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one weight, from the headers or from its `weight_shape`."""
+        scheme = self.plan.choices[name].scheme
+        if scheme is None or scheme.is_float:
+            return self._where[name].info(name)[1]
+        key = layouts.tensor_names(name, scheme, self.layout)[1 if scheme.is_packed else 0]
+        if scheme.is_packed:
+            rows, columns = self._where[key].read(key)
+            return int(rows), int(columns)
+        return self._where[key].info(key)[1]
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(file.nbytes(name) for name, file in self._where.items())
