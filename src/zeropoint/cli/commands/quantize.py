@@ -308,7 +308,7 @@ def _print_speed_note(request: Request) -> None:
     from zeropoint.render.format_speeds import note_on
     from zeropoint.runtime.native import format_speeds
 
-    if request.plan is not None:
+    if request.plan is not None or request.target is not None:
         return
     speeds = format_speeds.kept(default_folder(), threads=default_threads())
     if speeds is not None and (note := note_on(speeds, active_isa(), request.format or DEFAULT_FORMAT)):
