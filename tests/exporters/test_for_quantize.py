@@ -57,7 +57,9 @@ def test_the_artifact_of_a_plan_for_a_target_has_no_problems_for_it(
     made = artifact.open(tmp_path / "a")
     assert exporters.load(target).problems(made) == []
     assert any(choice.scheme for choice in made.plan.choices.values())
-    assert exporters.export(made, target, tmp_path / "out").verified is not None
+    assert made.shapes == {weight: value.shape for weight, value in made.stream()}
+    if name == "int4":
+        assert exporters.export(made, target, tmp_path / "out").verified is not None
 
 
 @pytest.mark.parametrize("kind", ["llama_untied", "gpt2", "qwen2", "gemma3_text", "phi3", "opt", "mixtral"])
