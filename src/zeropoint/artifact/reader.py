@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Artifact:
         for name in self.names():
             yield name, self.read(name)
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every weight, `[out, in]` of quantized ones, without reading the weights."""
         return {name: self._shape(name) for name in self.plan.choices}

@@ -38,7 +38,7 @@ TARGET = "gguf"
 #: The values of `--type`.
 TYPES: tuple[str, ...] = tuple(MIXES)
 
-TAKES = "weights with fp16 scales, one per channel or per group of a multiple of 32, 8-bit weights symmetric"
+TAKES = "weights with fp16 scales, in groups of a multiple of 32 or without groups, those of 8 bits symmetric"
 #: A block of GGUF has a scale for 32 weights, whether the scheme uses it or not.
 EMBEDDING, LM_HEAD = "int8:g32:sym:fp16", "int8:g32:sym:fp16:a8g32"
 

@@ -42,7 +42,7 @@ EMBEDDING = LM_HEAD = "keep"
 
 
 def formats(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the scheme of each short name of a format, the default first. vLLM runs both on GPUs and CPUs."""
+    """Return the scheme of each short name of a format, the default first. vLLM has kernels of both for CPUs, too."""
     scales = "fp16" if _model_format(config) == "fp16" else "bf16"
     return {"int8": f"int8:channel:sym:{scales}:a8token", "int4": f"int4:g32:sym:{scales}:a16token"}
 
