@@ -193,6 +193,7 @@ def quantize(
     calibration_tokens: int | None = None,
     time_budget: float | None = None,
     resume: bool = False,
+    target: str | None = None,
     progress: Callable[[WeightDone], None] | None = None,
 ) -> Summary:
     """Quantize a checkpoint into the artifact folder `out`; see `zeropoint.quantization.quantize_checkpoint`.
@@ -203,11 +204,14 @@ def quantize(
     - `calibration`: a text or chat `.jsonl` file for algorithms that need calibration (default: a built-in sample), of
       which `calibration_tokens` tokens are read;
     - `time_budget`: seconds that `algorithm="auto"` may take (default: 300); the log names the algorithm it picks;
-    - `resume`: continue an interrupted run with the same arguments.
+    - `resume`: continue an interrupted run with the same arguments;
+    - `target`: a runtime ("vllm", "llama.cpp", "transformers", "onnx") that must take the artifact. It chooses what
+      `format` leaves open, and a plan that it does not take is refused before any work.
 
     Raises `UsageError` for contradictory arguments or an existing `out`, `CheckpointError` if the model is missing or
-    damaged, `ArtifactError` if `out` cannot be written.
+    damaged, `ArtifactError` if `out` cannot be written, `UnsupportedError` if `target` does not take the artifact.
     """
+    from zeropoint import exporters
     from zeropoint.calibrate.text import DEFAULT_TOKENS, refuse_missing
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine.detect import Machine
@@ -224,6 +228,7 @@ def quantize(
         time_budget=time_budget,
         calibration_tokens=calibration_tokens,
         resume=resume,
+        target=None if target is None else exporters.quantize_target(target),
     )
     refuse_missing(calibration)
     refuse_output(out, resume=resume, overwrite=overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ class Artifact:
         """Yield the name and value of every weight, in the order of `names()`."""
         for name in self.names():
             yield name, self.read(name)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every weight, `[out, in]` of quantized ones, without reading the weights."""
+        return {name: self._shape(name) for name in self.plan.choices}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one weight, from the headers or from its `weight_shape`."""
+        scheme = self.plan.choices[name].scheme
+        if scheme is None or scheme.is_float:
+            return self._where[name].info(name)[1]
+        key = layouts.tensor_names(name, scheme, self.layout)[1 if scheme.is_packed else 0]
+        if scheme.is_packed:
+            rows, columns = self._where[key].read(key)
+            return int(rows), int(columns)
+        return self._where[key].info(key)[1]
 
     @property
     def nbytes(self) -> int:

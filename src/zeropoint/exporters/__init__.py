@@ -2,7 +2,8 @@
 
 A target's module has a docstring (what it writes, for which runtime) and three functions:
 
-- `problems(artifact)` returns the reasons why the artifact cannot be exported exactly, one sentence each;
+- `problems(outline)` returns the reasons why an artifact cannot be exported exactly, one sentence each. Of a plan, it
+  returns the reasons why its artifact may not be, whatever the weights are;
 - `write(artifact, path, progress)` writes the file or folder with every weight exact, or raises `UnsupportedError` with
   the problems before any work;
 - `read_back(artifact, path)` yields every weight as float32, from the written file and from the artifact, both in the
@@ -10,6 +11,14 @@ A target's module has a docstring (what it writes, for which runtime) and three 
 
 `export` writes to a temporary name beside `out`, reads the weights back, compares them bit for bit, and renames the
 result. It does not import torch.
+
+`quantize --for` makes plans that a target takes (`exporters/_for_quantize.py`). For that its module also says:
+
+- `TAKES`: the formats that it takes, which completes the sentence "It takes ...";
+- `formats(config)`: the scheme of each short name of a format for a model with this config.json, the default first;
+- `EMBEDDING`, `LM_HEAD`: the formats of the embedding and the output head unless the user names others; None for those
+  of `uniform_plan`, "keep" to leave them unquantized;
+- `refusals(outline, name, scheme)`: the reasons why it does not take this weight in this scheme. `problems` calls it.
 
 A target may have weight types that no `Scheme` describes; its module lists their names in `TYPES`. Weights of such a
 type are quantized from the original model, never from an artifact. `export_original` uses two more functions:
@@ -28,16 +37,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from zeropoint.artifact import Artifact
+from zeropoint.artifact.outline import Outline
 from zeropoint.artifact.writer import as_artifact_error
 from zeropoint.errors import GateError, UsageError
 from zeropoint.files import atomic
 from zeropoint.progress import Progress, silent
 from zeropoint.values.arrays import Floats
+from zeropoint.values.scheme import Scheme
+
+if TYPE_CHECKING:
+    from zeropoint.exporters._for_quantize import QuantizeTarget
+
+#: Runtimes with another name than their target: `--for` takes both.
+RUNTIMES = {"llama.cpp": "gguf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,19 @@ class Pair:
 class Exporter(Protocol):
     """The interface of a target's module."""
 
-    def problems(self, artifact: Artifact) -> list[str]:
+    TAKES: str
+    EMBEDDING: str | None
+    LM_HEAD: str | None
+
+    def formats(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return the scheme of each short name of a format, the default first."""
+        ...
+
+    def refusals(self, outline: Outline, name: str, scheme: Scheme) -> list[str]:
+        """Return the reasons why the target does not take this weight in this scheme."""
+        ...
+
+    def problems(self, outline: Outline) -> list[str]:
         """Return the reasons why the artifact cannot be exported exactly."""
         ...
 
@@ -143,6 +172,18 @@ def names() -> list[str]:
     """Return the names of all targets, as `--to` takes them."""
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [name.replace("_", "-") for name in modules if not name.startswith("_")]
+
+
+def runtimes() -> list[str]:
+    """Return the names that `quantize --for` takes: targets, and runtimes with another name than their target."""
+    return sorted({*names(), *RUNTIMES})
+
+
+def quantize_target(name: str) -> QuantizeTarget:
+    """Return the target that `quantize --for` calls `name`. Raises `UsageError` for an unknown one."""
+    from zeropoint.exporters._for_quantize import QuantizeTarget
+
+    return QuantizeTarget(name)
 
 
 def load(target: str) -> Exporter:

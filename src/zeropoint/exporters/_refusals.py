@@ -18,11 +18,13 @@ def by_reason(problems: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{why} ({_counted(each)})" for why, each in names.items()]
 
 
-def refusal(source: object, target: str, problems: Sequence[str]) -> UnsupportedError:
+def refusal(
+    source: object, target: str, problems: Sequence[str], *, verb: str = "exported to"
+) -> UnsupportedError:
     """Return the error for an artifact or model that cannot be exported because of `problems`."""
     rest = len(problems) - MOST
     shown = [*problems[:MOST], *([f"and {rest} more"] if rest > 0 else [])]
-    return UnsupportedError(f"{source} cannot be exported to {target}: {'; '.join(shown)}")
+    return UnsupportedError(f"{source} cannot be {verb} {target}: {'; '.join(shown)}")
 
 
 def _counted(names: Sequence[str]) -> str:

@@ -14,31 +14,62 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zeropoint.artifact import Artifact
+from zeropoint.artifact.outline import Outline
 from zeropoint.artifact.writer import check_space
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Original, Pair, Written, digest
 from zeropoint.exporters._refusals import by_reason, refusal
 from zeropoint.gguf import types, writer
-from zeropoint.gguf.architecture.description import describe
-from zeropoint.gguf.architecture.tensors import Placement
+from zeropoint.gguf.architecture.description import Description, describe
 from zeropoint.gguf.file import GgufFile
+from zeropoint.gguf.types import blocks
 from zeropoint.gguf.types.mixes import MIXES, Model
-from zeropoint.gguf.vocabulary import read_vocabulary
+from zeropoint.gguf.vocabulary import Vocabulary, read_vocabulary
 from zeropoint.gguf.writer import Contents
 from zeropoint.progress import Progress
 from zeropoint.values.arrays import Floats
+from zeropoint.values.scheme import Scheme
 
 TARGET = "gguf"
 
 #: The values of `--type`.
 TYPES: tuple[str, ...] = tuple(MIXES)
 
+TAKES = "weights with fp16 scales, in groups of a multiple of 32 or without groups, those of 8 bits symmetric"
+#: A block of GGUF has a scale for 32 weights, whether the scheme uses it or not.
+EMBEDDING, LM_HEAD = "int8:g32:sym:fp16", "int8:g32:sym:fp16:a8g32"
 
-def problems(artifact: Artifact) -> list[str]:
-    """Return every reason why the artifact cannot be exported exactly."""
-    return _contents(artifact)[1]
+
+def formats(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scheme of each short name of a format, the default first: Q8_0, Q5_0 and Q4_0.
+
+    llama.cpp rounds inputs to 8 bits in blocks of 32, so the artifact does, too.
+    """
+    return {f"int{bits}": f"int{bits}:g32:sym:fp16:a8g32" for bits in (8, 5, 4)}
+
+
+def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
+    """Return every reason why a weight of this scheme may have values that no GGUF type holds exactly."""
+    reasons = blocks.refusals(scheme, outline.shapes[name][1])
+    if scheme.scale_dtype != "fp16":
+        reasons.append(f"{scheme.scale_dtype} scales may be no FP16 numbers")
+    if scheme.bits == 8 and not scheme.symmetric:
+        reasons.append("8-bit codes with a zero point may span more than 8 bits")
+    return reasons
+
+
+def problems(outline: Outline) -> list[str]:
+    """Return every reason why the artifact cannot be exported exactly; of a plan, why its artifact may not be."""
+    if isinstance(outline, Artifact):
+        return _contents(outline)[1]
+    _, _, reasons = _read(outline)
+    schemes = {name: choice.scheme for name, choice in outline.plan.choices.items()}
+    quantized = {name: scheme for name, scheme in schemes.items() if scheme and not scheme.is_float}
+    pairs = [(name, why) for name, scheme in quantized.items() for why in refusals(outline, name, scheme)]
+    return [*reasons, *by_reason(pairs)]
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
@@ -95,12 +126,10 @@ def _contents(artifact: Artifact) -> tuple[Contents | None, list[str]]:
 
     Reads each weight once.
     """
-    description, reasons = describe(artifact.config)
+    description, vocabulary, reasons = _read(artifact)
     if description is None:
         return None, reasons
     places = {name: same[0] for name, same in description.by_source().items()}
-    if reasons := _misplaced(places, artifact.names()):
-        return None, reasons
     kinds, shapes = {}, {}
     refused: list[tuple[str, str]] = []
     for name, weight in artifact.stream():
@@ -110,17 +139,26 @@ def _contents(artifact: Artifact) -> tuple[Contents | None, list[str]]:
             kinds[name] = types.choose(placed)
         except SchemeError as cause:
             refused.append((name, str(cause)))
-    reasons = by_reason(refused)
-    rows = description.record.config.vocab
-    try:
-        vocabulary = read_vocabulary(artifact.path, artifact.config, rows)
-    except UnsupportedError as cause:
-        return None, [*reasons, str(cause)]
-    if reasons:
+    reasons = [*by_reason(refused), *reasons]
+    if vocabulary is None or reasons:
         return None, reasons
     name = Path(artifact.card["source"]["name"]).name
     file_type = writer.most_common_type(kinds, shapes)
     return Contents(name, file_type, description, vocabulary, kinds, shapes), []
+
+
+def _read(outline: Outline) -> tuple[Description | None, Vocabulary | None, list[str]]:
+    """Return the model and its tokenizer in GGUF's form, and the reasons why they have none. Reads no weights."""
+    description, reasons = describe(outline.config)
+    if description is None:
+        return None, None, reasons
+    if reasons := _misplaced(description.by_source(), outline.plan.choices):
+        return None, None, reasons
+    try:
+        rows = description.record.config.vocab
+        return description, read_vocabulary(outline.path, outline.config, rows), []
+    except UnsupportedError as cause:
+        return description, None, [str(cause)]
 
 
 def _contents_of_original(original: Original, mix_name: str) -> Contents:
@@ -143,7 +181,7 @@ def _contents_of_original(original: Original, mix_name: str) -> Contents:
     return Contents(name, mix.file_type, description, vocabulary, kinds, original.shapes)
 
 
-def _misplaced(places: Mapping[str, Placement], names: Iterable[str]) -> list[str]:
+def _misplaced(places: Mapping[str, object], names: Iterable[str]) -> list[str]:
     """Return messages that name weights without a place in GGUF, and weights that GGUF expects but the model lacks."""
     present = set(names)
     strange = [(name, "GGUF has no place for a weight") for name in names if name not in places]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from zeropoint import __version__
 from zeropoint.artifact import Artifact
+from zeropoint.artifact.outline import Outline
 from zeropoint.artifact.writer import check_space, write_text
 from zeropoint.errors import ArtifactError, SchemeError, UnsupportedError
 from zeropoint.exporters import Pair, Written
@@ -30,8 +32,11 @@ from zeropoint.onnx.genai import genai_config
 from zeropoint.onnx.graph import Graph
 from zeropoint.onnx.weights import Floats, choose
 from zeropoint.progress import Progress
+from zeropoint.values.scheme import PRESETS, Scheme
 
 TARGET = "onnx"
+TAKES = "weights of 2 to 8 bits in groups that a power of two from 16 up divides, or without groups"
+EMBEDDING = LM_HEAD = None
 MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
 
 
@@ -43,9 +48,24 @@ class Survey:
     ways: decoder.Ways
 
 
-def problems(artifact: Artifact) -> list[str]:
+def formats(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scheme of each short name of a format, the default first."""
+    return {name: PRESETS[name] for name in ("int8", "int5", "int4")}
+
+
+def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
+    """Return the reason why no layout of ONNX Runtime holds this weight in this scheme, in a list."""
+    rows, columns = outline.shapes[name]
+    try:
+        choose(scheme, (rows, columns))
+    except SchemeError as cause:
+        return [str(cause)]
+    return []
+
+
+def problems(outline: Outline) -> list[str]:
     """Return every reason why the artifact cannot be exported exactly."""
-    return _survey(artifact)[1]
+    return _survey(outline)[1]
 
 
 def write(artifact: Artifact, path: Path, progress: Progress) -> Written:
@@ -79,13 +99,13 @@ def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
         yield Pair(name, stored, original)
 
 
-def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
+def _survey(outline: Outline) -> tuple[Survey | None, list[str]]:
     """Return `(survey, [])`, or `(None, reasons)` if the artifact cannot be exported exactly. Reads no weights."""
     try:
-        record = derive(artifact.config)
+        record = derive(outline.config)
     except UnsupportedError as cause:
         return None, [str(cause)]
-    expected, present = record.names(), set(artifact.names())
+    expected, present = record.names(), set(outline.plan.choices)
     refused = [
         (name, "the ONNX graph of this family has no place for a weight")
         for name in sorted(present - expected)
@@ -93,7 +113,7 @@ def _survey(artifact: Artifact) -> tuple[Survey | None, list[str]]:
     refused += [(name, "a weight is missing") for name in sorted(expected - present)]
     ways = {}
     for _, _, source in record.linears():
-        choice = artifact.plan.choices.get(source.weight)
+        choice = outline.plan.choices.get(source.weight)
         try:
             ways[source.weight, source.rows] = (
                 Floats() if choice is None else choose(choice.scheme, source.shape)

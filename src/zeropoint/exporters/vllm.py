@@ -3,7 +3,7 @@
 The folder differs from an artifact in one point. vLLM multiplies 8-bit weights with float inputs only if the codes are
 packed in 32-bit words; an artifact stores one code per byte. Formats that vLLM does not support are problems. The rules
 follow vllm/model_executor/layers/quantization/compressed_tensors (`_get_scheme_from_parts`, `find_matched_target`,
-`CompressedTensorsWNA16`) and its Marlin kernels. They were read from vLLM's source, not tested by running vLLM.
+`CompressedTensorsWNA16`) and its Marlin kernels. tests/exporters/test_vllm.py runs vLLM where it is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from zeropoint.artifact import Artifact
+from zeropoint.artifact.outline import Outline
 from zeropoint.dtypes import BY_NAME
 from zeropoint.exporters import Pair, Written
 from zeropoint.exporters._folders import decode, encode, read_folder, with_formats, write_folder
@@ -32,15 +33,26 @@ GROUP_SIZES = (32, 64, 128)
 #: Weight widths of the Marlin kernels.
 BITS = (4, 8)
 
+TAKES = (
+    "symmetric 8-bit weights with one scale per channel and a8token inputs, and 4-bit weights with float inputs in "
+    "groups of 32, 64 or 128, with bf16 or fp16 scales, whichever the model's own dtype is"
+)
+#: vLLM looks embeddings up in 16 bits. Models for vLLM commonly keep the output head, too.
+EMBEDDING = LM_HEAD = "keep"
 
-def problems(artifact: Artifact) -> list[str]:
+
+def formats(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scheme of each short name of a format, the default first. vLLM has kernels of both for CPUs, too."""
+    scales = "fp16" if _model_format(config) == "fp16" else "bf16"
+    return {"int8": f"int8:channel:sym:{scales}:a8token", "int4": f"int4:g32:sym:{scales}:a16token"}
+
+
+def problems(outline: Outline) -> list[str]:
     """Return every reason why vLLM cannot load the artifact exactly."""
-    plan, layout = artifact.plan, artifact.layout
+    plan, layout = outline.plan, outline.layout
     schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
-    dtype = str(artifact.config.get("dtype", artifact.config.get("torch_dtype", "float32")))
-    scale_dtype = BY_NAME[dtype].format if dtype in BY_NAME else ""  # to which vLLM converts the scales
     everything = {name: _shown(schemes.get(name)) for name in plan.choices if name not in layout.embeddings}
-    alone = [(n, why) for n, scheme in schemes.items() for why in _refusals(n, scheme, artifact, scale_dtype)]
+    alone = [(name, why) for name, scheme in schemes.items() for why in refusals(outline, name, scheme)]
     return by_reason([*alone, *_unequal(everything)])
 
 
@@ -57,9 +69,13 @@ def read_back(artifact: Artifact, path: Path) -> Iterator[Pair]:
     return read_folder(artifact, path, _decode)
 
 
-def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -> Iterator[str]:
-    """Yield each reason why vLLM cannot load this weight exactly."""
-    layout = artifact.layout
+def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
+    """Return every reason why vLLM cannot load this weight in this scheme exactly."""
+    return list(_refusals(outline, name, scheme))
+
+
+def _refusals(outline: Outline, name: str, scheme: Scheme) -> Iterator[str]:
+    layout = outline.layout
     if name in layout.embeddings:
         yield "vLLM wants embeddings unquantized: quantize with --embedding keep"
         return
@@ -68,24 +84,24 @@ def _refusals(name: str, scheme: Scheme, artifact: Artifact, scale_dtype: str) -
     if scheme.bits not in BITS:
         yield f"vLLM has no kernel for {scheme.bits}-bit weights"
     if scheme.activation is None or scheme.activation.bits == 16:
-        yield from _weight_only(name, scheme, artifact)
+        yield from _weight_only(scheme, outline.shapes[name][1])
     elif scheme.bits != 8 or scheme.granularity == "group" or not scheme.symmetric:
         yield "vLLM multiplies 8-bit inputs with symmetric 8-bit weights of one scale per channel or tensor only"
     elif scheme.activation.group_size:
         yield "vLLM rounds inputs per token, not per group: quantize with a8token or a16token"
     stored = scheme.plain_scale_dtype
-    if scale_dtype not in (stored, "fp32"):
+    if _model_format(outline.config) not in (stored, "fp32"):
         yield f"vLLM would round {stored} scales to the model's dtype"
 
 
-def _weight_only(name: str, scheme: Scheme, artifact: Artifact) -> Iterator[str]:
-    """Yield each reason why vLLM cannot multiply this weight with float inputs."""
+def _weight_only(scheme: Scheme, columns: int) -> Iterator[str]:
+    """Yield each reason why vLLM cannot multiply a weight of `columns` inputs with float inputs."""
     if scheme.granularity == "tensor":
         yield "vLLM has no weight-only kernel for one scale per tensor"
     if scheme.granularity == "group":
         if scheme.group_size not in GROUP_SIZES:
             yield f"vLLM has no groups of {scheme.group_size}, only of {', '.join(map(str, GROUP_SIZES))}"
-        elif _columns(artifact, name) % scheme.group_size:
+        elif columns % scheme.group_size:
             yield "vLLM wants the groups of a row to be whole"
     if scheme.bits == 8 and not scheme.symmetric:
         yield "vLLM's weight-only 8-bit kernels are symmetric here"
@@ -102,10 +118,10 @@ def _unequal(schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 yield stem, f"vLLM runs {', '.join(leaves)} as one, and their formats differ"
 
 
-def _columns(artifact: Artifact, name: str) -> int:
-    """Return the number of input channels of a weight."""
-    weight = artifact.read(name)
-    return int(weight.shape[1])
+def _model_format(config: Mapping[str, Any]) -> str:
+    """Return the model's float format, to which vLLM converts scales; "" if it is unknown."""
+    dtype = str(config.get("dtype", config.get("torch_dtype", "float32")))
+    return BY_NAME[dtype].format if dtype in BY_NAME else ""
 
 
 def _shown(scheme: Scheme | None) -> str:

@@ -6,7 +6,8 @@ budget, `Search.best` in fitting/search.py chooses among the formats of fitting/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,11 +18,25 @@ from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import UsageError
 from zeropoint.tensors import torch_dtype
 from zeropoint.values.plan import Choice, Plan
-from zeropoint.values.scheme import Activation, Scheme, parse
+from zeropoint.values.scheme import Activation, Granularity, Scheme, parse
 from zeropoint.views import Kept, LayerView
 
 #: A layer with fewer rows or columns than this (a gate, a scoring head) is kept: quantizing it would save nothing.
 MIN_SIDE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The formats that another runtime takes.
+
+    - `runtime`: its name, for the reasons of choices;
+    - `refusals(name, scheme)`: the reasons why it does not take a weight in a scheme; empty if it does;
+    - `free`: the kinds of views whose format is not the user's: they stay unquantized if it is refused.
+    """
+
+    runtime: str
+    refusals: Callable[[str, Scheme], Sequence[str]]
+    free: frozenset[str] = frozenset()
 
 
 def uniform_plan(
@@ -34,6 +49,7 @@ def uniform_plan(
     algorithm: str = "rtn",
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    limits: Limits | None = None,
 ) -> Plan:
     """Return a plan with one scheme for all layers, and int8 per channel for the embedding and the output head.
 
@@ -41,7 +57,8 @@ def uniform_plan(
     `lm_head` replace the int8 default of those two; "keep" leaves the weight as it is. A tied pair is one weight:
     `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a
     scheme's groups do not divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason
-    says so. The plan's `nbytes` is exact.
+    says so. With `limits`, these are the nearest groups that the other runtime takes; if it takes none, the scheme
+    stays. The plan's `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
@@ -62,6 +79,7 @@ def uniform_plan(
             layout_of(checkpoint),
             algorithm,
             canonical_options,
+            limits,
         )
         choices = _integer_choices(checkpoint, pick, keep)
     return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
@@ -152,7 +170,9 @@ class _Picker:
         layout: Layout,
         algorithm: str,
         options: Mapping[str, Any],
+        limits: Limits | None,
     ) -> None:
+        self.limits = limits
         self.scheme = scheme
         self.embedding = embedding
         self.lm_head = lm_head
@@ -170,13 +190,23 @@ class _Picker:
         """Return the choice for one view."""
         scheme, why = self._scheme_for(view)
         if isinstance(scheme, str):
-            return Choice(None, self.algorithm, {}, f"{view.kind} kept as asked")
+            return Choice(None, self.algorithm, {}, f"{view.kind} kept {self._by_whom(view.kind)}")
         if min(view.shape) < MIN_SIDE:
             rows, columns = view.shape
             return Choice(
                 None, self.algorithm, {}, f"only {rows}x{columns}: too small to be worth quantizing"
             )
         fitting, note = fit_groups(scheme, view.shape[1])
+        if self.limits is not None and (refusals := self.limits.refusals(view.name, fitting)):
+            if view.kind in self.limits.free:
+                why = f"{view.kind} kept {self._by_whom(view.kind)}: {refusals[0]}"
+                return Choice(None, self.algorithm, {}, why)
+            taken = (
+                pair
+                for pair in groupings(scheme, view.shape[1])
+                if not self.limits.refusals(view.name, pair[0])
+            )
+            fitting, note = next(taken, (fitting, note))
         reason = "; ".join(part for part in (why, note) if part)
         reason = reason or f"{view.kind}: the plan's format"
         if self.in_blocks_only and view.kind in ("embedding", "lm_head"):
@@ -192,6 +222,10 @@ class _Picker:
         options = {name: self.options[name] for name in whole_model if name in self.options}
         return "+".join(["rtn", *whole_model]), options
 
+    def _by_whom(self, kind: str) -> str:
+        """Return who chose the format of the embedding or the output head, for a reason."""
+        return f"for {self.limits.runtime}" if self.limits and kind in self.limits.free else "as asked"
+
     def _scheme_for(self, view: LayerView) -> tuple[Scheme | str, str]:
         """Return a scheme or "keep" for one view, and the reason ("" for the plan's own scheme)."""
         is_tied = view.name in self.tied
@@ -200,12 +234,12 @@ class _Picker:
                 override = self.embedding
                 return (
                     override if isinstance(override, str) else override.without_activation()
-                ), "embedding, as asked"
+                ), f"embedding, {self._by_whom('embedding')}"
             return _per_channel(self.scheme, None), "a lookup table: one scale per token's row"
         if view.kind == "lm_head" or is_tied:
             head = self.lm_head if self.lm_head is not None else (self.embedding if is_tied else None)
             if head is not None:
-                return head, "output head, as asked"
+                return head, f"output head, {self._by_whom(view.kind)}"
             name = "embedding and output head, tied" if is_tied else "output head"
             return _per_channel(
                 self.scheme, _head_activation(self.scheme)
@@ -235,32 +269,50 @@ def fit_groups(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
     A group size becomes the largest multiple of 8 that divides `columns` and is not larger than before. If there is
     none, the weight gets one scale per row, and the activation one scale per token.
     """
-    notes: list[str] = []
-    granularity, group = scheme.granularity, scheme.group_size
-    if granularity == "group" and columns % group:
-        group = _largest_group(group, columns)
-        granularity = "group" if group else "channel"
-        notes.append(
-            f"groups of {scheme.group_size} do not divide {columns} inputs: {f'g{group}' if group else 'per channel'}"
-        )
-    activation = scheme.activation
-    if activation is not None and activation.group_size and columns % activation.group_size:
-        size = _largest_group(activation.group_size, columns)
-        notes.append(
-            f"activation groups of {activation.group_size} do not divide {columns} inputs: "
-            f"{f'groups of {size}' if size else 'one scale per token'}"
-        )
-        activation = Activation(8, size)
-    scale_dtype = (
-        scheme.scale_dtype if group else scheme.plain_scale_dtype
-    )  # two-level scales need several groups
-    fitted = Scheme(scheme.bits, granularity, group, scheme.symmetric, scale_dtype, activation)
-    return fitted, "; ".join(notes)
+    return next(groupings(scheme, columns))
 
 
-def _largest_group(size: int, columns: int) -> int:
-    """Return the largest multiple of 8 that divides `columns` and is at most `size`, or 0 if there is none."""
-    return next((n for n in range(size - size % 8, 7, -8) if columns % n == 0), 0)
+def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
+    """Yield the schemes whose groups divide `columns`, the nearest first, each with the note of `fit_groups`.
+
+    If the scheme's own groups divide `columns`, this is the only one.
+    """
+    activation, activation_note = _fit_activation(scheme.activation, columns)
+    if scheme.granularity != "group" or columns % scheme.group_size == 0:
+        fitted = Scheme(
+            scheme.bits,
+            scheme.granularity,
+            scheme.group_size,
+            scheme.symmetric,
+            scheme.scale_dtype,
+            activation,
+        )
+        yield fitted, activation_note
+        return
+    problem = f"groups of {scheme.group_size} do not divide {columns} inputs"
+    for size in _groups(scheme.group_size, columns):
+        note = f"{problem}: {f'g{size}' if size else 'per channel'}"
+        # two-level scales need several groups
+        scale_dtype = scheme.scale_dtype if size else scheme.plain_scale_dtype
+        granularity: Granularity = "group" if size else "channel"
+        fitted = Scheme(scheme.bits, granularity, size, scheme.symmetric, scale_dtype, activation)
+        yield fitted, "; ".join(part for part in (note, activation_note) if part)
+
+
+def _fit_activation(activation: Activation | None, columns: int) -> tuple[Activation | None, str]:
+    """Return the nearest activation format whose groups divide `columns`, and a note of what changed."""
+    if activation is None or not activation.group_size or columns % activation.group_size == 0:
+        return activation, ""
+    size = _groups(activation.group_size, columns)[0]
+    return Activation(8, size), (
+        f"activation groups of {activation.group_size} do not divide {columns} inputs: "
+        f"{f'groups of {size}' if size else 'one scale per token'}"
+    )
+
+
+def _groups(size: int, columns: int) -> list[int]:
+    """Return the multiples of 8 that divide `columns` and are at most `size`, largest first, and 0 for no groups."""
+    return [*(n for n in range(size - size % 8, 7, -8) if columns % n == 0), 0]
 
 
 def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str]) -> dict[str, Choice]:

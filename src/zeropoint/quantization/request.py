@@ -10,7 +10,10 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
 from zeropoint.planning import check_formats, uniform_plan
 from zeropoint.quantization import auto
+from zeropoint.quantization.for_target import Target, check_plan, plan_for, scheme_for
+from zeropoint.quantization.to_artifact import source_config
 from zeropoint.values.plan import Plan
+from zeropoint.values.scheme import Scheme
 
 #: The format of a request that names none.
 DEFAULT_FORMAT = "int8"
@@ -24,9 +27,12 @@ _CHOSEN_BY_PLAN = (
 class Request:
     """The arguments that choose each weight's format and algorithm; None and empty fields were not given.
 
-    `calibration_tokens` tokens of text are read; 0 means no calibration. Raises `UsageError` or `SchemeError` if a name
-    is unknown or two arguments contradict each other. No model is needed for that, so callers make the request before
-    they open the model. `spelling` returns an argument's name as the user writes it.
+    `calibration_tokens` tokens of text are read; 0 means no calibration. `target` is the runtime that must take the
+    artifact; it chooses what the user leaves open, and checks a given plan. `spelling` returns an argument's name as
+    the user writes it.
+
+    Raises `UsageError` or `SchemeError` if a name is unknown or two arguments contradict each other. No model is needed
+    for that, so callers make the request before they open the model.
     """
 
     plan: Plan | None = None
@@ -40,6 +46,7 @@ class Request:
     time_budget: float | None = None
     calibration_tokens: int | None = None
     resume: bool = False
+    target: Target | None = None
     spelling: Callable[[str], str] = str
 
     def __post_init__(self) -> None:
@@ -62,7 +69,7 @@ class Request:
         if is_auto:
             auto.refuse_resume(self.resume)
         check_formats(
-            self.format or DEFAULT_FORMAT,
+            self._format({}),
             embedding=self.embedding,
             lm_head=self.lm_head,
             algorithm="rtn" if is_auto else self.algorithm or "rtn",
@@ -72,23 +79,38 @@ class Request:
     def resolve(self, checkpoint: Checkpoint) -> tuple[Plan, int | None, str]:
         """Return the plan, the number of calibration tokens, and why `auto` chose its algorithm ("" without `auto`).
 
-        0 tokens means no calibration; None means the default number if an algorithm needs calibration.
+        0 tokens means no calibration; None means the default number if an algorithm needs calibration. Raises
+        `UnsupportedError` if the target does not take the artifact of the plan.
         """
         if self.plan is not None:
+            if self.target is not None:
+                check_plan(self.target, checkpoint, self.plan)
             return self.plan, self.calibration_tokens, ""
-        format, algorithm, options = self.format or DEFAULT_FORMAT, self.algorithm or "rtn", self.options
-        tokens, why = self.calibration_tokens, ""
+        algorithm, options, tokens, why = self.algorithm or "rtn", self.options, self.calibration_tokens, ""
+        format: Scheme | str = self._format({} if self.target is None else source_config(checkpoint))
+        if self.target is not None:  # before `auto` measures: no algorithm changes a scheme
+            check_plan(self.target, checkpoint, self._plan(checkpoint, format, "rtn", {}))
         if algorithm == auto.NAME:
-            picked = auto.pick(checkpoint, format, self.time_budget or auto.DEFAULT_BUDGET, tokens=tokens)
+            picked = auto.pick(
+                checkpoint, str(format), self.time_budget or auto.DEFAULT_BUDGET, tokens=tokens
+            )
             algorithm, options, tokens, why = picked.algorithm, picked.options, picked.tokens, picked.reason
-        plan = uniform_plan(
-            checkpoint,
-            format,
-            embedding=self.embedding,
-            lm_head=self.lm_head,
-            keep=self.keep,
-            algorithm=algorithm,
-            options=options,
-            seed=self.seed or 0,
-        )
-        return plan, tokens, why
+        return self._plan(checkpoint, format, algorithm, options), tokens, why
+
+    def _format(self, config: Mapping[str, Any]) -> Scheme | str:
+        """Return the format asked for, or the default; the target may choose by the model's config.json."""
+        if self.target is not None:
+            return scheme_for(self.target, self.format, config)
+        return self.format or DEFAULT_FORMAT
+
+    def _plan(
+        self, checkpoint: Checkpoint, format: Scheme | str, algorithm: str, options: Mapping[str, Any]
+    ) -> Plan:
+        """Return the plan of this request with an algorithm."""
+        arguments: dict[str, Any] = {
+            "embedding": self.embedding, "lm_head": self.lm_head, "keep": self.keep, "algorithm": algorithm,
+            "options": options, "seed": self.seed or 0,
+        }  # fmt: skip
+        if isinstance(format, Scheme) and self.target is not None:
+            return plan_for(self.target, checkpoint, format, **arguments)
+        return uniform_plan(checkpoint, format, **arguments)

@@ -7,6 +7,7 @@
   zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.down_proj.*'
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     continue after an interruption
+  zeropoint quantize MODEL -o OUT --format int4 --for vllm                    an artifact that vLLM takes
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. The default algorithm, rtn, needs no data. gptq runs
 the model on a calibration text and loses about half as much as rtn at 4 bits. "+" combines algorithms of different
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zeropoint import algorithms
+from zeropoint import algorithms, exporters
 from zeropoint.cli.common import (
     DEFAULT_TEXT_TOKENS,
     add_calibration_options,
@@ -73,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="number format of the weights: fp16, bf16, int8 (default), int5, int4 or a scheme string such as "
         "int4:g64:asym:bf16:a8g32",
+    )
+    parser.add_argument(
+        "--for",
+        dest="target",
+        choices=exporters.runtimes(),
+        metavar="R",
+        help=f"make an artifact that `zeropoint export` writes for this runtime: {', '.join(exporters.runtimes())}; "
+        "it chooses the formats that you do not name, and formats that it does not take are refused before any work",
     )
     parser.add_argument(
         "--algorithm",
@@ -244,8 +253,21 @@ def run(args: argparse.Namespace) -> int:
         from zeropoint.cli.commands.check import run_gate
 
         return run_gate(args.out, args.model, args)
-    print(f"next: zeropoint compare {args.model} {args.out}   (measures what quantizing changed)")
+    print("\n".join(_next_commands(args)))
     return 0
+
+
+def _next_commands(args: argparse.Namespace) -> list[str]:
+    """Return a line for each command that may follow."""
+    compare = f"zeropoint compare {args.model} {args.out}   (measures what quantizing changed)"
+    if args.target is None:
+        return [f"next: {compare}"]
+    target = exporters.quantize_target(args.target)
+    return [
+        f"next: zeropoint export {args.out} --to {target.export_name} --out ...   (writes and verifies it for "
+        f"{target.name})",
+        f"  or: {compare}",
+    ]
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -272,6 +294,7 @@ def _request(args: argparse.Namespace) -> Request:
         time_budget=args.time_budget,
         calibration_tokens=args.calibration_tokens,
         resume=args.resume,
+        target=None if args.target is None else exporters.quantize_target(args.target),
         spelling=lambda name: "--option" if name == "options" else f"--{name.replace('_', '-')}",
     )
 
@@ -285,7 +308,7 @@ def _print_speed_note(request: Request) -> None:
     from zeropoint.render.format_speeds import note_on
     from zeropoint.runtime.native import format_speeds
 
-    if request.plan is not None:
+    if request.plan is not None or request.target is not None:
         return
     speeds = format_speeds.kept(default_folder(), threads=default_threads())
     if speeds is not None and (note := note_on(speeds, active_isa(), request.format or DEFAULT_FORMAT)):

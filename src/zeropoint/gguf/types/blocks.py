@@ -42,11 +42,9 @@ def choose(weight: QuantizedTensor) -> GGMLQuantizationType:
 
     Raises `SchemeError`, with the reason, if no type does.
     """
-    scheme, (_, columns) = weight.scheme, weight.shape
-    if columns % BLOCK:
-        raise SchemeError(f"rows of {columns} weights do not divide into blocks of {BLOCK}")
-    if scheme.granularity == "group" and scheme.group_size % BLOCK:
-        raise SchemeError(f"groups of {scheme.group_size} do not divide into blocks of {BLOCK}")
+    scheme = weight.scheme
+    if reasons := refusals(scheme, weight.shape[1]):
+        raise SchemeError(reasons[0])
     inexact = int((~_is_half(weight.scale)).sum())
     if inexact:
         raise SchemeError(
@@ -62,6 +60,16 @@ def choose(weight: QuantizedTensor) -> GGMLQuantizationType:
         if least <= low and high <= most:
             return kind
     raise SchemeError(f"{scheme.bits}-bit codes with a zero point span more than 8 bits")
+
+
+def refusals(scheme: Scheme, columns: int) -> list[str]:
+    """Return the reasons why no type holds any weight of this scheme, with `columns` inputs."""
+    reasons = []
+    if columns % BLOCK:
+        reasons.append(f"rows of {columns} weights do not divide into blocks of {BLOCK}")
+    if scheme.granularity == "group" and scheme.group_size % BLOCK:
+        reasons.append(f"groups of {scheme.group_size} do not divide into blocks of {BLOCK}")
+    return reasons
 
 
 def encode(weight: QuantizedTensor, kind: GGMLQuantizationType) -> Bytes:
