@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support import tiny
+from tests.support import forked, tiny
+from zeropoint.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests, and the processes that they start, keep nothing in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZEROPOINT_CACHE", str(tmp_path_factory.mktemp("cache") / "zeropoint"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_measuring_processes() -> Iterator[None]:
+    """`compare`, `check`, `fit` and `bench` measure in forks, which have no torch to import."""
+    with forked.measuring_processes():
         yield
 
 
@@ -50,6 +59,30 @@ def reference_model() -> Path:
     if not (path / "model.safetensors").is_file():
         pytest.skip(f"no reference model at {path}: run `make model`, or set ZEROPOINT_REFERENCE_MODEL")
     return path
+
+
+@pytest.fixture(scope="session")
+def reference_artifact(
+    reference_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`reference_artifact("int8")` -> the real model as `quantize --format int8` writes it, `int8.json` beside it.
+
+    Read-only, and shared by all processes of pytest-xdist: the one that asks first makes it, and others wait.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "reference-artifacts"
+    folder.mkdir(exist_ok=True)
+
+    def get(format: str) -> Path:
+        out, told = folder / format, folder / f"{format}.json"
+        with (folder / f"{format}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                command = ["quantize", str(reference_model), "-o", str(out), "--format", format]
+                assert main([*command, "--json", str(told)]) == 0
+        return out
+
+    return get
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
