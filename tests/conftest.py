@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,16 @@ def _forked_measuring_processes() -> Iterator[None]:
     """`compare`, `check`, `fit` and `bench` measure in forks, which have no torch to import."""
     with forked.measuring_processes():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """Hide all objects of today, torch's and transformers' among them, from the garbage collections of a file's tests.
+
+    Quantizing and loading a model each ask for a collection, which would take longer than a tiny model itself.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ CONTEXT.set_forkserver_preload(
         "zeropoint.evaluate.worker.process",
         "zeropoint.quantization",
         "zeropoint.runtime.torch_engine.runner",
+        "tests.support.frozen",
     ]
 )
 
