@@ -34,6 +34,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test outlives a crash of the machine; processes that tests start still wait until the disk has the bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _forked_measuring_processes() -> Iterator[None]:
     """`compare`, `check`, `fit` and `bench` measure in forks, which have no torch to import."""
     with forked.measuring_processes():

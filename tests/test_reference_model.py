@@ -20,8 +20,19 @@ pytestmark = pytest.mark.reference_model
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "eval.txt"
 TOKENS = "4096"
 #: `compare` also measures speed. No test here checks the speed, so few tokens are timed: torch is slow at BF16 on
-#: processors without BF16 instructions.
-QUICK = ("--repeats", "3", "--new-tokens", "8", "--prompt-tokens", "64", "--prompt", "Hello")
+#: processors without BF16 instructions. One thread, because another process of pytest-xdist runs tests beside this one.
+QUICK = (
+    "--threads",
+    "1",
+    "--repeats",
+    "3",
+    "--new-tokens",
+    "8",
+    "--prompt-tokens",
+    "64",
+    "--prompt",
+    "Hello",
+)
 
 
 @pytest.fixture(scope="module")
