@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support import tiny
+from tests.support import forked, tiny
+from zeropoint.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +31,31 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZEROPOINT_CACHE", str(tmp_path_factory.mktemp("cache") / "zeropoint"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test outlives a crash of the machine; processes that tests start still wait until the disk has the bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_measuring_processes() -> Iterator[None]:
+    """`compare`, `check`, `fit` and `bench` measure in forks, which have no torch to import."""
+    with forked.measuring_processes():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """Hide all objects of today, torch's and transformers' among them, from the garbage collections of a file's tests.
+
+    Quantizing and loading a model each ask for a collection, which would take longer than a tiny model itself.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +78,30 @@ def reference_model() -> Path:
     if not (path / "model.safetensors").is_file():
         pytest.skip(f"no reference model at {path}: run `make model`, or set ZEROPOINT_REFERENCE_MODEL")
     return path
+
+
+@pytest.fixture(scope="session")
+def reference_artifact(
+    reference_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`reference_artifact("int8")` -> the real model as `quantize --format int8` writes it, `int8.json` beside it.
+
+    Read-only, and shared by all processes of pytest-xdist: the one that asks first makes it, and others wait.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "reference-artifacts"
+    folder.mkdir(exist_ok=True)
+
+    def get(format: str) -> Path:
+        out, told = folder / format, folder / f"{format}.json"
+        with (folder / f"{format}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                command = ["quantize", str(reference_model), "-o", str(out), "--format", format]
+                assert main([*command, "--json", str(told)]) == 0
+        return out
+
+    return get
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

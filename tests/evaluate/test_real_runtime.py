@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.cli.main import main
 from zeropoint.evaluate import check
@@ -22,7 +23,10 @@ def test_an_int8_artifact_is_close_to_its_model(
     source = tiny_checkpoint("llama_tied")
     checkpoint = open_checkpoint(str(source))
     quantize_checkpoint(checkpoint, tmp_path / "int8", plan=uniform_plan(checkpoint, "int8"))
-    verdict = check(str(tmp_path / "int8"), str(source), text=text_file, tokens=400, context=64, threads=1)
+    with forked.new_processes():
+        verdict = check(
+            str(tmp_path / "int8"), str(source), text=text_file, tokens=400, context=64, threads=1
+        )
     assert verdict.passed, verdict.sentences()
     assert 0 < verdict.bounds[0].value < 0.01
     assert verdict.bounds[0].bound == 0.03

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from tests.support.tiny import make_checkpoint
 from zeropoint import quantize
 from zeropoint.errors import ArtifactError, UsageError
@@ -38,13 +39,10 @@ def left_over(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", ["gptq", "smoothquant+gptq"])
 def test_killed_at_random_moments(algorithm: str, tmp_path: Path) -> None:
-    source = make_checkpoint("llama_tied", tmp_path / "source", layers=16, outliers=True)
-    # Children of a server that has loaded torch but started no thread: a run takes a second, not ten.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    source = make_checkpoint("llama_tied", tmp_path / "source", layers=8, outliers=True)
 
     def start(out: Path, *, resume: bool) -> multiprocessing.process.BaseProcess:
-        child = context.Process(target=run, args=(source, out, algorithm), kwargs={"resume": resume})
+        child = forked.CONTEXT.Process(target=run, args=(source, out, algorithm), kwargs={"resume": resume})
         child.start()
         return child
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.runtime.native.test_engine import divergence, relative_error
@@ -32,21 +34,24 @@ TEXT = (
 OVERHEAD_BYTES = 60e6
 
 
-@pytest.fixture(scope="module")
-def artifact(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root, built = tmp_path_factory.mktemp("real"), dict[str, Path]()
+def first_blocks(model: Path, count: int, folder: Path) -> Path:
+    """Write the checkpoint that ends after the first `count` transformer blocks of `model` to `folder`."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
+    weights = {
+        name: weight
+        for name, weight in load_file(model / "model.safetensors").items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < count
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
-    def get(format: str) -> Path:
-        if format not in built:
-            quantize(reference_model, root / format, format=format)
-            built[format] = root / format
-        return built[format]
 
-    return get
-
-
-def test_fp16_says_what_transformers_says(reference_model: Path, artifact: Callable[[str], Path]) -> None:
-    native = open_runner(artifact("fp16"), engine="native")
+def test_fp16_says_what_transformers_says(
+    reference_model: Path, reference_artifact: Callable[[str], Path]
+) -> None:
+    native = open_runner(reference_artifact("fp16"), engine="native")
     model = AutoModelForCausalLM.from_pretrained(reference_model, dtype=torch.float32).eval()
     tokens = native.encode(TEXT)
     ids = torch.tensor([tokens])
@@ -58,8 +63,8 @@ def test_fp16_says_what_transformers_says(reference_model: Path, artifact: Calla
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_quantized_is_the_universal_runtime(format: str, artifact: Callable[[str], Path]) -> None:
-    path = artifact(format)
+def test_quantized_is_the_universal_runtime(format: str, reference_artifact: Callable[[str], Path]) -> None:
+    path = reference_artifact(format)
     native = open_runner(path, engine="native")
     tokens = np.array(native.encode(TEXT))
     want = open_runner(path, engine="universal").logits(tokens)
@@ -67,8 +72,10 @@ def test_quantized_is_the_universal_runtime(format: str, artifact: Callable[[str
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_eight_prompts_of_mixed_lengths_decode_as_alone(format: str, artifact: Callable[[str], Path]) -> None:
-    runner = NativeRunner.open(artifact(format), threads=2)
+def test_eight_prompts_of_mixed_lengths_decode_as_alone(
+    format: str, reference_artifact: Callable[[str], Path]
+) -> None:
+    runner = NativeRunner.open(reference_artifact(format), threads=2)
     tokens = runner.encode(TEXT)
     prompts = [tokens[:length] for length in (1, 2, 5, 9, 14, 20, 31, 40)]
     together = runner.generate_batch(prompts, max_new_tokens=16)
@@ -76,21 +83,25 @@ def test_eight_prompts_of_mixed_lengths_decode_as_alone(format: str, artifact: C
 
 
 @pytest.mark.parametrize("format", ["fp16", "int8", "int4"])
-def test_a_prompt_in_chunks_is_one_token_at_a_time(format: str, artifact: Callable[[str], Path]) -> None:
-    runner = NativeRunner.open(artifact(format), threads=2)
+def test_a_prompt_in_chunks_is_one_token_at_a_time(
+    format: str, reference_artifact: Callable[[str], Path]
+) -> None:
+    runner = NativeRunner.open(reference_artifact(format), threads=2)
     tokens = runner.encode(TEXT)
     session = Session(runner.decoder, threads=2)
     one_by_one = np.stack([session.feed([token]).copy() for token in tokens])
     np.testing.assert_array_equal(one_by_one, runner.logits(np.array(tokens)))
 
 
-def test_the_whole_context_of_8192_tokens(artifact: Callable[[str], Path]) -> None:
-    runner = NativeRunner.open(artifact("int4"), threads=2)
+def test_the_whole_context_of_8192_tokens(reference_model: Path, tmp_path: Path) -> None:
+    """On four blocks of thirty: they read the same positions, pages of the cache and keys as the others would."""
+    layers, kv_heads, head_dim = 4, 3, 64
+    quantize(first_blocks(reference_model, layers, tmp_path / "model"), tmp_path / "int4", format="int4")
+    runner = NativeRunner.open(tmp_path / "int4", threads=2)
     tokens = (runner.encode(TEXT) * 200)[:8192]
     session = Session(runner.decoder, threads=2)
     session.feed(tokens[:-1])
     assert np.isfinite(session.feed(tokens[-1:])).all()
-    layers, kv_heads, head_dim = 30, 3, 64
     payload = 2 * 2 * layers * kv_heads * head_dim * 8192  # keys and values of 2 bytes
     assert payload <= session.cache_bytes <= payload * 1.01
     with pytest.raises(UsageError, match="8193 tokens, and the model's context ends at 8192"):
@@ -111,8 +122,10 @@ print(json.dumps([resident, runner.weights_bytes, runner._session.cache_bytes]))
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_memory_is_weights_and_cache_and_little_else(format: str, artifact: Callable[[str], Path]) -> None:
-    path = artifact(format)
+def test_memory_is_weights_and_cache_and_little_else(
+    format: str, reference_artifact: Callable[[str], Path]
+) -> None:
+    path = reference_artifact(format)
     time.sleep(
         identity.SETTLED_NS / 1e9 + 0.1
     )  # weights that were just written are digested anew by each who loads them

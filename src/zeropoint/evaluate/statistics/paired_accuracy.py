@@ -116,6 +116,12 @@ def _mid_p(flips: int) -> Doubles:
     return values
 
 
+@cache
+def _critical(flips: int) -> int:
+    """Return the largest number of losses, at most half the flips, that is significant; -1 if none is."""
+    return int((_mid_p(flips) <= 1 - CONFIDENCE).sum()) // 2 - 1
+
+
 def drop_interval(losses: int, gains: int, n: int) -> tuple[float, float]:
     """Return Tango's 95 % score interval of `(losses - gains) / n`: the drops that the score test does not reject."""
     z, observed = _normal(0.5 + CONFIDENCE / 2), (losses - gains) / n
@@ -172,14 +178,18 @@ def power(drop: float, flips: float, n: int) -> float:
 
     `flips` is the share of items that flip. The probability is a sum over outcomes, not a normal approximation.
     """
+    from scipy.stats import binom
+
     counts = binomial(n, flips)
     lost = (1 + drop / flips) / 2
     likely = np.flatnonzero(counts > 1e-6)
     # About 50 evenly spaced numbers of flips of the likely range give the sum to 1e-3.
     step = max(likely.size // 50, 1)
     chosen = likely[::step]
-    weighted = sum(counts[k] * binomial(int(k), lost)[_mid_p(int(k)) <= 1 - CONFIDENCE].sum() for k in chosen)
-    return float(weighted / counts[chosen].sum())
+    # The test is significant at few losses and, mirrored, at few gains.
+    critical = np.array([_critical(int(k)) for k in chosen])
+    found = binom.cdf(critical, chosen, lost) + binom.cdf(critical, chosen, 1 - lost)
+    return float(counts[chosen] @ found / counts[chosen].sum())
 
 
 def binomial(n: int, p: float) -> Doubles:
