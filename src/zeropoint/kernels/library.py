@@ -90,9 +90,6 @@ DIVERGENCE_ROW = np.dtype(
     [("divergence", "f8"), ("p_loss", "f8"), ("q_loss", "f8"), ("agrees", "i4")], align=True
 )
 
-#: Functions that a library built shortly before may lack; then an `AttributeError` says so when they are called.
-RECENT = frozenset({"zp_sample", "zp_score", "zp_cache_pages", "zp_cache_free_pages", "zp_cache_share"})
-
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_abi_version": (c_int32, []),
     "zp_last_error": (c_char_p, []),
@@ -165,8 +162,6 @@ def load() -> ctypes.CDLL:
         raise UnsupportedError(f"the native kernels {path} do not load: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name, None)
-        if function is None and name in RECENT:
-            continue
         if function is None:
             raise UnsupportedError(f"the native kernels {path} lack {name}: rebuild with `pip install .`")
         function.restype = result

@@ -65,7 +65,7 @@ def choose(logits: Logits, draws: Sequence[Draw], *, threads: int = 1) -> Int32s
     for draw in draws:
         if draw.mask is not None:
             library.require_shape("the mask", draw.mask, (-(-vocab // 32),))
-    if library.missing() is not None or not hasattr(library.load(), "zp_sample"):
+    if library.missing() is not None:
         return np.array([plain(row, draw) for row, draw in zip(logits, draws, strict=True)], np.int32)
     logits, tokens = np.ascontiguousarray(logits, np.float32), np.empty(rows, np.int32)
     masks = [None if draw.mask is None else np.ascontiguousarray(draw.mask, np.int32) for draw in draws]

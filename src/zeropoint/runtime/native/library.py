@@ -87,8 +87,6 @@ def load() -> ctypes.CDLL:
     lib = library.load()
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name, None)
-        if function is None and name in library.RECENT:
-            continue
         if function is None:
             raise UnsupportedError(f"the native library lacks {name}: rebuild with `pip install .`")
         function.restype = result
