@@ -160,6 +160,8 @@ class Nothing(Only):
         (Request((1,), 0), "at least 1, not 0"),
         (Request((1,), -1, prompt_logprobs=0), "at least 1, not -1"),
         (Request((1, 2), 1, prompt_logits=3), "logits of 3 tokens"),
+        (Request((1, 2), 1, logprobs=-1), "most likely tokens is 0 or above"),
+        (Request((1, 2), 1, prompt_logprobs=-1), "most likely tokens is 0 or above"),
         (Request((1,) * 1000, 25), "1000 tokens and the answer up to 25"),
     ],
 )

@@ -188,6 +188,8 @@ class Engine:
         scored = request.prompt_logprobs is not None or request.prompt_logits > 0
         if request.max_new_tokens < (0 if scored else 1):
             raise UsageError(f"the number of new tokens is at least 1, not {request.max_new_tokens}")
+        if min(request.logprobs or 0, request.prompt_logprobs or 0) < 0:
+            raise UsageError("the number of most likely tokens is 0 or above")
         if not 0 <= request.prompt_logits <= length:
             raise UsageError(f"logits of {request.prompt_logits} tokens of a prompt of {length}")
         if length + request.max_new_tokens > self.max_positions:
