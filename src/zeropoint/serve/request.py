@@ -199,7 +199,10 @@ class Model(Protocol):
 class Models(Protocol):
     """The models of a server, in the order of the command line."""
 
-    by_name: Mapping[str, Model]
+    @property
+    def by_name(self) -> Mapping[str, Model]:
+        """Return the models by the names under which they are served."""
+        ...
 
     def drain(self, seconds: float) -> None:
         """Drain every engine, within `seconds` in all."""

@@ -308,7 +308,12 @@ class _Answer:
         out = []
         if part.id is not None:
             number = part.id.removeprefix("call_")
-            call = {"type": "tool_use", "id": f"toolu_{number}", "name": part.name, "input": {}}
+            call: dict[str, Any] = {
+                "type": "tool_use",
+                "id": f"toolu_{number}",
+                "name": part.name,
+                "input": {},
+            }
             out = self._start({**call, "caller": {"type": "direct"}})
         if part.arguments:
             self._inputs[-1] += part.arguments

@@ -67,11 +67,11 @@ def document(state: State) -> dict[str, Any]:
             last = min(each.vocab_size for each in state.models.by_name.values()) - 1
             schema["properties"]["tokens"]["items"] = {"type": "integer", "minimum": 0, "maximum": last}
         if cls is TokenizeRequest:
-            one = {
+            either = {
                 name: {"required": [name], "properties": {name: {"type": kind}}}
                 for name, kind in _EITHER.items()
             }
-            schema["oneOf"] = list(one.values())
+            schema["oneOf"] = list(either.values())
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if streams:
             content["text/event-stream"] = {"schema": {"type": "string"}}
@@ -83,9 +83,10 @@ def document(state: State) -> dict[str, Any]:
             }
         }
     for path, (summary, kind) in _GETS.items():
+        answer: dict[str, Any] = {"type": "object" if "json" in kind else "string"}
         get: dict[str, Any] = {
             "summary": summary,
-            "responses": _responses({kind: {"schema": {"type": "object" if "json" in kind else "string"}}}),
+            "responses": _responses({kind: {"schema": answer}}),
         }
         if "{model}" in path:
             one = {"type": "string", "enum": names}
