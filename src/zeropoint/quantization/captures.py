@@ -139,7 +139,7 @@ class Sums:
         ]
 
     def stats(self) -> LayerStats | None:
-        """Return the sums as `LayerStats`, or None if no token was added."""
+        """Return the sums as `LayerStats`, or None if no token was added. Frees the strips: call it once."""
         if not self._count:
             return None
         arrays = {name: total.numpy() for name, total in self._totals.items()}
@@ -149,12 +149,13 @@ class Sums:
         return LayerStats(count=self._count, **arrays)
 
     def _hessian(self) -> Floats:
-        """Return the whole Hessian `[in, in]`."""
+        """Return the whole Hessian `[in, in]`, and free the strips: experts have a Hessian each."""
         width = self._strips[0].shape[1]
         hessian = np.empty((width, width), np.float32)
-        for strip, (start, end) in zip(self._strips, _strips(width), strict=True):
-            hessian[start:end, start:] = strip.numpy()
-            hessian[start:, start:end] = strip.numpy().T
+        for start, end in _strips(width):
+            strip = self._strips.pop(0).numpy()
+            hessian[start:end, start:] = strip
+            hessian[start:, start:end] = strip.T
         return hessian
 
 
