@@ -92,19 +92,6 @@ int bucket_of(int64_t units) {
   return units == 0 ? 0 : (highest - 4) * 16 + static_cast<int>(bits >> (highest - 4) & 15);
 }
 
-// Return the smallest key of the fewest largest keys whose units add up to `target` or more. `some` has room for all.
-uint64_t smallest_kept(const uint64_t* keys, int64_t count, int64_t target, uint64_t* some) {
-  int64_t sums[kBuckets] = {};
-  for (int64_t i = 0; i < count; ++i) sums[bucket_of(units_of(keys[i]))] += units_of(keys[i]);
-  int bucket = kBuckets - 1;
-  for (; sums[bucket] < target; --bucket) target -= sums[bucket];
-  uint64_t* end = std::copy_if(keys, keys + count, some,
-                               [=](uint64_t key) { return bucket_of(units_of(key)) == bucket; });
-  std::sort(some, end, std::greater<>());
-  for (; target > units_of(*some); ++some) target -= units_of(*some);
-  return *some;
-}
-
 class Row {
  public:
   Row(const SamplerKernels& kernels, const Memory& memory, const float* logits, int64_t count)
@@ -197,12 +184,24 @@ class Row {
     const int64_t target = std::clamp(share, int64_t{1}, total);
     for (int bits = bits_of_rest(total - target);; bits = std::max(bits - 2, 0)) {
       const int64_t found = collect(int64_t{1} << bits);
-      int64_t sum = 0;
-      for (int64_t i = 0; i < found; ++i) sum += units_of(memory_.keys[i]);
-      if (sum < target) continue;
-      smallest = std::max(smallest, smallest_kept(memory_.keys, found, target, memory_.more_keys));
+      int64_t sums[kBuckets] = {}, left = target;
+      for (int64_t i = 0; i < found; ++i) sums[bucket_of(units_of(memory_.keys[i]))] += units_of(memory_.keys[i]);
+      int bucket = kBuckets - 1;
+      for (; bucket >= 0 && sums[bucket] < left; --bucket) left -= sums[bucket];
+      if (bucket < 0) continue;
+      smallest = std::max(smallest, smallest_of_bucket(found, bucket, left));
       return found;
     }
+  }
+
+  // Return the smallest key of the fewest largest keys of a bucket whose units add up to `target` or more.
+  uint64_t smallest_of_bucket(int64_t found, int bucket, int64_t target) {
+    uint64_t* key = memory_.more_keys;
+    uint64_t* end = std::copy_if(memory_.keys, memory_.keys + found, key,
+                                 [=](uint64_t each) { return bucket_of(units_of(each)) == bucket; });
+    std::sort(key, end, std::greater<>());
+    for (; target > units_of(*key); ++key) target -= units_of(*key);
+    return *key;
   }
 
   // Return b, such that the tokens of fewer than 2^b units hold about three quarters of `rest` together, or less. This
