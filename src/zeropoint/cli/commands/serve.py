@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-tokens",
         type=whole(64, 65536),
         metavar="N",
-        help="tokens that the key-value cache of a model holds, of all requests together (default: 8 contexts, at most "
-        "65536)",
+        help="tokens that the key-value cache of a model holds, of all requests together (default: one context, "
+        "or up to 8, at most 65536 tokens, within a quarter of the free memory)",
     )
     engine.add_argument(
         "--max-running",
