@@ -1,4 +1,4 @@
-"""Requests to an engine whose events are collected."""
+"""Helpers that send requests to an engine and collect the events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zeropoint.runtime.native.library import Decoder
 from zeropoint.serve.engine import Engine, EngineOptions
 from zeropoint.serve.request import Event, Finished, NewToken, PromptRead, Request, Ticket
 
-#: So many seconds mean that an engine hangs.
+#: Seconds after which an engine is taken to hang.
 PATIENCE = 60
 
 
@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def prompt_read(self) -> PromptRead:
-        """The one `PromptRead`, which is the first event."""
+        """Return the only `PromptRead`. It must be the first event."""
         first, *rest = self.events
         assert isinstance(first, PromptRead)
         assert not any(isinstance(event, PromptRead) for event in rest)
@@ -53,7 +53,7 @@ class Answer:
 
     @property
     def end(self) -> Finished:
-        """The one `Finished`, which is the last event."""
+        """Return the only `Finished`. It must be the last event."""
         *rest, last = self.events
         assert isinstance(last, Finished)
         assert not any(isinstance(event, Finished) for event in rest)
@@ -62,7 +62,7 @@ class Answer:
 
 @contextmanager
 def engine_of(decoder: Decoder, **options: Any) -> Iterator[Engine]:
-    """An engine that is drained at the end."""
+    """Yield an engine; drain it at the end."""
     engine = Engine(decoder, EngineOptions(**options))
     try:
         yield engine

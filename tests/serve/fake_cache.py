@@ -1,4 +1,4 @@
-"""A key-value cache that holds tokens, with pages that sequences share."""
+"""A key-value cache in Python that holds tokens instead of keys and values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zeropoint.serve.prefix_cache import PAGE
 
 
 class FakeCache:
-    """Sequences of tokens in pages with an owner count each, as the native cache's."""
+    """Sequences of tokens, whose pages can be shared and count their owners, as in the native cache."""
 
     def __init__(self, pages: int, sequences: int) -> None:
         self.pages = pages

@@ -1,4 +1,4 @@
-"""Random mixes of requests on one engine, each of which must get the same answer as alone.
+"""Random mixes of requests on one engine. Each request must get the same answer as it gets alone.
 
 `python -m tests.serve.mixes 0 2000` runs the mixes of the seeds 0 to 1,999.
 """
@@ -9,7 +9,7 @@ import logging
 import random
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -28,7 +28,7 @@ Tokens = tuple[int, ...]
 
 
 class Loud(logging.Handler):
-    """Collects warnings: an engine that runs a failed step again gives right answers slowly."""
+    """Collects warnings, to notice an engine that gives right answers only because it repeats failed steps."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -51,7 +51,7 @@ class AnyPace(Pace):
 
 @cache
 def lone_engine(cache_type: str) -> Engine:
-    """An engine that reads whole prompts, one request after the other, and shares nothing."""
+    """Return an engine that runs one request after the other, without prefix sharing and guesses."""
     options = EngineOptions(
         max_running=1, max_queue=1000, cache_type=cache_type, prefix_sharing=False, drafting=False
     )
@@ -80,7 +80,7 @@ def any_sampling(rng: random.Random) -> Sampling:
 
 
 def any_request(rng: random.Random, prompts: list[Tokens], longest: int) -> Request:
-    """A request whose prompt may begin as another one."""
+    """Return a random request, whose prompt may begin like an earlier one."""
     beginning = rng.choice(prompts)[: rng.choice([0, 64, 65, 128, 400])] if prompts else ()
     length = rng.choice([1, 2, 10, 50, 64, 130])
     prompt = (*beginning, *(rng.randrange(VOCAB) for _ in range(length)))[: longest - 40]
@@ -117,10 +117,10 @@ def mix(seed: int) -> int:
     for _ in range(count):
         request = any_request(rng, prompts, min(pages * PAGE, 700))
         alone.append(submit(lone_engine(cache_type), request).wait())
-        prompts.append((*request.prompt, *alone[-1].tokens))  # the next turn of a conversation begins with it
+        prompts.append((*request.prompt, *alone[-1].tokens))  # a next turn of this conversation
     loud = Loud()
     logging.getLogger("zeropoint").addHandler(loud)
-    with library.level(level), engine_of(small_decoder(), **_fields(options)) as engine:
+    with library.level(level), engine_of(small_decoder(), **asdict(options)) as engine:
         engine._scheduler.pace = AnyPace(rng)
         answers = list[Answer]()
         for expected in alone:
@@ -155,10 +155,6 @@ def check(seed: int, expected: Answer, answer: Answer) -> None:
     assert answer.end == expected.end, what
     assert answer.prompt_read.scores == expected.prompt_read.scores, what
     assert np.array_equal(answer.prompt_read.logits, expected.prompt_read.logits), what
-
-
-def _fields(options: EngineOptions) -> dict[str, object]:
-    return {name: getattr(options, name) for name in EngineOptions.__slots__}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scores of an answer on real engines, beside other requests: equal to one forward pass over the whole text."""
+"""The scores of an answer on real engines, beside other requests, equal those of one pass over the whole text."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PROMPT, ANSWER = np.split(np.random.default_rng(5).integers(0, 256, 190), [40])
 
 
 def model_of(engine: Engine) -> Any:
-    """The part of a `zeropoint.serve.request.Model` that scoring uses."""
+    """Return the parts of a `zeropoint.serve.request.Model` that scoring uses."""
     return SimpleNamespace(submit=engine.submit, vocab_size=engine.vocab_size)
 
 
 def logits_of(seed: int) -> Logits:
-    """The logits that predict the answer's tokens, of one pass over the whole text."""
+    """Return the logits that predict the answer's tokens, from one pass over the whole text."""
     text = [*PROMPT, *ANSWER[:-1]]
     return Session(small_decoder(seed), threads=1).feed_all(text)[len(PROMPT) - 1 :]
 

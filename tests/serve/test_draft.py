@@ -1,8 +1,8 @@
-"""How many tokens are guessed."""
+"""`Drafter`: how many tokens it guesses, and which."""
 
 from __future__ import annotations
 
-from zeropoint.serve.draft import MOST, PAUSE, Drafter
+from zeropoint.serve.draft import MAX_GUESSES, PAUSE, Drafter
 
 LOOP = [1, 2, 3, 4] * 10
 
@@ -15,7 +15,7 @@ def test_right_guesses_make_more() -> None:
         sizes.append(len(draft))
         drafter.learn(len(draft), len(draft))
     assert sizes == [2, 4, 4, 4]  # the last occurrence ends four tokens before the end
-    assert max(sizes) <= MOST
+    assert max(sizes) <= MAX_GUESSES
     assert len(drafter.draft(LOOP, 3)) == 3
 
 

@@ -24,7 +24,7 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def alone(request: Request) -> list[int]:
-    """The tokens that the generation loop of all engines chooses."""
+    """Return the tokens that `generate`, the generation loop of all engines, chooses."""
     session = Session(small_decoder(), threads=1)
     return generate(
         session.feed, request.prompt, max_new_tokens=request.max_new_tokens, sampling=request.sampling,
@@ -106,7 +106,7 @@ def test_scores_alone_and_logits_alone() -> None:
 
 
 class Only:
-    """A grammar of the text `tokens`."""
+    """A grammar that allows only the text `tokens`."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.left = list(tokens)

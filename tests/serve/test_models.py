@@ -1,4 +1,4 @@
-"""Several models: loaded when needed, within a budget, unloaded when idle, refused when their files change."""
+"""Several models of one server: loading, the memory budget, unloading, and changed files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_idle_models_make_room(folders: dict[str, Path]) -> None:
     one = open_models({"a": folders["int8"]}, OPTIONS).by_name["a"].needed_bytes
     models = open_models(several, OPTIONS, memory_bytes=one * 5 // 2)
     a, b, c = models.by_name.values()
-    for model in (a, b, a, c):  # b is the one that is unused for the longest time
+    for model in (a, b, a, c):  # b is the least recently used one
         ask(model).wait()
     assert [model.loaded for model in (a, b, c)] == [True, False, True]
     assert b.stats().new_tokens == 3

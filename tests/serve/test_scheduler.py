@@ -1,4 +1,4 @@
-"""The scheduler over a cache of tokens: what is read, by whom, in which order, and what becomes of the pages."""
+"""The scheduler with a fake cache: which tokens each step reads, in which order, and which pages are freed."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Model:
             self.scheduler.advance(part, right)
             assert each.slot is not None
             assert self.cache.tokens[each.slot] == each.tokens[: each.read]
-            assert each.read - part.wanted <= each.wanted or not part.wanted
+            assert each.read - part.wanted <= each.logits_from or not part.wanted
             if part.wanted:
-                each.wanted = each.read
+                each.logits_from = each.read
             if each.read == each.target:
                 self.choose(each)
         return parts
 
     def choose(self, each: Job) -> None:
         """Choose the next token of a job."""
-        assert each.wanted == each.target
+        assert each.logits_from == each.target
         each.announced = True
         if each.request.max_new_tokens:
             each.add(next_token(each.tokens))
@@ -132,7 +132,7 @@ def test_a_prompt_is_read_beside_those_that_decode() -> None:
 
 
 class _Steady(Pace):
-    """Forty prompt tokens a step."""
+    """Reads 40 prompt tokens in each step."""
 
     def budget(self, decoding: int) -> int:
         return 40

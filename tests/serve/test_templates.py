@@ -1,4 +1,4 @@
-"""Chat templates in their own process: what they may not do."""
+"""Chat templates in their own process, and the limits of that process."""
 
 from __future__ import annotations
 

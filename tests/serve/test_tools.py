@@ -1,4 +1,4 @@
-"""Tool calls in answers of several families, whole and in pieces of any size."""
+"""Tool calls in answers of several model families, parsed whole and in pieces of any size."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 
-#: Most tokens that one character can take: a token for each byte of it.
+#: The most tokens of one character: one for each byte of its UTF-8 form.
 _LONGEST_CHARACTER = 4
 
 
@@ -14,8 +14,8 @@ class TextStream:
     """Converts tokens to text that later tokens cannot change.
 
     Text is held back while a token ends inside a UTF-8 character, or while the text may be the start of a stop string.
-    When a stop string is complete, `stopped` becomes true, `stopped_by` is that string, and only the text before it is
-    returned.
+    When a stop string is complete, `stopped` becomes true, `stopped_by` is the stop string, and only the text before
+    the stop string is returned.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
@@ -39,7 +39,7 @@ class TextStream:
         if text.endswith(REPLACEMENT) or len(text) <= len(before):
             if end - self._shown <= _LONGEST_CHARACTER:
                 return ""
-            # bytes that are no text: hold back only the last ones, which may begin a character
+            # the bytes are not valid UTF-8: hold back only the last tokens, which may begin a character
             end -= _LONGEST_CHARACTER
             whole, text = text, self._decode(self._ids[self._context : end])
             if not whole.startswith(text):

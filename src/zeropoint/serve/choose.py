@@ -1,4 +1,4 @@
-"""The next tokens of many requests from their logits, and log-probabilities, in a few native calls."""
+"""Chooses the next tokens of many requests, and computes log-probabilities, in a few native calls."""
 
 from __future__ import annotations
 
@@ -55,14 +55,15 @@ def choose(logits: Floats, jobs: Sequence[Job], *, threads: int) -> list[NewToke
 
 
 def note_prompt(rows: Floats, job: Job, *, threads: int) -> None:
-    """Keep what the job asked of the logits `rows` of its prompt, which are those of the last tokens it has read.
+    """Store the prompt scores and prompt logits that a job asked for; nothing if `PromptRead` was sent before.
 
-    Raises `ArtifactError` if they are not finite.
+    `rows` are the logits after the last `len(rows)` tokens that the job has read. Raises `ArtifactError` if they are
+    not finite.
     """
     if not len(rows):
         return
     request, first = job.request, job.read - len(rows)
-    job.wanted = job.read
+    job.logits_from = job.read
     if job.announced:
         return
     scored = request.prompt[first + 1 : job.read + 1]
@@ -75,7 +76,7 @@ def note_prompt(rows: Floats, job: Job, *, threads: int) -> None:
 
 
 def score(logits: Floats, tokens: Int32s, tops: Sequence[int], *, threads: int) -> list[TokenScore]:
-    """Return the score of each token in its row of logits, with its number of most likely tokens (ties: lowest id).
+    """Return the score of each row's token in `tokens`, with as many most likely tokens as `tops` says for the row.
 
     Raises `ArtifactError` if a row's logits are not finite.
     """
@@ -90,7 +91,7 @@ def score(logits: Floats, tokens: Int32s, tops: Sequence[int], *, threads: int) 
 
 
 def _mask(job: Job, vocab: int) -> Int32s | Failure | None:
-    """Return the tokens that the job's grammar allows, None for all."""
+    """Return the mask of the tokens that the job's grammar allows; None if all are, `Failure` if the grammar fails."""
     if job.request.constraint is None:
         return None
     try:

@@ -22,7 +22,7 @@ from zeropoint.serve.request import CANCELLED, FAILED, Event, Finished, Model, P
 from zeropoint.tokenizer import Tokenizer
 from zeropoint.values.arrays import Doubles, Logits, Tokens
 
-#: Bytes of logits held at once, all models together, and the most tokens of one part.
+#: The most bytes of logits held at once, for all models together, and the most tokens of one part.
 LOGITS_BYTES, MOST_ROWS = 64 << 20, 64
 
 
@@ -68,8 +68,8 @@ async def score(
 ) -> AsyncGenerator[Part, None]:
     """Yield the scores of the tokens `answer` after the tokens `prompt` by every model; the first is the reference.
 
-    Raises `UsageError` if a model cannot read so many tokens, `BusyError` if one has no room now, `ArtifactError` if
-    logits are not finite. Closing the iterator cancels what still runs.
+    Raises `UsageError` if the text is too long for a model, `BusyError` if a model has no room now, `ArtifactError` if
+    logits are not finite. Closing the iterator cancels the requests that still run.
     """
     rows = LOGITS_BYTES // (4 * models[0].vocab_size * len(models))
     rows = min(max(rows, 1), MOST_ROWS)
@@ -161,7 +161,7 @@ def _compare(start: int, tokens: tuple[int, ...], logits: Sequence[Logits]) -> P
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Return the text that each token adds: none if it ends inside a character, all of which a later token adds."""
+    """Return the text that each token adds. Where several tokens form one character, the last of them adds it."""
     stream = TextStream(tokenizer.decode)
     texts = [stream.push(token) for token in tokens]
     if texts:
@@ -170,7 +170,7 @@ def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
 
 
 def text_after(tokenizer: Tokenizer, before: int, token: int) -> str:
-    """Return the text of a token after the token `before`: some tokenizers write a space only between tokens."""
+    """Return the text of `token` after the token `before`. Some tokenizers write a space only between tokens."""
     head = tokenizer.decode([before])
     return tokenizer.decode([before, token])[len(head) :]
 
@@ -187,7 +187,7 @@ class Interval:
 def intervals(kl: Sequence[Doubles], flips: Sequence[Doubles]) -> tuple[Interval, Interval]:
     """Return the mean KL divergence and the share of flips (0 or 1 for each token) over answers, with intervals.
 
-    The arrays are those of each answer. Answers are resampled whole, since the tokens of one answer are not independent
+    Each array belongs to one answer. Answers are resampled whole, since the tokens of one answer are not independent
     (`zeropoint.evaluate.statistics`, which says what happens with fewer than eight answers).
     """
     from zeropoint.evaluate import statistics
@@ -223,5 +223,5 @@ def paired_interval(first: Sequence[Doubles], second: Sequence[Doubles]) -> Inte
 
 
 def _answers(values: Sequence[Doubles]) -> Tokens:
-    """Return the number of each token's answer."""
+    """Return, for each token, the index of its answer."""
     return np.repeat(np.arange(len(values)), [len(each) for each in values])

@@ -1,7 +1,8 @@
-"""`Drafter`: guesses of a request's next tokens, for speculative decoding by prompt lookup.
+"""`Drafter` guesses a request's next tokens, for speculative decoding by prompt lookup.
 
-A step reads the guesses together with the last token. Those that the model chooses itself are right, and the step has
-given several tokens; the others are taken out of the cache. The text stays the same. See `runtime/native/lookup.py`.
+A step reads the guesses together with the last token. Guesses that equal the model's own choices are right: one step
+then yields several tokens. Wrong guesses are removed from the cache. The text stays the same, see
+`runtime/native/lookup.py`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from collections.abc import Sequence
 from zeropoint.runtime.native.lookup import Lookup
 
 #: The most guesses of a step.
-MOST = 8
-#: So many steps without guesses follow one that guessed wrong with a single guess.
+MAX_GUESSES = 8
+#: After a step whose only guess was wrong, this many steps have no guesses.
 PAUSE = 8
 
 
 class Drafter:
-    """The guesses for one text: more after right ones, fewer after wrong ones, since each one costs time."""
+    """Guesses the next tokens of one text: more after right guesses, fewer after wrong ones, since each costs time."""
 
     def __init__(self) -> None:
         self._lookup = Lookup(())
-        self._known = 0  # tokens of the text that the index has
+        self._known = 0  # how many tokens of the text the index has
         self._size = 2
         self._pause = 0
 
@@ -38,7 +39,7 @@ class Drafter:
     def learn(self, guesses: int, right: int) -> None:
         """Note how many guesses of a step were right."""
         if right == guesses:
-            self._size = min(2 * self._size, MOST)
+            self._size = min(2 * self._size, MAX_GUESSES)
         elif right * 2 < guesses or not right:
             self._size = max(self._size // 2, 1)
             self._pause = 0 if right or guesses > 1 else PAUSE

@@ -49,10 +49,10 @@ class ClosedError(BusyError):
 class EngineOptions:
     """How an engine runs.
 
-    - `threads`: of the native library;
-    - `cache_tokens`: room of the key-value cache, shared by all requests; None: one context, and up to eight, at most
-      65,536 tokens, if they take no more than a quarter of the free memory;
-    - `cache_type`: float16, int8 or float32;
+    - `threads`: how many threads the native library uses;
+    - `cache_tokens`: how many tokens the key-value cache holds, for all requests together. None: as many as take a
+      quarter of the free memory, but at most 65,536 and at most eight contexts, and at least one context;
+    - `cache_type`: the number format of the key-value cache: float16, int8 or float32;
     - `context`: the most tokens of a prompt and its answer (None: as many as the model and the cache take);
     - `max_running`: the most requests in one step; `max_queue`: the most that wait;
     - `prefix_sharing`: whether requests share what earlier ones have read of the same tokens;
@@ -99,7 +99,7 @@ class Engine:
     def __init__(self, decoder: Decoder, options: EngineOptions) -> None:
         self.decoder, self.options = decoder, options
         room = Room.of(decoder.record, options)
-        # Requests that have ended keep sequences as well. A sequence has at least one page.
+        # Ended requests keep their sequences, too. A sequence has at least one page.
         pages, sequences = room.pages, min(options.max_running + KEPT_SEQUENCES, room.pages)
         self.vocab_size = decoder.record.config.vocab
         self.max_positions = room.max_positions
@@ -123,7 +123,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="zeropoint-engine", daemon=True)
         self._thread.start()
 
-    # -- called from any thread ---------------------------------------------------------------
+    # The following methods may be called from any thread.
 
     def submit(self, request: Request, listener: Listener, *, client: str = "") -> _Ticket:
         """Queue a request, as `ServingEngine.submit` says."""
@@ -140,6 +140,7 @@ class Engine:
         return _Ticket(self, job)
 
     def cancel(self, job: Job) -> None:
+        """End a job before its next token. Does nothing if the job has ended."""
         with self._wake:
             job.cancelled = True
             self._inbox.append(job)
@@ -163,7 +164,7 @@ class Engine:
         return self._cache.nbytes
 
     def close_if_idle(self) -> bool:
-        """Refuse new requests and stop the thread, unless a request runs or waits; return whether that was so."""
+        """Refuse new requests and stop the thread, unless a request runs or waits; return whether it was stopped."""
         with self._wake:
             if self._accepted:
                 return False
@@ -198,9 +199,10 @@ class Engine:
                 f"{self.max_positions} that fit: shorten the prompt, or ask for fewer new tokens"
             )
 
-    # -- the engine's thread ------------------------------------------------------------------
+    # The following methods run in the engine's own thread.
 
     def _run(self) -> None:
+        """Run steps until the engine is stopped."""
         while self._receive():
             try:
                 started = time.perf_counter()
@@ -209,12 +211,12 @@ class Engine:
                     self._step(parts)
                     self._totals.steps += 1
                     self._totals.step_seconds += time.perf_counter() - started
-            except Exception as error:  # a mistake of ours: the requests are told, and the engine lives on
+            except Exception as error:  # a bug: end all requests with the error, and go on
                 for job in [*self._scheduler.running, *self._scheduler.waiting]:
                     self._fail(job, error)
 
     def _receive(self) -> bool:
-        """Take the jobs of the inbox; wait for some if there is nothing to do. Return whether the engine goes on."""
+        """Take the jobs of the inbox; wait for one if no job runs or waits. Return whether the engine goes on."""
         scheduler = self._scheduler
         with self._wake:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
@@ -232,6 +234,7 @@ class Engine:
         return not stopped
 
     def _begin(self, job: Job) -> None:
+        """Queue a new job."""
         self._scheduler.add(job)
         if job.target == 0:  # one token, whose score needs no logits
             self._end(job, PromptRead(0), Finished(LENGTH))
@@ -266,7 +269,7 @@ class Engine:
                     self._fail(part.job, error)
 
     def _advance(self, parts: Sequence[Part], logits: Floats) -> None:
-        """Hand the logits of a step to its jobs: scores of the prompt, next tokens, ends."""
+        """Use the logits of a step: store prompt scores, choose next tokens, end the jobs that are complete."""
         drawing, last_rows, row = list[Job](), list[int](), 0
         for part in parts:
             job = part.job
@@ -299,7 +302,7 @@ class Engine:
             self._emit(job, [*before, *self._events(job, token)])
 
     def _verify(self, part: Part, rows: Floats) -> None:
-        """Choose a job's next tokens from its rows of logits: as many as guesses were right, and one more."""
+        """Accept the guesses that equal the model's choices, up to the first wrong one; add the model's next token."""
         job, events = part.job, list[Event]()
         chosen = choose(rows, [job] * len(rows), threads=self.options.threads)
         for token, guess in zip(chosen, (*part.draft, None), strict=True):
@@ -308,7 +311,7 @@ class Engine:
                 break
         right = max(sum(isinstance(event, NewToken) for event in events) - 1, 0)
         self._scheduler.advance(part, right)
-        job.wanted = job.read
+        job.logits_from = job.read
         assert job.drafter is not None
         job.drafter.learn(len(part.draft), right)
         self._totals.guesses += len(part.draft)
@@ -316,7 +319,7 @@ class Engine:
         self._emit(job, events)
 
     def _events(self, job: Job, token: NewToken | Failure) -> list[Event]:
-        """Append a job's next token; return its events."""
+        """Append a job's next token; return the token, and `Finished` if the job ends with it."""
         if isinstance(token, Failure):
             return [Finished(FAILED, str(token.error))]
         job.add(token.id)
@@ -328,28 +331,26 @@ class Engine:
         return [token] if end is None else [token, end]
 
     def _prompt_read(self, job: Job) -> PromptRead:
-        """Count a prompt that is read; return the event."""
+        """Count the tokens of a prompt that is read; return the `PromptRead` event."""
         self._totals.prefix_queries += len(job.request.prompt)
         self._totals.prefix_hits += job.cached
         return job.prompt_read()
 
-    # -- events -------------------------------------------------------------------------------
-
     def _fail(self, job: Job, error: Exception) -> None:
-        """End a job because of an error."""
+        """End a job that failed."""
         if not isinstance(error, ZeropointError):
             logger.error("a request failed", exc_info=error)
         self._end(job, Finished(FAILED, str(error) if isinstance(error, ZeropointError) else reason(error)))
 
     def _emit(self, job: Job, events: Sequence[Event]) -> None:
-        """Send events, the last of which may be the job's end."""
+        """Send events; end the job if the last one is `Finished`."""
         if isinstance(events[-1], Finished):
             self._end(job, *events)
         else:
             self._send(job, events)
 
     def _send(self, job: Job, events: Sequence[Event]) -> None:
-        """Give events to a job's listener; one that raises loses its job."""
+        """Give events to a job's listener; end the job if the listener raises."""
         job.announced = True
         try:
             job.listener(events)
@@ -359,7 +360,7 @@ class Engine:
                 self._end(job)
 
     def _end(self, job: Job, *events: Event) -> None:
-        """Forget a job and send its last events."""
+        """Remove a job from the scheduler and send its last events."""
         job.ended = True
         self._scheduler.remove(
             job, keep=not any(isinstance(e, Finished) and e.reason == FAILED for e in events)
@@ -394,4 +395,5 @@ class _Ticket:
     job: Job
 
     def cancel(self) -> None:
+        """Cancel the job."""
         self.engine.cancel(self.job)

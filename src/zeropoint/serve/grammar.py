@@ -1,4 +1,4 @@
-"""Answers that follow a grammar: JSON Schema, a regular expression, or a Lark grammar, by `llguidance`."""
+"""Grammars that constrain answers: JSON Schema, regular expressions, Lark grammars. `llguidance` compiles them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from zeropoint.errors import UsageError, reason
 from zeropoint.serve.request import Model
 from zeropoint.values.arrays import Int32s
 
-#: The grammars whose compiled form is kept, of each model: clients send the same schema again and again.
+#: How many compiled grammars are kept, for all models together, because clients send the same schema repeatedly.
 _KEPT = 64
 
 
 class Grammars:
-    """Compiles grammars for models and keeps them. All methods may be called from any thread, and take up to
-    seconds.
-    """
+    """Compiles grammars for models and keeps the last ones. Any thread may call all methods, which may take seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,13 +58,13 @@ class Grammars:
                 )
             except ValueError as cause:
                 raise UsageError(
-                    f"the model's tokenizer does not do for grammars: {reason(cause)}"
+                    f"the model's tokenizer does not support grammars: {reason(cause)}"
                 ) from cause
         return self._tokenizers[model.name]
 
 
 class Matcher:
-    """`zeropoint.serve.request.Constraint` by llguidance."""
+    """A `zeropoint.serve.request.Constraint` that llguidance computes."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
@@ -88,7 +86,7 @@ class Matcher:
 
 
 def of_schema(schema: Mapping[str, Any] | str) -> str:
-    """Return the grammar of the JSON texts that a JSON Schema describes. Raises `UsageError` if it is no object."""
+    """Return the grammar of the JSON texts that a JSON Schema describes. Raises `UsageError` for an invalid one."""
     import llguidance
 
     try:
@@ -109,7 +107,7 @@ def of_regex(pattern: str) -> str:
 
 
 def of_lark(grammar: str) -> str:
-    """Return the grammar of a Lark text, or of llama.cpp's GBNF."""
+    """Return the grammar of a text in Lark's syntax or in llama.cpp's GBNF. Raises `UsageError` for invalid GBNF."""
     import llguidance
 
     if "::=" in grammar:
@@ -121,5 +119,5 @@ def of_lark(grammar: str) -> str:
 
 
 def of_choices(choices: tuple[str, ...]) -> str:
-    """Return the grammar of exactly these texts."""
+    """Return the grammar that allows exactly these texts."""
     return of_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))

@@ -1,4 +1,4 @@
-"""`Job`: a submitted request and how far it is. `FairQueue`: the jobs that wait, whose clients take turns."""
+"""`Job`: a submitted request and its progress. `FairQueue`: the waiting jobs, whose clients take turns."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ class Job:
     """A submitted request.
 
     - `tokens`: the prompt, and the new tokens so far;
-    - `slot`: its sequence in the key-value cache, None while the job waits;
+    - `slot`: the number of its sequence in the key-value cache, None while the job waits;
     - `read`: how many of `tokens` are in the cache;
     - `target`: how many of `tokens` must be read before the next event;
-    - `wanted`: the position of the next token whose logits the job needs;
-    - `keys`: the keys of its blocks, see `prefix_cache.py`; `cached`: how many tokens of the prompt were shared;
-    - `preempted`: whether the job had to give its pages up;
-    - `scores`, `logits`: what was asked of the prompt's logits so far;
-    - `sampler`: counts the new tokens; `adjusts`: whether penalties or a bias change its logits;
-    - `drafter`: guesses its next tokens; None for a job whose logits depend on the tokens before them;
+    - `logits_from`: the position from which on the job needs the logits of the tokens that are read;
+    - `keys`: the keys of its blocks, see `prefix_cache.py`;
+    - `cached`: how many tokens of the prompt were found in the prefix cache;
+    - `preempted`: whether the job lost its pages since it began;
+    - `scores`, `logits`: those of the prompt that the request asked for, so far;
+    - `sampler`: the sampling options, and counts of the new tokens;
+    - `adjusts`: whether penalties or a bias change the logits;
+    - `drafter`: guesses the next tokens; None unless decoding is greedy, without penalties, bias or grammar;
     - `announced`: whether `PromptRead` was sent;
-    - `cancelled`: whether the client wants no more of it; `ended`: whether `Finished` was sent.
+    - `cancelled`: whether the client has cancelled the request;
+    - `ended`: whether the job has left the scheduler.
     """
 
     request: Request
@@ -39,7 +42,7 @@ class Job:
     slot: int | None = None
     read: int = 0
     target: int = 0
-    wanted: int = 0
+    logits_from: int = 0
     keys: list[bytes] = field(default_factory=list)
     cached: int = 0
     preempted: bool = False
@@ -61,30 +64,36 @@ class Job:
         if options.greedy and not self.adjusts and request.constraint is None:
             self.drafter = Drafter()
         self.target = length if request.max_new_tokens or request.prompt_logits else length - 1
-        self.wanted = 0 if request.prompt_logprobs is not None else length - max(request.prompt_logits, 1)
+        self.logits_from = (
+            0 if request.prompt_logprobs is not None else length - max(request.prompt_logits, 1)
+        )
 
     @property
-    def most(self) -> int:
-        """Return the most tokens that the job ever has in the cache: the last new token is not read."""
+    def max_read(self) -> int:
+        """Return the most tokens that the job ever has in the cache: the last new token is never read."""
         return max(len(self.request.prompt) + self.request.max_new_tokens - 1, 1)
 
     @property
     def new_tokens(self) -> int:
+        """Return how many new tokens the job has."""
         return len(self.tokens) - len(self.request.prompt)
 
     def add(self, token: int) -> None:
-        """Append a new token, which is to be read next."""
+        """Append a new token, which the next step must read."""
         self.tokens.append(token)
         self.target += 1
 
     def prompt_read(self) -> PromptRead:
-        """Return the event that the prompt is read."""
+        """Return the `PromptRead` event, with the logits, which the job then drops."""
         logits = np.stack(self.logits) if self.logits else None
         self.logits = []
         return PromptRead(self.cached, tuple(self.scores), logits)
 
     def end(self) -> Finished | None:
-        """Return the end after the last new token, None if the text goes on. Call it once for each new token."""
+        """Return the `Finished` event if the last new token ends the text, else None.
+
+        Call this once for each new token, because the token is added to the grammar.
+        """
         request, token = self.request, self.tokens[-1]
         if token in request.stop_tokens:
             return Finished(STOP)
@@ -94,7 +103,7 @@ class Job:
 
 
 class FairQueue:
-    """Waiting jobs. Clients take turns, and each client's oldest job is first. Jobs put back come before all others."""
+    """The waiting jobs. Clients take turns, each with its oldest job first. Preempted jobs come before all others."""
 
     def __init__(self) -> None:
         self._returned: deque[Job] = deque()
@@ -113,7 +122,7 @@ class FairQueue:
         self._clients.setdefault(job.client, deque()).append(job)
 
     def put_back(self, job: Job) -> None:
-        """Put a job that was running before all others."""
+        """Add a preempted job, in front of all others."""
         self._returned.appendleft(job)
 
     def first(self) -> Job | None:

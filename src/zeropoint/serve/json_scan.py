@@ -1,6 +1,4 @@
-"""`Scanner`: reads `{"name": ..., "arguments": {...}}` while it is written, and gives out the arguments as they
-come.
-"""
+"""`Scanner` parses a tool call, `{"name": ..., "arguments": {...}}`, while the model writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ _ARGUMENTS = ("arguments", "parameters")
 
 
 class Scanner:
-    """One JSON object. `arguments_only`: the object itself is the arguments.
+    """Parses one JSON object, character by character. `arguments_only`: the whole object is the arguments of a call.
 
     `name` is the value of "name" once it is complete. `begun`: the arguments have begun. `complete`: the object has
     ended. `failed`: the text is no JSON object.
@@ -38,7 +36,7 @@ class Scanner:
         return len(text)
 
     def take(self) -> str:
-        """Return the text of the arguments that came since the last call."""
+        """Return the text of the arguments that was read since `take` was last called."""
         if self._quoted and not (self.complete or self.failed):
             return ""
         text = "".join(self._value)
@@ -51,6 +49,7 @@ class Scanner:
         return text
 
     def _read(self, character: str) -> None:
+        """Read one character."""
         inside = self._whole or self._key in _ARGUMENTS
         if self._in_string:
             self._in_text(character, inside)
@@ -58,7 +57,7 @@ class Scanner:
             self._in_string = True
             self._string = []
             if inside:
-                self._argue(character)
+                self._add_argument(character)
         else:
             self._structure(character, inside)
 
@@ -76,7 +75,7 @@ class Scanner:
                 self._string_ended()
 
     def _string_ended(self) -> None:
-        """Take a key of the outermost object, or the value of "name"."""
+        """Store the string that has ended: a key of the outermost object, or the value of "name"."""
         try:
             text = str(json.loads('"' + "".join(self._string) + '"', strict=False))
         except ValueError:
@@ -95,7 +94,7 @@ class Scanner:
         if character in "{[":
             self._depth += 1
             if inside:
-                self._argue(character)
+                self._add_argument(character)
         elif character in "}]":
             self._depth -= 1
             if inside and (self._depth >= 1 or self._whole):
@@ -106,9 +105,9 @@ class Scanner:
         elif self._depth == 1 and not self._whole and character == ",":
             self._key = self._next_key = None
         elif inside and (self._whole or self._depth > 1 or not character.isspace()):
-            self._argue(character)
+            self._add_argument(character)
 
-    def _argue(self, character: str) -> None:
+    def _add_argument(self, character: str) -> None:
         """Add a character to the arguments."""
         if not self.begun:
             self.begun = True

@@ -1,4 +1,4 @@
-"""The models of a server: loaded when they are first needed, and unloaded when another one needs their memory."""
+"""The models of a server. A model is loaded when it is first needed, and unloaded when another needs its memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ServedModel:
         self._files = (*description.files, *(model_files(texts) if texts == folder else ()))
         self._state = _state(self._files)
         self._engine: Engine | None = None
-        self._past = _NOTHING  # what unloaded engines counted
+        self._past = _NOTHING  # the counts of unloaded engines
         self.last_used = 0.0
 
     @property
@@ -84,7 +84,7 @@ class ServedModel:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the bytes of the loaded weights and the key-value cache."""
+        """Return the bytes of the loaded weights and the key-value cache; 0 while the model is not loaded."""
         engine = self._engine
         return 0 if engine is None else self._needed_bytes
 
@@ -112,7 +112,7 @@ class ServedModel:
                     pass
 
     def stats(self) -> EngineStats:
-        """Return the engine's state; its counts go on over unloading and loading again."""
+        """Return the engine's state. The counts continue when the model is unloaded and loaded again."""
         engine = self._engine
         now = _NOTHING if engine is None else engine.stats()
         return replace(now, **{name: getattr(now, name) + getattr(self._past, name) for name in _COUNTS})
@@ -134,7 +134,7 @@ class ServedModel:
         return True
 
     def _open(self) -> Engine:
-        """Load the weights, once."""
+        """Return the engine. Load the weights first if they are not loaded."""
         with self._models.lock:
             if self._engine is not None:
                 return self._engine
@@ -187,7 +187,7 @@ class ServedModels:
     def make_room(self, model: ServedModel) -> None:
         """Unload models that no request uses, the one unused for the longest time first, until `model` fits.
 
-        Raises `BusyError` if it does not.
+        Raises `BusyError` if `model` still does not fit, or if the server is shutting down (`ClosedError`).
         """
         if self.draining:
             raise ClosedError("the server is shutting down: send the request to another one")
@@ -213,6 +213,7 @@ class ServedModels:
             thread.join()
 
     def _fits(self, model: ServedModel) -> bool:
+        """Return whether a model that is not loaded fits in the memory that the loaded ones leave."""
         used = sum(other.memory_bytes for other in self.by_name.values())
         return self._memory_bytes is None or used + model.needed_bytes <= self._memory_bytes
 
@@ -231,7 +232,7 @@ def _format(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _state(files: Iterable[Path]) -> list[tuple[int, ...]]:
-    """Return what changes whenever a file changes; [] for a file that cannot be read."""
+    """Return device, inode, size and times of each file, which change with the file; [] if one cannot be read."""
     state = list[tuple[int, ...]]()
     for file in files:
         try:

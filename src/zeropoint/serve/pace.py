@@ -1,4 +1,4 @@
-"""`Pace`: how many prompt tokens a step reads while other requests decode."""
+"""`Pace` decides how many prompt tokens a step reads while other requests decode."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from statistics import median
 
 #: The most rows of a step: the native library runs larger steps in several passes.
 ROWS = 512
-#: While requests decode, a step with prompt tokens should take at most so many times as long as one without.
+#: While requests decode, a step with prompt tokens should take at most this many times as long as one without.
 STRETCH = 1.75
-#: The fewest prompt tokens of a step, so that prompts are read however slow the steps are.
+#: The fewest prompt tokens of a step, so that reading a prompt never stops, however slow the steps are.
 LEAST = 4
-#: After so many steps with prompt tokens, one without is timed again.
+#: After this many steps with prompt tokens, one without is timed again.
 REFRESH = 16
-#: Times are medians of so many steps, because a step can be held up by other programs.
+#: Times are medians of this many steps, because other programs can delay a single step.
 KEPT = 5
 
 
 class Pace:
-    """The prompt tokens of the next step, from the measured times of the last steps.
+    """Sets the number of prompt tokens of the next step from the measured times of the last steps.
 
-    Everybody's text stalls while a prompt is read in large parts. So while requests decode, the prompt tokens of a step
-    are limited: they may make it `STRETCH` times as long as the decoding alone.
+    A step with many prompt tokens delays the next token of every request that decodes. So while requests decode, the
+    prompt tokens of a step are limited: the step may take `STRETCH` times as long as the decoding alone.
     """
 
     def __init__(self) -> None:

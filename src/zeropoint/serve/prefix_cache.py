@@ -1,9 +1,9 @@
-"""`PrefixCache`: which sequences of the key-value cache begin with the same tokens.
+"""`PrefixCache` finds the sequences of the key-value cache that begin with the tokens of a new request.
 
-A sequence is known by its blocks: pages of 64 tokens. A block's key is a digest of its tokens and of the key before it,
-so equal keys mean equal beginnings. Running requests register their blocks as they are read. The sequence of a request
-that has ended is kept, without its last part of a page, until its pages are needed. Then blocks are evicted, from the
-end of the sequence that was used the longest time ago.
+A sequence is divided into blocks of 64 tokens, one page each. A block's key is a digest of its tokens and of the key of
+the block before it, so equal keys mean equal beginnings. The blocks of running requests are registered as they are
+read. The sequence of an ended request is kept, without a last page that is not full, until its pages are needed. Then
+blocks are evicted, from the end of the least recently used sequence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
-#: Positions of a page of the key-value cache.
+#: Tokens of one page of the key-value cache.
 PAGE = 64
 
 
@@ -57,16 +57,14 @@ class PrefixCache:
         self._cache = cache
         self._enabled = enabled
         self._free = list(range(sequences - 1, -1, -1))
-        self._pages: dict[int, list[_Page]] = {}  # of each sequence in use
+        self._pages: dict[int, list[_Page]] = {}  # sequence in use -> its pages
         self._holders: dict[bytes, set[int]] = {}  # key of a block -> sequences that hold it
         self._kept: OrderedDict[int, None] = OrderedDict()  # the least recently used sequence first
-        #: Pages that only kept sequences own: evicting all of these frees so many.
+        #: How many pages belong to kept sequences only. Evicting all kept sequences frees this many pages.
         self.evictable = 0
 
-    # -- running sequences --------------------------------------------------------------------
-
     def take(self) -> int:
-        """Return an empty sequence for a running request. Evicts a kept one if there is no other."""
+        """Return an empty sequence for a running request. Evicts kept sequences if none is free."""
         while not self._free:
             self.evict()
         sequence = self._free.pop()
@@ -79,17 +77,17 @@ class PrefixCache:
             self._own(sequence, [_Page(key) for key in keys])
 
     def match(self, keys: Sequence[bytes], first: int = 0) -> int:
-        """Return how many of the blocks `keys` a sequence begins with, at least `first`."""
+        """Return how many of the blocks `keys` some sequence begins with. The first `first` ones are not looked up."""
         while first < len(keys) and keys[first] in self._holders:
             first += 1
         return first
 
     def evictable_of(self, keys: Sequence[bytes]) -> int:
-        """Return how many evictable pages `share` would put to use."""
+        """Return how many pages would no longer be evictable after `share` of the blocks `keys`."""
         return sum(page.running == 0 for page in self._source(keys)[1]) if keys else 0
 
     def share(self, sequence: int, keys: Sequence[bytes]) -> None:
-        """Let a running request's sequence consist of the blocks `keys`, which another sequence begins with."""
+        """Replace the content of a running request's sequence by the blocks `keys`, with which another one begins."""
         self._disown(sequence, 0)
         self._cache.truncate(0, sequence)
         source, pages = self._source(keys)
@@ -106,10 +104,8 @@ class PrefixCache:
         self._cache.truncate(0, sequence)
         self._free.append(sequence)
 
-    # -- kept sequences -----------------------------------------------------------------------
-
     def keep(self, sequence: int, *, evict_first: bool = False) -> None:
-        """Keep a running request's sequence, as the last one to be evicted, or as the first."""
+        """Keep the sequence of a request that runs no longer, to be evicted last, or first with `evict_first`."""
         pages = self._pages[sequence]
         if not pages or len(self._holders[pages[-1].key]) > 1:  # another one holds all that this one holds
             self.release(sequence)
@@ -127,7 +123,7 @@ class PrefixCache:
         self._kept.move_to_end(sequence, last=not evict_first)
 
     def evict(self) -> bool:
-        """Evict the last page of the kept sequence that was used the longest time ago; return whether there was one.
+        """Evict the last page of the least recently used kept sequence; return False if no sequence is kept.
 
         This frees the page unless another sequence owns it too.
         """
@@ -141,8 +137,6 @@ class PrefixCache:
             self._disown(sequence, left)
             self._cache.truncate(left * PAGE, sequence)
         return True
-
-    # -- owners -------------------------------------------------------------------------------
 
     def _source(self, keys: Sequence[bytes]) -> tuple[int, list[_Page]]:
         """Return a sequence that begins with the blocks `keys`, and its pages of them."""
@@ -158,7 +152,7 @@ class PrefixCache:
             page.running += 1
 
     def _disown(self, sequence: int, left: int) -> None:
-        """Take all pages of a sequence from it but the first `left`."""
+        """Remove all pages from a sequence but the first `left`."""
         pages, kept = self._pages[sequence], sequence in self._kept
         for page in pages[left:]:
             holders = self._holders[page.key]

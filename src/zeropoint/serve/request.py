@@ -15,7 +15,7 @@ STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "failed"
 
 
 class Constraint(Protocol):
-    """The grammar of one request: which tokens may come next. Each request has its own object."""
+    """The grammar of one answer: says which tokens may come next. Each request needs an object of its own."""
 
     def mask(self) -> Int32s | None:
         """Return the allowed tokens as bits, int32 `[ceil(vocab / 32)]`, lowest bit first; None if all are allowed."""
@@ -32,11 +32,12 @@ class Request:
 
     - `prompt`: token ids, at least one;
     - `max_new_tokens`: at least 1, unless `prompt_logprobs` or `prompt_logits` is set, which allow 0;
-    - `stop_tokens`: ids that end the text (the client leaves a stop token out of the text that it shows);
-    - `logprobs`: with each new token, its log-probability and those of so many most likely tokens (None: neither);
-    - `prompt_logprobs`: the same for each prompt token but the first;
-    - `prompt_logits`: return the logits after each of the last so many prompt tokens, which are therefore read and not
-      shared with an earlier request (0: none). The client bounds the memory: a row has 4 * vocab_size bytes;
+    - `stop_tokens`: ids that end the text. The stop token itself is an event, too: the client must not show it;
+    - `logprobs`: return the log-probabilities of each new token and of the `logprobs` most likely ones (None: none);
+    - `prompt_logprobs`: return the same for each prompt token but the first;
+    - `prompt_logits`: return the logits after each of the last `prompt_logits` prompt tokens (0: none). These tokens
+      are always read, never taken from the prefix cache. The engine sets no limit, and a row of logits takes
+      4 * vocab_size bytes: the client must keep the number small;
     - `constraint`: the grammar, or None.
     """
 
@@ -60,11 +61,11 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class PromptRead:
-    """The prompt is read. `cached_tokens` of it were shared with an earlier request.
+    """Event: the prompt is read. `cached_tokens` of its tokens were found in the prefix cache.
 
     `scores` has one entry for each prompt token but the first if the request asked for `prompt_logprobs`, else none.
-    `logits`, float32 `[prompt_logits, vocab_size]`, are a copy of the model's own, before sampling options (None if the
-    request asked for none).
+    `logits`, float32 `[prompt_logits, vocab_size]`, are a copy of the model's logits before sampling options are
+    applied (None if the request asked for none).
     """
 
     cached_tokens: int
@@ -74,7 +75,7 @@ class PromptRead:
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """The next token. `score` is None unless the request asked for `logprobs`."""
+    """Event: the next token. `score` is None unless the request asked for `logprobs`."""
 
     id: int
     score: TokenScore | None = None
@@ -82,7 +83,7 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a request. `reason` is STOP, LENGTH, CANCELLED or FAILED; `error` says why it failed."""
+    """Event, the last one of a request. `reason` is STOP, LENGTH, CANCELLED or FAILED; `error` says why it failed."""
 
     reason: str
     error: str = ""
@@ -95,7 +96,7 @@ Listener = Callable[[Sequence[Event]], None]
 
 
 class Ticket(Protocol):
-    """A submitted request."""
+    """The handle of a submitted request, to cancel it."""
 
     def cancel(self) -> None:
         """End the request before its next token. Does nothing if the request has ended. Any thread may call it."""
@@ -104,15 +105,16 @@ class Ticket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The state of an engine, and what it counted since it was loaded.
+    """The state of an engine, and its counts since it was loaded.
 
     - `running`, `waiting`: requests in the batch and in the queue;
-    - `pages`, `free_pages`: of the key-value cache. Pages that only the prefix cache holds count as free;
+    - `pages`, `free_pages`: all pages of the key-value cache, and the free ones. Pages that only the prefix cache holds
+      count as free;
     - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and those found there;
-    - `preemptions`: requests that had to give up their pages and were read again;
-    - `prompt_tokens`, `new_tokens`: tokens read for prompts (not those found in the prefix cache), and new ones;
-    - `guesses`, `right_guesses`: tokens guessed by speculative decoding, and those that the model chose as well;
-    - `steps`, `step_seconds`, `forward_seconds`: forward steps, their time, and the part of it in the native library.
+    - `preemptions`: how often a request lost its pages, so that its tokens must be read again;
+    - `prompt_tokens`, `new_tokens`: prompt tokens read (not those found in the prefix cache), and new tokens chosen;
+    - `guesses`, `right_guesses`: tokens guessed by speculative decoding, and those of them that the model chose, too;
+    - `steps`, `step_seconds`, `forward_seconds`: forward steps, their time, and the time in the native library alone.
     """
 
     running: int = 0
@@ -180,19 +182,19 @@ class Model(Protocol):
         ...
 
     def load(self) -> None:
-        """Load the weights now, which takes seconds; nothing if they are loaded. Raises as `submit` does."""
+        """Load the weights now, which takes seconds, unless they are loaded. Raises the errors of `submit`."""
         ...
 
     def submit(self, request: Request, listener: Listener, *, client: str = "") -> Ticket:
         """Queue a request as `ServingEngine.submit` does. Loads the weights first if needed, which takes seconds.
 
-        Also raises what loading raises (`ArtifactError`, `CheckpointError`, `UnsupportedError`), and `BusyError` if the
-        weights do not fit beside models that are busy.
+        Also raises `ArtifactError`, `CheckpointError` or `UnsupportedError` if the model cannot be loaded, and
+        `BusyError` if its weights do not fit beside models that are in use.
         """
         ...
 
     def stats(self) -> EngineStats:
-        """Return the engine's state; what it counts goes on over unloading and loading again."""
+        """Return the engine's state. The counts continue when the model is unloaded and loaded again."""
         ...
 
 

@@ -1,33 +1,33 @@
-"""`Scheduler`: which tokens the next step reads. Pure Python: it knows the key-value cache by its pages only.
+"""`Scheduler` decides which tokens the next step reads. It uses only the pages of the key-value cache (`Pages`).
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
-request runs, which means that it has a sequence in the cache, or it waits. If the pages run out, the request that began
-last gives its pages up, waits before all others, and reads its tokens again when there is room; no token is lost, since
-its new tokens are now part of what it reads.
+request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is
+preempted: it loses its pages and moves to the front of the queue. When there is room, all its tokens are read again,
+the new ones included, so no token is lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zeropoint.serve.draft import MOST
+from zeropoint.serve.draft import MAX_GUESSES
 from zeropoint.serve.job import FairQueue, Job
 from zeropoint.serve.pace import Pace
 from zeropoint.serve.prefix_cache import PAGE, Pages, PrefixCache, extend_keys
 
-#: The most rows of logits of a step that prompts need beside the one after their last tokens: a row has as many floats
-#: as the vocabulary.
+#: The most rows of logits in one step for prompts that need more than the row after their last token (scored prompts).
+#: A row takes 4 * vocab_size bytes.
 SCORED_ROWS = 64
-#: Tokens are guessed only while so few requests run: rows of a full batch are better used for the others' tokens.
+#: Tokens are guessed only while at most this many requests run: in larger batches, guesses would delay other requests.
 DRAFTING_JOBS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next `count` unread tokens of a job; `wanted`: how many of them, the last ones, need logits.
+    """The `count` tokens of one job that a step reads. The last `wanted` of these need logits.
 
-    `decodes`: whether it is a job's only unread token. Then `count` includes the tokens of `draft`, guesses of what
-    follows.
+    `decodes`: whether the part is the job's last token, and the only one not yet read. The guesses that follow this
+    token are in `draft`, and `count` includes them.
     """
 
     job: Job
@@ -45,9 +45,10 @@ class Part:
 class Scheduler:
     """The requests of one engine. Not for use by two threads at once.
 
-    `cache` has `sequences` sequences, at least `max_running`. Those that no request uses keep what was read, as long as
-    their pages are free, for later requests that begin with the same tokens (`prefix_sharing`).
-    `drafting`: whether next tokens are guessed while few requests run.
+    - `sequences`: how many sequences `cache` has, at least `max_running`;
+    - `prefix_sharing`: whether the sequences of ended requests are kept, until their pages are needed, for later
+      requests that begin with the same tokens;
+    - `drafting`: whether next tokens are guessed while few requests run.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Scheduler:
 
     @property
     def most_rows(self) -> int:
-        """Return the most rows of logits of a step."""
-        return self.max_running + SCORED_ROWS + DRAFTING_JOBS * MOST
+        """Return the most rows of logits that one step has."""
+        return self.max_running + SCORED_ROWS + DRAFTING_JOBS * MAX_GUESSES
 
     @property
     def free_pages(self) -> int:
@@ -82,7 +83,7 @@ class Scheduler:
         return self.cache.free_pages + self.prefixes.evictable
 
     def add(self, job: Job) -> None:
-        """Let a new job wait."""
+        """Queue a new job."""
         self.waiting.add(job)
 
     def remove(self, job: Job, *, keep: bool) -> None:
@@ -107,7 +108,7 @@ class Scheduler:
             if parts:
                 self._free_pages_for(parts)
                 return parts
-            self._preempt()  # prompts that have taken all pages, and none can be read to its end
+            self._preempt()  # prompts hold all pages, and no prompt can be read further
         return []
 
     def advance(self, part: Part, right: int = 0) -> None:
@@ -125,16 +126,14 @@ class Scheduler:
             assert job.slot is not None
             self.prefixes.add(job.slot, job.keys[blocks : job.read // PAGE])
 
-    # -- parts of a step ----------------------------------------------------------------------
-
     def _decode(self) -> list[Part]:
         """Return the parts that decode, oldest first. Preempts the youngest jobs if their pages do not fit."""
         parts, taken = list[Part](), 0
         for job in [job for job in self.running if job.target - job.read == 1]:
             needed = pages_of(job.read + 1) - pages_of(job.read)
-            # most tokens need no page: then the cache is not asked, because native calls give the interpreter lock up
+            # most tokens need no new page: `free_pages` is not read then, because its native call releases the GIL
             while needed and job.slot is not None and taken + needed > self.free_pages:
-                self._preempt()  # never a job that has a part already: those began before this one
+                self._preempt()  # the youngest job, which is this one or has no part yet
             if job.slot is None:
                 continue
             draft = self._draft(job, taken)
@@ -143,15 +142,15 @@ class Scheduler:
         return parts
 
     def _draft(self, job: Job, taken: int) -> tuple[int, ...]:
-        """Return guesses of a job's next tokens, () if they do not pay or there are no pages for them."""
+        """Return guesses of a job's next tokens; () if guesses do not pay now, or no pages are free for them."""
         if not self.drafting or job.drafter is None or len(self.running) > DRAFTING_JOBS or not job.announced:
             return ()
-        draft = job.drafter.draft(job.tokens, job.most - job.target)
+        draft = job.drafter.draft(job.tokens, job.max_read - job.target)
         fits = not draft or pages_of(job.target + len(draft)) - pages_of(job.read) + taken <= self.free_pages
         return draft if fits else ()
 
     def _read(self, decoding: list[Part]) -> list[Part]:
-        """Return parts of prompts beside those that decode. Clients take turns. No job is preempted for a prompt."""
+        """Return the parts of prompts, to read beside the parts that decode. Clients take turns. Preempts no job."""
         budget = self.pace.budget(len(decoding))
         readers = [job for job in self.running if job.target - job.read > 1]
         self._turns = {job.client: self._turns.get(job.client, 0) for job in readers}
@@ -164,7 +163,7 @@ class Scheduler:
                 break
             free -= self._share(job)
             count = min(job.target - job.read, budget, (pages_of(job.read) + free) * PAGE - job.read)
-            wanted = max(job.read + count - job.wanted, 0)
+            wanted = max(job.read + count - job.logits_from, 0)
             if wanted > 1:
                 count -= max(wanted - rows, 0)
                 wanted = min(wanted, rows)
@@ -178,9 +177,9 @@ class Scheduler:
         return parts
 
     def _share(self, job: Job) -> int:
-        """Let a job begin with what other requests have read of its tokens, if that is more than it has read itself.
+        """Share the blocks that other requests have read of a job's tokens, if they are more than the job has read.
 
-        Return how many fewer pages are free then.
+        Return by how many pages this reduces the free pages.
         """
         blocks = job.read // PAGE
         shared = self.prefixes.match(_shareable(job), blocks)
@@ -195,12 +194,10 @@ class Scheduler:
         return free - self.free_pages
 
     def _free_pages_for(self, parts: list[Part]) -> None:
-        """Evict what is kept until the parts' pages are free."""
+        """Evict kept blocks until enough pages are free for the parts."""
         needed = sum(map(_new_pages, parts))
         while needed and needed > self.cache.free_pages and self.prefixes.evict():
             pass
-
-    # -- running and waiting ------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Let waiting jobs run, in turn, as long as their pages fit beside those that running jobs still need."""
@@ -221,7 +218,7 @@ class Scheduler:
             promised += needed + 1
 
     def _preempt(self) -> None:
-        """Let the job that began last wait before all others. What it has read is the first to be evicted."""
+        """Move the youngest running job to the front of the queue. Its blocks are the first to be evicted."""
         job = self.running[-1]
         self.prefixes.keep(self._stop(job), evict_first=True)
         job.preempted = True
@@ -229,7 +226,7 @@ class Scheduler:
         self.preemptions += 1
 
     def _stop(self, job: Job) -> int:
-        """Take a running job out; return its sequence."""
+        """Remove a job from the running ones; return the number of its sequence."""
         sequence = job.slot
         assert sequence is not None
         self.running.remove(job)
@@ -240,13 +237,14 @@ class Scheduler:
 def _shareable(job: Job) -> list[bytes]:
     """Return the keys of the blocks that a job may share: those before the first token whose logits it needs."""
     extend_keys(job.keys, job.tokens)
-    return job.keys[: job.wanted // PAGE]
+    return job.keys[: job.logits_from // PAGE]
 
 
 def _new_pages(part: Part) -> int:
+    """Return how many pages a part adds to its sequence."""
     return pages_of(part.job.read + part.count) - pages_of(part.job.read)
 
 
 def pages_of(tokens: int) -> int:
-    """Return the pages of a sequence of so many tokens."""
+    """Return how many pages a sequence of `tokens` tokens takes."""
     return -(-tokens // PAGE)

@@ -1,8 +1,9 @@
 """The process that renders chat templates: `python -m zeropoint.serve.template_worker`.
 
-A model's chat template is a program that nobody here wrote. jinja2's sandbox keeps it from Python and files, but not
-from endless loops or from filling the memory. So it runs in a process with a limit on memory, whose owner ends it
-when it takes too long (`templates.py`). One line of JSON comes in and one goes out for each conversation.
+A model's chat template is a program from an unknown author. jinja2's sandbox keeps the template from Python and files,
+but not from endless loops or from filling the memory. So templates run in a process with a memory limit, and the server
+(`templates.py`) kills the process when a template takes too long. For each conversation, the process reads one line of
+JSON and writes one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 from zeropoint.errors import ZeropointError, reason
 from zeropoint.tokenizer.templates import ChatTemplate
 
+#: The most address space of the process.
 MEMORY_BYTES = 512 << 20
 
 
 def main() -> None:
-    """Render until the input ends."""
+    """Render one conversation for each line of standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes our input
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))

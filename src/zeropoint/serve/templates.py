@@ -1,4 +1,4 @@
-"""`Templates`: chat templates, rendered by a process with limits on time, memory and output."""
+"""`Templates` renders chat templates in a separate process, with limits on time, memory and output."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from zeropoint.errors import UsageError
 from zeropoint.tokenizer import Message
 
-#: Seconds that one conversation may take, and those that the process may take to start.
+#: The most seconds for rendering one conversation, and for starting the process.
 SECONDS, START_SECONDS = 5.0, 30.0
-#: Most characters of a rendered conversation: more than any model's context.
+#: The most characters of a rendered conversation, which are more than any model's context has room for.
 MAX_CHARACTERS = 32 << 20
 
 
@@ -28,7 +28,7 @@ class Templates:
         self._seconds, self._max_characters = seconds, max_characters
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._fresh = True
+        self._fresh = True  # the process has not answered yet
 
     def start(self) -> None:
         """Start the process, so that the first conversation need not wait for it."""
@@ -50,8 +50,9 @@ class Templates:
         tools: Sequence[Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text that a template renders, as `zeropoint.tokenizer.templates.render` does.
+        """Return the text that a template renders for a conversation.
 
+        `template` is the template's source. The other arguments are those of `zeropoint.tokenizer.templates.render`.
         Raises `UsageError` if the template fails, or takes too much time or memory.
         """
         request = {
@@ -93,9 +94,8 @@ class Templates:
         """Return the process; start one if there is none."""
         if self._process is None or self._process.poll() is not None:
             self._end()
-            command = [sys.executable, "-m", "zeropoint.serve.template_worker"]
-            # -m looks for modules in the current folder first, which may be anyone's: -P leaves it out
-            command.insert(1, "-P")
+            # -P: do not import modules from the current folder, whose files may be anyone's
+            command = [sys.executable, "-P", "-m", "zeropoint.serve.template_worker"]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
             )
@@ -104,6 +104,7 @@ class Templates:
         return self._process
 
     def _end(self) -> None:
+        """Kill the process, if there is one."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -114,9 +115,9 @@ class Templates:
 
 
 def _talk(into: int, out: int, line: bytes, deadline: float) -> bytes:
-    """Write a line to one file and return the line that comes from another.
+    """Write `line` to the file descriptor `into`; return the line that is read from the file descriptor `out`.
 
-    Raises `TimeoutError` after `deadline` (on `time.monotonic`), `EOFError` if the other side ends.
+    Raises `TimeoutError` after `deadline` (a time of `time.monotonic`), and `EOFError` if `out` ends before the line.
     """
     rest, answer = memoryview(line), bytearray()
     while not answer.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""From a request's events to text: `Writer` decodes tokens, finds stop strings, and says how the text ended."""
+"""`Writer` turns a request's events into text: it decodes tokens, finds stop strings, and reports how a text ended."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class TextOptions:
 
 @dataclass(slots=True)
 class Piece:
-    """What some events added to one answer.
+    """The text and tokens that some events added to one answer.
 
-    `tokens` are the new tokens, one that ended the text included; `shown` are those that belong to the text. `finish`
-    is STOP, LENGTH, CANCELLED or FAILED after the last event, else None; `stopped_by` is the stop text or token that
-    ended the answer. `prompt` is set once, when the prompt is read.
+    - `tokens`: the new tokens, including a stop token; `shown`: the new tokens without a stop token;
+    - `finish`: STOP, LENGTH, CANCELLED or FAILED after the last event, else None;
+    - `stopped_by`: the stop text or stop token that ended the answer;
+    - `prompt`: set once, when the prompt is read.
     """
 
     index: int = 0
@@ -46,7 +47,7 @@ class Piece:
 
 
 class Writer:
-    """The text of one request."""
+    """Turns the events of one request into text."""
 
     def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
         self._options = options
@@ -55,7 +56,7 @@ class Writer:
         self.finished = False
 
     def take(self, events: Sequence[Event]) -> Piece:
-        """Return what events added. After a stop text, `finished` is true and further events add nothing."""
+        """Return what events add to the text. After a stop text, `finished` is true, and further events add nothing."""
         piece = Piece()
         parts: list[str] = []
         for event in events:
@@ -83,7 +84,7 @@ class Writer:
         return text + self._stopped(piece) if self._stream.stopped else text
 
     def _stopped(self, piece: Piece) -> str:
-        """End the text at a stop text; return that, if it is to be shown."""
+        """End the text at a stop text; return the stop text if it must be shown, else nothing."""
         self.finished = True
         piece.finish, piece.stopped_by = STOP, self._stream.stopped_by
         return (self._stream.stopped_by or "") if self._options.include_stop else ""

@@ -1,11 +1,11 @@
-"""Tool calls in a model's answer: `ToolParser` finds them as the text comes, and yields their arguments in fragments.
+"""`ToolParser` finds the tool calls in a model's answer while the answer is generated.
 
-Model families write calls in different ways, and their chat templates show which:
+Model families write calls in different formats, and a chat template shows the format of its model:
 
 - `hermes` (Hermes, Qwen, SmolLM3): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`;
 - `mistral`: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}`;
 - `llama` (Llama 3): `{"name": ..., "parameters": {...}}`, several with a semicolon between them;
-- `json`: the same JSON, with nothing around it.
+- `json` (any other model): the JSON of Hermes, with nothing around it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from typing import Any
 
 from zeropoint.serve.json_scan import Scanner
 
+#: The formats of tool calls, which the module's docstring shows.
 HERMES, MISTRAL, LLAMA, JSON = "hermes", "mistral", "llama", "json"
 
+#: The text before a tool call in each format that has one.
 _MARKERS = {HERMES: "<tool_call>", MISTRAL: "[TOOL_CALLS]", LLAMA: "<|python_tag|>"}
 _END = "</tool_call>"
-#: Mistral's newer form: the name, perhaps an id, and where the arguments begin.
+#: Mistral's newer form, up to the arguments: a name, which an id may follow.
 _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*\s*)?(?:\[ARGS\]\s*)?(?={)")
 
 
 @dataclass(frozen=True, slots=True)
 class CallPart:
-    """A part of a tool call. The first part of a call has its `id` and `name`, further parts have more `arguments`."""
+    """A fragment of a tool call, as in a streamed answer of OpenAI's API.
+
+    `index` counts the calls of an answer from 0. The first fragment of a call has the `id` and the `name`. Each later
+    fragment has the next characters of `arguments`, which is JSON.
+    """
 
     index: int
     id: str | None = None
@@ -38,7 +44,7 @@ class CallPart:
 
 
 def format_of(template: str | None) -> str:
-    """Return how a model with this chat template writes tool calls."""
+    """Return the format in which a model with this chat template writes tool calls."""
     text = template or ""
     if "<tool_call>" in text:
         return HERMES
@@ -50,7 +56,7 @@ def format_of(template: str | None) -> str:
 
 
 def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the JSON Schema of a call of one of these functions, to which an answer is held that must be a call."""
+    """Return the JSON Schema of a call of one of these functions, for answers that must be a call."""
     calls = [
         {
             "type": "object",
@@ -67,14 +73,17 @@ def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class ToolParser:
-    """Splits an answer into text and tool calls. `names`: the functions that the model may call."""
+    """Splits an answer into text and tool calls.
+
+    `style`: the format of the calls, HERMES, ...; `names`: the functions that the model may call.
+    """
 
     def __init__(self, style: str, names: Collection[str]) -> None:
         self._marker = _MARKERS.get(style)
         self._bare = style in (LLAMA, JSON)  # a call needs no marker, if the answer begins with it
         self._names = names
-        self._rest = ""  # text that is not understood yet
-        self._raw = ""  # the text of the call being read, in case that it is none
+        self._rest = ""  # text that is not parsed yet
+        self._raw = ""  # the text of the call being read, to show it as text if it is no call
         self._inside = False  # after a marker, where calls are expected
         self._scanner: Scanner | None = None
         self._first = True
@@ -82,7 +91,7 @@ class ToolParser:
         self.calls = 0
 
     def push(self, text: str) -> tuple[str, list[CallPart]]:
-        """Add text of the answer; return what of it is plain text, and the parts of calls."""
+        """Add text of the answer; return new plain text, and new fragments of calls."""
         self._rest += text
         shown: list[str] = []
         parts: list[CallPart] = []
@@ -91,7 +100,7 @@ class ToolParser:
         return "".join(shown), parts
 
     def finish(self) -> str:
-        """Return what is still held back when the answer ends: text that is no call after all."""
+        """End the answer; return the plain text that was held back because it might have become a call."""
         rest, self._rest = self._rest, ""
         if self._scanner is not None and not self._named:
             rest = self._raw + rest
@@ -101,7 +110,7 @@ class ToolParser:
         return rest
 
     def _step(self, shown: list[str], parts: list[CallPart]) -> bool:
-        """Take the next part of the text; return whether there may be more to take."""
+        """Parse the next part of the text; return whether more can be parsed now."""
         if not self._rest:
             return False
         if self._scanner is not None:
@@ -109,7 +118,7 @@ class ToolParser:
         return self._between(shown, parts) if self._inside else self._in_text(shown)
 
     def _in_text(self, shown: list[str]) -> bool:
-        """Take plain text, up to where calls begin."""
+        """Take plain text, up to the place where calls begin."""
         if self._first and self._bare:
             start = self._rest.lstrip()
             if not start:
@@ -132,7 +141,7 @@ class ToolParser:
         return False
 
     def _between(self, shown: list[str], parts: list[CallPart]) -> bool:
-        """Take what stands before the next call: brackets, commas, end markers; or see that no call follows."""
+        """Skip brackets, commas and markers before the next call. Return to plain text if no call follows."""
         rest = self._rest.lstrip(" \n\r\t;,]")
         for marker in (_END, self._marker):
             if marker and rest.startswith(marker):
@@ -140,7 +149,9 @@ class ToolParser:
                 return True
             if marker and rest and marker.startswith(rest):
                 return False
-        rest = rest.lstrip(" \n\r\t[")  # of a list of calls, once it is no marker
+        rest = rest.lstrip(
+            " \n\r\t["
+        )  # a list of calls; after the check for markers, which may begin with [, too
         if not rest:
             self._raw += self._rest
             self._rest = ""
@@ -167,9 +178,9 @@ class ToolParser:
         return True
 
     def _no_call(self, shown: list[str]) -> bool:
-        """See that plain text follows; return whether it can be taken now."""
+        """Return to plain text; return False if the text may still become a call's name."""
         if self._marker == _MARKERS[MISTRAL] and re.fullmatch(r"\s*[\w.\-\[\]]*\s*", self._rest):
-            return False  # a name that is not complete
+            return False  # the name may be incomplete
         self._inside = False
         shown.append(self._raw)
         self._raw = ""
@@ -207,6 +218,7 @@ class ToolParser:
         return bool(self._rest)
 
     def _new_call(self, name: str) -> CallPart:
+        """Return the first fragment of a new call."""
         self.calls += 1
         return CallPart(self.calls - 1, id=f"call_{secrets.token_hex(12)}", name=name)
 

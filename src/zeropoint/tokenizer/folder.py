@@ -57,12 +57,12 @@ class Tokenizer(Text):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Return the ids of special tokens, which are no text (a chat template's `<|im_end|>`, say)."""
+        """Return the ids of special tokens: markers such as a chat template's `<|im_end|>`, not text."""
         added = self._fast.get_added_tokens_decoder()
         return frozenset(number for number, token in added.items() if token.special)
 
     def token_bytes(self, number: int) -> bytes:
-        """Return the bytes of one token, which need not be a whole character; none for an id without a token."""
+        """Return the bytes of one token, possibly only a part of a character; `b""` for an id without a token."""
         token = self._fast.id_to_token(number)
         if token is None:
             return b""
@@ -72,21 +72,23 @@ class Tokenizer(Text):
 
     @cached_property
     def _added(self) -> frozenset[int]:
+        """Return the ids of added tokens, whose names are their plain text."""
         return frozenset(self._fast.get_added_tokens_decoder())
 
     @cached_property
     def _to_bytes(self) -> Callable[[str], bytes]:
+        """Return the function that turns the name of a token into its bytes."""
         decoder = self._fast.decoder
         byte_level = decoder is not None and b"ByteLevel" in decoder.__getstate__()
         return byte_level_bytes if byte_level else sentencepiece_bytes
 
     def to_json(self) -> str:
-        """Return the tokenizer as the text of a tokenizer.json."""
+        """Return the tokenizer in the format of tokenizer.json."""
         return str(self._fast.to_str())
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """Return generation_config.json, empty if there is none."""
+        """Return the content of generation_config.json; `{}` without that file."""
         return _optional_json(self.folder / "generation_config.json")
 
     def stop_tokens(self) -> frozenset[int]:

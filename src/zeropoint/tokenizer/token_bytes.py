@@ -1,4 +1,4 @@
-"""The bytes of one token, from its name in the vocabulary."""
+"""Conversion of a token's name in the vocabulary to the token's bytes."""
 
 from __future__ import annotations
 

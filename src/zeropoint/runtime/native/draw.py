@@ -1,4 +1,4 @@
-"""The next tokens of many texts, and log probabilities, in one call of the C++ library."""
+"""`draw` chooses the next tokens of many texts in one call of the C++ library; `scores` computes log probabilities."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def draw(
     *,
     threads: int,
 ) -> Int32s:
-    """Return the next token `[n]` of each row of logits `[n, vocab]`, adjusted by `Sampler.adjust`.
+    """Return the next token, int32 `[n]`, of each row of logits `[n, vocab]` that `Sampler.adjust` has adjusted.
 
-    `numbers` counts the tokens that each text got before. `masks`: the allowed tokens of each row as bits, int32
-    `[ceil(vocab / 32)]`, lowest bit first, or None. A row's token depends on its own arguments only, and is the one
-    that `Sampler` chooses. Raises `ArtifactError` if a row's logits are not finite, and `UsageError` if its mask allows
-    no token.
+    - `numbers`: for each row, how many tokens of its text were drawn before;
+    - `masks`: for each row, the allowed tokens as bits, int32 `[ceil(vocab / 32)]`, lowest bit first, or None.
+
+    A row's token depends on the arguments of that row only, and equals the token that `Sampler` chooses. Raises
+    `ArtifactError` if a row's logits are not finite, and `UsageError` if a row's mask allows no token.
     """
     draws = [
         sampling.draw(number, mask) for sampling, number, mask in zip(samplings, numbers, masks, strict=True)
@@ -38,10 +39,11 @@ def draw(
 
 
 def scores(logits: Logits, tokens: Int32s, top: int, *, threads: int) -> kernel.Scores:
-    """Return log probabilities of rows of raw logits `[n, vocab]`, in nats.
+    """Return log probabilities in nats, computed from raw logits `[n, vocab]`.
 
-    These are: those of `tokens` `[n]`; the ids of the `top` most likely tokens `[n, top]`, most likely first (ties:
-    lowest id first); and their log probabilities. Raises `ArtifactError` if a row's logits are not finite.
+    The result has the log probability of each row's token in `tokens` `[n]`, the ids of each row's `top` most likely
+    tokens `[n, top]`, most likely first (ties: lowest id first), and the log probabilities of these tokens `[n, top]`.
+    Raises `ArtifactError` if a row's logits are not finite.
     """
     result = kernel.score(logits, tokens, top, threads=threads)
     if np.isnan(result.scores).any():

@@ -13,7 +13,10 @@ from zeropoint.values.arrays import Floats
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that a step reads into `sequence` from position `first` on; `wanted`: the logits of so many last ones."""
+    """Tokens that a step reads into sequence number `sequence`, from position `first` on.
+
+    The step returns the logits after each of the last `wanted` tokens.
+    """
 
     sequence: int
     first: int
