@@ -1,7 +1,8 @@
 """Serve models over HTTP: the APIs of OpenAI and Anthropic, and a chat page.
 
-MODEL is an artifact or an original model, NAME=MODEL gives it another name than its folder's. The first request to a
-model loads it, unless it is the only one. docs/serve.md describes the APIs, options, limits and metrics.
+MODEL is an artifact or an original model, served under the name of its folder; NAME=MODEL sets another name. A single
+model is loaded at the start, several models each at their first request. docs/serve.md describes the APIs, options,
+limits and metrics.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=PORT, default=8000, metavar="N", help="port to listen on (default: 8000)"
     )
     parser.add_argument(
-        "--served-model-name", type=readable, metavar="NAME", help="name of the model, if there is one only"
+        "--served-model-name", type=readable, metavar="NAME", help="name under which a single model is served"
     )
     add_revision_option(parser)
     engine = parser.add_argument_group("engine")
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=whole(2, 4096),
         metavar="N",
-        help="most tokens of a request, prompt and answer together (default: the model's context)",
+        help="most tokens of a request, prompt and answer together (default: the model's context length)",
     )
     engine.add_argument(
         "--kv-cache",
@@ -71,28 +72,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-tokens",
         type=whole(64, 65536),
         metavar="N",
-        help="tokens that the key-value cache of a model holds, of all requests together (default: one context, "
-        "or up to 8, at most 65536 tokens, within a quarter of the free memory)",
+        help="tokens that the key-value cache of a model holds, for all its requests together (default: one context "
+        "length, or up to 8 but at most 65536 tokens if they fit in a quarter of the free memory)",
     )
     engine.add_argument(
         "--max-running",
         type=whole(1, 64),
         default=64,
         metavar="N",
-        help="most requests in one step (default: 64)",
+        help="most requests that one forward step computes (default: 64)",
     )
     engine.add_argument(
         "--max-queue",
         type=whole(0, 256),
         default=256,
         metavar="N",
-        help="most requests that wait; further ones are refused with 429 (default: 256)",
+        help="most requests that wait; further requests get HTTP status 429 (default: 256)",
     )
     engine.add_argument(
         "--memory",
         type=MEMORY,
         metavar="SIZE",
-        help="memory for loaded models; the one unused for the longest time is unloaded first (default: no limit)",
+        help="memory for loaded models; the model unused for the longest time is unloaded first (default: no limit)",
     )
     access = parser.add_argument_group("access and limits")
     key = access.add_mutually_exclusive_group()
@@ -102,13 +103,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="a key that clients must send; repeatable",
+        help="API key that clients must send; repeatable, so that each of several keys is accepted",
     )
     key.add_argument(
         "--api-key-file",
         type=plain_file,
         metavar="FILE",
-        help="file with the keys that clients may send, one a line",
+        help="file with the accepted API keys, one per line",
     )
     access.add_argument(
         "--cors",
@@ -137,21 +138,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=SECONDS,
         default=10.0,
         metavar="S",
-        help="time for a client to send its headers; three times as long for the body, six times to take a part of an "
-        "answer (default: 10)",
+        help="seconds that a client has to send its headers; three times as long to send the body, six times to "
+        "receive a part of the answer (default: 10)",
     )
     access.add_argument(
         "--drain-seconds",
         type=at_least_zero("30"),
         default=30.0,
         metavar="S",
-        help="after Ctrl-C or SIGTERM, time for running answers to end (default: 30)",
+        help="seconds that running requests have to end after Ctrl-C or SIGTERM (default: 30)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0."""
-    # these import the libraries of the extra: whoever lacks them learns that before a model is opened
+    # these import the libraries of the extra `serve`: if they are missing, fail before a model is opened
     from zeropoint.serve.engine import EngineOptions
     from zeropoint.serve.http.app import make_app
     from zeropoint.serve.http.server import Server, configure, listen, raise_file_limit
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def named_folders(given: Sequence[str], name: str | None, revision: str | None) -> dict[str, Path]:
-    """Return the folders of models by the names under which they are served.
+    """Return the paths of the models by the names under which they are served.
 
     Raises `UsageError` for a name given twice, or a model that cannot be found.
     """
@@ -219,23 +220,23 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
 
 
 def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the API keys of the options. Raises `UsageError` for a file without keys."""
+    """Return the API keys of the options. Raises `UsageError` for a file without keys, and for an empty key."""
     keys = tuple(args.api_key)
     if args.api_key_file is not None:
         try:
             lines = Path(args.api_key_file).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise UsageError(f"{args.api_key_file} is no text in UTF-8: write one key a line") from None
+            raise UsageError(f"{args.api_key_file} is not UTF-8 text: write one key per line") from None
         keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
-            raise UsageError(f"{args.api_key_file} holds no key: write one a line")
+            raise UsageError(f"{args.api_key_file} holds no key: write one per line")
     if not all(keys):
         raise UsageError("--api-key is empty: give a key")
     return keys
 
 
 def _greet(url: str, names: list[str], settings: Settings) -> None:
-    """Say where the server is, and how to try it."""
+    """Print the server's address, a command to try it, and a warning if anyone may use it."""
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print(

@@ -1,4 +1,4 @@
-"""What the responses of several APIs have in common: ids, counts of tokens, reasons."""
+"""Helpers that build the responses of several APIs: ids, token counts, stop reasons, tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeropoint.serve.tools import CallPart, ToolParser
 
 
 def usage_of(run: Run) -> dict[str, Any]:
-    """Return how many tokens a run read and wrote, as OpenAI counts them."""
+    """Return OpenAI's `usage` object: the numbers of prompt tokens and new tokens of a run."""
     return {
         "prompt_tokens": run.prompt_tokens,
         "completion_tokens": run.completion_tokens,
@@ -24,23 +24,23 @@ def usage_of(run: Run) -> dict[str, Any]:
 
 
 def new_id(kind: str, sign: str = "-") -> str:
-    """Return a new id that says of what kind of object it is."""
+    """Return a new random id that starts with `kind` and `sign`, like "chatcmpl-..."."""
     return f"{kind}{sign}{secrets.token_hex(12)}"
 
 
 def client_of(request: Request) -> str:
-    """Return the name under which a client's requests take turns with those of others: its address."""
+    """Return the client's address. The engine lets clients with different addresses take turns."""
     return request.client.host if request.client is not None else ""
 
 
 def stop_reason(model: Model, piece: Piece) -> str | int | None:
-    """Return vLLM's `stop_reason`: the stop text or token that ended the answer; None for the model's own end."""
+    """Return vLLM's `stop_reason`: the stop text or token that ended the answer; None for the model's stop tokens."""
     stopped = piece.stopped_by
     return None if isinstance(stopped, int) and stopped in model.tokenizer.stop_tokens() else stopped
 
 
 def split(parser: ToolParser | None, piece: Piece) -> tuple[str, list[CallPart]]:
-    """Split a piece's text into what is shown and the parts of tool calls, which a parser finds."""
+    """Return the text that a piece shows, and the parts of tool calls that the parser finds in the piece."""
     if parser is None:
         return piece.text, []
     text, parts = parser.push(piece.text)
@@ -50,7 +50,7 @@ def split(parser: ToolParser | None, piece: Piece) -> tuple[str, list[CallPart]]
 
 
 def join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
-    """Add the parts of tool calls to whole calls."""
+    """Append streamed parts of tool calls to `calls`: a part with an id begins a call, others extend its arguments."""
     for part in parts:
         if part.id is not None:
             function = {"name": part.name, "arguments": part.arguments}

@@ -31,7 +31,7 @@ from zeropoint.serve.templates import Templates
 
 
 def make_app(models: Models, settings: Settings) -> Starlette:
-    """Return the application that serves `models`. Its `state.zeropoint` is the `State` while it runs."""
+    """Return the application that serves `models`. While the application runs, its `state.zeropoint` is the `State`."""
     templates = Templates()
 
     @asynccontextmanager

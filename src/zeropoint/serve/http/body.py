@@ -1,4 +1,4 @@
-"""Reading a request's body: JSON, within the limits of size and time."""
+"""`read_json`: reads the body of a request as JSON, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def read_json(request: Request) -> Any:
     """Return the JSON value in a request's body.
 
     Raises `ApiError`: 400 (no JSON), 408 (too slow), 413 (too large), 415 (not declared as JSON). Requiring the type
-    application/json also keeps other sites' pages out, because a browser asks before it sends that across origins.
+    application/json also keeps other sites' pages out: browsers send it to another origin only after a CORS preflight.
     """
     settings = state_of(request).settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

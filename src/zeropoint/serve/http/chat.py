@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: OpenAI's API of conversations."""
+"""`POST /v1/chat/completions`: OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ChatRequest(SamplingOptions):
     max_tokens: int | None = option(whole(1), "older name of max_completion_tokens")
     logprobs: bool | None = option(boolean(), "return the log-probability of each token")
     top_logprobs: int | None = option(
-        whole(0, MAX_LOGPROBS), "with logprobs: so many alternatives of each token"
+        whole(0, MAX_LOGPROBS), "with logprobs: number of alternatives of each token"
     )
     tools: tuple[Tool, ...] | None = option(listing(record(Tool)), "functions that the model may call")
     tool_choice: Any = option(
@@ -72,7 +72,7 @@ class ChatRequest(SamplingOptions):
 
 
 async def chat_completions(request: Request) -> Response:
-    """Answer a request."""
+    """Answer `/v1/chat/completions`."""
     body = parse(ChatRequest, await read_json(request))
     state = state_of(request)
     model = state.model(body.model)
@@ -145,7 +145,7 @@ class _Answer:
         return out
 
     async def events(self, seconds: float) -> AsyncIterator[str]:
-        """Yield the chunks of a stream: of each choice, the role, then the text, then how it finished."""
+        """Yield the events of a stream: for each choice, the role, then the text, then the finish reason."""
         begun, calls = [False] * self._body.answers, [False] * self._body.answers
         async for piece in self._run.pieces(tick_seconds=seconds):
             if piece is None:
@@ -184,7 +184,7 @@ class _Answer:
         finish: str | None = None,
         stop: str | int | None = None,
     ) -> str:
-        """Return one event of a stream."""
+        """Return one event of a stream, with one choice."""
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         if finish is not None:
             choice["stop_reason"] = stop
@@ -196,7 +196,7 @@ class _Answer:
         return data(chunk)
 
     def _finish(self, piece: Piece, called: bool) -> str | None:
-        """Return the reason why an answer ended, in OpenAI's words."""
+        """Return OpenAI's `finish_reason` of an answer; `called`: the answer has tool calls."""
         return "tool_calls" if called and piece.finish == STOP and not self._tools.named else piece.finish
 
     def _logprobs(self, tokens: list[NewToken]) -> dict[str, Any] | None:
@@ -207,7 +207,7 @@ class _Answer:
 
 
 def as_delta(part: CallPart) -> dict[str, Any]:
-    """Return a part of a tool call as OpenAI's streams have it."""
+    """Return a part of a tool call as a delta of OpenAI's streams."""
     if part.id is None:
         return {"index": part.index, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}

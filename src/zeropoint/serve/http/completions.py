@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: OpenAI's API of texts to continue."""
+"""`POST /v1/completions`: OpenAI's API that continues a text."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class CompletionRequest(SamplingOptions):
     max_tokens: int | None = option(whole(0), f"most tokens of the answer; default: {_DEFAULT_TOKENS}")
     echo: bool | None = option(boolean(), "begin the answer with the prompt")
     logprobs: int | None = option(
-        whole(0, MAX_LOGPROBS), "log-probabilities of the tokens and of so many alternatives"
+        whole(0, MAX_LOGPROBS), "return the log-probability of each token and of this many alternatives"
     )
     suffix: str | None = option(string(), "not supported")
 
 
 async def completions(request: Request) -> Response:
-    """Answer a request."""
+    """Answer `/v1/completions`."""
     body = parse(CompletionRequest, await read_json(request))
     state = state_of(request)
     model = state.model(body.model)
@@ -74,7 +74,7 @@ async def completions(request: Request) -> Response:
 
 
 def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Job, list[str]]:
-    """Return what to run, and the text of each prompt."""
+    """Return the engine requests, and for each answer the text of its prompt (empty without `echo`)."""
     given = body.prompt
     single = isinstance(given, str) or isinstance(given[0], int)
     tokenizer = model.tokenizer
@@ -93,7 +93,7 @@ def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Job, 
         text_of,
         max_tokens=max_tokens,
         logprobs=body.logprobs,
-        # an answer of 0 tokens is a prompt that is only read, which the engine does for its log-probabilities
+        # the engine accepts a request for 0 new tokens only if it asks for log-probabilities of the prompt
         prompt_logprobs=body.logprobs if scored else 0 if max_tokens == 0 else None,
     )
     texts = [
@@ -138,7 +138,7 @@ class _Answer:
         return {**self._base, "choices": choices, "usage": usage_of(self._run)}
 
     async def events(self, seconds: float) -> AsyncIterator[str]:
-        """Yield the chunks of a stream."""
+        """Yield the events of a stream."""
         async for piece in self._run.pieces(tick_seconds=seconds):
             if piece is None:
                 yield KEEP_ALIVE
@@ -154,7 +154,7 @@ class _Answer:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def _piece(self, piece: Piece) -> dict[str, Any]:
-        """Return a choice with what a piece adds to it; `echo` adds the prompt to the first piece."""
+        """Return a piece as a choice of the response. The first piece of an answer also has the prompt, with `echo`."""
         index = piece.index
         choice = self._choice(index, piece.text)
         scored = [(token.id, token.score) for token in piece.shown]
@@ -173,7 +173,7 @@ class _Answer:
         return choice
 
     def _prompt_scores(self, index: int, read: PromptRead) -> list[tuple[int, Any]]:
-        """Return the prompt's tokens with their scores, if they are part of the answer. The first has no score."""
+        """Return the prompt's tokens with their scores (none for the first); nothing unless `echo` and `logprobs`."""
         if not self._body.echo or self._body.logprobs is None:
             return []
         return list(zip(self._run.job.requests[index].prompt, (None, *read.scores), strict=True))

@@ -1,4 +1,4 @@
-"""`Connection`: one client's connection, with limits for slow clients and for the number of connections."""
+"""`Connection`: one client's connection, with time limits and a limit to the number of connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeropoint.serve.http.state import Settings
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 connection, cut if headers are slow to come or if the client does not take what it is sent."""
+    """uvicorn's HTTP/1.1 connection, closed if the client is too slow to send headers or to receive the response."""
 
     settings: ClassVar[Settings]
 
@@ -38,7 +38,7 @@ class Connection(H11Protocol):
         self._watch_headers()
 
     def _watch_headers(self) -> None:
-        """Start the clock while the headers of a request are incomplete, stop it when they are complete."""
+        """Start the timer while the headers of a request are incomplete; stop the timer when they are complete."""
         waiting = self.conn.their_state is h11.IDLE
         if waiting and self._headers_timer is None:
             self._headers_timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
@@ -81,7 +81,7 @@ class Connection(H11Protocol):
 
 
 def _refusal(status: str, message: str) -> bytes:
-    """Return a whole response that closes the connection."""
+    """Return a whole HTTP response, as bytes, that announces the end of the connection."""
     number = int(status[:3])
     body = json.dumps(ApiError(number, message).openai()).encode()
     retry = f"retry-after: {RETRY_SECONDS}\r\n" if number == 503 else ""

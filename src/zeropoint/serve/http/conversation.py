@@ -1,4 +1,4 @@
-"""Messages and tools of a conversation: read from a request, and passed to the model's chat template."""
+"""Messages and tools of a conversation: dataclasses that read them, and the form that chat templates take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zeropoint.serve.tools import JSON, ToolParser, call_schema, format_of, with
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPart:
-    """A part of a message's content."""
+    """One part of a message's content: text."""
 
     type: str = required(
         one_of("text", "input_text", "output_text", "refusal"), "kind of part: only text is read"
@@ -37,7 +37,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalledFunction:
-    """The function of a tool call."""
+    """The function that a tool call names, and its arguments."""
 
     name: str = required(string(), "its name")
     arguments: str | None = option(string(), "its arguments as JSON")
@@ -47,7 +47,7 @@ class CalledFunction:
 class ToolCall:
     """A tool call that the assistant made earlier."""
 
-    id: str | None = option(string(), "id, which the tool's answer repeats")
+    id: str | None = option(string(), "id of the call, which the tool's result repeats")
     type: str | None = option(string(), "function")
     function: CalledFunction = required(record(CalledFunction), "the function")
 
@@ -61,7 +61,7 @@ class ChatMessage:
     name: str | None = option(string(), "name of the speaker or function")
     reasoning_content: str | None = option(string(), "what an assistant thought before it answered")
     tool_calls: tuple[ToolCall, ...] | None = option(listing(record(ToolCall)), "the assistant's tool calls")
-    tool_call_id: str | None = option(string(), "of a tool's answer: the id of the call")
+    tool_call_id: str | None = option(string(), "of a tool's result: the id of the call")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A tool. Tools that are no functions are ignored."""
+    """A tool that the model may call. Tools of another type than "function" are ignored."""
 
     type: str = required(string(), "function")
     function: Function | None = option(record(Function), "the function")
@@ -84,14 +84,14 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedFunction:
-    """The function to call."""
+    """The name of the function that must be called."""
 
     name: str = required(string(empty=False), "its name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
-    """Which function must be called."""
+    """A `tool_choice` that names the function that must be called."""
 
     type: str = required(one_of("function"), "function")
     function: NamedFunction = required(record(NamedFunction), "the function")
@@ -99,9 +99,12 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The functions that a model may call, described as OpenAI does.
+    """The functions that a model may call, in OpenAI's format.
 
-    `forced`: the answer must be a call of one of these; `named`: the request named that one.
+    - `described`: all of them, for the chat template;
+    - `forced`: if not empty, the answer must call one of these;
+    - `named`: whether the request named the function that must be called;
+    - `names`: the names of all functions.
     """
 
     described: tuple[Mapping[str, Any], ...] = ()
@@ -111,15 +114,15 @@ class Tools:
 
     @property
     def parsed(self) -> bool:
-        """Return whether calls are looked for in the answer."""
+        """Return whether the answer is searched for tool calls."""
         return bool(self.described)
 
     def grammar(self) -> str | None:
-        """Return the grammar of an answer that must be a call; None if it need not."""
+        """Return the grammar of a tool call if the answer must be one, else None."""
         return grammar.of_schema(call_schema(self.forced)) if self.forced else None
 
     def parser(self, model: Model) -> ToolParser | None:
-        """Return a parser of one answer; None if no calls are looked for."""
+        """Return a parser that finds the tool calls in one answer; None if the model may call nothing."""
         if not self.described:
             return None
         template = model.tokenizer.templates.chosen(tools=True)
@@ -130,7 +133,7 @@ class Tools:
 def tools_of(tools: Sequence[Tool], choice: Any) -> Tools:
     """Return the tools of a request. `choice` is "none", "auto", "required", a `ToolChoice`, or None.
 
-    Raises `ApiError` if the choice does not suit the tools.
+    Raises `ApiError` if the chosen function is not among the tools, or a call is required but there are no tools.
     """
     functions = [
         _described(each.function) for each in tools if each.type == "function" and each.function is not None
@@ -153,7 +156,7 @@ def tools_of(tools: Sequence[Tool], choice: Any) -> Tools:
 
 
 def _described(function: Function) -> dict[str, Any]:
-    """Return a function as chat templates read it."""
+    """Return a function in the form that chat templates take."""
     out: dict[str, Any] = {"name": function.name}
     if function.description is not None:
         out["description"] = function.description
@@ -161,7 +164,7 @@ def _described(function: Function) -> dict[str, Any]:
 
 
 def for_template(message: ChatMessage) -> dict[str, Any]:
-    """Return a message as chat templates read it."""
+    """Return a message in the form that chat templates take."""
     role = "system" if message.role == "developer" else message.role
     out: dict[str, Any] = {"role": role, "content": content_of(message.content)}
     for name in ("name", "reasoning_content", "tool_call_id"):
@@ -182,7 +185,7 @@ def for_template(message: ChatMessage) -> dict[str, Any]:
 
 
 def content_of(content: Any) -> Any:
-    """Return a message's content: a text, or parts of text as chat templates read them."""
+    """Return a message's content in the form that chat templates take: a text, or a list of parts of text."""
     if content is None or isinstance(content, str):
         return content or ""
     return [{"type": "text", "text": part.text or part.refusal or ""} for part in content]

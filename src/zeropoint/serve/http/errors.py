@@ -1,4 +1,4 @@
-"""`ApiError`: a refusal with an HTTP status, in the shape of OpenAI's or Anthropic's error objects.
+"""`ApiError`: an error with an HTTP status, shown as OpenAI's or Anthropic's error object.
 
 Messages never hold a traceback or a path of this machine.
 """
@@ -17,7 +17,7 @@ from zeropoint.errors import BusyError, UsageError, ZeropointError
 
 logger = logging.getLogger("zeropoint.serve")
 
-#: Seconds after which a refused client shall try again.
+#: Seconds after which a refused client should try again.
 RETRY_SECONDS = 1
 
 INTERNAL = "The server failed to answer this request; its log says why."
@@ -39,7 +39,7 @@ _ANTHROPIC_TYPES = {
 
 
 class ApiError(Exception):
-    """A refusal. `param` names the request's parameter, `code` is a word for programs, as OpenAI has them."""
+    """An error response. As in OpenAI's API, `param` names the wrong parameter and `code` is a word for programs."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -64,22 +64,20 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Return the headers of the response."""
         out = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
-        if self.status in (
-            408,
-            413,
-        ):  # the rest of the body may still come, and must not be read as a request
+        if self.status in (408, 413):
+            # the rest of the body may still arrive, and must not be read as the next request
             out["Connection"] = "close"
         return out | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def response(error: ApiError, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response for an error on a path, in the shape of that path's API."""
+    """Return the response for an error, in the format of the API that `path` belongs to."""
     body = error.anthropic() if path.startswith("/v1/messages") else error.openai()
     return JSONResponse(body, error.status, {**error.headers(), **(headers or {})})
 
 
 def as_api_error(cause: BaseException) -> ApiError:
-    """Return the refusal for an error; one that is not the client's is logged and answered without its message."""
+    """Return the error response for an exception. Errors of the server itself are logged, not shown."""
     if isinstance(cause, ApiError):
         return cause
     if isinstance(cause, BusyError):

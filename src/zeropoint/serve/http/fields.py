@@ -1,7 +1,6 @@
-"""Request bodies as dataclasses: `Kind` reads one JSON value and describes it in JSON Schema, `parse` reads a whole
-body.
+"""Request bodies as dataclasses: a `Kind` reads one JSON value and describes it in JSON Schema; `parse` reads a body.
 
-The dataclasses that validate requests also make `/openapi.json`, so that the two cannot differ.
+`/openapi.json` is made from the same dataclasses, so the document and the checks cannot differ.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ _KIND, _ABOUT = "kind", "about"
 class Kind:
     """A kind of JSON value.
 
-    `read` returns the value that a request holds, given the parameter's name for messages; it raises `ApiError` for
-    another kind. `schema` is JSON Schema.
+    `read(value, param)` checks and returns a value of the request; it raises `ApiError`, which names `param`, for a
+    wrong value. `schema` is the JSON Schema of right values.
     """
 
     read: Callable[[Any, str], Any]
@@ -41,9 +40,9 @@ def required(kind: Kind, about: str) -> Any:
 
 
 def parse(cls: type[T], body: Any, param: str = "") -> T:
-    """Return a dataclass made of a JSON object. Unknown keys are ignored.
+    """Return a `cls` made from a JSON object. Unknown keys are ignored.
 
-    `param` is the object's place in the request, for messages. Raises `ApiError` (400) that names the parameter.
+    `param` is the object's path in the request, for messages. Raises `ApiError` (400) that names the wrong parameter.
     """
     if not isinstance(body, dict):
         raise invalid(param, "an object", body)
@@ -61,7 +60,7 @@ def parse(cls: type[T], body: Any, param: str = "") -> T:
 
 
 def schema_of(cls: type) -> dict[str, Any]:
-    """Return the JSON Schema of the objects that `parse` reads."""
+    """Return the JSON Schema of the objects that `parse` reads as `cls`."""
     properties, needed = {}, []
     for each in dataclasses.fields(cls):
         schema = dict(each.metadata[_KIND].schema)
@@ -76,7 +75,7 @@ def schema_of(cls: type) -> dict[str, Any]:
 
 
 def invalid(param: str, what: str, value: Any) -> ApiError:
-    """Return the error for a value of the wrong kind or out of range; `what` says what it must be."""
+    """Return the error for a wrong value; `what` says in words what the value must be."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     where = f"Invalid value for '{param}'" if param else "Invalid request body"
@@ -149,7 +148,7 @@ def whole(low: int, high: int | None = None) -> Kind:
 
 
 def string(*, empty: bool = True) -> Kind:
-    """Return the kind of texts, `empty` ones included or not."""
+    """Return the kind of texts; `empty` allows the empty text."""
 
     def read(value: Any, param: str) -> str:
         if not isinstance(value, str) or not (value or empty):
@@ -189,7 +188,7 @@ def listing(kind: Kind, low: int = 0, high: int | None = None) -> Kind:
 
 
 def token_list() -> Kind:
-    """Return the kind of lists of token ids; unlike `listing`, fast for long ones."""
+    """Return the kind of lists of token ids, at least one. Faster than `listing` for long lists."""
 
     def read(value: Any, param: str) -> tuple[int, ...]:
         if (
@@ -226,7 +225,10 @@ def record(cls: type) -> Kind:
 
 
 def either(*kinds: Kind) -> Kind:
-    """Return the kind of values of any of `kinds`; the message is that of the last kind of the value's JSON type."""
+    """Return the kind of values that are of one of `kinds`.
+
+    If none fits, the error is that of the last kind with the value's JSON type, else that of the first kind.
+    """
 
     def read(value: Any, param: str) -> Any:
         error = None

@@ -1,6 +1,4 @@
-"""`Guard`: refuses requests without a key or from foreign pages, before a route sees them, and answers every
-failure.
-"""
+"""`Guard`: refuses requests without an API key or from pages of other origins, and answers uncaught exceptions."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zeropoint.serve.http.errors import ApiError, as_api_error, response
 from zeropoint.serve.http.state import Settings
 
-#: Paths that need no key: the page, which asks for one itself, and what load balancers ask.
+#: Paths that need no API key: the chat page, which asks its user for the key, and the health check.
 _OPEN = ("/", "/health", "/favicon.ico")
 _OPEN_FOLDER = "/page/"
 
 
 class Guard:
-    """ASGI middleware around all routes."""
+    """ASGI middleware around all routes: checks each request, and adds headers to each response."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -34,7 +32,7 @@ class Guard:
         started = False
         request_id = f"req_{secrets.token_hex(12)}"
 
-        async def tell(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
@@ -45,13 +43,13 @@ class Guard:
 
         try:
             self._check(scope)
-            await self._app(scope, receive, tell)
+            await self._app(scope, receive, send_with_headers)
         except (asyncio.CancelledError, OSError):
             raise
         except Exception as cause:
-            if started:  # too late for another answer: the connection is closed
+            if started:  # too late to send an error response: the server closes the connection
                 raise
-            await response(as_api_error(cause), scope["path"])(scope, receive, tell)
+            await response(as_api_error(cause), scope["path"])(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope) -> None:
         """Raise `ApiError` (401, 403) if the request is not allowed."""
@@ -63,9 +61,9 @@ class Guard:
             self._check_key(headers)
 
     def _check_origin(self, headers: Headers) -> None:
-        """Raise `ApiError` if another site's page calls a server that is meant for this machine alone.
+        """Raise `ApiError` if a page of another origin calls a server that only this machine may use.
 
-        Such a page may have made its own name point to 127.0.0.1 (DNS rebinding), so only names of this machine count.
+        The page's own host may resolve to 127.0.0.1 (DNS rebinding), so only known names of this machine are allowed.
         """
         origin = headers.get("origin")
         allowed = self._settings.origins
@@ -83,9 +81,10 @@ class Guard:
             raise ApiError(403, "Pages of this origin may not call the server: start it with --cors ORIGIN.")
 
     def _check_key(self, headers: Headers) -> None:
+        """Raise `ApiError` (401) if the request has none of the API keys."""
         kind, _, key = headers.get("authorization", "").partition(" ")
         given = (key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
-        # each key is compared whole, so that the time does not tell how much of a guess is right
+        # compare all keys in constant time, so that timing tells nothing about them
         matches = [hmac.compare_digest(given, each) for each in self._keys]
         if not any(matches):
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")

@@ -1,4 +1,4 @@
-"""`POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API of conversations."""
+"""`POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's chat API."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from zeropoint.serve.tools import CallPart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A part of a message's content."""
+    """One content block of a message."""
 
     type: str = required(
         one_of("text", "tool_use", "tool_result", "thinking", "redacted_thinking"),
-        "kind of block: images are not read",
+        "kind of block: images are not supported",
     )
     text: str | None = option(string(), "the text")
     thinking: str | None = option(string(), "what the assistant thought")
@@ -122,9 +122,9 @@ class MessagesRequest(CountRequest):
     stream: bool | None = option(boolean(), "answer as server-sent events")
     temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
     top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens that hold this share"
+        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
     )
-    top_k: int | None = option(whole(-1), "sample from so many most likely tokens")
+    top_k: int | None = option(whole(-1), "sample from this many most likely tokens")
 
 
 async def messages(request: Request) -> Response:
@@ -157,6 +157,7 @@ async def count_tokens(request: Request) -> Response:
 
 
 def _count(state: State, model: Model, body: CountRequest) -> int:
+    """Return the number of tokens in the prompt that a conversation becomes."""
     text = chat_text(state, model, _conversation(body), tools=_tools(body).described)
     return len(model.tokenizer.encode(text))
 
@@ -180,7 +181,7 @@ def _tools(body: CountRequest) -> Tools:
 
 
 def _conversation(body: CountRequest) -> list[dict[str, Any]]:
-    """Return a conversation as chat templates read it."""
+    """Return the conversation in the form that chat templates take."""
     out = []
     if body.system:
         out.append(ChatMessage(role="system", content=_text(body.system)))
@@ -193,7 +194,7 @@ def _conversation(body: CountRequest) -> list[dict[str, Any]]:
 
 
 def _of_blocks(role: str, blocks: Sequence[Block]) -> list[ChatMessage]:
-    """Return the messages that a turn of blocks is: results of tools first, each a message of its own."""
+    """Return one turn as chat messages: one for each tool result, then one for the rest of the blocks."""
     out = [
         ChatMessage(role="tool", content=_result(each.content), tool_call_id=each.tool_use_id)
         for each in blocks
@@ -222,7 +223,7 @@ def _text(content: str | Sequence[Block]) -> str:
 
 
 def _result(content: Any) -> str:
-    """Return the result of a tool as text. Raises `ApiError` for an image."""
+    """Return the result of a tool as text. Raises `ApiError` for other content, such as an image."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
@@ -284,7 +285,7 @@ class _Answer:
         yield named({"type": "message_stop"})
 
     def _add(self, piece: Piece) -> list[dict[str, Any]]:
-        """Add a piece to the content; return the events that say so."""
+        """Add a piece of the answer to the content; return the events that announce it."""
         text, parts = split(self._parser, piece)
         out = self._add_text(text) if text else []
         for part in parts:
@@ -299,7 +300,7 @@ class _Answer:
         out = []
         if not self._open or self._blocks[-1]["type"] != "text":
             if self._blocks and not text.strip():
-                return []  # between two calls
+                return []  # leave out white space between two calls
             out = self._start({"type": "text", "text": "", "citations": None})
         self._blocks[-1]["text"] += text
         return [*out, self._delta({"type": "text_delta", "text": text})]
@@ -321,7 +322,7 @@ class _Answer:
         return out
 
     def _start(self, block: dict[str, Any]) -> list[dict[str, Any]]:
-        """Begin a block of content, after the one before."""
+        """End the open content block, begin the next one, and return the events of both."""
         out = self._close()
         self._blocks.append(block)
         self._inputs.append("")
@@ -341,14 +342,14 @@ class _Answer:
         return [{"type": "content_block_stop", "index": len(self._blocks) - 1}]
 
     def _end(self, piece: Piece) -> dict[str, Any]:
-        """Return why the answer ended, in Anthropic's words."""
+        """Return Anthropic's `stop_reason` and `stop_sequence` of the answer."""
         stopped = piece.stopped_by if isinstance(piece.stopped_by, str) else None
         called = any(block["type"] == "tool_use" for block in self._blocks)
         reason = "max_tokens" if piece.finish == LENGTH else "tool_use" if called else "end_turn"
         return {"stop_reason": "stop_sequence" if stopped is not None else reason, "stop_sequence": stopped}
 
     def _usage(self) -> dict[str, Any]:
-        """Return how many tokens were read and written. Those of the prefix cache are counted apart."""
+        """Return Anthropic's `usage`, where `input_tokens` leaves out tokens found in the prefix cache."""
         cached = self._run.cached_tokens
         return {
             "input_tokens": self._run.prompt_tokens - cached,
@@ -364,7 +365,7 @@ class _Answer:
 
 
 def _parsed(text: str) -> Any:
-    """Return the arguments of a call; an empty object if the answer ended inside them."""
+    """Return the arguments of a tool call; an empty object if the answer was cut off inside them."""
     try:
         return json.loads(text or "{}")
     except ValueError:

@@ -1,6 +1,4 @@
-"""`/metrics`: what the server counts and measures, under the names that vLLM gives them, so that its dashboards
-work.
-"""
+"""The metrics of `/metrics`. They have the names of vLLM's metrics, so that dashboards made for vLLM work."""
 
 from __future__ import annotations
 
@@ -78,12 +76,12 @@ class Metrics:
         return Histogram(f"vllm:{name}", about, _LABELS, registry=self.registry, buckets=buckets)
 
     def text(self) -> bytes:
-        """Return all values in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class Timer:
-    """Measures one engine request from its submission."""
+    """Measures one engine request, from its submission to its end."""
 
     def __init__(self, metrics: Metrics, model: str, prompt_tokens: int) -> None:
         self._metrics, self._labels = metrics, (model, "0")
@@ -95,7 +93,7 @@ class Timer:
         self._generated = metrics.generation_tokens.labels(*self._labels)
 
     def tokens(self, count: int) -> None:
-        """Count new tokens that came together."""
+        """Count new tokens that arrived together, and the time since the ones before."""
         if not count:
             return
         now = time.perf_counter()
@@ -121,13 +119,13 @@ class Timer:
 
 
 class _Engines(Collector):
-    """Reads the engines' own state when it is asked for."""
+    """Reads the state of the engines each time that the metrics are requested."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
-        """Yield each metric with its value of every model."""
+        """Yield each metric, with one value for each model."""
         models = self._models.by_name
         stats = {name: model.stats() for name, model in models.items()}
         for name, (about, value) in _GAUGES.items():
@@ -149,13 +147,14 @@ def _filled(
     stats: Mapping[str, EngineStats],
     value: Callable[[EngineStats], float],
 ) -> Metric:
-    """Return a metric with its value of every model."""
+    """Add the value of each model to a metric; return the metric."""
     for name, state in stats.items():
         family.add_metric([name, "0"], value(state))
     return family
 
 
 def _cache_share(stats: EngineStats) -> float:
+    """Return the used share of the key-value cache, 0 to 1."""
     return (stats.pages - stats.free_pages) / stats.pages if stats.pages else 0.0
 
 

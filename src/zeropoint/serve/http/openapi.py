@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the APIs, described by the dataclasses that validate their requests."""
+"""`GET /openapi.json`: the OpenAPI document, made from the dataclasses that validate the requests."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _POSTS = {
 _GETS = {
     "/v1/models": ("List the models", "application/json"),
     "/v1/models/{model}": ("Describe a model", "application/json"),
-    "/health": ("Say whether requests are taken", "application/json"),
+    "/health": ("Return whether the server accepts requests", "application/json"),
     "/version": ("Return the version", "application/json"),
     "/metrics": ("Return all metrics, for Prometheus", "text/plain"),
 }
-#: `/tokenize` takes one of these.
+#: The fields of `/tokenize` of which a request has exactly one, with their JSON types.
 _EITHER = {"prompt": "string", "messages": "array"}
 _ERRORS = {
     "400": "The request is not valid",
     "401": "The API key is missing or wrong",
     "403": "Pages of this origin may not call the server",
     "404": "There is no such model",
-    "408": "The request was too slow to come",
+    "408": "The request did not arrive in time",
     "413": "The body is too large",
     "415": "The body is not declared as JSON",
-    "429": "Too many requests wait",
+    "429": "Too many requests are waiting",
     "500": "The server failed",
     "503": "The server is shutting down",
 }
 
 
 async def openapi(request: Request) -> Response:
-    """Return the document."""
+    """Answer `/openapi.json`."""
     return JSONResponse(document(state_of(request)))
 
 
@@ -106,7 +106,7 @@ def document(state: State) -> dict[str, Any]:
 
 
 def _responses(content: dict[str, Any], *, anthropic: bool = False) -> dict[str, Any]:
-    """Return the responses of an operation whose answer is `content`."""
+    """Return the responses of an operation: `content` with status 200, and an error object with each error status."""
     reference = {"$ref": f"#/components/schemas/{'AnthropicError' if anthropic else 'OpenAIError'}"}
     errors = {
         status: {"description": about, "content": {"application/json": {"schema": reference}}}

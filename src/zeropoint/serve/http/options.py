@@ -1,4 +1,4 @@
-"""The options that all APIs of generation share: how tokens are chosen, and where a text ends."""
+"""Options that all generation APIs share: sampling, stop conditions, and the grammar of the answer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MAX_ANSWERS = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 64
 
-#: Options whose default is the model's own, from its generation_config.json, as in vLLM.
+#: Options whose default comes from the model's generation_config.json, as in vLLM.
 _FROM_MODEL = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """A grammar that the answer follows, under vLLM's name `structured_outputs`."""
+    """vLLM's `structured_outputs`: the grammar that the answer must follow."""
 
     json: Any = option(either(mapping(anything()), string()), "JSON Schema")
     json_object: bool | None = option(boolean(), "any JSON object")
@@ -46,9 +46,9 @@ class Structure:
     grammar: str | None = option(string(empty=False), "Lark or GBNF grammar")
 
     def compiled(self, param: str) -> str | None:
-        """Return the grammar's text for `zeropoint.serve.grammar.Grammars`; None without one.
+        """Return the grammar as text for `zeropoint.serve.grammar.Grammars`, or None if no field is set.
 
-        Raises `ApiError` if there are several.
+        Raises `ApiError`, which names `param`, if several fields are set.
         """
         makers: dict[str, Callable[[Any], str | None]] = {
             "json": grammar.of_schema,
@@ -67,7 +67,7 @@ class Structure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonSchema:
-    """A JSON Schema with a name, in `response_format`."""
+    """The named JSON Schema in OpenAI's `response_format`."""
 
     name: str = required(string(), "name of the schema")
     schema: Any = option(either(mapping(anything()), boolean()), "the JSON Schema that the answer follows")
@@ -92,18 +92,18 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """Request fields of OpenAI's APIs of generation, with those that vLLM adds."""
+    """Request fields that OpenAI's generation APIs share, and the fields that vLLM adds to them."""
 
     model: str | None = option(string(), "name of the model; may be left out if the server has one only")
     stream: bool | None = option(boolean(), "answer as server-sent events")
     stream_options: StreamOptions | None = option(record(StreamOptions), "options of the stream")
     temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
     top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens that hold this share"
+        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
     )
-    top_k: int | None = option(whole(-1), "sample from so many most likely tokens; 0 and -1: from all")
+    top_k: int | None = option(whole(-1), "sample from this many most likely tokens; 0 and -1: from all")
     min_p: float | None = option(
-        number(0, 1), "leave out tokens less likely than this share of the most likely one"
+        number(0, 1), "sample from tokens at least this times as likely as the most likely token"
     )
     repetition_penalty: float | None = option(
         number(above=0), "above 1: tokens of the text so far are less likely"
@@ -111,9 +111,11 @@ class SamplingOptions:
     presence_penalty: float | None = option(
         number(-2, 2), "above 0: tokens of the answer so far are less likely"
     )
-    frequency_penalty: float | None = option(number(-2, 2), "the same, for each time that a token occurred")
+    frequency_penalty: float | None = option(
+        number(-2, 2), "as presence_penalty, for each time that a token occurred"
+    )
     logit_bias: Mapping[str, float] | None = option(
-        mapping(number(-100, 100)), "token id to what its logit gains"
+        mapping(number(-100, 100)), "maps token ids to numbers that are added to their logits"
     )
     seed: int | None = option(whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer")
     n: int | None = option(whole(1, MAX_ANSWERS), "number of answers")
@@ -143,9 +145,9 @@ class SamplingOptions:
 
 
 def sampling_of(options: SamplingOptions, model: Model) -> Sampling:
-    """Return how tokens are chosen. What the request leaves open is the model's own default, else temperature 1.
+    """Return the sampling options. Options that the request omits come from the model, else temperature is 1.
 
-    Without a seed, a random one is drawn. Raises `ApiError` for values that do not suit the model.
+    Without a seed, a random one is drawn. Raises `ApiError` if `logit_bias` names a token that the model lacks.
     """
     values: dict[str, Any] = {"temperature": 1.0}
     values |= _model_defaults(model)
@@ -160,12 +162,12 @@ def sampling_of(options: SamplingOptions, model: Model) -> Sampling:
 
 
 def with_seed(sampling: Sampling, index: int) -> Sampling:
-    """Return the sampling of the answer of this index: each has a seed of its own."""
+    """Return the sampling options of the answer with this index: each answer has its own seed."""
     return replace(sampling, seed=(sampling.seed + index) & ((1 << 63) - 1)) if index else sampling
 
 
 def _model_defaults(model: Model) -> dict[str, Any]:
-    """Return the sampling options of the model's generation_config.json; values that are not sound are left out."""
+    """Return the sampling options in the model's generation_config.json, without invalid values."""
     config = model.tokenizer.generation_config
     out = {}
     for name in _FROM_MODEL:
@@ -180,7 +182,10 @@ def _model_defaults(model: Model) -> dict[str, Any]:
 
 
 def _bias(bias: Mapping[str, float], model: Model) -> tuple[tuple[int, float], ...]:
-    """Return what is added to the logits of tokens, in order of the ids."""
+    """Return pairs of a token id and the number to add to its logit, in order of the ids.
+
+    Raises `ApiError` for a key that is no token id of the model.
+    """
     out = {}
     for key, value in bias.items():
         if not (key.isascii() and key.isdecimal() and int(key[:12]) < model.vocab_size):
@@ -193,7 +198,10 @@ def _bias(bias: Mapping[str, float], model: Model) -> tuple[tuple[int, float], .
 
 
 def text_options(options: SamplingOptions, model: Model, *, keep_special: bool = False) -> TextOptions:
-    """Return where a text ends and what of it is shown. `keep_special`: a parser needs the special tokens."""
+    """Return the stop conditions and which tokens are shown.
+
+    `keep_special` keeps special tokens in the text, for a parser of tool calls.
+    """
     stop = (options.stop,) if isinstance(options.stop, str) else options.stop or ()
     own = frozenset() if options.ignore_eos else model.tokenizer.stop_tokens()
     return TextOptions(
@@ -205,7 +213,7 @@ def text_options(options: SamplingOptions, model: Model, *, keep_special: bool =
 
 
 def grammar_of(options: SamplingOptions) -> str | None:
-    """Return the grammar that the answer must follow; None without one. Raises `ApiError` if there are several."""
+    """Return the grammar that the answer must follow, or None. Raises `ApiError` if the request has several."""
     found: dict[str, str] = {}
     guided = Structure(
         json=options.guided_json,

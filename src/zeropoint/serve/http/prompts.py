@@ -1,5 +1,6 @@
-"""From a request's text to the tokens of a prompt, and the engine requests for it. All of it runs beside the event
-loop.
+"""Makes engine requests: renders the chat template, tokenizes the prompt, checks its length.
+
+The routes call these functions with `in_thread`, outside the event loop.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def chat_text(
     options: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Return a conversation as the model's chat template writes it.
+    """Return a conversation as text, rendered by the model's chat template.
 
-    Raises `ApiError` without a template, and `UsageError` if the template refuses the conversation.
+    Raises `ApiError` if the model has no template, and `UsageError` if the template refuses the conversation.
     """
     template = model.tokenizer.templates.chosen(tools=bool(tools))
     if template is None:
@@ -110,10 +111,10 @@ def requests_of(
     prompt_logprobs: int | None = None,
     grammar: str | None = None,
 ) -> tuple[Request, ...]:
-    """Return the engine requests for prompts, `options.answers` for each.
+    """Return the engine requests for prompts, `options.answers` for each prompt.
 
-    `max_tokens` None: up to the end of the model's context. `grammar`: one that the API itself needs. Raises `ApiError`
-    if a prompt is empty or too long.
+    Without `max_tokens`, an answer may fill the model's context. `grammar` replaces the grammar of the options. Raises
+    `ApiError` if a prompt is empty or too long.
     """
     sampling = sampling_of(options, model)
     grammar = grammar or grammar_of(options)
@@ -137,7 +138,10 @@ def requests_of(
 
 
 def room_for(prompt: tuple[int, ...], model: Model, max_tokens: int | None) -> int:
-    """Return how many tokens fit after a prompt. Raises `ApiError` if the prompt is empty, or does not fit."""
+    """Return how many tokens fit after a prompt.
+
+    Raises `ApiError` if the prompt is empty, has an unknown token, or leaves no room for `max_tokens` tokens.
+    """
     if not prompt:
         raise ApiError(400, "The prompt is empty.", param="prompt", code="invalid_value")
     least = 1 if max_tokens is None else max_tokens

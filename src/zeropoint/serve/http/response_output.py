@@ -1,4 +1,4 @@
-"""`Output`: the items that `/v1/responses` puts out (a message, function calls), and the events that announce them."""
+"""`Output`: the output items of `/v1/responses` (a message, function calls), and the events that announce them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from zeropoint.tokenizer import Tokenizer
 
 
 class Output:
-    """The items of one response. `logprobs`: with each token, so many alternatives; None: no log-probabilities."""
+    """The output items of one response.
+
+    `logprobs` is the number of alternatives with each token's log-probability; None leaves log-probabilities out.
+    """
 
     def __init__(self, tokenizer: Tokenizer, parser: ToolParser | None, logprobs: int | None) -> None:
         self.items: list[dict[str, Any]] = []
@@ -33,12 +36,12 @@ class Output:
         if piece.finish is not None:
             self._finish = piece.finish
             if not self.items:
-                out += self._begin_message()  # an answer of no text is a message all the same
+                out += self._begin_message()  # an empty answer is a message, too
             out += self._close()
         return out
 
     def ended(self) -> dict[str, Any]:
-        """Return the fields of a response that is complete."""
+        """Return the fields that the end of the answer sets in the response."""
         cut = self._finish == LENGTH
         return {
             "status": "incomplete" if cut else "completed",
@@ -88,7 +91,7 @@ class Output:
         return out
 
     def _begin(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        """Begin an item, after the one before."""
+        """End the open item, begin the next one, and return the events of both."""
         out = self._close()
         self.items.append(item)
         self._open = True
@@ -96,7 +99,7 @@ class Output:
         return [*out, {"type": "response.output_item.added", "output_index": place, "item": _copy(item)}]
 
     def _close(self) -> list[dict[str, Any]]:
-        """End the last item, if it has not ended."""
+        """End the open item, if there is one, and return the events of its end."""
         if not self._open:
             return []
         self._open = False

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: OpenAI's API of responses. Nothing is stored: each request has the whole conversation."""
+"""`POST /v1/responses`: OpenAI's Responses API. Nothing is stored: each request holds the whole conversation."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class TextFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """Options of the text."""
+    """The `text` options: the grammar of the answer."""
 
     format: TextFormat | None = option(record(TextFormat), "grammar of the answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseTool:
-    """A tool that the model may call. Tools that are no functions are ignored."""
+    """A tool that the model may call. Tools of another type than "function" are ignored."""
 
     type: str = required(string(), "function")
     name: str | None = option(string(), "its name")
@@ -97,7 +97,7 @@ class ResponseTool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedChoice:
-    """The function that must be called."""
+    """A `tool_choice` that names the function that must be called."""
 
     type: str = required(one_of("function"), "function")
     name: str = required(string(empty=False), "its name")
@@ -115,7 +115,7 @@ class ResponsesRequest:
     max_output_tokens: int | None = option(whole(1), "most tokens of the answer")
     temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
     top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens that hold this share"
+        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
     )
     stream: bool | None = option(boolean(), "answer as server-sent events")
     text: TextConfig | None = option(record(TextConfig), "options of the text")
@@ -129,7 +129,9 @@ class ResponsesRequest:
     include: tuple[str, ...] | None = option(
         listing(string()), f'"{_LOGPROBS}": also return log-probabilities'
     )
-    top_logprobs: int | None = option(whole(0, MAX_LOGPROBS), "with log-probabilities: so many alternatives")
+    top_logprobs: int | None = option(
+        whole(0, MAX_LOGPROBS), "number of alternatives with each log-probability"
+    )
     parallel_tool_calls: bool | None = option(boolean(), "ignored")
     previous_response_id: str | None = option(string(), "not supported, because nothing is stored")
     background: bool | None = option(boolean(), "not supported")
@@ -140,7 +142,7 @@ class ResponsesRequest:
 
 
 async def responses(request: Request) -> Response:
-    """Answer a request."""
+    """Answer `/v1/responses`."""
     body = parse(ResponsesRequest, await read_json(request))
     state = state_of(request)
     model = state.model(body.model)
@@ -215,7 +217,7 @@ class _Stream:
 
 
 def _conversation(body: ResponsesRequest) -> list[dict[str, Any]]:
-    """Return the conversation as chat templates read it."""
+    """Return the conversation in the form that chat templates take."""
     out = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
     if isinstance(body.input, str):
         out.append(ChatMessage(role="user", content=body.input))
@@ -226,8 +228,9 @@ def _conversation(body: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _add_item(out: list[ChatMessage], item: InputItem, param: str) -> None:
-    """Add an item to the messages. Calls of one turn become one message. Raises `ApiError` for a message
-    without role.
+    """Add an item to the messages. Successive function calls become one message.
+
+    Raises `ApiError` for a message without role.
     """
     if item.type == "function_call":
         call = ToolCall(
@@ -251,7 +254,7 @@ def _add_item(out: list[ChatMessage], item: InputItem, param: str) -> None:
 
 
 def _tool(tool: ResponseTool) -> Tool:
-    """Return a tool as chat has it. Raises `ApiError` for a function without name."""
+    """Return a tool in the chat API's form. Raises `ApiError` for a function without name."""
     if tool.type != "function":
         return Tool(type=tool.type)
     if not tool.name:
@@ -265,14 +268,17 @@ def _tool(tool: ResponseTool) -> Tool:
 
 
 def _choice(choice: Any) -> Any:
-    """Return the choice of a tool as chat has it."""
+    """Return the `tool_choice` in the chat API's form."""
     if isinstance(choice, NamedChoice):
         return ToolChoice(type="function", function=NamedFunction(name=choice.name))
     return choice
 
 
 def _format(text: TextConfig | None) -> ResponseFormat | None:
-    """Return the grammar of the answer as chat has it."""
+    """Return the grammar of the answer in the chat API's form.
+
+    Raises `ApiError` for type json_schema without a schema.
+    """
     if text is None or text.format is None:
         return None
     wanted = text.format
@@ -288,7 +294,7 @@ def _format(text: TextConfig | None) -> ResponseFormat | None:
 
 
 def _described(body: ResponsesRequest, model: str, temperature: float, top_p: float) -> dict[str, Any]:
-    """Return the response object before anything is generated."""
+    """Return the response object as it is before the first token."""
     wanted = body.text.format if body.text is not None else None
     shown: dict[str, Any] = {"type": "text"}
     if wanted is not None and wanted.type != "text":
@@ -345,6 +351,7 @@ def _described(body: ResponsesRequest, model: str, temperature: float, top_p: fl
 
 
 def _usage(run: Run) -> dict[str, Any]:
+    """Return the `usage` of a response: its numbers of tokens."""
     return {
         "input_tokens": run.prompt_tokens,
         "input_tokens_details": {"cached_tokens": run.cached_tokens},

@@ -1,4 +1,4 @@
-"""`Run`: the engine requests of one HTTP request, submitted together, and their text as it comes."""
+"""`Run`: submits the engine requests of one HTTP request together, and yields their text as it is generated."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _Inbox = asyncio.Queue[tuple[int, Sequence[Event]]]
 
-#: In an inbox, instead of the index of a request: a while has passed.
+#: Stands in an inbox instead of a request's index: no events have come for `tick_seconds`.
 _TICK = -1
 
 
 class Mailbox:
-    """Carries events from the engines' threads to asyncio: one wake-up for all events of a step."""
+    """Carries events from the engines' threads to the event loop, and wakes the loop once for all events of a step."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -35,20 +35,20 @@ class Mailbox:
         self._awake = False
 
     def listener(self, inbox: _Inbox, index: int) -> Listener:
-        """Return a listener that puts a request's events, with its index, into an inbox."""
+        """Return a listener that puts the events of request number `index` into `inbox`."""
 
         def listen(events: Sequence[Event]) -> None:
             self._pending.append((inbox, index, events))
             if not self._awake:
                 self._awake = True
-                with contextlib.suppress(RuntimeError):  # the server has ended, and nobody reads
+                with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody reads the events
                     self._loop.call_soon_threadsafe(self._deliver)
 
         return listen
 
     def _deliver(self) -> None:
-        """Put the events into their inboxes."""
-        self._awake = False  # before the deque is emptied, so that what is added now wakes us again
+        """Move all pending events to the inboxes of their runs."""
+        self._awake = False  # set first, so that events added from now on wake the loop again
         while self._pending:
             inbox, index, events = self._pending.popleft()
             inbox.put_nowait((index, events))
@@ -83,13 +83,16 @@ class Run:
 
     @classmethod
     async def start(cls, state: State, job: Job, client: str) -> Run:
-        """Submit a job. Raises `ApiError`: 400, 429 (busy), 503 (shutting down)."""
+        """Submit a job.
+
+        Raises `ApiError` (503) if the server is shutting down, and what `Model.submit` raises.
+        """
         if state.draining:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         run = cls(state, job)
         state.runs.add(run)
         try:
-            # loading takes seconds, and would stop all streams if done here
+            # loading a model takes seconds, and would block all streams on the event loop
             if job.model.loaded:
                 run._submit(client)
             else:
@@ -116,7 +119,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel the requests that still run."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -127,9 +130,9 @@ class Run:
                 timer.finished("abort")
 
     async def pieces(self, *, tick_seconds: float | None = None) -> AsyncIterator[Piece | None]:
-        """Yield what each batch of events adds to an answer, until all answers are complete.
+        """Yield a piece of an answer for each batch of events, until all answers are complete.
 
-        Yields None when nothing has come for `tick_seconds`. Raises `ApiError` (500, 503) if the engine fails or
+        Yields None when no events have come for `tick_seconds`. Raises `ApiError` (500, 503) if the engine fails or
         shuts down.
         """
         unfinished = len(self._writers)
@@ -152,7 +155,7 @@ class Run:
             timer.tokens(len(piece.tokens))
             if piece.finish is not None:
                 unfinished -= 1
-                self._tickets[index].cancel()  # ends it after a stop text; otherwise it has ended already
+                self._tickets[index].cancel()  # the engine does not know that a stop text ended the answer
                 timer.finished(piece.finish)
             error = _error_of(piece)
             if error is not None:
@@ -162,14 +165,14 @@ class Run:
                 raise error
 
     def _count_prompt(self, prompt: tuple[int, ...], cached: int) -> None:
-        """Count a prompt's tokens: once for all answers to it, as OpenAI does."""
+        """Count the tokens of a prompt once, even if it has several answers, as OpenAI does."""
         if prompt not in self._prompts:
             self._prompts.add(prompt)
             self.prompt_tokens += len(prompt)
             self.cached_tokens += cached
 
     def _tick(self, seconds: float) -> None:
-        """Put a tick into the inbox if nothing has come for `seconds`, and look again later."""
+        """Put a tick into the inbox if no events have come for `seconds`; check again after `seconds`."""
         if self._closed:
             return
         if time.monotonic() - self._last >= seconds:
@@ -178,7 +181,7 @@ class Run:
 
 
 def _error_of(piece: Piece) -> ApiError | None:
-    """Return the error if an answer ended because the engine failed or shuts down."""
+    """Return the error of an answer that the engine did not complete, else None."""
     if piece.finish == CANCELLED:
         return ApiError(503, "The server is shutting down.", code="shutting_down")
     if piece.finish == FAILED:

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, as OpenAI's APIs show them."""
+"""Log-probabilities of tokens in the formats of OpenAI's APIs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from zeropoint.serve.request import NewToken, TokenScore
 from zeropoint.tokenizer import Tokenizer
 
-#: The least log-probability that is shown: JSON has no -infinity, and clients of OpenAI know this number.
+#: The lowest log-probability in a response: JSON has no -infinity, and OpenAI uses this number instead.
 _LEAST = -9999.0
 
 
 def token_text(tokenizer: Tokenizer, number: int) -> str:
-    """Return one token as text; bytes that are no whole character become U+FFFD."""
+    """Return one token as text; bytes that are not valid UTF-8 become U+FFFD."""
     return tokenizer.token_bytes(number).decode("utf-8", errors="replace")
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[NewToken], top: int) -> list[dict[str, Any]]:
-    """Return the entries of chat's `logprobs.content`."""
+    """Return the entries of the chat API's `logprobs.content`, each with at most `top` alternatives."""
     out = []
     for token in tokens:
         score = token.score or TokenScore(_LEAST)
@@ -37,14 +37,14 @@ def _entry(tokenizer: Tokenizer, number: int, logprob: float) -> dict[str, Any]:
 
 
 class TextLogprobs:
-    """The `logprobs` object of `/v1/completions`. `top`: how many alternatives each token has."""
+    """Builds the `logprobs` objects of one answer of `/v1/completions`; `top`: number of alternatives per token."""
 
     def __init__(self, tokenizer: Tokenizer, top: int, offset: int = 0) -> None:
         self._tokenizer, self._top = tokenizer, top
         self._offset = offset
 
     def of(self, scored: Sequence[tuple[int, TokenScore | None]]) -> dict[str, Any]:
-        """Return the object for the next tokens of the text, which may come in several parts."""
+        """Return the `logprobs` object of the next tokens. Each call continues where the last call ended."""
         tokens, logprobs, tops, offsets = [], [], [], []
         for number, score in scored:
             text = token_text(self._tokenizer, number)
@@ -56,9 +56,9 @@ class TextLogprobs:
         return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
     def _alternatives(self, text: str, score: TokenScore) -> dict[str, float]:
-        """Return the most likely tokens, and the one chosen, with their log-probabilities.
+        """Return the texts and log-probabilities of the most likely tokens and of the chosen token.
 
-        Of tokens with the same text, the most likely counts.
+        Among tokens with the same text, the most likely one counts.
         """
         out: dict[str, float] = {}
         for number, logprob in score.top[: self._top]:

@@ -1,4 +1,4 @@
-"""`Server`: listens with uvicorn, and shuts down without breaking answers."""
+"""`Server`: uvicorn's server, which lets running requests end before it shuts down."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def raise_file_limit(connections: int) -> None:
-    """Let the process open so many connections, as far as the system allows."""
+    """Raise the limit of open files so that `connections` fit, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -53,7 +53,7 @@ def raise_file_limit(connections: int) -> None:
 
 
 def configure(app: Starlette, settings: Settings) -> uvicorn.Config:
-    """Return uvicorn's configuration."""
+    """Return uvicorn's configuration: HTTP/1.1 only, with the limits of `settings`."""
     return uvicorn.Config(
         app,
         http=type("Limited", (Connection,), {"settings": settings}),
@@ -70,10 +70,10 @@ def configure(app: Starlette, settings: Settings) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains before it shuts down.
+    """uvicorn's server, which drains (lets running requests end) before it shuts down.
 
-    The first SIGINT or SIGTERM refuses new requests and waits for running ones, at most `drain_seconds`; the second
-    ends at once. `ready` is called when requests are taken.
+    After the first SIGINT or SIGTERM, the server refuses new requests and waits at most `drain_seconds` for running
+    ones. The second signal ends the server at once. The server calls `ready` when it accepts requests.
     """
 
     def __init__(self, config: uvicorn.Config, drain_seconds: float, ready: Callable[[], None]) -> None:
@@ -83,15 +83,16 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen."""
+        """Start to accept requests, then call `ready`."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, end at the second. Unlike uvicorn's, does not raise the signal again
-        at the end.
+        """Drain at the first signal, end at the second.
+
+        Unlike uvicorn's method, this one does not raise the signal again at the end.
         """
         if self._loop is None or self._draining is not None:
             self.should_exit = self.force_exit = True
@@ -103,7 +104,7 @@ class Server(uvicorn.Server):
             self._draining = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        """Wait for running requests, then shut down."""
+        """Wait for running requests, stop the engines, then let uvicorn shut down."""
         app: Any = self.config.app
         state: State = app.state.zeropoint
         await state.drain(self._drain_seconds)

@@ -1,4 +1,4 @@
-"""Server-sent events: chunks of JSON, comments that keep a quiet stream open, and errors inside a stream."""
+"""Server-sent events: JSON data, comments that keep a quiet stream open, and errors inside a stream."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
 
-#: Made once: `json.dumps` makes a new encoder for each call that has options, which takes longer than the encoding.
+#: Shared by all calls: `json.dumps` with options builds a new encoder each time, which takes longer than the encoding.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 
 def compact(value: Any) -> str:
-    """Return JSON on one line."""
+    """Return a value as JSON on one line, without spaces."""
     return _ENCODER.encode(value)
 
 
 def data(value: Any) -> str:
-    """Return an event with JSON data, as OpenAI's streams have them."""
+    """Return an event that has only JSON data, as in OpenAI's streams."""
     return f"data: {compact(value)}\n\n"
 
 
 def named(value: dict[str, Any]) -> str:
-    """Return an event whose name is the data's `type`, as Anthropic's and the Responses streams have them."""
+    """Return an event whose name is the data's `type`, as in the streams of Anthropic and of OpenAI's Responses API."""
     return f"event: {value['type']}\ndata: {compact(value)}\n\n"
 
 

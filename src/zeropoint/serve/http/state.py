@@ -1,4 +1,4 @@
-"""What the routes share: `Settings` of the command line and the server's `State`."""
+"""`Settings` from the command line, and `State`, which all routes of a server share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class Settings:
     """Limits and permissions.
 
-    - `api_keys`: any of them opens the APIs; none: no key is needed;
+    - `api_keys`: clients must send one of these; if empty, no key is needed;
     - `origins`: web origins whose pages may call the server ("*": all);
-    - `local`: only this machine can connect, so pages of other origins are refused;
-    - `max_body_bytes`, `max_connections`: sizes;
+    - `local`: the server listens for this machine only, so pages of other origins are refused;
+    - `max_body_bytes`: largest body of a request; `max_connections`: most open connections;
     - `header_seconds`, `body_seconds`, `send_seconds`: time for a client to send the headers and the body, and to
       take a part of the answer;
-    - `keep_alive_seconds`: after so long without a token, a stream gets a comment, so that proxies keep it open.
+    - `keep_alive_seconds`: after this time without a token, a stream sends a comment, so that proxies keep it open.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass(slots=True)
 class State:
-    """The server's models and what runs on them. `draining`: new requests are refused."""
+    """The server's models, settings and running requests. While `draining`, the server refuses new requests."""
 
     models: Models
     settings: Settings
@@ -58,7 +58,10 @@ class State:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def model(self, name: str | None) -> Model:
-        """Return the model of a name. Without one, return the only model. Raises `ApiError`: 400, 404."""
+        """Return the model with this name, or the only model if `name` is None.
+
+        Raises `ApiError`: 400 if the name is missing, 404 if it is unknown.
+        """
         by_name = self.models.by_name
         if name is None and len(by_name) == 1:
             return next(iter(by_name.values()))
@@ -74,7 +77,7 @@ class State:
         return by_name[name]
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, and wait for those that run, at most `seconds`."""
+        """Refuse new requests, and wait at most `seconds` for the running ones to end."""
         self.draining = True
         deadline = time.monotonic() + seconds
         while self.runs and time.monotonic() < deadline:
@@ -82,6 +85,6 @@ class State:
 
 
 def state_of(request: Request) -> State:
-    """Return the state of the server that got a request."""
+    """Return the state of the server that received the request."""
     state: State = request.app.state.zeropoint
     return state

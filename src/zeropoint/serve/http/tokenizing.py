@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
+"""`POST /tokenize` and `POST /detokenize`, with vLLM's fields."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TokenizeRequest:
     model: str | None = option(string(), "name of the model")
     prompt: str | None = option(string(), "text")
     messages: tuple[ChatMessage, ...] | None = option(
-        listing(record(ChatMessage), 1), "conversation, instead of prompt"
+        listing(record(ChatMessage), 1), "the conversation, instead of prompt"
     )
     tools: tuple[Tool, ...] | None = option(
         listing(record(Tool)), "with messages: functions that the model may call"
@@ -46,7 +46,9 @@ class TokenizeRequest:
         mapping(anything()), "variables of the chat template"
     )
     add_generation_prompt: bool | None = option(boolean(), "begin the assistant's turn (default: true)")
-    add_special_tokens: bool | None = option(boolean(), "with prompt: begin as a prompt does (default: true)")
+    add_special_tokens: bool | None = option(
+        boolean(), "with prompt: add a prompt's special tokens (default: true)"
+    )
     return_token_strs: bool | None = option(boolean(), "also return the tokens' texts")
 
 
@@ -75,6 +77,7 @@ async def tokenize(request: Request) -> Response:
 
 
 def _tokens(state: State, model: Model, body: TokenizeRequest) -> list[int]:
+    """Return the token ids of the prompt or of the conversation."""
     tokenizer = model.tokenizer
     if body.messages is None:
         words = body.prompt or ""
