@@ -1,4 +1,4 @@
-/* Compare: one prompt to two to four models side by side, and the first answer scored by the others. */
+/* Compare: two to four models answer one prompt side by side, and the others score the first model's answer. */
 
 import { $, announce, bytes, growing, h, iconButton, number, sends, toast } from "./dom.js";
 import { Stopwatch, chat as streamChat, models as fetchModels } from "./api.js";
@@ -35,7 +35,7 @@ export function init() {
 export const settings = () => ({ ...store.COMPARE_DEFAULTS, ...store.read(SETTINGS, {}) });
 export const saveSettings = (values) => store.write(SETTINGS, values);
 
-/** Take the server's list of models; columns keep their models if the server still has them. */
+/** Take the server's list of models. Columns keep their models during a run, or while the server has all of them. */
 export function setModels(list) {
   models = list;
   const ids = list.map(({ id }) => id);
@@ -105,7 +105,7 @@ function columnElement(column, index) {
   return column.element;
 }
 
-/** The colours of the report: grey for the reference, blue for INT8, orange for INT4. */
+/** Return a column's colour class, as in the report page: grey for the reference, blue for INT8, orange for INT4. */
 export function colour(id, index) {
   if (index === 0) return "c-ref";
   const words = `${id} ${models.find((model) => model.id === id)?.format ?? ""}`.toLowerCase();
@@ -216,11 +216,12 @@ async function answer(column) {
   if (!column.problem) announce(`${column.model}: ${column.text}`);
 }
 
+/** Show the models' memory again: an answer may have loaded or unloaded weights. */
 async function refresh() {
   try {
     setModels(await fetchModels());
   } catch {
-    // the figures of memory stay as they were
+    // the page goes on showing the last memory figures
   }
 }
 
@@ -240,7 +241,7 @@ function showFigures(column, watch) {
   if (watch.wait) column.parts.wait.textContent = `${number(watch.wait, 2)} s`;
 }
 
-/** Mark where a column first differs from the reference; what agrees so far is shown softly. */
+/** Mark where a column first differs from the reference, and show the equal text before it in grey. */
 function markDifference(column) {
   const [reference] = columns;
   if (column === reference || !column.ids || reference.problem) return showNote(column, "");
@@ -262,7 +263,7 @@ function showNote(column, text) {
   column.element?.classList.toggle("failed", Boolean(column.problem));
 }
 
-/** Stop a run, if there is one: what Esc does. */
+/** Handle the Esc key: stop the run, if there is one. */
 export function escape() {
   if (!run) return;
   stop();

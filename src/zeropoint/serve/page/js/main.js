@@ -1,4 +1,4 @@
-/* Starts the page: views, the list of chats, models, settings, colours, and keys that work everywhere. */
+/* Starts the page: its two views, the list of chats, models, settings, dialogs, colours and keyboard shortcuts. */
 
 import { $, announce, h, iconButton, saveFile, toast } from "./dom.js";
 import { models as fetchModels, onKeyNeeded, saveKey } from "./api.js";
@@ -68,7 +68,7 @@ function route() {
   renderList();
 }
 
-/** Return the id of the chat that is shown, null if it is a new one. */
+/** Return the id of the chat on the page; null for a new chat, which has no messages yet. */
 function shownId() {
   const chat = chatView.current();
   return chat && Object.keys(chat.nodes).length ? chat.id : null;
@@ -143,7 +143,7 @@ function discard(chat) {
   });
 }
 
-// ---- the sidebar on a phone ----
+// ---- the sidebar, which narrow screens hide ----
 
 function openSidebar() {
   document.body.classList.add("sidebar-open");
@@ -198,11 +198,11 @@ function readSettings(form) {
   };
 }
 
-let asking = null;
+let pendingKey = null;
 
-/** Ask for the API key, once for all requests that wait for it. */
+/** Ask the user for the API key. Requests that need it at the same time share one dialog. */
 function askForKey(wrong) {
-  asking ??= new Promise((resolve) => {
+  pendingKey ??= new Promise((resolve) => {
     const dialog = $("#key");
     const form = dialog.querySelector("form");
     $("#key-why").classList.toggle("problem", wrong);
@@ -210,14 +210,14 @@ function askForKey(wrong) {
     dialog.returnValue = "";
     dialog.onclose = () => {
       const key = form.elements.key.value;
-      asking = null;
+      pendingKey = null;
       if (dialog.returnValue !== "save" || !key) return resolve(null);
       saveKey(key, form.elements.remember.checked);
       return resolve(key);
     };
     dialog.showModal();
   });
-  return asking;
+  return pendingKey;
 }
 
 async function importChats(file) {
@@ -293,10 +293,10 @@ function escape() {
   else chatView.stop();
 }
 
-/** Safari keeps the page's height when the keyboard opens; the visible height is the visual viewport's. */
+/** Fit the page into the visual viewport while a touch keyboard is open: Safari does not shrink the page itself. */
 function followKeyboard() {
   visualViewport?.addEventListener("resize", () => {
-    if (visualViewport.scale > 1.01) return; // zoomed with two fingers, no keyboard
+    if (visualViewport.scale > 1.01) return; // the user has zoomed in; no keyboard has opened
     document.documentElement.style.setProperty("--height", `${visualViewport.height}px`);
   });
 }
