@@ -1,6 +1,6 @@
 /* The chat: messages of one conversation, and the answers that stream into it. */
 
-import { $, Narrator, announce, copy, growing, h, iconButton, number, sends } from "./dom.js";
+import { $, Narrator, announce, copy, growing, h, iconButton, number, sends, showSend } from "./dom.js";
 import { Stopwatch, chat as streamChat } from "./api.js";
 import { renderMarkdown } from "./markdown.js";
 import * as store from "./store.js";
@@ -66,8 +66,6 @@ export function reload(key) {
 export function stop() {
   running.get(chat.id)?.controller.abort();
 }
-
-export const isRunning = (id) => running.has(id);
 
 /** Stop the answer of a chat that is about to be deleted. */
 export function abandon(id) {
@@ -203,11 +201,7 @@ function render() {
 }
 
 function updateSend() {
-  const busy = chat && running.has(chat.id);
-  const send = $("#send");
-  send.querySelector("use").setAttribute("href", busy ? "#i-stop" : "#i-send");
-  send.setAttribute("aria-label", busy ? "Stop" : "Send");
-  send.disabled = !busy && !(input.value.trim() && hooks.model());
+  showSend($("#send"), chat && running.has(chat.id), "Send", input.value.trim() && hooks.model());
 }
 
 /** Show the state of an answer, if its chat is the one on the page. */
@@ -328,9 +322,7 @@ function retry(node) {
 
 /** Send the conversation again without its older half. */
 function dropOldest(node) {
-  const branch = store.path({ ...chat, leaf: node.parent });
-  const sent = branch.slice(Math.max(branch.findIndex((one) => one.id === chat.start), 0));
-  const questions = sent.filter((one) => one.role === "user");
+  const questions = store.branchToSend(chat, node.parent).filter((one) => one.role === "user");
   if (questions.length < 2) {
     node.problem.message =
       "This message alone is too long for the model: shorten it (Edit), or allow fewer tokens for the answer (Settings).";

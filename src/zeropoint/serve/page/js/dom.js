@@ -2,7 +2,7 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** Return a new element. Properties that start with "on" are listeners. Children are nodes or texts; null is skipped. */
+/** Return a new element. Properties that start with "on" are listeners. Children are nodes or texts; null adds none. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -16,7 +16,7 @@ export function h(tag, properties = {}, ...children) {
 }
 
 /** Return an icon: the symbol `i-NAME` of index.html. */
-export function icon(name) {
+function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
   use.setAttribute("href", `#i-${name}`);
@@ -123,6 +123,13 @@ export const sends = (event) =>
   !event.shiftKey &&
   !event.isComposing &&
   !matchMedia("(hover: none) and (pointer: coarse)").matches;
+
+/** Show the button of a composer: it stops a run, or starts one with the name `label` if there is text and a model. */
+export function showSend(button, running, label, ready) {
+  button.querySelector("use").setAttribute("href", running ? "#i-stop" : "#i-send");
+  button.setAttribute("aria-label", running ? "Stop" : label);
+  button.disabled = !running && !ready;
+}
 
 /** Return a number as text with so many digits after the point. */
 export const number = (value, digits = 1) =>

@@ -145,22 +145,17 @@ function discard(chat) {
 
 // ---- the sidebar, which narrow screens hide ----
 
-function openSidebar() {
-  document.body.classList.add("sidebar-open");
-  $("#app").inert = true;
-  $("#scrim").hidden = false;
-  $("#open-sidebar").setAttribute("aria-expanded", "true");
-  $("#close-sidebar").focus();
+function toggleSidebar(open) {
+  if (document.body.classList.contains("sidebar-open") === open) return;
+  document.body.classList.toggle("sidebar-open", open);
+  $("#app").inert = open;
+  $("#scrim").hidden = !open;
+  $("#open-sidebar").setAttribute("aria-expanded", open);
+  $(open ? "#close-sidebar" : "#open-sidebar").focus();
 }
 
-function closeSidebar() {
-  if (!document.body.classList.contains("sidebar-open")) return;
-  document.body.classList.remove("sidebar-open");
-  $("#app").inert = false;
-  $("#scrim").hidden = true;
-  $("#open-sidebar").setAttribute("aria-expanded", "false");
-  $("#open-sidebar").focus();
-}
+const openSidebar = () => toggleSidebar(true);
+const closeSidebar = () => toggleSidebar(false);
 
 // ---- dialogs ----
 

@@ -1,9 +1,9 @@
 /*
  * Chats in the browser's localStorage, one entry for each chat.
  *
- * A chat is a tree of messages, `nodes`: editing a message or asking again adds a sibling, so nothing is lost. `leaf` is
- * the id of the last message of the branch that is shown. `start` is the id of the first message that is sent (null: all
- * are).
+ * A chat is a tree of messages, `nodes`: editing a message or asking again adds a sibling, so nothing is lost. `leaf`
+ * is the id of the last message of the branch that is shown. `start` is the id of the first message that is sent; null
+ * if all are.
  */
 
 const CHAT = "zeropoint.chat.";
@@ -31,7 +31,7 @@ export function read(key, fallback = null) {
   }
 }
 
-export const lastSettings = () => ({ ...DEFAULTS, ...read(SETTINGS, {}) });
+const lastSettings = () => ({ ...DEFAULTS, ...read(SETTINGS, {}) });
 export const saveLastSettings = (settings) => write(SETTINGS, settings);
 
 export function newChat(model) {
@@ -122,12 +122,21 @@ export function show(chat, node) {
   chat.leaf = id;
 }
 
-/** Return the messages to send: the system prompt, then the branch from `chat.start` to the message `until`. */
-export function outgoing(chat, until) {
+/** Return the branch from the message `chat.start` to the message `until`. */
+export function branchToSend(chat, until) {
   const branch = path({ ...chat, leaf: until });
-  const first = Math.max(branch.findIndex((node) => node.id === chat.start), 0);
-  const messages = branch.slice(first).filter((node) => node.content).map(({ role, content }) => ({ role, content }));
-  const system = chat.settings.system.trim();
+  return branch.slice(Math.max(branch.findIndex((node) => node.id === chat.start), 0));
+}
+
+/** Return the messages to send for an answer to the message `until`. */
+export function outgoing(chat, until) {
+  const nodes = branchToSend(chat, until).filter((node) => node.content);
+  return withSystem(chat.settings, nodes.map(({ role, content }) => ({ role, content })));
+}
+
+/** Return messages with the system prompt, if there is one, before them. */
+export function withSystem(settings, messages) {
+  const system = settings.system.trim();
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
