@@ -276,7 +276,7 @@ function endOf({ stopped, finish, content }) {
     return "The answer ends here because it reached the most tokens allowed (Settings), or the end of the model's context.";
   }
   if (!finish) return "This answer was not finished.";
-  return content ? "" : "The model answered with nothing.";
+  return content ? "" : "The answer is empty.";
 }
 
 const button = (label, onclick) => h("button", { type: "button", class: "link", onclick }, label);

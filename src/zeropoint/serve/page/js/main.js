@@ -225,7 +225,7 @@ async function importChats(file) {
   }
   const sound = values.filter(store.isChat);
   for (const chat of sound) chatView.keep({ ...store.newChat(""), ...chat });
-  toast(sound.length ? `Imported ${sound.length} of ${values.length}` : "This file holds no chats of Zeropoint");
+  toast(sound.length ? `Imported ${sound.length} of ${values.length}` : "This file has no Zeropoint chats");
   renderList();
 }
 
@@ -310,7 +310,7 @@ chatView.init({
     renderList();
   },
   storageFull: () =>
-    showBanner("This browser has no room for more: export old chats and delete them. New messages are not kept."),
+    showBanner("New messages are not stored, because the browser's storage is full (export and delete old chats) or off."),
 });
 $("#model").addEventListener("change", (event) => {
   store.write(MODEL, event.target.value);
