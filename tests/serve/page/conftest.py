@@ -1,4 +1,4 @@
-"""Fixtures: fake models with logits."""
+"""Fixtures: the folder of a tokenizer, and fake models with logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.serve.page.scoring import ScoringModel, make_models
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the models' tokenizer, which has a chat template."""
+    """Return the folder of the models' tokenizer, which has a chat template."""
     folder = tmp_path_factory.mktemp("page") / "tiny"
     write_tokenizer(folder)
     return folder
@@ -20,4 +20,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def models(folder: Path) -> list[ScoringModel]:
+    """Return three models: fp16, int8 and int4."""
     return make_models(folder)

@@ -1,4 +1,4 @@
-"""Fake models that also return logits, each its own function of the text, and the expected scores."""
+"""Fake models that also return logits, which differ from model to model, and the scores expected of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ NAMES = ("fp16", "int8", "int4", "int3", "int2")
 
 @dataclass
 class ScoringModel(FakeModel):
-    """A model with logits: those of seed 0 and small changes, which depend on `seed` and on the token before.
+    """A fake model whose logits depend on the last token and its position. `seed` 0 is the reference model; another
+    seed adds noise to its logits.
 
-    `most_rows`: the most logits that one request asked for. `holds`: never finish a request for logits.
+    `most_rows`: the most rows of logits that one request asked for. `holds`: hold requests for logits
+    until they are cancelled, at most 5 seconds.
     """
 
     seed: int = 0
@@ -56,7 +58,7 @@ def make_models(folder: Path, count: int = 3, **options: Any) -> list[ScoringMod
 def expected(
     models: Sequence[ScoringModel], prompt: Sequence[int], answer: Sequence[int]
 ) -> list[Divergence]:
-    """Return the scores of the answer by each model but the first, computed at once in float64."""
+    """Return the scores of the answer by each model but the first, computed without parts in float64."""
     text = [*prompt, *answer[:-1]]
     reference, *others = (model.logits(text)[-len(answer) :] for model in models)
     return [plain(reference, each, np.array(answer)) for each in others]

@@ -25,6 +25,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
+#: The answer of the fake models: Markdown, code, and HTML and a link that must not run.
 ANSWER = (
     "A **bold** word.\n\n```python\nprint(1)\n```\n\n<img src=x onerror=alert(1)> [bad](javascript:alert(1))"
 )
@@ -62,11 +63,13 @@ def served(folder: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(scope="module")
 def server(served: Callable[..., Server]) -> Server:
+    """Start a server without API keys."""
     return served()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Yield headless Chromium."""
     with sync_api.sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
@@ -76,7 +79,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Yield a function that opens the page in a fresh profile; no script may fail, or be stopped by the policy."""
+    """Yield a function that opens the page in a fresh profile. At the end, assert that no script failed or broke the
+    Content-Security-Policy.
+    """
     problems: list[str] = []
     contexts = []
 

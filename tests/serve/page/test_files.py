@@ -163,7 +163,7 @@ def test_scripts_are_sound_and_read_streams_in_any_pieces(tmp_path: Path) -> Non
     assert (done.stdout.strip(), done.stderr) == ("all pieces read", "")
 
 
-#: Reads one stream of events cut at every place, and one that ends early.
+#: A script for node, which reads one stream of events cut at every byte, and one stream that ends early.
 STREAM = r"""
 import assert from "node:assert/strict";
 import { chat } from "./api.js";

@@ -20,7 +20,9 @@ from zeropoint.evaluate import statistics
 from zeropoint.serve import compare
 from zeropoint.serve.compare import Part, score
 
+#: Token ids of the prompt "<|im_start|>Hi".
 PROMPT = [258, 72, 105]
+#: Token ids of the answer to score: 150 random bytes, more than one part of `compare.MOST_ROWS`.
 ANSWER = np.random.default_rng(3).integers(0, 256, 150).tolist()
 
 

@@ -1,5 +1,5 @@
-"""The chat page at `/`, its files at `/page/`, and what its compare view asks: `/compare/models`, `/compare/score` and
-`/compare/summary`."""
+"""The chat page at `/`, its files at `/page/`, and the routes of its compare view: `/compare/models`, `/compare/score`
+and `/compare/summary`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ from zeropoint.serve.http.prompts import in_thread
 from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import Model
 
-#: Most models of a comparison, most tokens of an answer that is scored, and of all answers of a session, counted for
-#: each model.
+#: Most models of a comparison, most tokens of a scored answer, and most scores of a session (one a token and model).
 MOST_MODELS, MOST_ANSWER_TOKENS, MOST_SESSION_TOKENS = 4, 8192, 50_000
 
 _TYPES = {
@@ -49,8 +48,8 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 
-#: The page runs its own scripts only, and talks to its own server only. Trusted types: only DOMPurify turns text into
-#: HTML.
+#: The Content-Security-Policy: the page runs only its own scripts and connects only to its own server. With Trusted
+#: Types, only DOMPurify may turn text into HTML.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -71,13 +70,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # the browser asks each time whether its copy is still good, so an updated server never meets an old page
+    # the browser asks each time whether its copy is current, so that an old page never talks to an updated server
     "Cache-Control": "no-cache",
 }
 
 
 def routes() -> list[Route]:
-    """Return the page's routes. Its files, at `/` and `/page/`, hold no secret and need no API key; the others do."""
+    """Return the page's routes. Its files hold no secret and need no API key; the routes below `/compare/` need it."""
     return [
         Route("/", _file, methods=["GET"]),
         Route("/page/{name:path}", _file, methods=["GET"]),
@@ -100,13 +99,13 @@ class _File:
 @cache
 def _files() -> Mapping[str, _File]:
     """Return the page's files by their names below `/page/`. Only these are served: a name is never used as a path."""
-    found = {}
+    served = {}
     for name, entry in _walk(files("zeropoint.serve") / "page"):
         kind = _TYPES.get(name[name.rfind(".") :])
         if kind is not None:
             content = entry.read_bytes()
-            found[name] = _File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-    return found
+            served[name] = _File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return served
 
 
 def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
@@ -119,13 +118,13 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
 
 
 async def _file(request: Request) -> Response:
-    """Answer with a file of the page; with 304 if the browser has it already."""
+    """Answer with a file of the page, or with 304 if the browser has it already."""
     file = _files().get(request.path_params.get("name", "index.html"))
     if file is None:
         raise ApiError(404, "The page has no such file.")
     headers = {**_HEADERS, "ETag": file.tag}
-    known = request.headers.get("if-none-match", "")
-    if file.tag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
+    tags = request.headers.get("if-none-match", "").split(",")
+    if file.tag in [tag.strip().removeprefix("W/") for tag in tags]:
         return Response(status_code=304, headers=headers)
     return Response(file.content, headers=headers, media_type=file.type)
 
@@ -134,7 +133,7 @@ async def _file(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    """Answer with what the page shows of each model."""
+    """Answer with the facts that the page shows about each model."""
     models = state_of(request).models.by_name.values()
     return JSONResponse({"object": "list", "data": [_description(model) for model in models]})
 
@@ -155,18 +154,18 @@ def _description(model: Model) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRequest:
-    """The body of `/compare/score`. A stream with `return_token_ids` has both lists of tokens."""
+    """The body of `/compare/score`. Both token lists come from a chat stream with `return_token_ids`."""
 
     models: tuple[str, ...] = required(
         listing(string(empty=False), 2, MOST_MODELS),
-        "the reference model, then those that are compared with it",
+        "the reference model, then the models to compare with it",
     )
     prompt_tokens: tuple[int, ...] = required(token_list(), "the tokens before the answer")
     answer_tokens: tuple[int, ...] = required(token_list(), "the tokens to score")
 
 
 async def _score(request: Request) -> Response:
-    """Answer with one line of JSON for each part of the answer, as soon as it is scored."""
+    """Answer with one line of JSON for each part of the scored answer, as soon as the part is scored."""
     body = parse(ScoreRequest, await read_json(request))
     state = state_of(request)
     models = [state.model(name) for name in body.models]
@@ -183,11 +182,11 @@ def _check(body: ScoreRequest, models: list[Model]) -> None:
     """Raise `ApiError` or `UsageError` if these tokens cannot be scored by these models."""
     if len(body.answer_tokens) > MOST_ANSWER_TOKENS:
         raise ApiError(400, f"At most {MOST_ANSWER_TOKENS} tokens are scored at once.", param="answer_tokens")
-    room = min(model.max_positions for model in models)
-    if len(body.prompt_tokens) + len(body.answer_tokens) > room:
+    shortest = min(model.max_positions for model in models)
+    if len(body.prompt_tokens) + len(body.answer_tokens) > shortest:
         raise ApiError(
             400,
-            f"Prompt and answer are longer than {room} tokens, the shortest context of these models.",
+            f"Prompt and answer are longer than {shortest} tokens, the shortest context of these models.",
             param="answer_tokens",
             code="context_length_exceeded",
         )
@@ -201,7 +200,7 @@ def _check(body: ScoreRequest, models: list[Model]) -> None:
 async def _lines(
     body: ScoreRequest, models: list[Model], parts: AsyncGenerator[compare.Part, None], texts: list[str]
 ) -> AsyncIterator[str]:
-    """Yield the response's lines. An error ends them with OpenAI's error object."""
+    """Yield the response's lines. After an error, the last line is OpenAI's error object."""
     try:
         async with aclosing(parts):
             async for part in parts:
@@ -216,11 +215,11 @@ async def _lines(
 def _line(body: ScoreRequest, models: list[Model], part: compare.Part, texts: list[str]) -> dict[str, Any]:
     """Return one part as JSON: the tokens' ids and texts, and each model's scores with its choices as texts."""
     tokenizer = models[0].tokenizer
-    before = [*body.prompt_tokens[-1:], *body.answer_tokens]
+    previous = [*body.prompt_tokens[-1:], *body.answer_tokens]  # the token before each token of the answer
 
     def scores(each: compare.Scores) -> dict[str, Any]:
         choices = [
-            None if choice is None else compare.text_after(tokenizer, before[part.start + row], choice)
+            None if choice is None else compare.text_after(tokenizer, previous[part.start + row], choice)
             for row, choice in enumerate(each.choices)
         ]
         return {"kl": each.kl, "nll": each.nll, "agrees": each.agrees, "choices": choices}

@@ -1,12 +1,13 @@
 /* The server's API: requests with the API key, errors in plain words, and streams of server-sent events. */
 
-/** The address of the page: requests go to the same server, also behind a proxy that serves it in a subfolder. */
+/** The address of the page. Paths are relative to it, so that a proxy may serve the page and the API in a subfolder. */
 const BASE = new URL("../../", import.meta.url);
 const KEY = "zeropoint.key";
 
 /**
- * A request that failed. `kind`: "gone" (no connection), "cut" (the stream ended early), "key", "busy", "context",
- * "request" or "server". `retryAfter`: seconds, for "busy".
+ * A request that failed. `kind`: "gone" (no connection), "cut" (the stream ended early), "key" (the user gave no key),
+ * "busy" (429 or 503), "context" (the conversation is too long), "server" (another 5xx) or "request" (another 4xx).
+ * `retryAfter`: seconds to wait, for "busy"; 0 if the server did not say.
  */
 export class ApiError extends Error {
   constructor(kind, message, retryAfter = 0) {
@@ -29,11 +30,11 @@ function savedKey() {
   try {
     return enteredKey ?? sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
   } catch {
-    return enteredKey; // the browser keeps nothing
+    return enteredKey; // storage is switched off
   }
 }
 
-/** Use a key from now on; keep it until the tab is closed, or in this browser. */
+/** Use a key from now on. Keep it until the tab is closed, or, if `remember`, in this browser. */
 export function saveKey(key, remember) {
   enteredKey = key;
   try {
@@ -41,11 +42,11 @@ export function saveKey(key, remember) {
     if (remember) localStorage.setItem(KEY, key);
     else localStorage.removeItem(KEY);
   } catch {
-    // the browser keeps nothing
+    // storage is switched off
   }
 }
 
-/** Send a request and return the response. Asks for the key on 401. Throws `ApiError`. */
+/** Send a request (POST if there is a body) and return the response. Asks for the key on 401. Throws `ApiError`. */
 export async function call(path, { body, signal } = {}) {
   for (let wrong = false; ; wrong = true) {
     const key = savedKey();
@@ -77,7 +78,7 @@ async function failure(response) {
   try {
     error = (await response.json()).error ?? {};
   } catch {
-    // not JSON: a proxy's page, say
+    // not JSON, for example a proxy's error page
   }
   return toError(error, response.status, Number(response.headers.get("Retry-After")) || 0);
 }
@@ -110,7 +111,7 @@ async function* lines(response) {
   if (rest) yield rest;
 }
 
-/** Yield the JSON objects of a stream of lines. */
+/** Send a request and yield the JSON objects of the response, one a line. Throws `ApiError` for an error object. */
 export async function* jsonLines(path, options) {
   for await (const line of lines(await call(path, options))) {
     if (!line.trim()) continue;
@@ -137,8 +138,9 @@ async function* events(response) {
 }
 
 /**
- * Stream a chat completion. Yields `{ text, tokens, prompt, finish, usage }` for each event: the new text, the ids of
- * its tokens and of the prompt's (null if the event has none), why the answer ended, and the number of tokens.
+ * Stream a chat completion. Yields `{ text, tokens, prompt, finish, usage }` for each event: the new text, its token
+ * ids, the prompt's token ids, why the answer ended, and OpenAI's `usage`. All but the text are null if the event has
+ * none.
  */
 export async function* chat({ model, messages, settings }, signal) {
   const body = { model, messages, stream: true, stream_options: { include_usage: true }, return_token_ids: true };
@@ -160,7 +162,7 @@ export async function* chat({ model, messages, settings }, signal) {
   }
 }
 
-/** The models of the server, with their format and bytes. */
+/** Return the models of the server, with their formats and bytes. */
 export async function models() {
   const { data } = await json("compare/models");
   return data;
@@ -173,7 +175,7 @@ export class Stopwatch {
   last = 0;
   tokens = 0;
 
-  /** Count the tokens of an event, unless it has none. */
+  /** Count the tokens of an event and note its time. An event without tokens or text does not count. */
   add({ text, tokens }) {
     const count = tokens ? tokens.length : text ? 1 : 0;
     if (!count) return;
@@ -182,10 +184,12 @@ export class Stopwatch {
     this.tokens += count;
   }
 
+  /** Seconds to the first token; 0 before it. */
   get wait() {
     return this.first ? (this.first - this.start) / 1000 : 0;
   }
 
+  /** Tokens per second after the first token; 0 until there are two. */
   get rate() {
     const seconds = (this.last - this.first) / 1000;
     return this.tokens > 1 && seconds > 0 ? (this.tokens - 1) / seconds : 0;

@@ -1,22 +1,23 @@
 /* The chat: messages of one conversation, and the answers that stream into it. */
 
-import { $, Narrator, announce, copy, growing, h, iconButton, number, sends } from "./dom.js";
+import { $, Narrator, announce, copy, growing, h, iconButton, number, sends, showSend } from "./dom.js";
 import { Stopwatch, chat as streamChat } from "./api.js";
 import { renderMarkdown } from "./markdown.js";
 import * as store from "./store.js";
 
-/** Attempts while the server is busy, before the user is asked. */
+/** Number of attempts before the page reports that the server is busy. */
 const ATTEMPTS = 5;
 
 const input = $("#input");
 const scroller = $("#scroll");
 let hooks = { changed() {}, storageFull() {}, openNew() {}, model: () => "" };
 let chat = null;
-/** The answers that are being written, by chat: another chat can be read meanwhile. */
+/** The answers being streamed, by the id of their chat: a chat goes on while the page shows another one. */
 const running = new Map();
 
-export function init(given) {
-  hooks = given;
+/** Add the listeners. `options`: the functions of main.js that this view calls. */
+export function init(options) {
+  hooks = options;
   growing(input);
   $("#composer").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -45,9 +46,9 @@ export function init(given) {
 
 /** Show a chat: the stored one with this id, or a new one. Returns false if there is no such chat. */
 export function open(id) {
-  const found = id === null ? store.newChat(hooks.model()) : (running.get(id)?.chat ?? store.load(id));
-  if (!found) return false;
-  chat = found;
+  const opened = id === null ? store.newChat(hooks.model()) : (running.get(id)?.chat ?? store.load(id));
+  if (!opened) return false;
+  chat = opened;
   render();
   toEnd();
   return true;
@@ -55,7 +56,7 @@ export function open(id) {
 
 export const current = () => chat;
 
-/** Show the stored state again, if another tab changed this chat. */
+/** Show the stored chat again if the storage entry `key`, which another tab changed, is the chat on the page. */
 export function reload(key) {
   if (!store.isKeyOf(key, chat) || running.has(chat.id) || !store.load(chat.id)) return;
   chat = store.load(chat.id);
@@ -66,13 +67,13 @@ export function stop() {
   running.get(chat.id)?.controller.abort();
 }
 
-export const isRunning = (id) => running.has(id);
-
+/** Stop the answer of a chat that is about to be deleted. */
 export function abandon(id) {
   running.get(id)?.controller.abort();
   running.delete(id);
 }
 
+/** Store a chat that has messages. */
 export function keep(changed = chat) {
   if (!Object.keys(changed.nodes).length) return;
   if (!store.save(changed)) hooks.storageFull();
@@ -101,7 +102,7 @@ function answerTo(question) {
   write(chat, node);
 }
 
-/** Stream an answer into `node`. Waits and tries again while the server is busy. */
+/** Stream an answer into `node`, a message of the chat `target`. Waits and tries again while the server is busy. */
 async function write(target, node) {
   Object.assign(node, { model: hooks.model(), content: "", problem: null, stopped: false, finish: null, stats: null });
   target.model = node.model;
@@ -160,7 +161,7 @@ async function stream(run) {
   }
 }
 
-/** Count down before the next attempt. Ends early if the user tries now or stops. */
+/** Wait before the next attempt, and show the seconds left. Ends early if the user tries now or stops. */
 function waitForServer(run, seconds) {
   return new Promise((resolve) => {
     const end = performance.now() + seconds * 1000;
@@ -200,14 +201,10 @@ function render() {
 }
 
 function updateSend() {
-  const busy = chat && running.has(chat.id);
-  const send = $("#send");
-  send.querySelector("use").setAttribute("href", busy ? "#i-stop" : "#i-send");
-  send.setAttribute("aria-label", busy ? "Stop" : "Send");
-  send.disabled = !busy && !(input.value.trim() && hooks.model());
+  showSend($("#send"), chat && running.has(chat.id), "Send", input.value.trim() && hooks.model());
 }
 
-/** Show the state of an answer that is being written, if its chat is the one on the page. */
+/** Show the state of an answer, if its chat is the one on the page. */
 function update(run) {
   if (run.chat !== chat) return;
   const element = document.getElementById(`message-${run.node.id}`);
@@ -272,14 +269,14 @@ function problemNote(node) {
   return words ? [h("p", { class: "hint" }, words)] : [];
 }
 
-/** Return how an answer ended, if not as usual. */
+/** Return a sentence on how an answer ended; "" for a complete one. */
 function endOf({ stopped, finish, content }) {
   if (stopped) return content ? "Stopped." : "Stopped before the first word.";
   if (finish === "length") {
     return "The answer ends here because it reached the most tokens allowed (Settings), or the end of the model's context.";
   }
   if (!finish) return "This answer was not finished.";
-  return content ? "" : "The model answered with nothing.";
+  return content ? "" : "The answer is empty.";
 }
 
 const button = (label, onclick) => h("button", { type: "button", class: "link", onclick }, label);
@@ -323,11 +320,9 @@ function retry(node) {
   write(chat, node);
 }
 
-/** Leave the older half of the conversation out of what is sent, and answer again. */
+/** Send the conversation again without its older half. */
 function dropOldest(node) {
-  const branch = store.path({ ...chat, leaf: node.parent });
-  const sent = branch.slice(Math.max(branch.findIndex((one) => one.id === chat.start), 0));
-  const questions = sent.filter((one) => one.role === "user");
+  const questions = store.branchToSend(chat, node.parent).filter((one) => one.role === "user");
   if (questions.length < 2) {
     node.problem.message =
       "This message alone is too long for the model: shorten it (Edit), or allow fewer tokens for the answer (Settings).";
@@ -338,7 +333,7 @@ function dropOldest(node) {
   return retry(node);
 }
 
-/** Turn a message of the user into a text area; saving asks again, and keeps the old version. */
+/** Replace a user's message by a text area. Saving sends the text as a new version of the message. */
 function edit(node) {
   if (running.has(chat.id)) return;
   const element = document.getElementById(`message-${node.id}`);

@@ -1,6 +1,6 @@
-/* Compare: one prompt to two to four models side by side, and the first answer scored by the others. */
+/* Compare: two to four models answer one prompt side by side, and the others score the first model's answer. */
 
-import { $, announce, bytes, growing, h, iconButton, number, sends, toast } from "./dom.js";
+import { $, announce, bytes, growing, h, iconButton, number, sends, showSend, toast } from "./dom.js";
 import { Stopwatch, chat as streamChat, models as fetchModels } from "./api.js";
 import { hideScores, scoreAnswer } from "./scores.js";
 import * as store from "./store.js";
@@ -35,7 +35,7 @@ export function init() {
 export const settings = () => ({ ...store.COMPARE_DEFAULTS, ...store.read(SETTINGS, {}) });
 export const saveSettings = (values) => store.write(SETTINGS, values);
 
-/** Take the server's list of models; columns keep their models if the server still has them. */
+/** Take the server's list of models. Columns keep their models during a run, or while the server has all of them. */
 export function setModels(list) {
   models = list;
   const ids = list.map(({ id }) => id);
@@ -47,17 +47,12 @@ export function setModels(list) {
   renderColumns();
 }
 
-export function stop() {
+function stop() {
   run?.controller.abort();
 }
 
-export const isRunning = () => run !== null;
-
 function updateSend() {
-  const send = $("#compare-send");
-  send.querySelector("use").setAttribute("href", run ? "#i-stop" : "#i-send");
-  send.setAttribute("aria-label", run ? "Stop" : "Compare");
-  send.disabled = !run && !(input.value.trim() && columns.length >= 2);
+  showSend($("#compare-send"), run, "Compare", input.value.trim() && columns.length >= 2);
 }
 
 // ---- columns ----
@@ -105,8 +100,8 @@ function columnElement(column, index) {
   return column.element;
 }
 
-/** The colours of the report: grey for the reference, blue for INT8, orange for INT4. */
-export function colour(id, index) {
+/** Return a column's colour class, as in the report page: grey for the reference, blue for INT8, orange for INT4. */
+function colour(id, index) {
   if (index === 0) return "c-ref";
   const words = `${id} ${models.find((model) => model.id === id)?.format ?? ""}`.toLowerCase();
   if (words.includes("int8")) return "c-blue";
@@ -154,7 +149,9 @@ async function start() {
   input.value = "";
   input.dispatchEvent(new Event("input"));
   run = { prompt, controller: new AbortController(), settings: settings() };
-  columns = columns.map(({ model }) => ({ model, prompt: null, ids: [], spans: [], agreed: 0, same: 0, text: "", done: false }));
+  columns = columns.map(({ model }) => ({
+    model, prompt: null, ids: [], spans: [], equalTokens: 0, equalSpans: 0, text: "", done: false,
+  }));
   $("#compare-intro").hidden = true;
   $("#compare-prompt").textContent = prompt;
   $("#compare-prompt").hidden = false;
@@ -165,7 +162,6 @@ async function start() {
   const together = $("#turns").value === "together";
   if (together) await Promise.all(columns.map(answer));
   else for (const column of columns) await answer(column);
-  refresh();
   const [reference, ...others] = columns;
   if (!run.controller.signal.aborted && !reference.problem && reference.prompt && reference.ids.length) {
     await scoreAnswer({
@@ -186,11 +182,6 @@ function renderControls() {
   updateSend();
 }
 
-function messages() {
-  const system = run.settings.system.trim();
-  return [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: run.prompt }];
-}
-
 async function answer(column) {
   const { signal } = run.controller;
   if (signal.aborted) return;
@@ -199,7 +190,8 @@ async function answer(column) {
   const watch = new Stopwatch();
   try {
     const seed = run.settings.seed ?? 0;
-    const request = { model: column.model, messages: messages(), settings: { ...run.settings, seed } };
+    const messages = store.withSystem(run.settings, [{ role: "user", content: run.prompt }]);
+    const request = { model: column.model, messages, settings: { ...run.settings, seed } };
     for await (const event of streamChat(request, signal)) {
       watch.add(event);
       append(column, event);
@@ -216,11 +208,12 @@ async function answer(column) {
   if (!column.problem) announce(`${column.model}: ${column.text}`);
 }
 
+/** Show the models' memory again: an answer may have loaded or unloaded weights. */
 async function refresh() {
   try {
     setModels(await fetchModels());
   } catch {
-    // the figures of memory stay as they were
+    // the page goes on showing the last memory figures
   }
 }
 
@@ -240,21 +233,23 @@ function showFigures(column, watch) {
   if (watch.wait) column.parts.wait.textContent = `${number(watch.wait, 2)} s`;
 }
 
-/** Mark where a column first differs from the reference; what agrees so far is shown softly. */
+/** Mark where a column first differs from the reference, and show the equal text before it in grey. */
 function markDifference(column) {
   const [reference] = columns;
   if (column === reference || !column.ids || reference.problem) return showNote(column, "");
   const shared = Math.min(reference.ids.length, column.ids.length);
-  while (column.agreed < shared && reference.ids[column.agreed] === column.ids[column.agreed]) column.agreed += 1;
-  const ended = reference.done && column.done;
-  const differs = column.agreed < shared || (ended && reference.ids.length !== column.ids.length);
-  for (; column.spans[column.same]?.end <= column.agreed; column.same += 1) {
-    column.spans[column.same].element.classList.add("same");
+  while (column.equalTokens < shared && reference.ids[column.equalTokens] === column.ids[column.equalTokens]) {
+    column.equalTokens += 1;
   }
-  if (differs) column.spans[column.same]?.element.classList.add("first-difference");
-  if (differs) return showNote(column, `Differs from token ${column.agreed + 1} on`);
+  const ended = reference.done && column.done;
+  const differs = column.equalTokens < shared || (ended && reference.ids.length !== column.ids.length);
+  for (; column.spans[column.equalSpans]?.end <= column.equalTokens; column.equalSpans += 1) {
+    column.spans[column.equalSpans].element.classList.add("same");
+  }
+  if (differs) column.spans[column.equalSpans]?.element.classList.add("first-difference");
+  if (differs) return showNote(column, `Differs from token ${column.equalTokens + 1} on`);
   if (ended) return showNote(column, `The same ${column.ids.length} tokens as ${reference.model}`);
-  return showNote(column, column.agreed ? `Same so far: ${column.agreed} tokens` : "");
+  return showNote(column, column.equalTokens ? `Same so far: ${column.equalTokens} tokens` : "");
 }
 
 function showNote(column, text) {
@@ -262,7 +257,7 @@ function showNote(column, text) {
   column.element?.classList.toggle("failed", Boolean(column.problem));
 }
 
-/** Stop a run, if there is one: what Esc does. */
+/** Handle the Esc key: stop the run, if there is one. */
 export function escape() {
   if (!run) return;
   stop();

@@ -2,7 +2,7 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** Return a new element. Properties that start with "on" are listeners; children are nodes, texts, or null for none. */
+/** Return a new element. Properties that start with "on" are listeners. Children are nodes or texts; null adds none. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -15,8 +15,8 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Return an icon of the page's sprite. */
-export function icon(name) {
+/** Return an icon: the symbol `i-NAME` of index.html. */
+function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
   use.setAttribute("href", `#i-${name}`);
@@ -28,7 +28,7 @@ export function icon(name) {
 export const iconButton = (name, label, onclick, extra = {}) =>
   h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...extra }, icon(name));
 
-/** Say a sentence to screen readers. */
+/** Let screen readers say a text. */
 export function announce(text) {
   const live = $("#live");
   live.append(h("p", {}, text));
@@ -36,34 +36,35 @@ export function announce(text) {
 }
 
 /**
- * Announces a streamed text without flooding: whole sentences only, and at most every four seconds.
- * Call `add(text)` with the text so far, and `finish(text)` at its end.
+ * Announces a streamed text to screen readers, in whole sentences and at most every four seconds.
+ * Call `add(text)` with the text so far, and `finish(text)` with the whole text.
  */
 export class Narrator {
-  said = 0;
+  /** Number of characters announced so far. */
+  position = 0;
   last = performance.now();
 
   add(text) {
     if (performance.now() - this.last < 4000) return;
     const end = Math.max(...[". ", "! ", "? ", ".\n", "\n\n"].map((mark) => text.lastIndexOf(mark)));
-    if (end > this.said) this.#say(text, end + 1);
+    if (end > this.position) this.#say(text, end + 1);
   }
 
   finish(text) {
-    if (text.length > this.said) this.#say(text, text.length);
+    if (text.length > this.position) this.#say(text, text.length);
   }
 
   #say(text, end) {
-    const part = text.slice(this.said, end).trim();
+    const part = text.slice(this.position, end).trim();
     if (part) announce(part);
-    this.said = end;
+    this.position = end;
     this.last = performance.now();
   }
 }
 
 let hideToast = 0;
 
-/** Show a short note at the bottom of the page, with an optional action. */
+/** Show a short note at the bottom of the page for some seconds. `action`: label of a button that calls `run`. */
 export function toast(text, action = null, run = null) {
   const box = $("#toast");
   const close = () => {
@@ -83,11 +84,12 @@ export function toast(text, action = null, run = null) {
   hideToast = setTimeout(close, action ? 8000 : 3000);
 }
 
-export async function copy(text, what = "Copied") {
+/** Copy a text to the clipboard, and show `note`. */
+export async function copy(text, note = "Copied") {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Browsers offer the clipboard only on https and localhost; the old way works elsewhere.
+    // Browsers offer navigator.clipboard on https and localhost only; execCommand works elsewhere.
     const area = h("textarea", { class: "hidden" });
     area.value = text;
     document.body.append(area);
@@ -95,17 +97,17 @@ export async function copy(text, what = "Copied") {
     document.execCommand("copy");
     area.remove();
   }
-  toast(what);
+  toast(note);
 }
 
-/** Offer a text to the user as a file. */
+/** Download a text as a file. */
 export function saveFile(name, text, type) {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** Make a text area as tall as its text; browsers with `field-sizing` do so themselves. */
+/** Keep a text area as tall as its text. Browsers that know `field-sizing` need no help. */
 export function growing(area) {
   if (CSS.supports("field-sizing", "content")) return;
   const fit = () => {
@@ -115,16 +117,25 @@ export function growing(area) {
   area.addEventListener("input", fit);
 }
 
-/** Return whether this key press sends: Enter, but not while composing a character, and not on a touch keyboard. */
+/** Return whether a key press sends the text: Enter does, except while composing a character or on a touch keyboard. */
 export const sends = (event) =>
   event.key === "Enter" &&
   !event.shiftKey &&
   !event.isComposing &&
   !matchMedia("(hover: none) and (pointer: coarse)").matches;
 
+/** Show the button of a composer: it stops a run, or starts one with the name `label` if there is text and a model. */
+export function showSend(button, running, label, ready) {
+  button.querySelector("use").setAttribute("href", running ? "#i-stop" : "#i-send");
+  button.setAttribute("aria-label", running ? "Stop" : label);
+  button.disabled = !running && !ready;
+}
+
+/** Return a number as text with so many digits after the point. */
 export const number = (value, digits = 1) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
+/** Return a number of bytes as text, like "1.5 GB". */
 export function bytes(count) {
   if (!Number.isFinite(count)) return "";
   const units = ["B", "kB", "MB", "GB", "TB"];

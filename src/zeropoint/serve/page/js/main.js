@@ -1,4 +1,4 @@
-/* Starts the page: views, the list of chats, models, settings, colours, and keys that work everywhere. */
+/* Starts the page: its two views, the list of chats, models, settings, dialogs, colours and keyboard shortcuts. */
 
 import { $, announce, h, iconButton, saveFile, toast } from "./dom.js";
 import { models as fetchModels, onKeyNeeded, saveKey } from "./api.js";
@@ -68,7 +68,7 @@ function route() {
   renderList();
 }
 
-/** Return the id of the chat that is shown, null if it is a new one. */
+/** Return the id of the chat on the page; null for a new chat, which has no messages yet. */
 function shownId() {
   const chat = chatView.current();
   return chat && Object.keys(chat.nodes).length ? chat.id : null;
@@ -143,24 +143,19 @@ function discard(chat) {
   });
 }
 
-// ---- the sidebar on a phone ----
+// ---- the sidebar, which narrow screens hide ----
 
-function openSidebar() {
-  document.body.classList.add("sidebar-open");
-  $("#app").inert = true;
-  $("#scrim").hidden = false;
-  $("#open-sidebar").setAttribute("aria-expanded", "true");
-  $("#close-sidebar").focus();
+function toggleSidebar(open) {
+  if (document.body.classList.contains("sidebar-open") === open) return;
+  document.body.classList.toggle("sidebar-open", open);
+  $("#app").inert = open;
+  $("#scrim").hidden = !open;
+  $("#open-sidebar").setAttribute("aria-expanded", open);
+  $(open ? "#close-sidebar" : "#open-sidebar").focus();
 }
 
-function closeSidebar() {
-  if (!document.body.classList.contains("sidebar-open")) return;
-  document.body.classList.remove("sidebar-open");
-  $("#app").inert = false;
-  $("#scrim").hidden = true;
-  $("#open-sidebar").setAttribute("aria-expanded", "false");
-  $("#open-sidebar").focus();
-}
+const openSidebar = () => toggleSidebar(true);
+const closeSidebar = () => toggleSidebar(false);
 
 // ---- dialogs ----
 
@@ -198,11 +193,11 @@ function readSettings(form) {
   };
 }
 
-let asking = null;
+let pendingKey = null;
 
-/** Ask for the API key, once for all requests that wait for it. */
+/** Ask the user for the API key. Requests that need it at the same time share one dialog. */
 function askForKey(wrong) {
-  asking ??= new Promise((resolve) => {
+  pendingKey ??= new Promise((resolve) => {
     const dialog = $("#key");
     const form = dialog.querySelector("form");
     $("#key-why").classList.toggle("problem", wrong);
@@ -210,14 +205,14 @@ function askForKey(wrong) {
     dialog.returnValue = "";
     dialog.onclose = () => {
       const key = form.elements.key.value;
-      asking = null;
+      pendingKey = null;
       if (dialog.returnValue !== "save" || !key) return resolve(null);
       saveKey(key, form.elements.remember.checked);
       return resolve(key);
     };
     dialog.showModal();
   });
-  return asking;
+  return pendingKey;
 }
 
 async function importChats(file) {
@@ -230,7 +225,7 @@ async function importChats(file) {
   }
   const sound = values.filter(store.isChat);
   for (const chat of sound) chatView.keep({ ...store.newChat(""), ...chat });
-  toast(sound.length ? `Imported ${sound.length} of ${values.length}` : "This file holds no chats of Zeropoint");
+  toast(sound.length ? `Imported ${sound.length} of ${values.length}` : "This file has no Zeropoint chats");
   renderList();
 }
 
@@ -293,10 +288,10 @@ function escape() {
   else chatView.stop();
 }
 
-/** Safari keeps the page's height when the keyboard opens; the visible height is the visual viewport's. */
+/** Fit the page into the visual viewport while a touch keyboard is open: Safari does not shrink the page itself. */
 function followKeyboard() {
   visualViewport?.addEventListener("resize", () => {
-    if (visualViewport.scale > 1.01) return; // zoomed with two fingers, no keyboard
+    if (visualViewport.scale > 1.01) return; // the user has zoomed in; no keyboard has opened
     document.documentElement.style.setProperty("--height", `${visualViewport.height}px`);
   });
 }
@@ -315,7 +310,7 @@ chatView.init({
     renderList();
   },
   storageFull: () =>
-    showBanner("This browser has no room for more: export old chats and delete them. New messages are not kept."),
+    showBanner("New messages are not stored, because the browser's storage is full (export and delete old chats) or off."),
 });
 $("#model").addEventListener("change", (event) => {
   store.write(MODEL, event.target.value);

@@ -1,4 +1,4 @@
-/* Markdown to elements: marked parses, DOMPurify lets a short list of elements through, images become links. */
+/* Markdown to elements: marked parses, and DOMPurify removes all but a short list of elements. Images become links. */
 
 import { Marked } from "../vendor/marked/marked.esm.js";
 import "../vendor/dompurify/purify.min.js";
@@ -11,7 +11,7 @@ const marked = new Marked({
   gfm: true,
   breaks: true,
   renderer: {
-    // A model's HTML is shown as it wrote it, not interpreted.
+    // HTML in an answer is shown as text.
     html: ({ text }) => escape(text),
     // Loading an image would tell another server about the chat.
     image: ({ href, text }) => `<a href="${escape(href)}">${escape(text || href)}</a>`,
@@ -31,7 +31,7 @@ const ALLOWED = {
   RETURN_DOM_FRAGMENT: true,
 };
 
-/** Show a text as Markdown in `element`. Only blocks that changed are made again, so a growing text stays cheap. */
+/** Show a Markdown text in `element`. Only blocks that changed are rendered again, so streaming stays cheap. */
 export function renderMarkdown(element, text) {
   const blocks = marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
   blocks.forEach((token, index) => {
@@ -60,7 +60,7 @@ function sanitized(html) {
   return fragment;
 }
 
-/** Put a head with the language and a copy button on a code block. */
+/** Add a header with the language and a copy button to a code block. */
 function frameCode(pre) {
   const code = pre.querySelector("code") ?? pre;
   const language = /language-([\w+#.-]+)/.exec(code.className)?.[1] ?? "";

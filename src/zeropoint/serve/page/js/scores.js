@@ -1,11 +1,11 @@
-/* Scores: the first model's answer, token by token, as the other models see it, and the statistics of the session. */
+/* Scores: the first model's answer, scored token by token by the other models, and the statistics of the session. */
 
 import { $, announce, h, number, saveFile } from "./dom.js";
 import { json, jsonLines } from "./api.js";
 
-/** Tokens of the session that the intervals are computed from; older answers are left out of them. */
+/** Most scores that the intervals are computed from, which is the server's limit; the oldest answers are left out. */
 const MOST_TOKENS = 50000;
-/** A KL divergence of this many nats has the darkest colour. */
+/** The KL divergences, in nats, that have the darkest and the faintest colour. */
 const DARKEST = 1;
 const FAINTEST = 0.0005;
 
@@ -23,14 +23,14 @@ export function init() {
   }
 }
 
-/** Return the strength of a colour, 0 to 100, on a logarithmic scale. */
+/** Return the strength of a KL divergence's colour, 0 to 100, on a logarithmic scale. */
 const heat = (kl) => Math.round(100 * Math.min(1, Math.max(0, Math.log(kl / FAINTEST) / Math.log(DARKEST / FAINTEST))));
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const quote = (text) => `“${text.replaceAll("\n", "⏎").replaceAll("\t", "⇥")}”`;
 const percent = (share) => `${number(100 * share, 1).replace("-", "−")} %`;
 
-/** Return a KL divergence, or a difference of two, with digits that suit its size. */
+/** Return a KL divergence, or a difference of two, as text with digits that suit its size. */
 function kl(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
@@ -68,7 +68,7 @@ export async function scoreAnswer({ reference, others, prompt, promptTokens, ans
   await showSession(reference);
 }
 
-/** Make the card of one model; `add` appends scored tokens. */
+/** Make the card of one model. Its `add(part, scores)` appends the tokens of a part of the answer. */
 function card(reference, { model, colour }) {
   const rows = [];
   const head = h("span", { class: "card-figures" });
@@ -118,7 +118,7 @@ function card(reference, { model, colour }) {
         referenceNll: part.reference.nll[index],
         referenceChoice: part.reference.choices[index],
       };
-      const label = row.text.trim() ? null : quote(row.text); // white space has no name of its own
+      const label = row.text.trim() ? null : quote(row.text); // screen readers do not say white space
       const token = h("span", { role: "option", id: `token-${model}-${rows.length}`, "aria-label": label }, row.text || "·");
       token.classList.toggle("flip", !row.agrees);
       token.style.setProperty("--heat", heat(row.kl));
@@ -145,7 +145,7 @@ function describe(reference, model, row) {
   return parts.join(" · ");
 }
 
-/** Show the session's means with their intervals, computed by the server. */
+/** Show the session's means and intervals, which the server computes. */
 async function showSession(reference) {
   const used = [];
   let tokens = 0;

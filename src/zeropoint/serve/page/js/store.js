@@ -1,8 +1,9 @@
 /*
  * Chats in the browser's localStorage, one entry for each chat.
  *
- * A chat is a tree: editing a message or asking again adds a sibling, so nothing is lost. `leaf` is the last message of
- * the branch that is shown.
+ * A chat is a tree of messages, `nodes`: editing a message or asking again adds a sibling, so nothing is lost. `leaf`
+ * is the id of the last message of the branch that is shown. `start` is the id of the first message that is sent; null
+ * if all are.
  */
 
 const CHAT = "zeropoint.chat.";
@@ -11,7 +12,7 @@ const SETTINGS = "zeropoint.settings";
 export const DEFAULTS = { system: "", temperature: 0.7, top_p: 1, max_tokens: null, seed: null };
 export const COMPARE_DEFAULTS = { system: "", temperature: 0, top_p: 1, max_tokens: 256, seed: null };
 
-/** Write an entry; returns false if the browser's storage is full or switched off. */
+/** Write an entry. Returns false if the browser's storage is full or switched off. */
 export function write(key, value) {
   try {
     localStorage.setItem(key, JSON.stringify(value));
@@ -21,7 +22,7 @@ export function write(key, value) {
   }
 }
 
-/** Return an entry; the fallback if there is none, or if it is damaged. */
+/** Return an entry, or `fallback` if there is none or it is damaged. */
 export function read(key, fallback = null) {
   try {
     return JSON.parse(localStorage.getItem(key)) ?? fallback;
@@ -30,18 +31,18 @@ export function read(key, fallback = null) {
   }
 }
 
-export const lastSettings = () => ({ ...DEFAULTS, ...read(SETTINGS, {}) });
+const lastSettings = () => ({ ...DEFAULTS, ...read(SETTINGS, {}) });
 export const saveLastSettings = (settings) => write(SETTINGS, settings);
 
 export function newChat(model) {
   const now = Date.now();
-  // browsers offer randomUUID only on https and localhost
+  // browsers offer randomUUID on https and localhost only
   const id = crypto.randomUUID?.() ?? `${now}-${Math.random().toString(36).slice(2)}`;
   const settings = lastSettings();
   return { id, title: "", model, settings, created: now, updated: now, nodes: {}, leaf: null, start: null };
 }
 
-/** Return whether a value read from storage or a file is a sound chat: each message has its parent before it. */
+/** Return whether a value read from storage or a file is a valid chat, in which each message follows its parent. */
 export function isChat(value) {
   if (typeof value?.id !== "string" || typeof value.title !== "string") return false;
   if (value.nodes === null || typeof value.nodes !== "object") return false;
@@ -55,13 +56,13 @@ export function isChat(value) {
   return ids.has(value.leaf);
 }
 
-/** Return all chats, the latest first; none if the browser keeps nothing. */
+/** Return all chats, the latest first; none if storage is switched off. */
 export function chats() {
   let keys = [];
   try {
     keys = Object.keys(localStorage).filter((key) => key.startsWith(CHAT));
   } catch {
-    // switched off
+    // storage is switched off
   }
   return keys
     .map((key) => read(key))
@@ -69,6 +70,7 @@ export function chats() {
     .sort((a, b) => b.updated - a.updated);
 }
 
+/** Return a stored chat, or null if there is none with this id or it is damaged. */
 export function load(id) {
   const chat = read(CHAT + id);
   if (!isChat(chat)) return null;
@@ -83,11 +85,11 @@ export function remove(id) {
   try {
     localStorage.removeItem(CHAT + id);
   } catch {
-    // switched off: nothing was kept
+    // storage is switched off, so nothing was stored
   }
 }
 
-/** Return the messages of the branch that is shown, the first one first. */
+/** Return the messages of the branch that is shown, in order. */
 export function path(chat) {
   const messages = [];
   for (let id = chat.leaf; id !== null; id = chat.nodes[id].parent) messages.push(chat.nodes[id]);
@@ -105,11 +107,11 @@ export function add(chat, parent, role, content) {
   return node;
 }
 
-/** Return the versions of a message: the messages with the same parent, the oldest first. */
+/** Return the versions of a message, which are the messages with its parent, the oldest first. */
 export const versions = (chat, node) =>
   Object.values(chat.nodes).filter((other) => other.parent === node.parent && other.role === node.role);
 
-/** Show the branch through a message, down to its newest end. */
+/** Show the branch through a message, and below it the newest version of each message. */
 export function show(chat, node) {
   let id = node.id;
   for (;;) {
@@ -120,12 +122,21 @@ export function show(chat, node) {
   chat.leaf = id;
 }
 
-/** Return the messages to send: the system prompt, then the branch from the first message that is still sent. */
-export function outgoing(chat, until) {
+/** Return the branch from the message `chat.start` to the message `until`. */
+export function branchToSend(chat, until) {
   const branch = path({ ...chat, leaf: until });
-  const first = Math.max(branch.findIndex((node) => node.id === chat.start), 0);
-  const messages = branch.slice(first).filter((node) => node.content).map(({ role, content }) => ({ role, content }));
-  const system = chat.settings.system.trim();
+  return branch.slice(Math.max(branch.findIndex((node) => node.id === chat.start), 0));
+}
+
+/** Return the messages to send for an answer to the message `until`. */
+export function outgoing(chat, until) {
+  const nodes = branchToSend(chat, until).filter((node) => node.content);
+  return withSystem(chat.settings, nodes.map(({ role, content }) => ({ role, content })));
+}
+
+/** Return messages with the system prompt, if there is one, before them. */
+export function withSystem(settings, messages) {
+  const system = settings.system.trim();
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
