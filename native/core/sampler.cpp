@@ -1,8 +1,8 @@
 // zp_sample and zp_score: the next token of each row of logits, and log probabilities; threads split the rows.
 //
-// The weight of a token is e^((logit - largest) / temperature), counted in whole units of 2^-40. All that follows is
-// integer arithmetic, so a row's token depends on no order of summation: not on the threads, the instruction set level
-// or the other rows.
+// The weight of a token is e^((logit - largest) / temperature), counted in whole units of 2^-40. The sums of units and
+// the draw are integer arithmetic, which is exact in any order. So a row's token does not depend on the threads, the
+// instruction set level or the other rows.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -17,15 +17,16 @@ namespace zp {
 namespace {
 
 constexpr double kUnits = double{int64_t{1} << kUnitBits};
-// A row has fewer than 2^23 tokens: a key of 64 bits holds a token's units and its id, and 63 bits the units of all.
+// A row has fewer than 2^23 tokens. So a token's units (at most 2^40) and its id fit one 64-bit key, and the units of a
+// row add up to less than 2^63.
 constexpr int kIdBits = 23;
 constexpr int64_t kMostTokens = int64_t{1} << kIdBits;
 constexpr double kSampleCost = 1.5;  // nanoseconds per logit, roughly (each_row)
 
 // -- random numbers -------------------------------------------------------------------------------
 
-// Return 64 random bits, a function of the seed and the number of the draw: Philox4x32-10 of Salmon et al., Parallel
-// random numbers: as easy as 1, 2, 3 (SC 2011), with the seed as its key and the number as its counter.
+// Return 64 random bits, a function of the seed and the number of the draw: Philox4x32-10 (Salmon et al., Parallel
+// random numbers: as easy as 1, 2, 3, SC 2011). The seed is its key, the number its counter.
 uint64_t random_bits(uint64_t seed, uint64_t number) {
   uint32_t c[4] = {static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32), 0, 0};
   uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -54,7 +55,7 @@ struct Memory {
   int32_t* indices;
   uint64_t *keys, *more_keys;
 
-  // Returns false if there is no memory.
+  // Get the memory. Returns false if there is none.
   bool get(int64_t count) {
     const auto size = static_cast<size_t>(round_up(count, kWeighBlock));
     uint8_t* memory = thread_scratch(size * 2 * (sizeof(uint64_t) + sizeof(float)) + size * sizeof(int32_t) +
@@ -72,11 +73,11 @@ struct Memory {
 
 // Return the units of a weight: weight * 2^40, rounded to the nearest, ties to even.
 int64_t units(float weight) {
-  constexpr double kRound = double{int64_t{1} << 52};  // floats from here on have no fraction
+  constexpr double kRound = double{int64_t{1} << 52};  // a double this large has no fraction: the sum is rounded
   return static_cast<int64_t>(double{weight} * kUnits + kRound) - (int64_t{1} << 52);
 }
 
-// The keys of tokens sort by units, those of equal units by falling id.
+// Return a token's sort key. More units make a larger key; of two tokens with equal units, the lower id does.
 uint64_t key_of(int64_t units, int64_t id) {
   return static_cast<uint64_t>(units) << kIdBits | static_cast<uint64_t>(kMostTokens - 1 - id);
 }
@@ -84,8 +85,9 @@ int64_t units_of(uint64_t key) {
   return static_cast<int64_t>(key >> kIdBits);
 }
 
-// Return a number that grows with the units: the place of their highest bit and the four bits after it.
 constexpr int kBuckets = (kUnitBits + 1) * 16;
+// Return the histogram bucket of a number of units: the position of its highest bit, and the four bits below that. More
+// units never have a lower bucket.
 int bucket_of(int64_t units) {
   const auto bits = static_cast<uint64_t>(units) << 4 | 1;
   const int highest = 63 - __builtin_clzll(bits);  // 4 for one unit
@@ -97,11 +99,11 @@ class Row {
   Row(const SamplerKernels& kernels, const Memory& memory, const float* logits, int64_t count)
       : kernels_(kernels), memory_(memory), x_(logits), count_(count) {}
 
-  // Find the most likely token. Returns false if its logit is not finite, or a logit is NaN.
+  // Find the most likely token. Returns false if its logit is not finite, or if any logit is NaN.
   bool find_largest() { return kernels_.largest(x_, count_, &most_, &first_); }
   int64_t first() const { return first_; }
 
-  // Give the tokens that the mask excludes a logit of -infinity.
+  // Continue with a copy of the logits in which the tokens that the mask excludes have -infinity.
   void exclude(const int32_t* mask) {
     std::fill_n(memory_.logits, count_, -INFINITY);
     for (int64_t begin = 0; begin < count_; begin += 32)
@@ -112,8 +114,8 @@ class Row {
 
   // Return the k-th largest logit, 1 <= k <= count.
   float kth_largest(int64_t k) {
-    // Each of the k groups of 16 logits with the largest maxima has a logit of at least `bound`, so the k-th largest
-    // logit is one of those.
+    // `bound` is the k-th largest maximum of the groups of 16 logits. So at least k logits are no smaller, and the k-th
+    // largest logit is one of these.
     const int64_t groups = ceil_div(count_, kLanes);
     float *values = memory_.weights, bound = -INFINITY;
     if (k <= groups) {
@@ -137,7 +139,7 @@ class Row {
     return total;
   }
 
-  // Draw a token by its weight.
+  // Draw a token with a probability proportional to its weight, among those that top-k, top-p and min-p keep.
   int64_t draw(const zp_sampling& s) {
     const int64_t total = weigh(s.temperature, s.top_k);
     const uint64_t bits = random_bits(s.seed, s.number);
@@ -177,8 +179,9 @@ class Row {
     return found;
   }
 
-  // Write the keys of tokens that hold the share `top_p` of the units, ids ascending; return how many they are.
-  // `smallest` gets the smallest key of the fewest such tokens, unless it is larger already.
+  // Write the keys of the tokens that top-p keeps and of some less likely ones, ids ascending, and return how many they
+  // are. Top-p keeps the fewest most likely tokens that hold the share `top_p` of the units. Raise `smallest` to the
+  // smallest key of those, unless it is larger already.
   int64_t collect_nucleus(double top_p, int64_t total, uint64_t& smallest) {
     const auto share = static_cast<int64_t>(std::ceil(top_p * static_cast<double>(total)));
     const int64_t target = std::clamp(share, int64_t{1}, total);
@@ -194,7 +197,7 @@ class Row {
     }
   }
 
-  // Return the smallest key of the fewest largest keys of a bucket whose units add up to `target` or more.
+  // Add up the units of a bucket's tokens, largest key first, and return the key at which the sum reaches `target`.
   uint64_t smallest_of_bucket(int64_t found, int bucket, int64_t target) {
     uint64_t* key = memory_.more_keys;
     uint64_t* end = std::copy_if(memory_.keys, memory_.keys + found, key,
@@ -204,8 +207,8 @@ class Row {
     return *key;
   }
 
-  // Return b, such that the tokens of fewer than 2^b units hold about three quarters of `rest` together, or less. This
-  // is a guess from every 16th token.
+  // Return an estimate of the largest b such that all tokens of fewer than 2^b units hold no more than three quarters
+  // of `rest` units together. Only every 16th token is counted.
   int bits_of_rest(int64_t rest) const {
     int64_t sums[kUnitBits + 2] = {};  // of tokens of fewer than 2^b units, but no fewer than 2^(b - 1)
     for (int64_t i = 0; i < count_; i += 16) {
@@ -217,7 +220,7 @@ class Row {
     return bits;
   }
 
-  // Return the token at which the running sum of units exceeds `left`, which is below the sum of all.
+  // Return the token at which the running sum of units exceeds `left`, which is less than the units of all tokens.
   int64_t draw_any(int64_t left) const {
     int64_t i = 0;
     for (int64_t b = 0; left >= memory_.sums[b]; ++b, i += kWeighBlock) left -= memory_.sums[b];

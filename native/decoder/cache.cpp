@@ -118,7 +118,9 @@ bool zp_cache::writes_to_shared(const Sequence& s, int64_t held) const {
 
 int64_t zp_cache::pages_needed(const std::vector<int64_t>& held) {
   int64_t needed = 0;
-  std::vector<int32_t> left;  // the pages that sequences leave for a copy: the last owner of a page needs no copy
+  // Pages that a sequence leaves because it copies them. Their owners are counted down meanwhile, because the last
+  // owner of a page needs no copy.
+  std::vector<int32_t> left;
   left.reserve(sequences.size());
   for (size_t i = 0; i < sequences.size(); ++i) {
     const Sequence& s = sequences[i];

@@ -27,7 +27,7 @@ zp_status check_tokens(const zp_decoder& d, const zp_cache& cache, const Tokens&
   return ZP_OK;
 }
 
-// Append the tokens to their sequences, and take pages for them. `held`: the sequences' lengths before.
+// Append the tokens to their sequences, and take pages for them. `held`: the sequences' lengths before the step.
 zp_status lengthen(zp_cache& cache, const Tokens& t, const std::vector<int64_t>& held) {
   for (int64_t i = 0; i < t.count; ++i) {
     zp_cache::Sequence& s = cache.sequences[static_cast<size_t>(t.sequence[i])];

@@ -280,19 +280,20 @@ ZP_API zp_status zp_decoder_finish(zp_decoder* decoder);
  * wide from the start. */
 enum { ZP_CACHE_FLOAT16 = 0, ZP_CACHE_INT8 = 1, ZP_CACHE_FLOAT32 = 2 };
 
-/* Tokens of a page. A cache is divided into pages: a sequence has just enough of them for its tokens. */
+/* Tokens that a page holds. A cache consists of pages, and a sequence has as few as hold its tokens. */
 enum { ZP_PAGE = 64 };
 
-/* Create a cache for keys and values of `sequences` sequences (1 to 2^20). It has enough pages for `tokens` tokens (1 to
- * 2^31) in all, however they are split among the sequences. A step fits if there are free pages for it. */
+/* Create a cache for keys and values of `sequences` sequences (1 to 2^20). It has enough pages for `tokens` tokens (1
+ * to 2^31) in all, however they are split among the sequences. A step fits if there are free pages for it. */
 ZP_API zp_status zp_cache_create(const zp_decoder* decoder, int64_t tokens, int32_t sequences, int32_t type,
                                  zp_cache** out);
 ZP_API void zp_cache_free(zp_cache* cache);
 /* Make room for `tokens` tokens in all. Cached tokens stay. A cache never shrinks. On an error it is unchanged. */
 ZP_API zp_status zp_cache_grow(zp_cache* cache, int64_t tokens);
 ZP_API size_t zp_cache_bytes(const zp_cache* cache);
-/* Return the number of pages, and of those that no sequence uses. 0 for a null cache. */
+/* Return the number of pages; 0 for a null cache. */
 ZP_API int64_t zp_cache_pages(const zp_cache* cache);
+/* Return the number of pages that no sequence uses; 0 for a null cache. */
 ZP_API int64_t zp_cache_free_pages(const zp_cache* cache);
 /* Return 1 for a wide ZP_CACHE_FLOAT16 cache, else 0. */
 ZP_API int32_t zp_cache_is_wide(const zp_cache* cache);
@@ -300,15 +301,15 @@ ZP_API int32_t zp_cache_is_wide(const zp_cache* cache);
 ZP_API int64_t zp_cache_length(const zp_cache* cache, int32_t sequence);
 /* Drop a sequence's tokens from position `length` on. */
 ZP_API zp_status zp_cache_truncate(zp_cache* cache, int32_t sequence, int64_t length);
-/* Let the empty sequence `target` begin with the first `length` tokens of `source`. Whole pages are shared until one of
- * their sequences, cut back, writes to one: it copies the page first. A page that `length` fills in part is copied
- * here. Returns ZP_INVALID, and changes nothing, if that copy finds no free page. */
+/* Let the empty sequence `target` begin with the first `length` tokens of `source`. The pages that these tokens fill
+ * are shared. A page that they fill in part is copied: returns ZP_INVALID, and changes nothing, if no page is free for
+ * the copy. A sequence that is truncated to a position within a shared page copies the page before it writes to it. */
 ZP_API zp_status zp_cache_share(zp_cache* cache, int32_t source, int32_t target, int64_t length);
 
 /* Run one forward step over `count` tokens; token, sequence, position and wanted are [count]. The positions of a
  * sequence's tokens continue its cached length without a gap. The logits of the tokens with wanted[i] != 0 (null: of
  * all) are written in order, [vocab] each, to `logits`. Several threads may call zp_forward; the steps of one decoder
- * are taken one after the other. On an error every sequence is as before. A NaN or infinity in one token affects no token
+ * are taken one after the other. On an error, no sequence changes. A NaN or infinity in one token affects no token
  * before it. */
 ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count, const int32_t* token,
                             const int32_t* sequence, const int32_t* position, const uint8_t* wanted,
@@ -323,19 +324,19 @@ typedef struct {
   double min_p;        /* keep tokens of at least min_p times the largest probability; 0: all */
   int64_t top_k;       /* keep the k most likely tokens, and those as likely as the last; 0: all */
   uint64_t seed;       /* the random number of a draw is a function of `seed` and `number` */
-  uint64_t number;
+  uint64_t number;     /* of the draw in its text: 0, 1, ... */
   const int32_t* mask; /* null, or [ceil(count / 32)]: bit i % 32 of mask[i / 32] is set if token i may be chosen */
   float temperature;   /* 0: choose the most likely token (ties: lowest id), whatever the other options */
 } zp_sampling;
 
 /* Choose a token of each row: mask, temperature, top_k, top_p, min_p, random draw, in this order. tokens[i] is -1 if a
- * logit of row i is NaN or infinity, or if all that the mask allows are -infinity. */
+ * logit of row i is NaN or +infinity, or if those of all tokens that the mask allows are -infinity. */
 ZP_API zp_status zp_sample(const float* logits, int64_t stride, int64_t rows, int64_t count,
                            const zp_sampling* samplings, int32_t* tokens, int32_t threads);
 
-/* Compute log probabilities, in nats: of one token of each row, and of the `top` most likely ones, most likely first
- * (ties: lowest id first). `tokens` and `scores` are [rows], `top_ids` and `top_scores` [rows, top]. All scores of a row
- * without a finite largest logit are NaN. */
+/* Compute log probabilities, in nats: of the token tokens[i] of each row i, and of its `top` most likely tokens, most
+ * likely first (ties: lowest id first). `tokens` and `scores` are [rows], `top_ids` and `top_scores` [rows, top]. All
+ * scores of a row are NaN if its largest logit is not finite, or any logit is NaN. */
 ZP_API zp_status zp_score(const float* logits, int64_t stride, int64_t rows, int64_t count, const int32_t* tokens,
                           int32_t top, float* scores, int32_t* top_ids, float* top_scores, int32_t threads);
 

@@ -12,7 +12,8 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-// As many sums as fit into the registers beside the errors: 24 of 32 vectors, or 12 (six columns of two) of 16.
+// A tile's sums fill most registers, and the others are left for errors. AVX-512 sums 8 columns * 3 vectors in 24 of 32
+// registers, AVX2 6 columns * 1 vector of two registers in 12 of 16.
 constexpr int kTileColumns = V::kRows >= 12 ? 8 : 6;
 constexpr int kTileVectors = V::kRows >= 12 ? 3 : 1;
 static_assert(kPanel % (kTileVectors * kLanes) == 0);

@@ -24,14 +24,15 @@ bool largest(const float* x, int64_t count, float* most, int64_t* first) {
     const float best = V::max_lane(lanes);
     if (best > *most) *most = best, block = begin;
   }
-  constexpr int32_t kInfinity = 0x7f800000;  // its bits; those of NaN are greater
+  constexpr int32_t kInfinity = 0x7f800000;  // the bits of infinity; as integers, those of NaN are greater
   if (V::max_lane(bits) > kInfinity || !(*most - *most == 0.0f)) return false;
   *first = block;
   while (x[*first] != *most) ++*first;
   return true;
 }
 
-// Return e^x for x <= 0 to two ulp, computed as in vector_math.h, but without fused operations, which numpy lacks.
+// Return e^x for x <= 0 to two ulp. This is `exponential` of vector_math.h with separate multiplications and additions:
+// numpy, which must get the same bits, has no fused ones.
 V::Float plain_exponential(V::Float x) {
   x = V::max(V::set_float(-88.0f), x);
   const V::Int n = V::round(V::mul(x, V::set_float(1.44269504f)));
@@ -46,8 +47,8 @@ V::Float plain_exponential(V::Float x) {
 
 void weigh(const float* x, int64_t count, float most, float temperature, float least, float* weights,
            int64_t* sums) {
-  // Units are counted in two parts, each of which fits 32 bits: w * 2^20 rounded, and the rest times 2^20 rounded. Both
-  // products are exact, so together they are w * 2^40 rounded.
+  // Units are counted in two halves that fit 32 bits each. `high` counts `whole`, which is weight * 2^20 rounded; `low`
+  // counts (weight * 2^20 - whole) * 2^20 rounded. Both products are exact, so the sum is weight * 2^40 rounded.
   constexpr int kHalf = kUnitBits / 2;
   const V::Float top = V::set_float(most), divisor = V::set_float(temperature), limit = V::set_float(least),
                  zero = V::set_float(0.0f), scale = V::set_float(1 << kHalf);

@@ -7,15 +7,17 @@
 
 namespace zp {
 
-// Weights of tokens are counted in units of 2^-40, so that sums are exact in any order. The most likely token has 2^40.
+// Weights of tokens are counted in units of 2^-40, so that sums are exact in any order. The most likely token has 2^40
+// units.
 constexpr int kUnitBits = 40;
-constexpr int64_t kWeighBlock = 512;  // tokens whose units are summed to one number
+constexpr int64_t kWeighBlock = 512;  // tokens in a block: `weigh` sums the units of each block
 
 // The kernels of one level.
 struct SamplerKernels {
-  // Find the largest of `count` logits and its lowest index. Returns false if it is not finite, or a logit is NaN.
+  // Find the largest of `count` logits and its lowest index. Returns false if the largest is not finite, or any is NaN.
   bool (*largest)(const float* x, int64_t count, float* most, int64_t* first);
-  // Compute weights[i] = e^s, with s = (x[i] - most) / temperature, or 0 if s < least. sums[b] gets the units of block b.
+  // Compute weights[i] = e^s, with s = (x[i] - most) / temperature, or 0 if s < least; and sums[b], the units of the
+  // tokens of block b.
   void (*weigh)(const float* x, int64_t count, float most, float temperature, float least, float* weights,
                 int64_t* sums);
   // Compute maxima[g], the largest of x[16 g] ... x[16 g + 15].

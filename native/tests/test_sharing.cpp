@@ -1,13 +1,13 @@
 // Tests of pages that sequences share. Random steps, shares, truncations and growths run on a small cache and on a
-// large one without sharing: logits are equal bit for bit, and the small cache uses just the pages that it should.
-// Pages know nothing of instruction sets, so the level in use is enough.
+// large one without sharing: logits are equal bit for bit, and the small cache uses as many pages as a naive model of
+// them. Sharing is the same at every instruction set level, so one level is tested.
 #include "steps.h"
 
 #include <set>
 
 namespace {
 
-// The pages of a small cache, kept naively: each sequence lists its pages, and a page is used while a list has it.
+// A naive model of a cache's pages: each sequence has a list of page numbers, and pages in no list are free.
 class Pages {
  public:
   Pages(int sequences, int64_t pages) : pages_(pages), lists_(static_cast<size_t>(sequences)) {}
@@ -44,7 +44,7 @@ class Pages {
   std::vector<std::vector<int64_t>> lists_;
 };
 
-// A small cache with sharing, and a large one in which every sequence reads its tokens itself.
+// A small cache whose sequences share pages, and a large one in which each sequence is fed all its tokens.
 class Pair {
  public:
   static constexpr int kSequences = 5;
@@ -167,7 +167,7 @@ void test_random_walks(std::mt19937& random) {
   expect(refused > 0, "some steps did not fit");
 }
 
-// A cache that becomes wide keeps what its sequences share.
+// Sequences keep their shared pages when the cache becomes wide.
 void test_widening(std::mt19937& random) {
   int widened = 0;
   for (int turn = 0; turn < 4; ++turn) {
@@ -183,7 +183,8 @@ void test_widening(std::mt19937& random) {
   expect(widened > 0, "a cache became wide in the middle");
 }
 
-// Two sequences that are cut back into the page that they share: the first to write copies it, the last need not.
+// Two sequences are truncated to positions within the page that they share. The first one to write copies the page; the
+// other one writes to the original.
 void test_last_owner(std::mt19937& random) {
   const auto m = make(small_config(), {.kind = Kind::kInt8}, random);
   const auto tokens = random_tokens(*m, 64, random), other = random_tokens(*m, 1, random);

@@ -1,4 +1,4 @@
-"""Tokens chosen in C++ are those of numpy, whatever the level, the threads and the other rows."""
+"""C++ and numpy choose the same tokens at every instruction set level, with any threads and any other rows."""
 
 from __future__ import annotations
 
@@ -63,10 +63,8 @@ def test_native_tokens_are_those_of_numpy(vocab: int, level: str) -> None:
 
 def test_numpy_chooses_where_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    logits, draws = (
-        np.stack([random_row(random, 90) for _ in range(9)]),
-        [random_draw(random, 90) for _ in range(9)],
-    )
+    logits = np.stack([random_row(random, 90) for _ in range(9)])
+    draws = [random_draw(random, 90) for _ in range(9)]
     native = choose(logits, draws)
     monkeypatch.setattr(library, "missing", lambda: "it is missing")
     np.testing.assert_array_equal(choose(logits, draws), native)
@@ -80,9 +78,8 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 def test_random_bits_are_philox() -> None:
-    assert (
-        random_bits(0, 0) == 0xE169C58D6627E8D5
-    )  # known answers of Random123: 6627e8d5 e169c58d bc57ac4c 9b00dbd8
+    # known answer of Random123: 6627e8d5 e169c58d bc57ac4c 9b00dbd8
+    assert random_bits(0, 0) == 0xE169C58D6627E8D5
     bits = [
         random_bits(seed, number) for seed in (0, 1, 2**32, 2**64 - 1) for number in (0, 1, 2**32, 2**64 - 1)
     ]

@@ -130,9 +130,8 @@ def test_penalties_and_bias_change_logits_as_the_formulas_of_vllm() -> None:
     np.testing.assert_array_equal(sampler.adjust(logits), np.float32([1, 1, -1, 4.5, -np.inf]))
     for token in (3, 2, 3):
         sampler.add(token)
-    expected = np.float32(
-        [1, 1, -2 - 0.75, 2.25 - 1.25, -np.inf]
-    )  # the prompt's token is not penalized by count
+    # the token of the prompt gets no presence or frequency penalty
+    expected = np.float32([1, 1, -2 - 0.75, 2.25 - 1.25, -np.inf])
     np.testing.assert_array_equal(sampler.adjust(logits), expected)
     assert logits[3] == 0.5
     assert Sampler(Sampling(), seen=[0]).adjust(logits) is logits

@@ -244,7 +244,7 @@ def active_isa() -> str:
 
 
 def select_isa(name: str) -> None:
-    """Choose the level of the whole process.
+    """Select the instruction set level of the whole process.
 
     Raises `UnsupportedError` for an unknown level, for one that this CPU cannot run, and while another thread computes.
     """
@@ -255,7 +255,7 @@ def select_isa(name: str) -> None:
 
 @contextmanager
 def level(name: str) -> Iterator[None]:
-    """Use this instruction set level inside a `with` statement. Raises the errors of `select_isa`."""
+    """Select an instruction set level for the body of a `with` statement. Raises the errors of `select_isa`."""
     before = active_isa()
     select_isa(name)
     try:

@@ -1,9 +1,9 @@
-"""The next token of rows of logits, and log probabilities.
+"""The choice of the next token of each row of logits, and log probabilities.
 
-Every token gets a weight, e^((logit - largest) / temperature), as a whole number of units of 2^-40. From there on all
-is integer arithmetic: sums are exact in any order, and the random number is a function of the seed and the number of
-the draw. So a row's token depends on no other row, thread or instruction set, and `plain` (numpy, used where the native
-library is missing) chooses the same tokens as the C++ kernel, bit for bit.
+Every token gets a weight, e^((logit - largest) / temperature), as a whole number of units of 2^-40. The sums of units
+are exact in any order, and the random number is a function of the seed and the number of the draw. So a row's token
+does not depend on the other rows, the threads or the instruction set. `plain` (numpy, used where the native library is
+missing) chooses the same tokens as the C++ kernel.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ Units = NDArray[np.int64]
 
 #: Units of the most likely token.
 MOST_UNITS = 2**40
-#: The units of fewer tokens fit 63 bits.
+#: A row must have fewer tokens than this, so that their units add up to less than 2^63.
 _TOKENS = 2**23
+#: Mask of the lowest 32 bits.
 _WORD = 2**32 - 1
 
 
 class Draw(NamedTuple):
-    """How a row's token is chosen: `zp_sampling` of native/include/zeropoint.h.
+    """Options for choosing a row's token: `zp_sampling` of native/include/zeropoint.h.
 
     `seed` and `number` have 64 bits. `mask` holds the allowed tokens as bits, int32 `[ceil(vocab / 32)]`, lowest bit
     first (None: all tokens).
@@ -56,7 +57,7 @@ class Scores(NamedTuple):
 
 def choose(logits: Logits, draws: Sequence[Draw], *, threads: int = 1) -> Int32s:
     """Return the next token of each row of float32 logits `[n, vocab]`; -1 for a row without a finite largest logit,
-    or with a NaN. Raises `SchemeError` for arrays of other shapes."""
+    or with a NaN. Raises `SchemeError` if the number of draws, the vocabulary, a mask's shape or an option is wrong."""
     rows, vocab = logits.shape
     if len(draws) != rows:
         raise SchemeError(f"{rows} rows of logits need as many draws, not {len(draws)}")
@@ -85,8 +86,8 @@ def choose(logits: Logits, draws: Sequence[Draw], *, threads: int = 1) -> Int32s
 def score(logits: Logits, tokens: Int32s, top: int, *, threads: int) -> Scores:
     """Return the log probabilities of `tokens` `[n]` and of the `top` most likely tokens of logits `[n, vocab]`.
 
-    All are NaN in a row without a finite largest logit, or with a NaN. Raises `SchemeError` if a token is none of the
-    vocabulary, or `top` is more than there are. Needs the native library.
+    All are NaN in a row without a finite largest logit, or with a NaN. Raises `SchemeError` if a token id is outside
+    the vocabulary, or `top` exceeds its size. Needs the native library.
     """
     rows, vocab = logits.shape
     logits, tokens = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(tokens, np.int32)
@@ -111,8 +112,8 @@ def score(logits: Logits, tokens: Int32s, top: int, *, threads: int) -> Scores:
 
 
 def plain(logits: Logits, draw: Draw) -> int:
-    """Return the next token of one row of logits `[vocab]`: `choose` in numpy."""
-    best = int(logits.argmax())  # the place of a NaN, if there is one
+    """Return the next token of one row of logits `[vocab]`, as `choose` does, but in numpy."""
+    best = int(logits.argmax())  # argmax returns the place of a NaN, if there is one
     if math.isfinite(logits[best]) and draw.mask is not None:
         allowed = np.unpackbits(draw.mask.view(np.uint8), bitorder="little")[: len(logits)]
         logits = np.where(allowed != 0, logits, np.float32(-np.inf))
@@ -152,9 +153,10 @@ def likely(units: Units, top_p: float, min_p: float) -> Tokens:
 
 
 def exponential(x: Floats) -> Floats:
-    """Return e^x for float32 x <= 0, to two units in the last place: `plain_exponential` of the C++ kernels.
+    """Return e^x for float32 x <= 0, to two units in the last place.
 
-    x = n ln 2 + r; a Taylor polynomial of r, times 2^n. Each operation rounds to float32, as there.
+    The result is 2^n times a Taylor polynomial of r, with x = n ln 2 + r. The operations are those of
+    `plain_exponential` in the C++ kernels, in the same order, and each is rounded to float32.
     """
     x = np.maximum(x, np.float32(-88))
     n = np.rint(x * np.float32(1.44269504))

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits; every engine uses this code, seeded.
+"""Sampling options, and the choice of the next token from logits, which all engines share.
 
 The order of the steps is that of vLLM and transformers: logit bias, repetition penalty (Keskar et al., CTRL,
 arXiv:1909.05858), frequency and presence penalties (OpenAI), temperature, top-k (Fan et al., arXiv:1805.04833), top-p
@@ -25,21 +25,21 @@ from zeropoint.values.arrays import Int32s, Logits, Tokens
 
 #: float32's smallest normal and largest number. The temperature is clipped to this range.
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-#: The bits of a seed that are used.
+#: Mask of the bits of a seed that are used.
 _SEEDS = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling options. Temperature 0 is greedy decoding; penalties and the logit bias have an effect then, too.
+    """Sampling options. Temperature 0 is greedy decoding, in which penalties and the logit bias also have an effect.
 
     - `top_k`: keep the k most likely tokens; 0 keeps all;
     - `top_p`: keep the smallest set of most likely tokens whose probabilities sum to at least `top_p`;
     - `min_p`: keep tokens with at least `min_p` times the probability of the most likely token;
     - `repetition_penalty`: for tokens that occurred before, divide positive logits by it and multiply negative ones;
     - `presence_penalty`: subtracted from the logits of tokens that were generated before;
-    - `frequency_penalty`: subtracted as often as the token was generated before;
-    - `logit_bias`: added to the logits of some tokens: a mapping of ids to numbers, kept as sorted pairs. Ids outside
+    - `frequency_penalty`: subtracted from a token's logit once for each time that the token was generated before;
+    - `logit_bias`: a mapping of token ids to numbers that are added to their logits, kept as sorted pairs. Ids outside
       the vocabulary have no effect;
     - `seed`: the seed of the random draws; its lowest 64 bits are used.
 
@@ -84,7 +84,7 @@ class Sampling:
         return self.temperature == 0
 
     def draw(self, number: int, mask: Int32s | None = None) -> kernel.Draw:
-        """Return how token `number` (0, 1, ...) of a text is drawn. `mask`: the allowed tokens, see `kernel.Draw`."""
+        """Return the kernel's options for token `number` (0, 1, ...) of a text. `mask`: as in `kernel.Draw`."""
         temperature = 0.0 if self.greedy else min(max(float(self.temperature), _TINY), _LARGEST)
         top_p, min_p, seed = float(self.top_p), float(self.min_p), int(self.seed) & _SEEDS
         return kernel.Draw(temperature, int(self.top_k), top_p, min_p, seed, number, mask)
@@ -101,13 +101,14 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_finite(name: str, value: float) -> None:
+    """Raise `UsageError` unless the value is a finite number."""
     _check_number(name, value)
     if not math.isfinite(value):
         raise UsageError(f"{name} must be a finite number, not {value}")
 
 
 def _pairs(bias: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Return a logit bias as pairs, sorted by id. Raises `UsageError` if it is none."""
+    """Return a logit bias as pairs, sorted by id. Raises `UsageError` unless ids are integers and values finite."""
     try:
         pairs = dict(bias.items() if isinstance(bias, Mapping) else bias)
     except (TypeError, ValueError) as cause:
@@ -126,7 +127,7 @@ class Sampler:
         self.sampling = sampling
         self._seen = set(seen)
         self._generated = Counter[int]()
-        self.count = 0  # of tokens chosen
+        self.count = 0  # number of tokens chosen
 
     def __call__(self, logits: Logits) -> int:
         """Return the next token from logits `[vocab]`. Raises `ArtifactError` if the logits are not finite."""
@@ -141,7 +142,10 @@ class Sampler:
         return token
 
     def adjust(self, logits: Logits) -> Logits:
-        """Return logits with the logit bias and the penalties. Returns the input array itself if nothing changes."""
+        """Return logits with the logit bias and the penalties applied.
+
+        Returns the input array itself if nothing changes, otherwise a copy.
+        """
         options = self.sampling
         bias = cast(tuple[tuple[int, float], ...], options.logit_bias)
         logits = penalize(add_bias(logits, bias), self._seen, options.repetition_penalty)
@@ -162,7 +166,7 @@ class Sampler:
         self.count += 1
 
 
-#: What is wrong with a row of logits from which no token can be chosen.
+#: Error message for logits from which no token can be chosen.
 NOT_FINITE = "the model's logits are not finite: its weights are damaged, or overflow"
 
 
@@ -203,7 +207,7 @@ def add_bias(logits: Logits, bias: Sequence[tuple[int, float]]) -> Logits:
 
 
 def _replace(logits: Logits, ids: Tokens, values: NDArray[np.float64]) -> Logits:
-    """Return logits with new values of some tokens. A logit that is not finite stays what it is."""
+    """Return logits with new values for some tokens, clipped to float32. Infinities and NaNs are not replaced."""
     if not ids.size:
         return logits
     out, before = logits.copy(), logits[ids]

@@ -1,4 +1,4 @@
-"""Many texts' tokens drawn in one call are those of a `Sampler` for each."""
+"""`draw` chooses tokens for many texts in one call, and they are the same as those of one `Sampler` per text."""
 
 from __future__ import annotations
 

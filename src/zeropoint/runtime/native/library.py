@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 #: numpy dtype name -> `ZP_FLOAT16` ... of the header.
 FLOAT_KINDS = {"float16": 1, "bfloat16": 2, "float32": 3}
-#: Tokens of a page of the key-value cache (`ZP_PAGE` of the header).
+#: Tokens that a page of the key-value cache holds (`ZP_PAGE` of the header).
 PAGE = 64
 #: Key-value cache type -> `ZP_CACHE_FLOAT16` ... of the header.
 CACHE_TYPES = {"float16": 0, "int8": 1, "float32": 2}
@@ -201,7 +201,8 @@ class Decoder(_Owner):
     def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
         """Return an empty key-value cache of `sequences` sequences, for `tokens` tokens in all.
 
-        It has enough pages for any split of the tokens; a step that finds enough free pages fits.
+        It has enough pages for so many tokens, however they are split among the sequences. A step fits if enough pages
+        are free for it.
         `type` is float16, int8 or float32. If a key or value exceeds float16's range, a float16 cache is converted to
         float32, and a warning is logged once. Raises `SchemeError` for an unknown type.
         """
@@ -291,7 +292,7 @@ class Cache(_Owner):
 
     @property
     def pages(self) -> int:
-        """Return the number of pages, of `PAGE` tokens each. A sequence has just enough pages for its tokens."""
+        """Return the number of pages, of `PAGE` tokens each. A sequence has as few pages as hold its tokens."""
         return int(load().zp_cache_pages(self.address))
 
     @property
@@ -327,9 +328,9 @@ class Cache(_Owner):
     def share(self, source: int, target: int, length: int) -> None:
         """Let the empty sequence `target` begin with the first `length` tokens of `source`.
 
-        Whole pages are shared: a sequence that is cut back into one copies it before it writes to it. A page that
-        `length` fills in part is copied now. Raises `SchemeError` if there is no free page for that copy, or if an
-        argument is out of range; the cache is then unchanged.
+        The pages that these tokens fill are shared. A page that they fill in part is copied. A sequence that is
+        truncated to a position within a shared page copies the page before it writes to it. Raises `SchemeError`, and
+        changes nothing, if no page is free for a copy or an argument is out of range.
         """
         _check_integer("length", length, 64)
         _check_int32("source", source)
