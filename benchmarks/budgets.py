@@ -190,11 +190,11 @@ def main() -> None:
         "--only", type=int, nargs="+", metavar="N", help=f"some of the {len(BUDGETS)} budgets, from 0"
     )
     parser.add_argument(
-        "--limit", type=float, default=np.inf, metavar="SECONDS", help="begin no budget after so many seconds"
+        "--limit", type=float, default=np.inf, metavar="SECONDS", help="begin no budget later than this"
     )
     parser.add_argument("--cache", type=Path, default=default_folder())
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--markdown", type=Path, help="the page that gets this machine's part: pages.py")
+    parser.add_argument("--markdown", type=Path, help="the page to write this model's part into (pages.py)")
     parser.add_argument("--part", help="title of this model's part of the page (default: the folder's name)")
     options = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """One contestant of `engine.py` or `serve.py`, in its own environment and process.
 
-For `engine.py` it loads a model and answers on stdin/stdout, for `serve.py` it is a server.
+For `engine.py`, it loads a model and answers requests on stdin and stdout. For `serve.py`, it is an HTTP server.
 
     python -P benchmarks/contestant.py benchmarks/peers/llama_cpp.py convert MODEL OUT FORMAT
     python -P benchmarks/contestant.py benchmarks/peers/llama_cpp.py size PATH
@@ -15,8 +15,9 @@ A driver is one file with `FORMATS` and three functions:
 - `load(path, fmt, threads)` returns `run(tokens [B, T] int64, new_tokens) -> (prefill_seconds, decode_seconds)`,
   which starts from an empty cache and takes `new_tokens` greedy steps after the prefill.
 
-A driver that also serves has `SERVED`, its formats, and `listen(path, fmt, threads, port)`, a server on 127.0.0.1 that
-answers `GET /v1/models` and streamed `POST /v1/completions` with token ids as their prompt, until it is ended.
+A driver for `serve.py` also has `SERVED`, the formats to serve, and `listen(path, fmt, threads, port)`, which runs a
+server on 127.0.0.1 until it is killed. The server answers `GET /v1/models`, and `POST /v1/completions` with a prompt of
+token ids and a streamed answer.
 
 `serve` speaks JSON lines: for each `{"batch", "prompt", "new"}` one `{"prefill_seconds", "decode_seconds",
 "rss_bytes"}`. `-P` keeps a driver's folder off the import path, where `openvino.py` would hide the package.

@@ -4,11 +4,11 @@
     python benchmarks/engine.py build/reference-model --markdown benchmarks/results/engine.md --json engine.json
 
 Each contestant is a `peer:format` in its own environment and long-lived process (`contestant.py`). A round asks each
-once, one after the other, and rounds repeat, so that a slow second on a shared machine hurts all alike; who is not
-asked sleeps, and one that kept the processor busy meanwhile is named. Models are converted once and kept under
-`build/bench`. A peer that is not installed or does not load is reported as skipped, with the reason. `--markdown`
-writes the part of this model and this machine's class of processors into the page (`pages.py`); `levels.py` runs all
-at a lower instruction set level.
+once, one after the other, and rounds repeat, so that a slow second on a shared machine hurts all alike. Contestants
+wait idle while another one is asked; the report names those that used the processor while they waited. Models are
+converted once and kept under `build/bench`. A peer that is not installed or does not load is reported as skipped, with
+the reason. `--markdown` writes this model's part of the page, in the section of this machine's class of processors
+(`pages.py`). `levels.py` runs this benchmark, peers included, at a lower instruction set level.
 
 - load: from starting the process to the first token after a prompt of 16, files in the page cache
 - prefill 512: tokens/s of the prompt; decode: greedy tokens/s after a prompt of 16, and after one of 512
@@ -195,9 +195,9 @@ def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
 def measure(
     contestants: list[Contestant], skipped: dict[str, str], rounds: int, new_tokens: int, limit: float
 ) -> None:
-    """Play the rounds; none begins when the time for another one is not left of `limit` seconds.
+    """Play the rounds. No round begins that would end later than `limit` seconds after the start.
 
-    A contestant that stops answering leaves the list for `skipped`.
+    A contestant that stops answering moves from `contestants` to `skipped`.
     """
     begin = time.perf_counter()
 
@@ -210,9 +210,8 @@ def measure(
                 skipped[contestant.name] = str(why)
 
     for contestant in contestants:
-        contestant.values[
-            "load s"
-        ].clear()  # the start in `enter` found the files on disk, not in the page cache
+        # not counted: at the start in `enter`, the files were not yet in the page cache
+        contestant.values["load s"].clear()
     for _ in range(rounds):
         ask_each(Contestant.start)
     ask_each(lambda contestant: contestant.ask(8, 16, 2))  # wakes pages and threads; not counted

@@ -1,14 +1,16 @@
-"""Run a benchmark at a lower instruction set level than the machine's own, with all peers held to it.
+"""Run a benchmark, peers included, at a lower instruction set level than the machine's own.
 
     python benchmarks/levels.py avx2 python benchmarks/engine.py build/reference-model
 
-- ours: `ZEROPOINT_ISA`
-- torch: `ATEN_CPU_CAPABILITY` for its own kernels, `ONEDNN_MAX_CPU_ISA` for oneDNN's, `MKL_ENABLE_INSTRUCTIONS`
-- OpenVINO: `OV_CPU_MAX_ISA` for its own kernels, which must say the same as `ONEDNN_MAX_CPU_ISA`. Versions before
-  2026.4 read oneDNN's alone, the two then disagree, and int8 and int4 models do not load.
+The level of each is set by environment variables, or by another build:
+
+- Zeropoint: `ZEROPOINT_ISA`
+- torch: `ATEN_CPU_CAPABILITY` for its own kernels, `ONEDNN_MAX_CPU_ISA` for oneDNN, `MKL_ENABLE_INSTRUCTIONS` for MKL
+- OpenVINO: `OV_CPU_MAX_ISA` for its own kernels, always equal to `ONEDNN_MAX_CPU_ISA`. Versions before 2026.4 ignore
+  `OV_CPU_MAX_ISA`; their own kernels and oneDNN then run at two levels, and int8 and int4 models do not load.
 - llama.cpp: another build, `build/peers/llama_cpp-LEVEL`: `python benchmarks/peers/install.py --level LEVEL`
 
-At the machine's own level nothing is forced, and llama.cpp's build for this machine runs.
+At the machine's own level no variable is set, and llama.cpp's build for this machine runs.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import sys
 from pathlib import Path
 
 PEERS = Path(__file__).parents[1] / "build" / "peers"
-#: The level that was forced, for the processes below; unset at the machine's own level.
+#: Environment variable that tells the benchmark and its child processes the level; unset at the machine's own level.
 FORCED = "ZEROPOINT_BENCHMARK_LEVEL"
 
-#: The environment of a level, without our own variables.
+#: The environment variables that hold the peers to a level.
 ENVIRONMENT = {
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
@@ -45,18 +47,18 @@ LLAMA_CPP = {"avx2": _AVX2, "avx512": _AVX512}
 
 
 def forced() -> str:
-    """Return the level that this process was started at by `levels.py`; "" at the machine's own level."""
+    """Return the instruction set level that `levels.py` forced on this process; "" if it forced none."""
     return os.environ.get(FORCED, "")
 
 
 def peer_folder(peer: str, level: str | None = None) -> Path:
-    """Return the folder of a peer's environment at the forced level, or at `level`."""
+    """Return the folder of a peer's Python environment at `level` (None: the forced level; "": the machine's own)."""
     level = forced() if level is None else level
     return PEERS / (f"{peer}-{level}" if level and peer == "llama_cpp" else peer)
 
 
 def environment(level: str) -> dict[str, str]:
-    """Return what a level adds to the environment; nothing at the machine's own level.
+    """Return the environment variables that force a level; none for the machine's own level.
 
     Raises `SystemExit` for a level that is unknown, or that this machine cannot run.
     """
@@ -71,7 +73,7 @@ def environment(level: str) -> dict[str, str]:
 
 
 def notes() -> list[str]:
-    """Return the line of a part that says how the peers were held to the level; none at the machine's own level."""
+    """Return the line for a results page that says how the level was forced; no line if none was."""
     if not (level := forced()):
         return []
     names = ", ".join(f"`{name}={value}`" for name, value in ENVIRONMENT[level].items())

@@ -206,7 +206,7 @@ def table(results: list[dict[str, object]], header: list[str]) -> str:
 
 
 def summary_row(cell: dict[str, Any]) -> str:
-    """One cell's ratios, our time into torch's."""
+    """Return a table row with the ratios of one cell: torch's time divided by ours, so that more than 1 is faster."""
     us = {r["name"]: r["median_us"] for r in cell["rows"]}
     torch_us = {name: value for name, value in us.items() if not name.startswith("zeropoint")}
     best = min(torch_us, key=lambda name: torch_us[name])
@@ -227,7 +227,7 @@ def summary_row(cell: dict[str, Any]) -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
-    """How it was measured, and the ratios of every cell: our speed over torch's."""
+    """Return the part on speed: how the runs were measured, and each cell's ratio of our speed to torch's."""
     columns = ["N x K", "M", "best of torch", "µs", "int8", "int4", "int8 from float32", "int4 from float32"]
     columns += ["int8 against torch's 8 bits", "int4 against torch's 4 bits"]
     columns += ["int8 `a8token` against `_int_mm`", "int4 `a8token` against `_int_mm`"]
@@ -247,12 +247,10 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 
 def write(runs: list[dict[str, Any]], path: Path) -> None:
-    """Write the parts of the runs' processor class into the page, see `pages.py`."""
+    """Write the two parts of these runs into the section of their processor class (see `pages.py`)."""
     level = runs[0].get("level") or active_isa()
-    title, cells = (
-        "One linear layer: our kernels and torch's, same process",
-        [c for r in runs for c in r["cells"]],
-    )
+    title = "One linear layer: our kernels and torch's, same process"
+    cells = [cell for run in runs for cell in run["cells"]]
     pages.write(path, title, "Speed against torch", summary(runs).split("\n"), level=level)
     pages.write(path, title, "Tables", table(cells, []).split("\n"), level=level)
 

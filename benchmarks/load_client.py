@@ -1,8 +1,9 @@
-"""A client that loads a server of OpenAI's `/v1/completions`, and the times of its answers.
+"""A load generator for servers with OpenAI's `/v1/completions` endpoint: it sends requests and times their tokens.
 
-Answers are streamed (server-sent events over plain HTTP/1.1, asyncio alone, so that the client takes little of the
-processor). A token's time is when its event arrives. Names are those of vLLM's benchmark: TTFT, time to first token;
-ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to the last token.
+Answers are streamed as server-sent events over plain HTTP/1.1. The client needs asyncio alone, so that it takes little
+CPU time from the server. A token's time is the arrival of its event. The metrics have the names of vLLM's benchmark:
+TTFT, time to first token; ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to the
+last token.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ PATIENCE = 600.0
 
 @dataclass
 class Answer:
-    """Times of one request. `arrivals`: of its events with a token; `tokens`: how many tokens the server counted."""
+    """The times of one request, in seconds of `time.perf_counter`.
+
+    `sent`: when it was sent. `arrivals`: when each event with a token arrived. `tokens`: the server's count of them.
+    `error`: why there is no whole answer, else "".
+    """
 
     sent: float = 0.0
     arrivals: list[float] = field(default_factory=list)
@@ -61,7 +66,10 @@ async def get(port: int, path: str) -> bytes:
 async def complete(
     port: int, model: str, prompt: Sequence[int], new_tokens: int, answer: Answer | None = None
 ) -> Answer:
-    """Ask for exactly `new_tokens` greedy tokens after `prompt`; return the times, also kept in `answer` meanwhile."""
+    """Request exactly `new_tokens` greedy tokens after `prompt`, and return the times.
+
+    `answer`: the object that is filled while tokens arrive, and returned; a new one by default.
+    """
     answer = answer or Answer()
     body = json.dumps(
         {
@@ -115,7 +123,7 @@ async def _read_events(parts: AsyncIterator[bytes], answer: Answer) -> None:
             if data.get("usage"):
                 answer.tokens = data["usage"]["completion_tokens"]
     if answer.arrivals and answer.tokens and len(answer.arrivals) > answer.tokens:
-        # an event of its own said why the text ended
+        # this server sends the reason for the end in an event without a token
         del answer.arrivals[answer.tokens :]
 
 
@@ -140,7 +148,7 @@ async def _until_end(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 async def closed_loop(
     port: int, model: str, prompts: Sequence[Sequence[int]], new_tokens: int, concurrent: int
 ) -> list[Answer]:
-    """Complete all prompts, `concurrent` at a time: the next one is sent when one is finished."""
+    """Complete all prompts, `concurrent` at a time: when one is finished, the next one is sent."""
     waiting, answers = iter(prompts), list[Answer]()
 
     async def work() -> None:
@@ -154,7 +162,7 @@ async def closed_loop(
 async def poisson(
     port: int, model: str, prompts: Sequence[Sequence[int]], new_tokens: int, rate: float
 ) -> list[Answer]:
-    """Send the prompts at random times, `rate` a second in the mean, whatever is still running."""
+    """Send the prompts at random times, `rate` a second on average, without waiting for earlier answers."""
     times, at = random.Random(0), 0.0
     start = time.perf_counter()
 
@@ -170,16 +178,16 @@ async def poisson(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least this share of the values do not exceed."""
+    """Return the percentile of the values at `share` (0.99: the 99th), by nearest rank."""
     ordered = sorted(values)
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]
 
 
 def summary(answers: Sequence[Answer], ttft_limit: float, tpot_limit: float) -> dict[str, float]:
-    """Return vLLM's metrics: times in seconds, tokens and good requests a second.
+    """Return vLLM's metrics: times in seconds, output tokens a second, and goodput in requests a second.
 
-    A request is good if its TTFT and TPOT are within the limits. `failed` counts requests without a whole answer; only
-    the others have times.
+    Goodput counts the requests whose TTFT and TPOT are within the limits. `failed` counts the requests without a whole
+    answer; all other metrics leave these out.
     """
     whole = [answer for answer in answers if not answer.error]
     found: dict[str, float] = {"failed": len(answers) - len(whole)}

@@ -1,13 +1,13 @@
-"""Results pages: a section for each class of processors, a part of it for each run. A run replaces its own part only.
+"""Results pages: a section for each class of processors, and in it a part for each run. A run replaces only its part.
 
-    # The native engine against its peers        written once, then by hand
-    ## AMX                                       a class of processors
-    ### SmolLM2-135M                             a part: what one run of a benchmark writes
-    ### What it says                             another part: what nobody writes by program stays
+    # The native engine against its peers        the title, written when the page is made
+    ## AMX                                       the section of a class of processors
+    ### SmolLM2-135M                             a part that a run of a benchmark writes
+    ### What it says                             a part that people write; no run changes it
     ## AVX2
     ### SmolLM2-135M
 
-So a page grows by the machines that its benchmark runs on, and each part names its own machine.
+So one page has the results of several machines, and each part names its machine.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CLASSES = {"amx": "AMX", "avx512": "AVX-512 VNNI", "avx2": "AVX2", "scalar": "Sc
 
 
 def write(page: Path, title: str, part: str, lines: Sequence[str], *, level: str | None = None) -> None:
-    """Write the part `### part` of this machine's class (or of `level`) into the page, which is made if need be."""
+    """Write the part titled `part` into the section of `level` (None: the active one); make a page that is missing."""
     text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(with_part(text, level or active_isa(), part, lines), encoding="utf-8")
 
 
 def with_part(text: str, level: str, part: str, lines: Sequence[str]) -> str:
-    """Return the page with the part of this level replaced or added, every other line as it was.
+    """Return the page with the part of this level replaced or added, and every other line unchanged.
 
     Raises `ValueError` if `lines` hold a heading that would end the part.
     """
@@ -53,7 +53,7 @@ def with_part(text: str, level: str, part: str, lines: Sequence[str]) -> str:
 
 
 def sections(text: str) -> list[str]:
-    """Return the lines of all class sections of a page, in its order."""
+    """Return the lines of the sections of processor classes, in the page's order."""
     lines = text.rstrip("\n").split("\n")
     found = sorted(place for level in CLASSES if (place := _section(lines, level)) is not None)
     return [line for start, end in found for line in ["", *_stripped(lines[start:end])]]
@@ -85,7 +85,7 @@ def headings(lines: Sequence[str]) -> Iterator[tuple[int, int, str]]:
 
 
 def _section(lines: Sequence[str], level: str) -> tuple[int, int] | None:
-    """Return the first line of the level's section and the line after its last; None without such a section."""
+    """Return the number of the section's first line, and of the line after its last; None if there is no section."""
     starts = [at for at, depth, _ in headings(lines) if depth <= 2]
     ranges = pairwise([*starts, len(lines)])
     return next(((start, end) for start, end in ranges if _is_class(lines[start], level)), None)
@@ -96,7 +96,7 @@ def _is_class(line: str, level: str) -> bool:
 
 
 def _place(lines: Sequence[str], level: str) -> int:
-    """Return the line before which a new class section goes: after the classes before it, or before those after it."""
+    """Return the line before which a new section of the level goes, so that sections have the order of `CLASSES`."""
     order = list(CLASSES)
     mine = order.index(level)
     before = [found[1] for other in order[:mine] if (found := _section(lines, other)) is not None]

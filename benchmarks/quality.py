@@ -8,7 +8,8 @@ Each contestant is a `peer:format` that quantizes the model in its own environme
 weights is compared; our own artifacts run on the integer kernels. Rows are kept under `build/quality/<model>`: a long
 table can be made in pieces with `--only`, and `--again` makes rows anew. A peer that is not installed or does not
 quantize is listed with the reason. "What it says" in an existing table is written by hand and kept, and so are the
-sections of processors. `--time` times quantizing alone, and writes this machine's part of the page (`pages.py`).
+sections of processor classes. `--time` measures only the seconds and memory of quantizing, and writes this machine's
+part of the page (`pages.py`).
 
 - KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality.token_scores`)
 - MB: all tensors as stored; bits per weight: over all parameters, tied ones once
@@ -279,14 +280,14 @@ def last_line(log: Path) -> str:
 
 
 def conclusions(table: Path | None) -> list[str]:
-    """The section that people wrote into a table that is there, to be kept."""
+    """Return the conclusions that people wrote into the existing table, to keep them; none without a table."""
     text = table.read_text() if table is not None and table.exists() else ""
     _, title, rest = text.partition(f"\n{CONCLUSIONS}\n")
     return [title + rest.partition("\n## ")[0].rstrip()] if title else []
 
 
 def report(bench: Bench, found: dict[Contestant, dict[str, Any]], page: Path | None) -> str:
-    """Return the page: all rows, and of the page that is there the conclusions and the sections of processors."""
+    """Return the page: all rows, then the conclusions and the sections of processor classes of the existing `page`."""
     words = conclusions(page)
     machine = Machine.detect()
     parameters = sum(p.numel for p in open_checkpoint(bench.model).parameters() if p.tied_to is None)

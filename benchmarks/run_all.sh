@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Measure every page's table of this machine's class of processors, within an hour on two cores.
+# Measure this machine's part of every page that depends on the processor, within an hour on two cores.
 #
 #   benchmarks/run_all.sh             at the machine's own level
-#   benchmarks/run_all.sh avx2        at a lower instruction set level, all peers held to it: levels.py
-#   benchmarks/run_all.sh --quick     the smallest settings, to try the scripts; pages go to build/quick-results
+#   benchmarks/run_all.sh avx2        at a lower instruction set level, peers included (levels.py)
+#   benchmarks/run_all.sh --quick     a few small settings, to test the scripts; pages go to build/quick-results
 #
 # Before it: `make model gemma`, `python scripts/make_random.py --out build/random-1.1b`, and the peers (peers/install.py).
-# A model or peer that is not there is left out, and said. Models are converted first, which is not counted. A step that
-# does not end in its time is stopped, and the others go on; then the exit code is 1. RESULTS is the folder of the pages,
-# PYTHON the program that runs the benchmarks.
+# A model or peer that is missing is left out, with a message. Models are converted before the hour begins. A step that
+# exceeds its time limit is stopped, the later steps still run, and the exit code is 1. RESULTS is the folder of the pages,
+# PYTHON the interpreter that runs the benchmarks.
 set -u
 cd "$(dirname "$0")/.."
 QUICK=; LEVEL=
@@ -27,7 +27,7 @@ RUN=("$PYTHON")
 if [ -n "$LEVEL" ]; then RUN=("$PYTHON" benchmarks/levels.py "$LEVEL" "$PYTHON"); fi
 FAILED=()
 
-# step SECONDS SCRIPT ARGUMENTS...
+# step SECONDS SCRIPT ARGUMENTS...: run a benchmark for at most so long
 step() {
   local seconds=$1 begin=$SECONDS; shift
   echo "== $*" >&2
@@ -35,7 +35,7 @@ step() {
   echo "== took $((SECONDS - begin)) s of $seconds" >&2
 }
 
-# engine SECONDS PART MODEL ARGUMENTS...: converts first, then measures
+# engine SECONDS PART MODEL ARGUMENTS...: convert the model for all contestants, then measure
 engine() {
   local seconds=$1 part=$2 model=$3; shift 3
   if [ ! -f "$model/config.json" ]; then FAILED+=("$part: no $model"); return; fi
@@ -55,8 +55,8 @@ else
   engine 420 "Gemma 3 270M" $GEMMA --only $SAME --skip universal nofa auto --rounds 2 --new-tokens 32
   step 480 quality.py $MODEL --time zeropoint:int4/gptq zeropoint:int4/good llmcompressor:int4-g32/gptq \
     --markdown "$RESULTS/quality.md"
-  rm -f "build/budgets-${LEVEL:-own}.json"  # of an earlier version, perhaps
-  # The budgets of speed and those beside them; a first one takes minutes, because `fit` measures the model.
+  rm -f "build/budgets-${LEVEL:-own}.json"  # may be results of an earlier version
+  # The budgets that bound speed, and some others. The first takes minutes, because `fit` measures the model.
   step 780 budgets.py $MODEL --text examples/data/eval.txt --only 3 10 7 8 1 5 --limit 540 --part SmolLM2-135M \
     --results "build/budgets-${LEVEL:-own}.json" --markdown "$RESULTS/budgets.md"
 fi

@@ -3,18 +3,20 @@
     python benchmarks/peers/install.py openvino vllm         # once: each peer into build/peers/<name>
     python benchmarks/serve.py build/reference-model --markdown benchmarks/results/serve.md --json serve.json
 
-Each contestant is a `peer:format`, a server in its own environment and process that speaks OpenAI's `/v1/completions`
-(`listen` of its driver in `benchmarks/peers`). One is measured at a time; the others are stopped by SIGSTOP meanwhile.
-Prompts are random token ids, other ones in each round; answers are greedy and have exactly as many tokens as asked.
+Each contestant, named `peer:format`, is a server with OpenAI's `/v1/completions` endpoint. It runs in its own Python
+environment and process, started by `listen` of its driver in `benchmarks/peers`. One contestant is measured at a time,
+while SIGSTOP pauses the others. Prompts are random token ids, different in every round. Decoding is greedy, and an
+answer has exactly the requested number of tokens.
 
 - start: from starting the process to the first token after a prompt of 16
-- closed-loop N: N requests at a time, each of `--prompt` tokens in and `--new-tokens` out
-- poisson R: requests of the same size at random times, R a second; goodput counts those within the limits
-- prefix: time to the first token after a prefix of 2,000 tokens that is new, and one that an earlier request began with
-- stall: time between the tokens of 8 running streams, before and while a prompt of 4,096 tokens is read
+- closed-loop N: N requests at a time, each of `--prompt` input tokens and `--new-tokens` output tokens
+- poisson R: requests of the same size arrive at random times, R a second on average; goodput counts the requests within
+  the limits on latency
+- prefix: time to first token of a prompt with a prefix of 2,000 tokens, first cold, then with the prefix cached
+- stall: time between tokens of 8 running streams, before and during the prefill of a prompt of 4,096 tokens
 
-llama.cpp does not take part: llama-cpp-python's server answers one request at a time (its streams hold a lock), and
-llama-server is in no Python package.
+llama.cpp does not take part: llama-cpp-python's server answers one request at a time (a stream holds a lock), and
+no Python package contains llama-server.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ PREFIX, LONG_PROMPT, STREAMS = 2000, 4096, 8
 
 @dataclass(frozen=True)
 class Load:
-    """What a scenario needs to know. `seed` differs in every scenario and round, so that no prompt is cached."""
+    """The scenarios, one method each, for one contestant.
+
+    `seed` differs in every scenario and round, so that no prompt is in a server's prefix cache.
+    """
 
     contestant: Contestant
     options: argparse.Namespace
@@ -83,7 +88,7 @@ class Load:
         return {"failed": 0, "TTFT cold": cold_s, "TTFT warm": warm_s, "warm/cold": warm_s / cold_s}
 
     async def stall(self) -> dict[str, float]:
-        """ITL of running streams: its median before a long prompt comes, and its p99 while that prompt is read."""
+        """Return the ITL of running streams: median before a long prompt is sent, p99 during its prefill."""
         answers = [Answer() for _ in range(STREAMS)]
         streams = [
             asyncio.create_task(complete(*self.server, prompt, self.options.stream_tokens, answer))
@@ -101,7 +106,7 @@ class Load:
         for task in streams:
             task.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
-        await asyncio.sleep(1)  # until the server has noticed
+        await asyncio.sleep(1)  # until the server has noticed that the streams are closed
         if failed:
             return {"failed": 1}
         gaps = [
@@ -112,7 +117,7 @@ class Load:
         ]
         usual, worst = statistics.median(calm), percentile(gaps, 0.99)
         return {
-            "failed": 0 if running else 1,  # a stream that ended says nothing about the rest of the time
+            "failed": 0 if running else 1,  # a stream that ended early did not see the whole prefill
             "ITL p50 before": usual,
             "ITL p99 meanwhile": worst,
             "p99/p50": worst / usual,
@@ -124,7 +129,7 @@ class Load:
 
 
 def scenarios(options: argparse.Namespace) -> dict[str, tuple[str, tuple[float, ...]]]:
-    """Return each scenario's method of `Load` and its arguments, by name."""
+    """Return a dict from each scenario's name to its method of `Load` and the method's arguments."""
     found: dict[str, tuple[str, tuple[float, ...]]] = {"start": ("start", ())}
     found |= {f"closed-loop {n}": ("closed_loop", (n,)) for n in options.concurrent}
     found |= {f"poisson {rate:g}": ("poisson", (rate,)) for rate in options.rates}
@@ -156,7 +161,7 @@ async def measure(
 
 
 def cell(values: list[float], metric: str) -> str:
-    """Return the median over the rounds, and the range if there is one; short times in milliseconds."""
+    """Return the median over the rounds, and the range if there are several rounds; latencies in milliseconds."""
     short = metric.startswith(("ITL", "TPOT", "TTFT"))
     shown = sorted(value * (1000 if short else 1) for value in values)
     digits = 0 if shown[-1] >= 100 else 2
@@ -223,18 +228,20 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
     parser.add_argument("--only", nargs="+", help="contestants whose name starts with one of these")
-    parser.add_argument("--leave-out", nargs="+", default=[], help="scenarios: the first word of their names")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], help="scenarios to skip, by the first word of the name"
+    )
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrent", type=int, nargs="*", default=[1, 8, 32, 64])
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 1], help="requests a second")
     parser.add_argument(
-        "--requests", type=int, default=16, help="of a scenario; closed loops send at least 2 N"
+        "--requests", type=int, default=16, help="requests of a scenario; closed-loop N sends at least 2 N"
     )
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument(
-        "--stream-tokens", type=int, default=3000, help="most tokens of the streams of `stall`"
+        "--stream-tokens", type=int, default=3000, help="maximum number of tokens of each stream of `stall`"
     )
     parser.add_argument("--ttft-limit", type=float, default=5.0, help="seconds")
     parser.add_argument("--tpot-limit", type=float, default=0.2, help="seconds")

@@ -21,7 +21,7 @@ from load_client import complete, get
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = "zeropoint"
-#: Seconds in which a server must be ready.
+#: Seconds after which a server that does not answer yet is skipped.
 START_LIMIT = 600.0
 
 
@@ -31,7 +31,7 @@ class SkippedError(Exception):
 
 @dataclass
 class Contestant:
-    """One server. `found[scenario]` holds the metrics of each round."""
+    """One server. `found` maps each scenario to the metrics of its rounds."""
 
     peer: str
     fmt: str
@@ -74,7 +74,7 @@ class Contestant:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Drivers that convert with Zeropoint find it by this variable."""
+        """Return the environment of a driver. `ZEROPOINT_PYTHON` is for drivers that convert with Zeropoint."""
         return {**os.environ, "ZEROPOINT_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
 
     async def start(self) -> float:
@@ -138,14 +138,15 @@ def last_line(log: Path) -> str:
 
 
 def tokens(count: int, seed: int) -> list[int]:
-    """Return random token ids below any vocabulary's end."""
+    """Return random token ids that are in the vocabulary of every model measured."""
     return random.Random(seed).choices(range(1000, 30000), k=count)
 
 
 async def enter(model: Path, threads: int, only: list[str] | None) -> tuple[list[Contestant], dict[str, str]]:
     """Convert the model for each contestant and start its server once.
 
-    Return the contestants that answer, stopped by SIGSTOP, and why the others do not. `only`: beginnings of names.
+    Return the contestants that answer, paused by SIGSTOP, and a dict from the name of each other one to the reason why
+    it does not. `only`: prefixes of the names to take.
     """
     sys.path.insert(0, str(HERE))
     from contestant import import_driver

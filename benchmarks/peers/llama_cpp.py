@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "Q8_0-nofa", "Q4_0-nofa")
-#: Room of each context: sequences, and tokens of a sequence. A batch runs in the first context that has room for it.
+#: Capacity of each context: number of sequences, tokens per sequence. A batch uses the first context that holds it.
 CONTEXTS = ((8, 1024), (32, 128))
 
 

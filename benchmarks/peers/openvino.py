@@ -3,7 +3,7 @@
 `int8-f32` and `int4-f32` run with float32 activations outside the matrix products and dynamically quantized ones
 inside (groups of 128); `-auto` leaves both to OpenVINO, which computes in bfloat16 where the CPU can.
 
-Served is OpenVINO GenAI's pipeline with continuous batching and prefix caching, behind a few lines of HTTP.
+`listen` serves OpenVINO GenAI's pipeline, with continuous batching and prefix caching, by a minimal HTTP server.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def read_bytes(path: Path) -> int:
 
 
 class Engine(threading.Thread):
-    """Steps the pipeline while there are requests. Each request's tokens go to its listener, None at the end."""
+    """Thread that steps the pipeline while there are requests. It calls each request's listener with new token ids, and
+    with None at the end.
+    """
 
     def __init__(self, path: str, threads: int) -> None:
         super().__init__(daemon=True)

@@ -1,7 +1,7 @@
-"""vLLM on the CPU: its own server, with the original model or with what `zeropoint export --to vllm` writes.
+"""vLLM on the CPU: its own server, with the original model or with a model that `zeropoint export --to vllm` wrote.
 
-`bf16` is the checkpoint itself, `w8a8` int8 with inputs quantized per token, `w4a16` int4 in groups of 32 beside float
-inputs. Prefix caching and chunked prefill are vLLM's defaults.
+`bf16` is the original checkpoint, `w8a8` int8 weights and int8 inputs with a scale per token, `w4a16` int4 weights in
+groups of 32 and float inputs. Prefix caching and chunked prefill are on, as vLLM's defaults are.
 """
 
 from __future__ import annotations

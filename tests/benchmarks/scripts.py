@@ -1,4 +1,4 @@
-"""The benchmarks' scripts as modules. They import each other by name, as they do when one of them is started."""
+"""Import of the benchmarks' scripts, which import each other by file name from the folder `benchmarks`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name: str) -> ModuleType:
-    """Return a module of the folder benchmarks."""
+    """Import a script of the folder `benchmarks` and return its module."""
     sys.path.insert(0, str(FOLDER))
     try:
         return importlib.import_module(name)

@@ -18,7 +18,7 @@ def engine() -> ModuleType:
 
 
 def contestants(engine: ModuleType, monkeypatch: pytest.MonkeyPatch, dies: str = "") -> list[Any]:
-    """Return three contestants that answer at once; `dies` stops in its second round."""
+    """Return three contestants that answer at once. The one named `dies` stops answering in its second round."""
 
     def ask(self: Any, batch: int, length: int, new_tokens: int) -> tuple[float, float]:
         if self.name == dies and len(self.values["prefill 512"]) == 1:

@@ -1,4 +1,4 @@
-"""A level is forced on everything that a benchmark starts."""
+"""`levels.py` forces an instruction set level on Zeropoint and on every peer that a benchmark starts."""
 
 from __future__ import annotations
 

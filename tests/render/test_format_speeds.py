@@ -1,4 +1,4 @@
-"""The measured speeds of formats in words."""
+"""The texts about measured speeds of formats: table cells, advice, notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of a measurement: the versions of packages."""
+"""The environment of a measurement: the versions of Python and of packages."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ MOST_BYTES = 512 << 20
 class Loss:
     """The loss over `tokens` predictions.
 
-    `kl` is the mean in nats per token, `standard_error` the error of `kl` over windows (over tokens if there is one
-    window), `perplexity_increase` the relative rise of perplexity (0.01 = 1 %).
+    `kl`: the mean KL divergence in nats per token. `standard_error`: that of `kl`, over the means of the windows, or
+    over the tokens if there is one window. `perplexity_increase`: the relative rise of perplexity (0.01 = 1 %).
     """
 
     kl: float
@@ -81,7 +81,7 @@ class LossMeter:
         return self._logits[:-1]
 
     def _window(self, index: int, logits: Floats) -> tuple[Doubles, Doubles]:
-        """Return the KL of each token of a window, and the rise of its negative log likelihood, in nats."""
+        """Return the KL divergence of each token of a window, and the rise of its negative log likelihood, in nats."""
         scores = divergence(self._expected[index], logits, self.windows[index, 1:], threads=self._threads)
         return scores.kl, scores.nll - scores.reference_nll
 

@@ -1,7 +1,7 @@
 """The formats that `fit` chooses from when the user names none.
 
-With a bound on prefill, formats with 8-bit inputs are offered too, if this machine reads prompts faster in them. They
-lose more; the search decides for each layer.
+With `--min-prefill`, these include formats with 8-bit inputs, if their prefill is faster on this machine. They lose
+more accuracy, and the search decides for each layer whether to use them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from zeropoint.progress import Progress
 from zeropoint.runtime.native.format_speeds import VARIANTS, FormatSpeeds, measured
 from zeropoint.values.budget import Budget
 
-#: How many times as fast at prefill a format must be as those of its width that lose less.
+#: A variant is offered if its prefill is at least this many times as fast as the preset and as the variants before it.
 _WORTH = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The formats besides 16 bits, widest first, and a note for each that is no default."""
+    """The formats besides 16 bits, widest first, and a note on each that is not in `FORMATS`."""
 
     formats: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def offered(budget: Budget, settings: Settings, target: Target, step: Progress) -> Offered:
-    """Return the formats of the settings, or the default ones for this budget and target."""
+    """Return the formats that the settings name; if they name none, the formats for this budget and target."""
     if settings.formats is not None:
         return Offered(settings.formats)
     if budget.min_prefill is None:
@@ -44,7 +44,7 @@ def offered(budget: Budget, settings: Settings, target: Target, step: Progress) 
 
 
 def _faster_variants(speeds: FormatSpeeds, level: str, preset: str) -> Iterator[tuple[str, float]]:
-    """Yield the preset's variants that are worth offering at prefill, with their speed relative to the preset's."""
+    """Yield each variant of the preset that is worth offering, and how many times as fast as the preset it prefills."""
     best = 1.0
     for variant in VARIANTS.get(preset, ()):
         if {preset, variant} <= speeds.levels.get(level, {}).keys():

@@ -236,7 +236,7 @@ class Planner:
         return replace(answer, predicted=_prediction("fit", timed))
 
     def _notes(self) -> list[str]:
-        """Return notes on the target, the offered formats, an unfinished search, and formats that are not faster."""
+        """Return notes on the target, on added formats, on an unfinished search, and on formats that are not faster."""
         formats, table = self.candidates.formats, self.table
         decode = [1 / table.total("decode", table.uniform(f)) for f in formats]
         prefill = [1 / table.total("prefill", table.uniform(f)) for f in formats]

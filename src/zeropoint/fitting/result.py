@@ -30,7 +30,7 @@ FORMATS = ("int8", "int5", "int4")
 class Settings:
     """Settings of `fit`.
 
-    `formats`: the formats besides 16 bits, widest first; None: `FORMATS`, or more, as `offered.py` says.
+    `formats`: the formats besides 16 bits, widest first; None: `FORMATS`, and those that `offered.py` adds.
     `tokens`: scored tokens for each measured plan; `gate_tokens`: for the gate. `cache`: folder for measurements, None
     for no cache. `machine`: the target machine, None for this one. `tasks`: tasks of the gate. `anyway`: plan even if
     16 bits meet the budget. `evaluations`: maximum number of exchanges to measure. `revision`: of a hub model.

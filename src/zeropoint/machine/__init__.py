@@ -1,4 +1,6 @@
-"""The machine: its processor and memory (`detect`), cores (`cores`), freed memory (`heap`), other load (`load`)."""
+"""The machine: its processor and memory (`detect`), usable cores (`cores`), return of freed memory to the system
+(`heap`), and the load of other programs (`load`).
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The load of other programs on this machine."""
+"""Measurement of how many cores other programs keep busy, which makes a speed measured meanwhile unreliable."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import time
 from pathlib import Path
 
-#: From this mean number of cores that other programs keep busy, a measured speed is not reliable.
+#: A measured speed is not reliable if other programs kept more than this many cores busy on average.
 NOTABLE_CORES = 0.3
 
 
 class OtherLoad:
-    """The load of other programs since construction: the machine's busy time minus this process's own."""
+    """Meter of the CPU time of other programs since construction: the machine's busy time minus this process's own."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

@@ -1,16 +1,19 @@
-"""The measured speeds of weight formats in words: the cells of `doctor`'s tables, its advice, and `quantize`'s note."""
+"""Texts about the measured speeds of weight formats: the cells of `doctor`'s tables, its advice, `quantize`'s note."""
 
 from __future__ import annotations
 
 from zeropoint.runtime.native.format_speeds import BASELINE, ROWS, TIE, VARIANTS, FormatSpeeds
 from zeropoint.values.scheme import parse
 
-#: From this ratio of prefill speeds a format with 8-bit inputs is worth a word, because it loses more.
+#: Advice names a format with 8-bit inputs, which loses more accuracy, if its prefill is this many times as fast.
 _NOTABLE = 1.1
 
 
 def cells(speeds: FormatSpeeds, level: str, format: str) -> list[tuple[str, bool]]:
-    """Return a format's cell for each kind of work (speed and ratio to FP16), and whether no format is faster."""
+    """Return a format's table cells, one for each kind of work.
+
+    A cell is the text (speed and ratio to FP16), and whether the format is the fastest one.
+    """
     found = speeds.levels[level]
     return [
         (
@@ -44,7 +47,7 @@ def advice(speeds: FormatSpeeds, level: str) -> str:
 
 
 def _of_variants(speeds: FormatSpeeds, level: str) -> str:
-    """Return the end of the advice: the variant of a preset that gains most at prefill; "" if none gains enough."""
+    """Return the end of the advice, on the variant of a preset that gains most at prefill; "" if none gains enough."""
     gains = {
         variant: (speeds.ratio(level, "prefill", variant, preset), preset)
         for preset, variants in VARIANTS.items()
@@ -61,9 +64,9 @@ def _of_variants(speeds: FormatSpeeds, level: str) -> str:
 
 
 def note_on(speeds: FormatSpeeds, level: str, format: str) -> str:
-    """Return a sentence on the preset or FP16 that is faster than `format` at decode or prefill.
+    """Return a sentence that names the presets or FP16 that are faster than `format` at decode or prefill.
 
-    Return "" if none is, and if `format` is neither a preset nor FP16.
+    Return "" if none is faster, or if `format` is neither a preset nor FP16.
     """
     names = [name for name in (BASELINE, *VARIANTS) if name in speeds.levels.get(level, {})]
     chosen = next((name for name in names if parse(name) == parse(format)), None)

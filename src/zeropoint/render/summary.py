@@ -180,7 +180,7 @@ def _warnings_of(report: Report, reference: str, each: Candidate) -> list[str]:
 
 
 def _slow_formats(artifacts: list[Candidate]) -> list[str]:
-    """Return a line on where to find a faster format, if an artifact is not faster at decode or prefill."""
+    """Return a line that says how to find a faster format, if an artifact is no faster than the reference."""
     ratios = {kind: [getattr(each, kind) for each in artifacts] for kind in ("decode", "prefill")}
     slow = [kind for kind, all_of in ratios.items() if any(r is not None and r < TIE for r in all_of)]
     if not slow:

@@ -1,7 +1,8 @@
 """Show what Zeropoint finds on this machine: cores, instruction sets, memory, the kernel that each format uses (and why
 a faster kernel is not used), how fast the kernels are in each format, and the model sizes and speeds to expect.
 
-The speeds are measured once (a few seconds) and kept in the user's cache, by processor, kernels and threads.
+The speeds are measured once (a few seconds) and kept in the user's cache, for each processor, build of the kernels and
+number of threads.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-measure",
         action="store_true",
-        help="measure nothing, and show the speeds of the kernels only if they were measured before",
+        help="measure nothing; show the speeds of the kernels only if an earlier run kept them",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="measure the speeds of the kernels again, and keep the new ones"
+        "--fresh",
+        action="store_true",
+        help="measure the speeds of the kernels again and replace the kept ones",
     )
     add_threads_option(parser)
 
@@ -96,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speeds(args: argparse.Namespace) -> FormatSpeeds | None:
-    """Return the speeds of the kernels, kept or measured now; None without kernels, or if nothing may be measured."""
+    """Return the speeds of the kernels, kept or measured now.
+
+    Return None without the native library, or if no speeds are kept and `--no-measure` is given.
+    """
     from zeropoint.files.user_folder import default_folder
     from zeropoint.kernels import library
     from zeropoint.runtime.native import format_speeds

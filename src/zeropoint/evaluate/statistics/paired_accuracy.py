@@ -118,7 +118,7 @@ def _mid_p(flips: int) -> Doubles:
 
 @cache
 def _critical(flips: int) -> int:
-    """Return the largest number of losses, at most half the flips, that is significant; -1 if none is."""
+    """Return the largest number of losses, at most half the flips, at which the test is significant; -1 if none is."""
     return int((_mid_p(flips) <= 1 - CONFIDENCE).sum()) // 2 - 1
 
 

@@ -1,8 +1,8 @@
-"""How fast this machine's kernels are in each weight format: measured once, kept in the user's cache.
+"""The speeds of this machine's kernels in each weight format, measured once and kept in the user's cache.
 
 `measure` multiplies one matrix in every format of `FORMATS`, for every number of input rows in `ROWS`, at every
-instruction set level but `scalar`. `timing.product_seconds` is the timer. `doctor` shows the speeds. `fit`, `quantize`
-and `compare` read the kept ones.
+instruction set level but `scalar`, and times it with `timing.product_seconds`. `doctor` shows the speeds, `quantize`
+reads the kept ones, and `fit` reads them or measures.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ logger = logging.getLogger(__name__)
 
 #: The format that ratios are relative to.
 BASELINE = "fp16"
-#: Presets, each with the formats of the same width whose inputs have 8 bits: those lose more, the later the more.
+#: Each preset and its variants: formats of the same width with 8-bit inputs, by rising loss of accuracy.
 VARIANTS: Mapping[str, Sequence[str]] = {
     "int8": ("int8:channel:sym:bf16:a8g32", "int8:channel:sym:bf16:a8token"),
     "int5": (),
     "int4": ("int4:g32:sym:bf16:a8g32", "int4:g32:sym:nested:a8token"),
 }
 FORMATS = (BASELINE, "bf16", *(f for preset, others in VARIANTS.items() for f in (preset, *others)))
-#: Input rows (tokens) of each kind of work: one sequence, sequences decoded together, a prompt.
+#: Kinds of work, with their number of input rows (tokens): one sequence, sequences decoded together, a prompt.
 ROWS = {"decode": 1, "batch 8": 8, "batch 32": 32, "prefill": 512}
-#: Speeds whose ratio is below this count as equal, because timings are noisy.
+#: Two speeds whose ratio is smaller than this count as equal, because timings are noisy.
 TIE = 1.05
 
-#: The matrix `[out, in]`. Copies of it, about this many bytes in each format, take turns for few rows: all formats
-#: together exceed the processor's caches, as a model's weights do.
+#: Shape `[out, in]` of the matrix, and the approximate bytes of its copies in each format. For few rows the copies take
+#: turns: those of all formats together exceed the processor's caches, as a model's weights do.
 _SHAPE, _BYTES = (2048, 2048), 24 << 20
-#: About this many rows times copies in one timing.
+#: A timing multiplies about this many rows, counted over all copies.
 _ROW_COPIES = 64
-#: The passes over all formats, by input rows. The fastest pass counts, because other work only makes a pass slower.
+#: Number of passes over all formats, by input rows. The fastest pass counts: other programs can only slow a pass down.
 _PASSES = {1: 16, 8: 8, 32: 8, 512: 4}
 
 
 @dataclass(frozen=True, slots=True)
 class FormatSpeeds:
-    """The speeds of one processor with `threads` threads, in 10^9 multiply-adds (one weight times one input) a second.
+    """The speeds of one processor with `threads` threads.
 
-    `levels` maps an instruction set level, a format and a kind of work (a key of `ROWS`) to the speed. Formats that the
-    kernels do not take are left out. `measured` is the local time of the measurement, `other_cores` the mean number of
-    cores that other programs kept busy meanwhile.
+    `levels[level][format][work]` is a speed in 10^9 multiply-adds (one weight times one input) a second, for each `work`
+    of `ROWS`. Formats that no kernel supports are left out. `measured` is the local time of the measurement,
+    `other_cores` the mean number of cores that other programs kept busy meanwhile.
     """
 
     processor: str
@@ -73,11 +73,11 @@ class FormatSpeeds:
 
     @property
     def is_quiet(self) -> bool:
-        """Return whether other programs took no notable part of the processor during the measurement."""
+        """Return whether other programs used so little of the processor that the speeds are reliable."""
         return self.other_cores <= max(NOTABLE_CORES, 0.05 * self.threads)
 
     def ratio(self, level: str, work: str, format: str, other: str = BASELINE) -> float:
-        """Return how many times as fast `format` is as `other`. Raises `KeyError` for what was not measured."""
+        """Return how many times as fast as `other` `format` is. Raises `KeyError` if one was not measured."""
         return self.levels[level][format][work] / self.levels[level][other][work]
 
     def fastest(self, level: str, work: str, among: Sequence[str]) -> str:
@@ -91,10 +91,10 @@ class FormatSpeeds:
 def measured(
     folder: Path | None, *, threads: int, fresh: bool = False, step: Progress = silent
 ) -> FormatSpeeds:
-    """Return the speeds kept in `folder` (None: none), else measure them, which takes seconds.
+    """Return the speeds kept in `folder`; if there are none, measure and keep them, which takes seconds.
 
-    `fresh` measures anyway. What was measured is kept, unless other programs were running. Raises
-    `UnsupportedError` without the native library.
+    `folder` None: nothing is read or kept. `fresh`: measure even if speeds are kept. Speeds that are not `is_quiet` are
+    returned but not kept. Raises `UnsupportedError` without the native library.
     """
     found = None if fresh else kept(folder, threads=threads)
     if found is None:
@@ -137,7 +137,7 @@ def measure(*, threads: int, step: Progress = silent) -> FormatSpeeds:
 def _level_speeds(
     copies: Mapping[str, Sequence[Weight]], threads: int, step: Progress, what: str, done: int, total: int
 ) -> dict[str, dict[str, float]]:
-    """Return the speed of each format at the present level, by kind of work."""
+    """Return the speed of each format and kind of work at the active instruction set level."""
     speeds: dict[str, dict[str, float]] = {format: {} for format in copies}
     for number, (work, rows) in enumerate(ROWS.items()):
         step(what, (done + number / len(ROWS)) / total)
@@ -150,7 +150,7 @@ def _level_speeds(
 
 
 def _packed() -> Iterator[tuple[str, list[Weight]]]:
-    """Yield each format that the kernels take, with copies of the packed matrix."""
+    """Yield each format that the kernels support, with copies of the packed matrix."""
     rng = np.random.default_rng(0)
     for format in FORMATS:
         matrix = _matrix(parse(format), rng)
@@ -162,7 +162,7 @@ def _packed() -> Iterator[tuple[str, list[Weight]]]:
 
 
 def _copy(weight: Weight) -> Weight:
-    """Return a copy of a packed weight, which takes a tenth of the time of packing."""
+    """Return a copy of a packed weight. Copying takes a tenth of the time of packing."""
     space = np.empty(weight.nbytes + 64, np.uint8)
     start = -space.ctypes.data % 64  # `view` needs 64-byte alignment
     memory = space[start : start + weight.nbytes]

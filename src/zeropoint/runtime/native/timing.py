@@ -45,7 +45,7 @@ def product_seconds(
     """
     most_rows = max(rows for _, rows in groups)
     formats = [w.format for weights, _ in groups for w in weights]
-    # A kernel may be faster on inputs that a model does not have, such as equal numbers.
+    # Random inputs, as a kernel may be faster on inputs that no model has, such as equal numbers.
     x = np.random.default_rng(0).standard_normal((most_rows, max(f.columns for f in formats)), np.float32)
     y = np.empty((most_rows, max(f.rows for f in formats)), np.float32)
     return np.array(
