@@ -35,7 +35,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """No test outlives a crash of the machine; processes that tests start still wait until the disk has the bytes."""
+    """Skip `os.fsync`, because no test checks what survives a crash of the machine. Child processes still call it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -43,16 +43,16 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _forked_measuring_processes() -> Iterator[None]:
-    """`compare`, `check`, `fit` and `bench` measure in forks, which have no torch to import."""
+    """Let `compare`, `check`, `fit` and `bench` measure in forks of a process that has already imported torch."""
     with forked.measuring_processes():
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> None:
-    """Hide all objects of today, torch's and transformers' among them, from the garbage collections of a file's tests.
+    """Exclude all objects that exist before a test file runs, such as those of torch, from garbage collection.
 
-    Quantizing and loading a model each ask for a collection, which would take longer than a tiny model itself.
+    Quantizing and loading a model each start a collection, which would take longer than the work on a tiny model.
     """
     gc.collect()
     gc.freeze()
@@ -60,7 +60,10 @@ def _small_heap() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny_checkpoint("gpt2")` -> the folder of that tiny checkpoint; read-only, shared by all tests."""
+    """Return a function: `tiny_checkpoint("gpt2")` returns the folder of that tiny checkpoint.
+
+    The folder is read-only, and shared by all tests.
+    """
     built: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -84,9 +87,10 @@ def reference_model() -> Path:
 def reference_artifact(
     reference_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`reference_artifact("int8")` -> the real model as `quantize --format int8` writes it, `int8.json` beside it.
+    """Return a function: `reference_artifact("int8")` returns the folder of the real model's INT8 artifact.
 
-    Read-only, and shared by all processes of pytest-xdist: the one that asks first makes it, and others wait.
+    `int8.json` beside the folder is what `quantize --json` wrote. Both are read-only, and shared by all processes of
+    pytest-xdist: the first process that needs the artifact makes it, and others wait.
     """
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "reference-artifacts"

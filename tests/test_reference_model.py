@@ -20,7 +20,7 @@ pytestmark = pytest.mark.reference_model
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "eval.txt"
 TOKENS = "4096"
 #: `compare` also measures speed. No test here checks the speed, so few tokens are timed: torch is slow at BF16 on
-#: processors without BF16 instructions. One thread, because another process of pytest-xdist runs tests beside this one.
+#: processors without BF16 instructions. One thread, because another process of pytest-xdist runs tests meanwhile.
 QUICK = (
     "--threads",
     "1",

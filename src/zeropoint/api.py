@@ -205,11 +205,11 @@ def quantize(
       which `calibration_tokens` tokens are read;
     - `time_budget`: seconds that `algorithm="auto"` may take (default: 300); the log names the algorithm it picks;
     - `resume`: continue an interrupted run with the same arguments;
-    - `target`: a runtime ("vllm", "llama.cpp", "transformers", "onnx") that must take the artifact. It chooses what
-      `format` leaves open, and a plan that it does not take is refused before any work.
+    - `target`: the runtime ("vllm", "llama.cpp", "transformers", "onnx") that the artifact will be exported to. Formats
+      that you do not name are chosen for it, and a plan that cannot be exported to it is refused before any work.
 
     Raises `UsageError` for contradictory arguments or an existing `out`, `CheckpointError` if the model is missing or
-    damaged, `ArtifactError` if `out` cannot be written, `UnsupportedError` if `target` does not take the artifact.
+    damaged, `ArtifactError` if `out` cannot be written, `UnsupportedError` if `target` does not support the plan.
     """
     from zeropoint import exporters
     from zeropoint.calibrate.text import DEFAULT_TOKENS, refuse_missing

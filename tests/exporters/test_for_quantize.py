@@ -1,4 +1,4 @@
-"""`quantize --for`: a plan made for a target has no problems for it; what cannot be planned is refused before work."""
+"""`quantize --for`: a plan for a target can be exported to it; what the target does not support is refused first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tiny = Callable[[str], Path]
 #: Every format of every target, by its short name.
 FORMATS = [(target, name) for target in exporters.names() for name in exporters.load(target).formats({})]
 
-#: Models that a target does not take in any format.
+#: Models that a target does not support in any format.
 REFUSED = {
     ("gguf", "opt"), ("gguf", "mixtral"), ("gguf", "gemma3_text"), ("onnx", "mixtral"), ("transformers", "gpt2"),
     ("transformers", "mixtral"), ("vllm", "gpt2"), ("vllm", "mixtral"),
@@ -31,7 +31,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def with_merges(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """`with_merges("gpt2")` -> a checkpoint whose tokenizer has a merge, which GGUF needs, in bfloat16."""
+    """Return a function: `with_merges("gpt2")` returns a bfloat16 checkpoint; its tokenizer has a merge, for GGUF."""
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -86,7 +86,7 @@ def test_the_default_format_is_the_targets_first(with_merges: Tiny) -> None:
 
 
 def test_groups_are_those_of_the_target(with_merges: Tiny) -> None:
-    """Rows of 96 weights: groups of 64 do not divide them, 48 would be nearest, and vLLM has only 32."""
+    """Groups of 64 do not divide rows of 96 weights; 48 is the nearest size that does, but vLLM supports only 32."""
     checkpoint = open_checkpoint(with_merges("llama_untied"))
     choices = plan_for("vllm", checkpoint, format="int4:g64:sym:bf16").choices
     choice = choices["model.layers.0.mlp.down_proj.weight"]

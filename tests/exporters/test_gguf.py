@@ -34,7 +34,7 @@ READ_BY_TRANSFORMERS = ("llama_tied", "llama_untied", "qwen2", "linear_rope", "y
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """`make("gpt2", "int8")` -> an artifact of that tiny model, whose tokenizer has a merge."""
+    """Return a function: `make("gpt2", "int8")` returns an artifact of that tiny model, whose tokenizer has a merge."""
     made: dict[tuple[str, str], Path] = {}
 
     def get(kind: str, scheme: str) -> Path:

@@ -56,7 +56,7 @@ FORMATS = (
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """`make("gpt2", "int8")` -> an artifact of that tiny model and its ONNX folder, read back equal."""
+    """Return a function: `make("gpt2", "int8")` returns an artifact of that tiny model and its verified ONNX folder."""
     checkpoints: dict[str, Path] = {}
     made: dict[tuple[str, str], tuple[Path, Path]] = {}
 

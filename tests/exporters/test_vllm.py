@@ -1,4 +1,4 @@
-"""vLLM computes what the exported artifacts mean; where vLLM is installed.
+"""Where vLLM is installed, it computes what the exported artifacts mean.
 
 vLLM may have an environment of its own: ZEROPOINT_VLLM_PYTHON names its Python interpreter.
 """
@@ -50,9 +50,12 @@ TOKENS = [256, *(int(token) for token in np.random.default_rng(0).integers(0, 25
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Logprobs], dict[str, Any]]:
-    """The log-probabilities of `TOKENS` by name of a kind, "original" too: ours, and vLLM's or its error message."""
+    """Return our and vLLM's log-probabilities of `TOKENS`, each by kind of weight and for the "original".
+
+    If vLLM fails, its error message takes the place of the log-probabilities.
+    """
     base = tmp_path_factory.mktemp("vllm")
-    # vLLM's attention wants heads of 32 channels; outliers make what quantizing loses larger than bfloat16's noise
+    # vLLM's attention needs heads of 32 channels. Outliers make the loss by quantizing larger than bfloat16's noise.
     folders = {
         "original": tiny.make_checkpoint(
             "llama_untied", base / "original", dtype=torch.bfloat16, hidden_size=128, outliers=True
@@ -81,7 +84,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Logprobs],
 def test_vllm_computes_what_the_artifact_means(
     kind: str, both: tuple[dict[str, Logprobs], dict[str, Any]]
 ) -> None:
-    """vLLM and our engine differ by bfloat16's noise, and by less than quantizing changed."""
+    """vLLM and our engine differ by a few times bfloat16's noise and half of what quantizing changed, at most."""
     ours, theirs = both
     found = theirs[kind]
     if isinstance(found, str):

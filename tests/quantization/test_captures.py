@@ -60,7 +60,7 @@ def test_bfloat16_is_used_where_it_is_measured_to_be_faster(
     timed: list[object] = []
 
     def time_of(run: object) -> float:
-        """Every second product is the one in bfloat16."""
+        """Return the time of a product; every second call times the one in bfloat16."""
         timed.append(run)
         return 1.0 if len(timed) % 2 else seconds
 

@@ -1,8 +1,8 @@
-"""Processes that are forked from a server, which has imported torch and transformers: that takes a new process seconds.
+"""Forks of a server process that has imported torch and transformers, because a new process needs seconds for that.
 
 The server runs nothing else, so a fork of it is in the state of a new process after the same imports. With
 `measuring_processes`, `compare`, `check`, `fit` and `bench` measure in such forks. Tests of memory, and of the
-measuring process itself, start new processes: `new_processes`.
+measuring process itself, use `new_processes` instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class Fork:
-    """A fork that runs a Python command, with what `zeropoint.evaluate.worker.client` uses of `subprocess.Popen`."""
+    """A fork that runs a Python command. Has what `evaluate/worker/client.py` uses of `subprocess.Popen`."""
 
     def __init__(self, command: Sequence[str], stderr: IO[str], env: Mapping[str, str]) -> None:
         """Start `command`, which is `[python, "-m", MODULE, ...]` or `[python, FILE, ...]`."""
@@ -60,7 +60,7 @@ class Fork:
 
 
 class _Subprocess:
-    """What `zeropoint.evaluate.worker.client` uses of the module `subprocess`."""
+    """A replacement for the module `subprocess`, with the members that `evaluate/worker/client.py` uses."""
 
     PIPE = subprocess.PIPE
     forks = True
@@ -78,7 +78,7 @@ _SUBPROCESS = _Subprocess()
 
 @contextlib.contextmanager
 def measuring_processes() -> Iterator[None]:
-    """Let measuring processes be forks."""
+    """Run measuring processes as forks inside the context."""
     from zeropoint.evaluate.worker import client
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,7 @@ def measuring_processes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_processes() -> Iterator[None]:
-    """Let measuring processes be new processes, as they are for users."""
+    """Run measuring processes as new processes inside the context, as for users."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_SUBPROCESS, "forks", False)
         yield
@@ -103,7 +103,7 @@ def _descriptor(connection: Connection) -> int:
 def _run(
     arguments: Sequence[str], streams: Sequence[Connection], environment: Mapping[str, str], folder: str
 ) -> None:
-    """Run the command in the fork, with the three standard streams."""
+    """Run the command in this fork, with `streams` as stdin, stdout and stderr."""
     import torch
 
     os.environ.clear()

@@ -1,6 +1,7 @@
-"""Importing this hides all objects of the process from garbage collection: the last import of the server of `forked`.
+"""Importing this module excludes all objects of the process from garbage collection.
 
-A fork's collections then neither walk through torch nor write to the memory that it shares with the server.
+The server of `forked` imports it last. Then the garbage collection of a fork neither visits torch's objects
+nor writes to the memory shared with the server.
 """
 
 import gc

@@ -2,8 +2,8 @@
 
   python run_vllm.py '{"folders": [...], "tokens": [...], "dtype": "bfloat16"}'
 
-It imports nothing of Zeropoint, so that vLLM may have an environment of its own. A folder that vLLM does not run has
-the message of its error instead of numbers.
+This script imports nothing of Zeropoint, so that vLLM may have an environment of its own. For a folder that vLLM cannot
+run, it prints the error message instead of numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`Outline`: an artifact without its weights, which is what the rules of another runtime are about.
+"""`Outline`: what an exporter must know of an artifact, without its weights, to tell whether a runtime supports it.
 
-An opened `Artifact` is an outline, and so is a plan for a model that is not quantized yet (`Planned`). So an exporter
-states its rules once, and `quantize --for` checks them before any work.
+Both an opened `Artifact` and a `Planned`, the outline of a model that is not quantized yet, are outlines. So the check
+of an exporter also serves `quantize --for`, which runs it before any work.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Outline(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The outline of the artifact that a plan makes."""
+    """The outline of an artifact that is planned, but not quantized yet."""
 
     path: Path
     config: Mapping[str, Any]

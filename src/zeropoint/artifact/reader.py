@@ -69,7 +69,7 @@ class Artifact:
         return {name: self._shape(name) for name in self.plan.choices}
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one weight, from the headers or from its `weight_shape`."""
+        """Return the shape of one weight: its tensor's, or the value of `weight_shape` if its codes are packed."""
         scheme = self.plan.choices[name].scheme
         if scheme is None or scheme.is_float:
             return self._where[name].info(name)[1]

@@ -2,8 +2,8 @@
 
 A target's module has a docstring (what it writes, for which runtime) and three functions:
 
-- `problems(outline)` returns the reasons why an artifact cannot be exported exactly, one sentence each. Of a plan, it
-  returns the reasons why its artifact may not be, whatever the weights are;
+- `problems(outline)` returns the reasons why an artifact cannot be exported exactly, one sentence each. For a plan,
+  whose weights are not known yet, it returns the reasons why some weights might not be exact;
 - `write(artifact, path, progress)` writes the file or folder with every weight exact, or raises `UnsupportedError` with
   the problems before any work;
 - `read_back(artifact, path)` yields every weight as float32, from the written file and from the artifact, both in the
@@ -12,13 +12,15 @@ A target's module has a docstring (what it writes, for which runtime) and three 
 `export` writes to a temporary name beside `out`, reads the weights back, compares them bit for bit, and renames the
 result. It does not import torch.
 
-`quantize --for` makes plans that a target takes (`exporters/_for_quantize.py`). For that its module also says:
+`quantize --for` makes plans for a target (`exporters/_for_quantize.py`). For this, the target's module also defines:
 
-- `TAKES`: the formats that it takes, which completes the sentence "It takes ...";
-- `formats(config)`: the scheme of each short name of a format for a model with this config.json, the default first;
-- `EMBEDDING`, `LM_HEAD`: the formats of the embedding and the output head unless the user names others; None for those
-  of `uniform_plan`, "keep" to leave them unquantized;
-- `refusals(outline, name, scheme)`: the reasons why it does not take this weight in this scheme. `problems` calls it.
+- `TAKES`: the formats that the target supports, as the end of the sentence "it takes ...";
+- `formats(config)` returns a dictionary from short names ("int4") to schemes for a model with this config.json. The
+  first one is the default;
+- `EMBEDDING`, `LM_HEAD`: the formats of the embedding and the output head if the user names none: a scheme, "keep" to
+  leave it unquantized, or None for the default of `uniform_plan`;
+- `refusals(outline, name, scheme)` returns the reasons why the target does not support this weight in this scheme.
+  `problems` calls it.
 
 A target may have weight types that no `Scheme` describes; its module lists their names in `TYPES`. Weights of such a
 type are quantized from the original model, never from an artifact. `export_original` uses two more functions:
@@ -53,7 +55,7 @@ from zeropoint.values.scheme import Scheme
 if TYPE_CHECKING:
     from zeropoint.exporters._for_quantize import QuantizeTarget
 
-#: Runtimes with another name than their target: `--for` takes both.
+#: The target of each runtime whose name is not its target's. `quantize --for` accepts both names.
 RUNTIMES = {"llama.cpp": "gguf"}
 
 
@@ -94,7 +96,7 @@ class Exporter(Protocol):
         ...
 
     def refusals(self, outline: Outline, name: str, scheme: Scheme) -> list[str]:
-        """Return the reasons why the target does not take this weight in this scheme."""
+        """Return the reasons why the target does not support this weight in this scheme."""
         ...
 
     def problems(self, outline: Outline) -> list[str]:
@@ -175,7 +177,7 @@ def names() -> list[str]:
 
 
 def runtimes() -> list[str]:
-    """Return the names that `quantize --for` takes: targets, and runtimes with another name than their target."""
+    """Return the names that `quantize --for` accepts: those of the targets, and those in `RUNTIMES`."""
     return sorted({*names(), *RUNTIMES})
 
 

@@ -1,4 +1,4 @@
-"""`QuantizeTarget`: a target's rules in the form that `quantize --for` makes a plan with."""
+"""`QuantizeTarget`: an export target as `quantize --for` uses it, to make a plan and to check it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zeropoint.values.scheme import Scheme
 
 
 class QuantizeTarget:
-    """A target of `quantize --for`, which is a `zeropoint.quantization.for_target.Target`.
+    """An export target for `quantize --for`. Implements the protocol `zeropoint.quantization.for_target.Target`.
 
-    - `name`: as the user writes it: a target or its runtime (`llama.cpp`);
-    - `export_name`: as `export --to` takes it;
-    - `embedding`, `lm_head`: default formats, see `zeropoint.exporters`.
+    - `name`: the name that the user wrote, of a target ("gguf") or of its runtime ("llama.cpp");
+    - `export_name`: the name of the target, for `export --to`;
+    - `embedding`, `lm_head`: `EMBEDDING` and `LM_HEAD` of the target's module, see `zeropoint.exporters`.
 
     Raises `UsageError` for an unknown name.
     """
@@ -37,15 +37,15 @@ class QuantizeTarget:
         return self._exporter.formats(config)
 
     def refusals(self, outline: Outline, name: str, scheme: Scheme) -> list[str]:
-        """Return the reasons why the target does not take this weight in this scheme."""
+        """Return the reasons why the target does not support this weight in this scheme."""
         return self._exporter.refusals(outline, name, scheme)
 
     def check(self, source: str, outline: Outline) -> None:
-        """Raise `UnsupportedError` if the target does not take the planned artifact of the model `source`."""
+        """Raise `UnsupportedError` if the planned artifact of the model `source` cannot be exported to the target."""
         reasons = self._exporter.problems(outline)
         if not reasons:
             return
-        embeddings = outline.layout.embeddings  # kept or not: no matter of the formats of layers
+        embeddings = outline.layout.embeddings  # `TAKES` names the formats of layers only
         layers = {name: c.scheme for name, c in outline.plan.choices.items() if name not in embeddings}
         if any(s and not s.is_float and self.refusals(outline, name, s) for name, s in layers.items()):
             reasons = [*reasons, f"it takes {self._exporter.TAKES}"]

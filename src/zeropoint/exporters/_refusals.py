@@ -21,7 +21,7 @@ def by_reason(problems: Iterable[tuple[str, str]]) -> list[str]:
 def refusal(
     source: object, target: str, problems: Sequence[str], *, verb: str = "exported to"
 ) -> UnsupportedError:
-    """Return the error for an artifact or model that cannot be exported because of `problems`."""
+    """Return the error for an artifact or model `source` that cannot be exported to `target` because of `problems`."""
     rest = len(problems) - MOST
     shown = [*problems[:MOST], *([f"and {rest} more"] if rest > 0 else [])]
     return UnsupportedError(f"{source} cannot be {verb} {target}: {'; '.join(shown)}")

@@ -39,20 +39,20 @@ TARGET = "gguf"
 TYPES: tuple[str, ...] = tuple(MIXES)
 
 TAKES = "weights with fp16 scales, in groups of a multiple of 32 or without groups, those of 8 bits symmetric"
-#: A block of GGUF has a scale for 32 weights, whether the scheme uses it or not.
+#: A GGUF block stores a scale for its 32 weights in any case, so one scale per row would save nothing.
 EMBEDDING, LM_HEAD = "int8:g32:sym:fp16", "int8:g32:sym:fp16:a8g32"
 
 
 def formats(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the scheme of each short name of a format, the default first: Q8_0, Q5_0 and Q4_0.
 
-    llama.cpp rounds inputs to 8 bits in blocks of 32, so the artifact does, too.
+    llama.cpp rounds inputs to 8 bits in blocks of 32, so the artifact's activations have this format, too.
     """
     return {f"int{bits}": f"int{bits}:g32:sym:fp16:a8g32" for bits in (8, 5, 4)}
 
 
 def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
-    """Return every reason why a weight of this scheme may have values that no GGUF type holds exactly."""
+    """Return every reason why this weight in this scheme might have values that no GGUF type holds exactly."""
     reasons = blocks.refusals(scheme, outline.shapes[name][1])
     if scheme.scale_dtype != "fp16":
         reasons.append(f"{scheme.scale_dtype} scales may be no FP16 numbers")
@@ -62,7 +62,7 @@ def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
 
 
 def problems(outline: Outline) -> list[str]:
-    """Return every reason why the artifact cannot be exported exactly; of a plan, why its artifact may not be."""
+    """Return every reason why an artifact cannot be exported exactly, or why the artifact of a plan might not be."""
     if isinstance(outline, Artifact):
         return _contents(outline)[1]
     _, _, reasons = _read(outline)
@@ -148,7 +148,10 @@ def _contents(artifact: Artifact) -> tuple[Contents | None, list[str]]:
 
 
 def _read(outline: Outline) -> tuple[Description | None, Vocabulary | None, list[str]]:
-    """Return the model and its tokenizer in GGUF's form, and the reasons why they have none. Reads no weights."""
+    """Return the model and its tokenizer as GGUF describes them, None if it cannot, and the reasons why it cannot.
+
+    Reads no weights.
+    """
     description, reasons = describe(outline.config)
     if description is None:
         return None, None, reasons

@@ -54,7 +54,7 @@ def formats(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
-    """Return the reason why no layout of ONNX Runtime holds this weight in this scheme, in a list."""
+    """Return a list with the reason why ONNX Runtime has no layout for this weight in this scheme, or an empty list."""
     rows, columns = outline.shapes[name]
     try:
         choose(scheme, (rows, columns))

@@ -37,12 +37,12 @@ TAKES = (
     "symmetric 8-bit weights with one scale per channel and a8token inputs, and 4-bit weights with float inputs in "
     "groups of 32, 64 or 128, with bf16 or fp16 scales, whichever the model's own dtype is"
 )
-#: vLLM looks embeddings up in 16 bits. Models for vLLM commonly keep the output head, too.
+#: vLLM looks embeddings up in 16 bits. Models for vLLM commonly leave the output head unquantized, too.
 EMBEDDING = LM_HEAD = "keep"
 
 
 def formats(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the scheme of each short name of a format, the default first. vLLM has kernels of both for CPUs, too."""
+    """Return the scheme of each short name of a format, the default first. vLLM's CPU backend has kernels for both."""
     scales = "fp16" if _model_format(config) == "fp16" else "bf16"
     return {"int8": f"int8:channel:sym:{scales}:a8token", "int4": f"int4:g32:sym:{scales}:a16token"}
 
@@ -75,6 +75,7 @@ def refusals(outline: Outline, name: str, scheme: Scheme) -> list[str]:
 
 
 def _refusals(outline: Outline, name: str, scheme: Scheme) -> Iterator[str]:
+    """Yield the reasons of `refusals`."""
     layout = outline.layout
     if name in layout.embeddings:
         yield "vLLM wants embeddings unquantized: quantize with --embedding keep"

@@ -27,11 +27,12 @@ MIN_SIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The formats that another runtime takes.
+    """The formats that another runtime supports.
 
-    - `runtime`: its name, for the reasons of choices;
-    - `refusals(name, scheme)`: the reasons why it does not take a weight in a scheme; empty if it does;
-    - `free`: the kinds of views whose format is not the user's: they stay unquantized if it is refused.
+    - `runtime`: the runtime's name, for the reasons in the plan;
+    - `refusals(name, scheme)`: returns the reasons why the runtime does not support a weight in a scheme, or nothing;
+    - `free`: the kinds of views for which the user named no format. Such a view stays unquantized if the runtime does
+      not support its default format.
     """
 
     runtime: str
@@ -57,8 +58,8 @@ def uniform_plan(
     `lm_head` replace the int8 default of those two; "keep" leaves the weight as it is. A tied pair is one weight:
     `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a
     scheme's groups do not divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason
-    says so. With `limits`, these are the nearest groups that the other runtime takes; if it takes none, the scheme
-    stays. The plan's `nbytes` is exact.
+    says so. With `limits`, it gets the nearest of these schemes that the other runtime supports, or the nearest of all
+    if the runtime supports none. The plan's `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
@@ -223,7 +224,7 @@ class _Picker:
         return "+".join(["rtn", *whole_model]), options
 
     def _by_whom(self, kind: str) -> str:
-        """Return who chose the format of the embedding or the output head, for a reason."""
+        """Return "for RUNTIME" or "as asked": who chose the format of a view of this kind."""
         return f"for {self.limits.runtime}" if self.limits and kind in self.limits.free else "as asked"
 
     def _scheme_for(self, view: LayerView) -> tuple[Scheme | str, str]:
@@ -275,7 +276,7 @@ def fit_groups(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
 def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
     """Yield the schemes whose groups divide `columns`, the nearest first, each with the note of `fit_groups`.
 
-    If the scheme's own groups divide `columns`, this is the only one.
+    Yields nothing else if the scheme's own groups divide `columns`.
     """
     activation, activation_note = _fit_activation(scheme.activation, columns)
     if scheme.granularity != "group" or columns % scheme.group_size == 0:
@@ -300,7 +301,7 @@ def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
 
 
 def _fit_activation(activation: Activation | None, columns: int) -> tuple[Activation | None, str]:
-    """Return the nearest activation format whose groups divide `columns`, and a note of what changed."""
+    """Return the nearest activation format whose groups divide `columns`, and a note that names the change."""
     if activation is None or not activation.group_size or columns % activation.group_size == 0:
         return activation, ""
     size = _groups(activation.group_size, columns)[0]

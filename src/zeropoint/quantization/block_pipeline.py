@@ -18,8 +18,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- the bfloat16 input or the output of some layers, for all tokens: later runs take a fully quantized submodule's output
-  from its last layer alone (`stages.py`);
+- the bfloat16 input or the output of the last layer of some submodules, for all tokens. It replaces a fully quantized
+  submodule in later runs (`stages.py`);
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -182,7 +182,7 @@ def quantize_layers(
 def run_quantized_block(
     block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch. Submodules with a stored input give their last layer's output.
+    """Return the block's outputs, batch by batch. A submodule with a stored input gives its last layer's output.
 
     The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
     """

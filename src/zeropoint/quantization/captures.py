@@ -17,8 +17,8 @@ from zeropoint.values.arrays import Floats
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
 
-#: Strips into which the sum of a Hessian is cut, and the fewest columns of a strip. On one core of a Zen 3, four strips
-#: take 0.67 of the time of the whole product (of 0.63 that they compute).
+#: The number of strips of a Hessian, and the fewest rows of a strip. On one core of a Zen 3, four strips take 0.67 of
+#: the time of the whole product, and have 0.63 of its elements.
 STRIPS, MIN_STRIP = 4, 128
 
 FloatInputs = list[dict[str, torch.Tensor]]
@@ -102,8 +102,8 @@ def _expert_statistics(
 class Sums:
     """Statistics (`needs`: `second_moment`, `hessian`, `drift`) of one layer input, summed batch by batch.
 
-    The Hessian is symmetric, so only strips of it are summed: strip i has the rows of the i-th part of the columns, and
-    the columns from there to the last.
+    The Hessian is symmetric, so it is summed in strips: each strip is a range of rows, without the columns left of the
+    range.
     """
 
     def __init__(self, needs: Collection[str]) -> None:
@@ -149,7 +149,7 @@ class Sums:
         return LayerStats(count=self._count, **arrays)
 
     def _hessian(self) -> Floats:
-        """Return the whole Hessian `[in, in]`, and free the strips: experts have a Hessian each."""
+        """Return the whole Hessian `[in, in]`. Free the strips, because each expert of a layer has a Hessian."""
         width = self._strips[0].shape[1]
         hessian = np.empty((width, width), np.float32)
         for start, end in _strips(width):
@@ -160,10 +160,10 @@ class Sums:
 
 
 def _strips(width: int) -> list[tuple[int, int]]:
-    """Return the first column and the end of each strip of a Hessian of `width` columns."""
-    # Products in bfloat16 stay whole: strips of a matrix would first be copied for them.
-    columns = width if reduced_products_pay() else max(MIN_STRIP, -(-width // STRIPS))
-    return [(start, min(start + columns, width)) for start in range(0, width, columns)]
+    """Return the range of rows `(start, end)` of each strip of a Hessian `[width, width]`."""
+    # If products are computed in bfloat16, there is one strip: torch would first copy the factors of smaller ones.
+    rows = width if reduced_products_pay() else max(MIN_STRIP, -(-width // STRIPS))
+    return [(start, min(start + rows, width)) for start in range(0, width, rows)]
 
 
 def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

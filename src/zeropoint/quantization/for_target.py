@@ -1,4 +1,4 @@
-"""Plans for another runtime (`quantize --for`): uniform plans whose artifacts its exporter takes."""
+"""Plans for another runtime (`quantize --for`): uniform plans whose artifacts can be exported to the runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeropoint.values.scheme import Scheme, parse
 
 
 class Target(Protocol):
-    """A runtime to quantize for; `zeropoint.exporters` makes one of each exporter and says what the members mean."""
+    """A runtime to quantize for. `zeropoint.exporters` has the implementation, which also describes the members."""
 
     @property
     def name(self) -> str: ...
@@ -49,10 +49,10 @@ def plan_for(
     lm_head: str | None = None,
     **arguments: Any,
 ) -> Plan:
-    """Return the plan of `uniform_plan` with groups that the target takes; `arguments` are those of `uniform_plan`.
+    """Return the plan of `uniform_plan` with groups that the target supports; `arguments` are those of `uniform_plan`.
 
-    An embedding and an output head for which the user names no format stay unquantized if the target takes no format of
-    theirs. The plan may still have problems, which `check_plan` raises.
+    An embedding or output head for which the user names no format stays unquantized if the target does not support its
+    default format. The plan may still have problems, which `check_plan` raises.
     """
     outline = outline_of(checkpoint, Plan({}, 0))
     # a tied pair is one weight, so a format of either is the user's choice for both
@@ -66,7 +66,7 @@ def plan_for(
 
 
 def check_plan(target: Target, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Raise `UnsupportedError` with the problems that the target has with the artifact of a plan."""
+    """Raise `UnsupportedError` with the reasons why the artifact of a plan cannot be exported to the target."""
     target.check(checkpoint.name, outline_of(checkpoint, plan))
 
 

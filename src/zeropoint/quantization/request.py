@@ -27,9 +27,9 @@ _CHOSEN_BY_PLAN = (
 class Request:
     """The arguments that choose each weight's format and algorithm; None and empty fields were not given.
 
-    `calibration_tokens` tokens of text are read; 0 means no calibration. `target` is the runtime that must take the
-    artifact; it chooses what the user leaves open, and checks a given plan. `spelling` returns an argument's name as
-    the user writes it.
+    `calibration_tokens` tokens of text are read; 0 means no calibration. `target` is the runtime that the
+    artifact is made for: it chooses formats that the user does not name, and checks the plan.
+    `spelling` returns an argument's name as the user writes it.
 
     Raises `UsageError` or `SchemeError` if a name is unknown or two arguments contradict each other. No model is needed
     for that, so callers make the request before they open the model.
@@ -80,7 +80,7 @@ class Request:
         """Return the plan, the number of calibration tokens, and why `auto` chose its algorithm ("" without `auto`).
 
         0 tokens means no calibration; None means the default number if an algorithm needs calibration. Raises
-        `UnsupportedError` if the target does not take the artifact of the plan.
+        `UnsupportedError` if the artifact of the plan cannot be exported to the target.
         """
         if self.plan is not None:
             if self.target is not None:
@@ -98,7 +98,7 @@ class Request:
         return self._plan(checkpoint, format, algorithm, options), tokens, why
 
     def _format(self, config: Mapping[str, Any]) -> Scheme | str:
-        """Return the format asked for, or the default; the target may choose by the model's config.json."""
+        """Return the format asked for, or the default. A target chooses it for the model with this config.json."""
         if self.target is not None:
             return scheme_for(self.target, self.format, config)
         return self.format or DEFAULT_FORMAT

@@ -3,9 +3,9 @@
 A stage needs a run of the block up to the stage's inputs, and a last run gives the block's outputs. Without skips,
 every one of these runs would compute the attention again. Some submodules return the output tensor of their last layer
 unchanged: attention that of its output projection, an MLP that of its down projection. Once all layers of such a
-submodule are quantized, the input of its last layer does not change any more. That input is stored, the first later run
-applies the last layer to it, and all later runs replace the submodule by the layer's output. One run on a window of
-tokens shows which submodules qualify; all others run as usual.
+submodule are quantized, the input of its last layer does not change any more. That input is stored. The next run
+applies the last layer to it and stores the output, which replaces the submodule in all runs after that. One run on a
+window of tokens shows which submodules qualify; all others run as usual.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInput:
-    """What runs need in place of a skip's submodule, one tensor per batch.
+    """The tensors that replace a run of a skip's submodule, one per batch.
 
     - `inputs`: the input of the skip's layer, in bfloat16 (reduced-precision products would round it anyway); a batch
       is dropped once its output is computed;
-    - `outputs`: by batch number, the layer's output as the layer returned it.
+    - `outputs`: batch number -> the layer's output, in the dtype in which the layer returned it.
     """
 
     skip: Skip
@@ -70,7 +70,7 @@ class StoredInput:
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def output(self, batch: int) -> torch.Tensor:
-        """Return the layer's output for a batch; computed at the first call."""
+        """Return the layer's output for a batch. Only the first call computes it."""
         if batch not in self.outputs:
             self.outputs[batch] = self.skip.layer(self.inputs[batch].float())
             self.inputs[batch] = torch.empty(0)
@@ -160,7 +160,7 @@ def skipping(stored_inputs: Sequence[StoredInput], batch: int) -> Iterator[None]
     """Replace, inside the context, each skip's submodule by the output of its last layer for batch number `batch`."""
 
     def answer(stored: StoredInput) -> Callable[..., Any]:
-        """Return a `forward` that gives the output of the skip's layer."""
+        """Return a `forward` that returns the output of the skip's layer."""
 
         def forward(*_args: Any, **_kwargs: Any) -> Any:
             """Return what the submodule would return."""

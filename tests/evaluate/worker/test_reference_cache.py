@@ -51,7 +51,7 @@ class Gate:
 def int8(
     tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`int8("gpt2")` -> the INT8 artifact of that tiny checkpoint."""
+    """Return a function: `int8("gpt2")` returns the folder of that tiny checkpoint's INT8 artifact."""
     root = tmp_path_factory.mktemp("int8")
 
     def get(family: str) -> Path:

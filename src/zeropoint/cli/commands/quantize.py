@@ -7,7 +7,7 @@
   zeropoint quantize MODEL -o OUT --format int4 --algorithm auto --time-budget 120
   zeropoint quantize MODEL -o OUT --format int4:g64:sym:bf16:a8g32 --keep '*.down_proj.*'
   zeropoint quantize MODEL -o OUT --format int4 --algorithm gptq --resume     continue after an interruption
-  zeropoint quantize MODEL -o OUT --format int4 --for vllm                    an artifact that vLLM takes
+  zeropoint quantize MODEL -o OUT --format int4 --for vllm                    an artifact to export to vLLM
 
 MODEL is a local Hugging Face folder, a .gguf file, or a hub name. The default algorithm, rtn, needs no data. gptq runs
 the model on a calibration text and loses about half as much as rtn at 4 bits. "+" combines algorithms of different
@@ -80,8 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="target",
         choices=exporters.runtimes(),
         metavar="R",
-        help=f"make an artifact that `zeropoint export` writes for this runtime: {', '.join(exporters.runtimes())}; "
-        "it chooses the formats that you do not name, and formats that it does not take are refused before any work",
+        help="make an artifact that `zeropoint export` can write for this runtime: "
+        f"{', '.join(exporters.runtimes())}; formats that you do not name are chosen for it, and formats that it does "
+        "not support are refused before any work",
     )
     parser.add_argument(
         "--algorithm",
@@ -258,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _next_commands(args: argparse.Namespace) -> list[str]:
-    """Return a line for each command that may follow."""
+    """Return the lines that suggest the next commands."""
     compare = f"zeropoint compare {args.model} {args.out}   (measures what quantizing changed)"
     if args.target is None:
         return [f"next: {compare}"]
@@ -300,7 +301,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _print_speed_note(request: Request) -> None:
-    """Print a line if another preset is faster here than the one asked for, by the speeds that `doctor` keeps."""
+    """Print a note if another preset is faster on this machine than the one asked for, as `doctor` measured it."""
     from zeropoint.files.user_folder import default_folder
     from zeropoint.kernels import active_isa
     from zeropoint.machine.cores import default_threads

@@ -63,7 +63,7 @@ def choose(weight: QuantizedTensor) -> GGMLQuantizationType:
 
 
 def refusals(scheme: Scheme, columns: int) -> list[str]:
-    """Return the reasons why no type holds any weight of this scheme, with `columns` inputs."""
+    """Return the reasons why no type holds a weight of this scheme with `columns` inputs, whatever its values are."""
     reasons = []
     if columns % BLOCK:
         reasons.append(f"rows of {columns} weights do not divide into blocks of {BLOCK}")
