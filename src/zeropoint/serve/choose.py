@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zeropoint.errors import ArtifactError, UsageError, ZeropointError, reason
+from zeropoint.errors import UsageError, ZeropointError, reason
 from zeropoint.kernels import library, sampling
-from zeropoint.runtime.sampling import NOT_FINITE
+from zeropoint.runtime.native import draw
 from zeropoint.serve.job import Job
 from zeropoint.serve.request import NewToken, TokenScore
 from zeropoint.values.arrays import Floats, Int32s
@@ -47,7 +47,7 @@ def choose(logits: Floats, jobs: Sequence[Job], *, threads: int) -> list[NewToke
         scores = dict(zip(scored, score(rows, tokens[scored], tops, threads=threads), strict=True))
     for row, token in enumerate(tokens.tolist()):
         if token < 0:
-            outcomes[row] = outcomes[row] or _no_token(logits[row])
+            outcomes[row] = outcomes[row] or Failure(draw.no_token(logits[row]))
         elif outcomes[row] is None:
             outcomes[row] = NewToken(token, scores.get(row))
             jobs[row].sampler.add(token)
@@ -80,9 +80,7 @@ def score(logits: Floats, tokens: Int32s, tops: Sequence[int], *, threads: int) 
 
     Raises `ArtifactError` if a row's logits are not finite.
     """
-    result = sampling.score(logits, tokens, min(max(tops), logits.shape[1]), threads=threads)
-    if np.isnan(result.scores).any():
-        raise ArtifactError(NOT_FINITE)
+    result = draw.scores(logits, tokens, min(max(tops), logits.shape[1]), threads=threads)
     columns = (result.scores.tolist(), result.top_ids.tolist(), result.top_scores.tolist(), tops)
     return [
         TokenScore(own, tuple(zip(ids[:top], values[:top], strict=True)))
@@ -101,9 +99,3 @@ def _mask(job: Job, vocab: int) -> Int32s | Failure | None:
     except Exception as error:
         return Failure(UsageError(f"the grammar failed: {reason(error)}"))
     return mask
-
-
-def _no_token(logits: Floats) -> Failure:
-    if np.isfinite(logits.max()):
-        return Failure(UsageError("the grammar allows no token that the model can choose"))
-    return Failure(ArtifactError(NOT_FINITE))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class Engine:
             drafting=options.drafting,
         )
         self._logits = np.empty((self._scheduler.most_rows, self.vocab_size), np.float32)
-        self._totals = _Totals()
+        self._counts = EngineStats()
         self._wake = threading.Condition()
         self._inbox: deque[Job] = deque()
         self._accepted = 0  # jobs submitted and not ended
@@ -149,13 +149,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the engine's state now."""
         scheduler, running = self._scheduler, len(self._scheduler.running)
-        return EngineStats(
+        return replace(
+            self._counts,
             running=running,
             waiting=max(self._accepted - running, 0),
             pages=scheduler.cache.pages,
             free_pages=scheduler.free_pages,
             preemptions=scheduler.preemptions,
-            **asdict(self._totals),
         )
 
     @property
@@ -209,8 +209,8 @@ class Engine:
                 parts = self._scheduler.plan()
                 if parts:
                     self._step(parts)
-                    self._totals.steps += 1
-                    self._totals.step_seconds += time.perf_counter() - started
+                    self._counts.steps += 1
+                    self._counts.step_seconds += time.perf_counter() - started
             except Exception as error:  # a bug: end all requests with the error, and go on
                 for job in [*self._scheduler.running, *self._scheduler.waiting]:
                     self._fail(job, error)
@@ -256,10 +256,10 @@ class Engine:
             self._fail(parts[0].job, error)
             return
         seconds = time.perf_counter() - started
-        self._totals.forward_seconds += seconds
+        self._counts.forward_seconds += seconds
         decoding = sum(part.decodes for part in parts)
         prompt_tokens = sum(part.count for part in parts if not part.decodes)
-        self._totals.prompt_tokens += prompt_tokens
+        self._counts.prompt_tokens += prompt_tokens
         self._scheduler.pace.record(decoding, prompt_tokens, seconds)
         try:
             self._advance(parts, logits)
@@ -314,8 +314,8 @@ class Engine:
         job.logits_from = job.read
         assert job.drafter is not None
         job.drafter.learn(len(part.draft), right)
-        self._totals.guesses += len(part.draft)
-        self._totals.right_guesses += right
+        self._counts.guesses += len(part.draft)
+        self._counts.right_guesses += right
         self._emit(job, events)
 
     def _events(self, job: Job, token: NewToken | Failure) -> list[Event]:
@@ -323,7 +323,7 @@ class Engine:
         if isinstance(token, Failure):
             return [Finished(FAILED, str(token.error))]
         job.add(token.id)
-        self._totals.new_tokens += 1
+        self._counts.new_tokens += 1
         try:
             end = job.end()
         except Exception as error:
@@ -332,8 +332,8 @@ class Engine:
 
     def _prompt_read(self, job: Job) -> PromptRead:
         """Count the tokens of a prompt that is read; return the `PromptRead` event."""
-        self._totals.prefix_queries += len(job.request.prompt)
-        self._totals.prefix_hits += job.cached
+        self._counts.prefix_queries += len(job.request.prompt)
+        self._counts.prefix_hits += job.cached
         return job.prompt_read()
 
     def _fail(self, job: Job, error: Exception) -> None:
@@ -370,21 +370,6 @@ class Engine:
             self._wake.notify_all()
         if events:
             self._send(job, events)
-
-
-@dataclass(slots=True)
-class _Totals:
-    """The sums of `EngineStats`."""
-
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    guesses: int = 0
-    right_guesses: int = 0
-    steps: int = 0
-    step_seconds: float = 0.0
-    forward_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

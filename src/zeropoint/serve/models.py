@@ -24,8 +24,6 @@ from zeropoint.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-#: The state of an engine that never ran.
-_NOTHING = EngineStats()
 #: The numbers of `EngineStats` that only grow.
 _COUNTS = tuple(
     field.name
@@ -68,13 +66,14 @@ class ServedModel:
         self.vocab_size = description.record.config.vocab
         room = Room.of(description.record, options)
         self.max_positions = room.max_positions
-        self._needed_bytes = description.stored_bytes + room.nbytes
+        #: The bytes that the weights and the key-value cache take when they are loaded.
+        self.needed_bytes = description.stored_bytes + room.nbytes
         texts = text_folder(folder)
         self.tokenizer: Tokenizer = models.tokenizer(texts, description.config)
         self._files = (*description.files, *(model_files(texts) if texts == folder else ()))
         self._state = _state(self._files)
         self._engine: Engine | None = None
-        self._past = _NOTHING  # the counts of unloaded engines
+        self._past = EngineStats()  # the counts of unloaded engines
         self.last_used = 0.0
 
     @property
@@ -85,13 +84,7 @@ class ServedModel:
     @property
     def memory_bytes(self) -> int:
         """Return the bytes of the loaded weights and the key-value cache; 0 while the model is not loaded."""
-        engine = self._engine
-        return 0 if engine is None else self._needed_bytes
-
-    @property
-    def needed_bytes(self) -> int:
-        """Return the bytes that the weights and the key-value cache take when they are loaded."""
-        return self._needed_bytes
+        return self.needed_bytes if self.loaded else 0
 
     def load(self) -> None:
         """Load the weights now, as `zeropoint.serve.request.Model.load` says."""
@@ -114,7 +107,7 @@ class ServedModel:
     def stats(self) -> EngineStats:
         """Return the engine's state. The counts continue when the model is unloaded and loaded again."""
         engine = self._engine
-        now = _NOTHING if engine is None else engine.stats()
+        now = EngineStats() if engine is None else engine.stats()
         return replace(now, **{name: getattr(now, name) + getattr(self._past, name) for name in _COUNTS})
 
     def drain(self, seconds: float) -> None:
@@ -122,16 +115,15 @@ class ServedModel:
         if self._engine is not None:
             self._engine.drain(seconds)
 
-    def unload(self) -> bool:
-        """Give the memory back unless a request runs or waits; return whether that was so."""
+    def unload(self) -> None:
+        """Unload the weights unless a request runs or waits."""
         engine = self._engine
         if engine is None or not engine.close_if_idle():
-            return False
+            return
         self._past, self._engine = self.stats(), None
         del engine
         trim()
         logger.info("unloaded %s", self.name)
-        return True
 
     def _open(self) -> Engine:
         """Return the engine. Load the weights first if they are not loaded."""
@@ -144,7 +136,7 @@ class ServedModel:
             loaded = loading.load(self._folder)
             self._check_files()  # again: they might have changed while they were read
             engine = Engine(loaded.decoder, self._options)
-            self._needed_bytes = loaded.weights_bytes + engine.cache_bytes
+            self.needed_bytes = loaded.weights_bytes + engine.cache_bytes
             self._engine, self.last_used = engine, time.monotonic()
             logger.info("loaded %s in %.1f s", self.name, time.monotonic() - started)
             return engine

@@ -103,7 +103,7 @@ class Ticket(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineStats:
     """The state of an engine, and its counts since it was loaded.
 

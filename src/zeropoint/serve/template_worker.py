@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from zeropoint.errors import ZeropointError, reason
-from zeropoint.tokenizer.templates import ChatTemplate
+from zeropoint.tokenizer.templates import compile_template, render
 
 #: The most address space of the process.
 MEMORY_BYTES = 512 << 20
@@ -36,7 +36,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     """Return `{"text": ...}`, or `{"error": ...}` if the template refuses the conversation or fails."""
     limit = request.pop("limit")
     try:
-        text = _template(request.pop("template")).write(**request)
+        text = render(_compile(request.pop("template")), **request)
     except (ZeropointError, MemoryError, RecursionError) as cause:
         return {
             "error": reason(cause, 500) if str(cause) else "the model's chat template takes too much memory"
@@ -48,10 +48,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     return {"text": text}
 
 
-@lru_cache(maxsize=16)
-def _template(text: str) -> ChatTemplate:
-    """Return a template; it is compiled once."""
-    return ChatTemplate(text)
+_compile = lru_cache(maxsize=16)(compile_template)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zeropoint.runtime.streaming import overlap
 from zeropoint.serve.json_scan import Scanner
 
 #: The formats of tool calls, which the module's docstring shows.
@@ -133,7 +134,7 @@ class ToolParser:
             self._rest = self._rest[at + len(self._marker) :]
             self._inside, self._first = True, False
             return True
-        held = _overlap(self._rest, self._marker) if self._marker else 0
+        held = overlap(self._rest, self._marker) if self._marker else 0
         out = self._rest[: len(self._rest) - held]
         self._rest = self._rest[len(self._rest) - held :]
         self._first = self._first and not out
@@ -234,9 +235,3 @@ def with_objects(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             arguments = function["arguments"]
         out.append({**call, "function": {**function, "arguments": arguments}})
     return out
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Return how many characters at the end of `text` may begin `marker`."""
-    sizes = range(min(len(text), len(marker) - 1), 0, -1)
-    return next((size for size in sizes if text.endswith(marker[:size])), 0)

@@ -80,23 +80,10 @@ class ChatTemplate:
         return compile_template(self.text)
 
     def write(
-        self,
-        messages: Sequence[Message],
-        special: Mapping[str, str],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        self, messages: Sequence[Message], special: Mapping[str, str], *, add_generation_prompt: bool = True
     ) -> str:
-        """Return the text that this template renders for a conversation, as `render` does."""
-        return render(
-            self._compiled,
-            messages,
-            special,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            options=options,
-        )
+        """Return the text that this template renders for a conversation. Raises `UsageError` if the template fails."""
+        return render(self._compiled, messages, special, add_generation_prompt=add_generation_prompt)
 
 
 def find_templates(folder: Path, settings: Mapping[str, Any]) -> ChatTemplates:

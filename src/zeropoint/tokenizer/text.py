@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from zeropoint.errors import UsageError
 from zeropoint.tokenizer.templates import ChatTemplates, Message, last_text
@@ -66,31 +65,17 @@ class Text(ABC):
         """
         return with_prefix(self.prefix, self.encode(text))
 
-    def chat_text(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> str | None:
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str | None:
         """Return the text that the model's chat template renders for a conversation; None without a template.
 
-        `tools` and `options` are those of `zeropoint.tokenizer.templates.render`. Raises `UsageError` for an empty
-        conversation, or if the template fails.
+        Raises `UsageError` for an empty conversation, or if the template fails.
         """
         if not messages:
             raise UsageError("a conversation needs at least one message")
-        template = self.templates.chosen(tools=bool(tools))
+        template = self.templates.chosen()
         if template is None:
             return None
-        return template.write(
-            messages,
-            self.special,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            options=options,
-        )
+        return template.write(messages, self.special, add_generation_prompt=add_generation_prompt)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation, up to the start of the assistant's answer.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zeropoint.errors import ArtifactError, UsageError
+from zeropoint.errors import ArtifactError, UsageError, ZeropointError
 from zeropoint.kernels import sampling as kernel
-from zeropoint.runtime.sampling import NOT_FINITE, Sampling, likeliest
+from zeropoint.runtime.sampling import NOT_FINITE, Sampling
 from zeropoint.values.arrays import Int32s, Logits
 
 
@@ -33,9 +33,15 @@ def draw(
     ]
     tokens = kernel.choose(logits, draws, threads=threads)
     for row in np.flatnonzero(tokens < 0):
-        likeliest(logits[row])  # raises if the logits are at fault, not the mask
-        raise UsageError("the grammar allows no token that the model can choose")
+        raise no_token(logits[row])
     return tokens
+
+
+def no_token(logits: Logits) -> ZeropointError:
+    """Return the error that says why no token can be drawn from a row of logits `[vocab]`."""
+    if np.isfinite(logits.max()):
+        return UsageError("the grammar allows no token that the model can choose")
+    return ArtifactError(NOT_FINITE)
 
 
 def scores(logits: Logits, tokens: Int32s, top: int, *, threads: int) -> kernel.Scores:
