@@ -310,7 +310,7 @@ chatView.init({
     renderList();
   },
   storageFull: () =>
-    showBanner("New messages are not stored, because the browser's storage is full (export and delete old chats) or off."),
+    showBanner("The browser stores no new messages: its storage is off, or full (then export and delete old chats)."),
 });
 $("#model").addEventListener("change", (event) => {
   store.write(MODEL, event.target.value);
