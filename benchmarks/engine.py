@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,32 +30,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import contestant_base
 import levels
 import pages
+from contestant_base import OURS, SkippedError, find, last_line, options_parser
 
 from zeropoint.kernels import library
-from zeropoint.machine.cores import default_threads
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-OURS = "zeropoint"
 BATCHES = (8, 32)
 METRICS = ("load s", "prefill 512", "decode", "decode after 512", *(f"batch-{n} decode" for n in BATCHES))
 LOWER_IS_BETTER = ("load s",)
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-class SkippedError(Exception):
-    """Why a contestant does not take part."""
-
-
 @dataclass
-class Contestant:
-    peer: str
-    fmt: str
-    python: Path
-    path: Path
-    threads: int
+class Contestant(contestant_base.Contestant):
     process: subprocess.Popen[str] | None = None
     values: dict[str, list[float]] = field(default_factory=lambda: {metric: [] for metric in METRICS})
     rss_bytes: int = 0
@@ -64,37 +52,16 @@ class Contestant:
     idle_cpu_seconds: float = 0.0
     _cpu_at_rest: float | None = None
 
-    @property
-    def name(self) -> str:
-        return f"{self.peer}:{self.fmt}"
-
-    def command(self, *arguments: str | Path) -> list[str | Path]:
-        driver = HERE / "peers" / f"{self.peer}.py"
-        return [self.python, "-P", HERE / "contestant.py", driver, *arguments]
-
     def prepare(self, model: Path) -> None:
-        """Convert, unless an earlier run did, and learn the size."""
-        log = self.path.with_name(self.path.name + ".log")
-        if not self.path.exists():
-            partial = self.path.with_name(self.path.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
-            self.run_logged(self.command("convert", model, partial, self.fmt), log, "convert")
-            partial.rename(self.path)
-        self.read_bytes = int(self.run_logged(self.command("size", self.path), log, "measure"))
-
-    def run_logged(self, command: list[str | Path], log: Path, verb: str) -> str:
-        with log.open("a") as errors:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        if done.returncode:
-            raise SkippedError(f"did not {verb} (status {done.returncode}): {last_line(log)}")
-        return done.stdout.strip().rsplit("\n", 1)[-1]
+        """Convert the model, unless an earlier run did, and measure its size."""
+        super().prepare(model)
+        self.read_bytes = int(self.run_logged("measure", self.command("size", self.path)))
 
     def start(self) -> None:
-        """A fresh process; its time to the first token is the load metric."""
+        """Start a fresh process, and record its time to the first token as the load time."""
         self.stop()
-        log = self.path.with_name(self.path.name + ".log")
         begin = time.perf_counter()
-        with log.open("a") as errors:
+        with self.log.open("a") as errors:
             self.process = subprocess.Popen(
                 self.command("serve", self.path, self.fmt, str(self.threads)),
                 stdin=subprocess.PIPE,
@@ -122,8 +89,7 @@ class Contestant:
             self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            log = self.path.with_name(self.path.name + ".log")
-            raise SkippedError(f"{self.name} stopped (status {self.process.wait()}): {last_line(log)}")
+            raise SkippedError(f"{self.name} stopped (status {self.process.wait()}): {last_line(self.log)}")
         answer = json.loads(line)
         self.rss_bytes = answer["rss_bytes"]
         time.sleep(0.1)  # until its threads have stopped spinning
@@ -147,48 +113,21 @@ class Contestant:
             self.values[f"batch-{batch} decode"].append(batch * steps / decode)
 
 
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
-
-
-def formats(driver: Path) -> tuple[str, ...]:
-    """`FORMATS` of a driver, read without importing the peer."""
-    sys.path.insert(0, str(HERE))
-    from contestant import import_driver
-
-    found: tuple[str, ...] = import_driver(driver).FORMATS
-    return found
-
-
 def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
-    """The contestants that load, converted and started once, and why the others do not."""
-    drivers = [p for p in sorted((HERE / "peers").glob("*.py")) if p.stem != "install"]
-    wanted = [f"{driver.stem}:{fmt}" for driver in drivers for fmt in formats(driver)]
-    chosen = [n for n in wanted if not options.only or any(n.startswith(word) for word in options.only)]
-    chosen = [n for n in chosen if not any(word in n for word in options.skip)]
+    """Convert the model for each contestant and start it once.
+
+    Return the contestants that load, and a dict from the name of each other one to the reason why it does not.
+    """
     contestants, skipped = [], {}
-    store = ROOT / "build" / "bench"
-    store.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        peer, fmt = name.split(":")
-        folder = levels.peer_folder(peer)
-        python = Path(sys.executable) if peer == OURS else folder / "bin" / "python"
-        if not python.exists():
-            option = f" --level {levels.forced()}" if folder.name != peer else ""
-            skipped[name] = f"not installed: python benchmarks/peers/install.py {peer}{option}"
-            continue
-        # what follows a dash is a way to run, not another file
-        path = store / f"{options.model.resolve().name}-{peer}-{fmt.split('-')[0]}"
-        contestant = Contestant(peer, fmt, python, path, options.threads)
+    for contestant in find(Contestant, "FORMATS", options, options.skip):
         try:
             contestant.prepare(options.model)
             contestant.start()
         except SkippedError as why:
-            skipped[name] = str(why)
+            skipped[contestant.name] = str(why)
             continue
         contestants.append(contestant)
-        print(f"{name} loaded", file=sys.stderr, flush=True)
+        print(f"{contestant.name} loaded", file=sys.stderr, flush=True)
     return contestants, skipped
 
 
@@ -259,23 +198,14 @@ def ratio_table(contestants: list[Contestant]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="Hugging Face checkpoint folder of a Llama-shape model")
-    parser.add_argument("--only", nargs="+", help="contestants whose name starts with one of these")
+    parser = options_parser(__doc__)
     parser.add_argument("--skip", nargs="+", default=[], help="contestants whose name holds one of these")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument(
         "--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no round that ends later"
     )
     parser.add_argument(
         "--convert-only", action="store_true", help="prepare every contestant's files and stop"
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--part", help="title of this model's part of the page (default: the folder's name)")
     options = parser.parse_args()
     contestants, skipped = enter(options)

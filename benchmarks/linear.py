@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from zeropoint.kernels import active_isa, library, native
 from zeropoint.machine.cores import default_threads, usable_cores
+from zeropoint.machine.load import OtherLoad
 from zeropoint.values.qtensor import QuantizedTensor
 from zeropoint.values.scheme import parse
 
@@ -131,13 +131,6 @@ def theirs(shape: tuple[int, int], x: torch.Tensor) -> list[Contestant]:
         ),
         Contestant("quantized.linear_dynamic", dynamic),
     ]
-
-
-def seconds_of_others() -> float:
-    """Processor seconds that other processes have used so far; grows by none while the machine is ours."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    busy = sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))  # user, nice, system, interrupts, stolen
-    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def measure(
@@ -302,11 +295,11 @@ def main() -> None:
             ]
             contestants = [c for c in contestants if not any(word in c.name for word in options.skip)]
             rotated = m <= options.rotate_rows
-            start, others = time.perf_counter(), seconds_of_others()
+            others = OtherLoad()
             rows = measure(
                 contestants, options.rotate_mb << 20 if rotated else 0, options.rounds, options.round_ms / 1e3
             )
-            used = (seconds_of_others() - others) / (time.perf_counter() - start) / usable_cores()
+            used = others.cores() / usable_cores()
             cell = {"out": features_out, "in": features_in, "m": m, "rotated": rotated, "rows": rows}
             cell["others"] = used
             results.append(cell)

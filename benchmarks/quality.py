@@ -33,6 +33,7 @@ from typing import Any
 import levels
 import numpy as np
 import pages
+from contestant_base import HERE, OURS, ROOT, last_line
 from numpy.typing import NDArray
 from quality_table import Row, by_kind, costs_alone, duels, front
 
@@ -44,9 +45,6 @@ from zeropoint.quantization import read_calibration
 from zeropoint.runtime import open_runner
 from zeropoint.tokenizer import load_tokenizer
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-OURS = "zeropoint"
 CONTEXT = 512
 CONCLUSIONS = "## What it says"
 
@@ -272,11 +270,6 @@ def write_floats(model: Path, work: Path, made: dict[str, Any]) -> int:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (work / "made.safetensors").unlink()
     return sum(stored.values())
-
-
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
 
 
 def conclusions(table: Path | None) -> list[str]:

@@ -6,7 +6,7 @@
 #   benchmarks/run_all.sh --quick     a few small settings, to test the scripts; pages go to build/quick-results
 #
 # Before it: `make model gemma`, `python scripts/make_random.py --out build/random-1.1b`, and the peers (peers/install.py).
-# A model or peer that is missing is left out, with a message. Models are converted before the hour begins. A step that
+# A model or peer that is missing is left out, with a message. Converting models is not part of the hour. A step that
 # exceeds its time limit is stopped, the later steps still run, and the exit code is 1. RESULTS is the folder of the pages,
 # PYTHON the interpreter that runs the benchmarks.
 set -u

@@ -30,16 +30,16 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+from contestant_base import SkippedError, options_parser
 from load_client import Answer, closed_loop, complete, percentile, poisson, summary
-from servers import Contestant, SkippedError, enter, tokens
+from servers import Contestant, enter, tokens
 
 from zeropoint.kernels import active_isa
-from zeropoint.machine.cores import default_threads
 from zeropoint.machine.detect import Machine
 
 PREFIX, LONG_PROMPT, STREAMS = 2000, 4096, 8
+
 # -- scenarios ------------------------------------------------------------------------------------
 
 
@@ -210,7 +210,7 @@ def report(contestants: list[Contestant], skipped: dict[str, str], options: argp
 
 
 async def run(options: argparse.Namespace) -> None:
-    contestants, skipped = await enter(options.model, options.threads, options.only)
+    contestants, skipped = await enter(options)
     try:
         if contestants:
             await measure(contestants, options, skipped)
@@ -223,30 +223,21 @@ async def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
-    parser.add_argument("--only", nargs="+", help="contestants whose name starts with one of these")
+    parser = options_parser(__doc__)
     parser.add_argument(
         "--leave-out", nargs="+", default=[], help="scenarios to skip, by the first word of the name"
     )
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrent", type=int, nargs="*", default=[1, 8, 32, 64])
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 1], help="requests a second")
     parser.add_argument(
         "--requests", type=int, default=16, help="requests of a scenario; closed-loop N sends at least 2 N"
     )
     parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument(
         "--stream-tokens", type=int, default=3000, help="maximum number of tokens of each stream of `stall`"
     )
     parser.add_argument("--ttft-limit", type=float, default=5.0, help="seconds")
     parser.add_argument("--tpot-limit", type=float, default=0.2, help="seconds")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     asyncio.run(run(parser.parse_args()))
 
 

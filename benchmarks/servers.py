@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,66 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import contestant_base
+from contestant_base import SkippedError, find, last_line
 from load_client import complete, get
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-OURS = "zeropoint"
 #: Seconds after which a server that does not answer yet is skipped.
 START_LIMIT = 600.0
 
 
-class SkippedError(Exception):
-    """Why a contestant does not take part."""
-
-
 @dataclass
-class Contestant:
+class Contestant(contestant_base.Contestant):
     """One server. `found` maps each scenario to the metrics of its rounds."""
 
-    peer: str
-    fmt: str
-    python: Path
-    path: Path
-    threads: int
     port: int = 0
     model: str = ""
     process: subprocess.Popen[bytes] | None = None
     found: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.peer}:{self.fmt}"
-
-    @property
-    def log(self) -> Path:
-        return self.path.with_name(self.path.name + ".log")
-
-    def command(self, *arguments: str | Path) -> list[str | Path]:
-        driver = HERE / "peers" / f"{self.peer}.py"
-        return [self.python, "-P", HERE / "contestant.py", driver, *arguments]
-
-    def prepare(self, model: Path) -> None:
-        """Convert the model, unless an earlier run did."""
-        if self.path.exists():
-            return
-        partial = self.path.with_name(self.path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
-        with self.log.open("a") as log:
-            done = subprocess.run(
-                self.command("convert", model, partial, self.fmt),
-                stdout=log,
-                stderr=log,
-                env=self.environment(),
-            )
-        if done.returncode:
-            raise SkippedError(f"did not convert (status {done.returncode}): {last_line(self.log)}")
-        partial.rename(self.path)
-
-    @staticmethod
-    def environment() -> dict[str, str]:
-        """Return the environment of a driver. `ZEROPOINT_PYTHON` is for drivers that convert with Zeropoint."""
-        return {**os.environ, "ZEROPOINT_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
 
     async def start(self) -> float:
         """Start the server; return the seconds to its first token."""
@@ -132,49 +88,27 @@ class Contestant:
         return total
 
 
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
-
-
 def tokens(count: int, seed: int) -> list[int]:
     """Return random token ids that are in the vocabulary of every model measured."""
     return random.Random(seed).choices(range(1000, 30000), k=count)
 
 
-async def enter(model: Path, threads: int, only: list[str] | None) -> tuple[list[Contestant], dict[str, str]]:
+async def enter(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
     """Convert the model for each contestant and start its server once.
 
     Return the contestants that answer, paused by SIGSTOP, and a dict from the name of each other one to the reason why
-    it does not. `only`: prefixes of the names to take.
+    it does not.
     """
-    sys.path.insert(0, str(HERE))
-    from contestant import import_driver
-
     contestants, skipped = [], {}
-    store = ROOT / "build" / "bench"
-    store.mkdir(parents=True, exist_ok=True)
-    for driver in sorted((HERE / "peers").glob("*.py")):
-        for fmt in getattr(import_driver(driver), "SERVED", ()):
-            peer, name = driver.stem, f"{driver.stem}:{fmt}"
-            if only and not any(name.startswith(word) for word in only):
-                continue
-            python = (
-                Path(sys.executable) if peer == OURS else ROOT / "build" / "peers" / peer / "bin" / "python"
-            )
-            if not python.exists():
-                skipped[name] = f"not installed: python benchmarks/peers/install.py {peer}"
-                continue
-            path = store / f"{model.resolve().name}-{peer}-{fmt}"
-            contestant = Contestant(peer, fmt, python, path, threads)
-            try:
-                contestant.prepare(model)
-                await contestant.start()
-            except SkippedError as why:
-                contestant.stop()
-                skipped[name] = str(why)
-                continue
-            contestant.signal(signal.SIGSTOP)
-            contestants.append(contestant)
-            print(f"{name} answers", file=sys.stderr, flush=True)
+    for contestant in find(Contestant, "SERVED", options):
+        try:
+            contestant.prepare(options.model)
+            await contestant.start()
+        except SkippedError as why:
+            contestant.stop()
+            skipped[contestant.name] = str(why)
+            continue
+        contestant.signal(signal.SIGSTOP)
+        contestants.append(contestant)
+        print(f"{contestant.name} answers", file=sys.stderr, flush=True)
     return contestants, skipped

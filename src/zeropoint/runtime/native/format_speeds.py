@@ -60,8 +60,8 @@ _PASSES = {1: 16, 8: 8, 32: 8, 512: 4}
 class FormatSpeeds:
     """The speeds of one processor with `threads` threads.
 
-    `levels[level][format][work]` is a speed in 10^9 multiply-adds (one weight times one input) a second, for each `work`
-    of `ROWS`. Formats that no kernel supports are left out. `measured` is the local time of the measurement,
+    `levels[level][format][work]` is a speed in 10^9 multiply-adds (one weight times one input) a second; `work` is a
+    key of `ROWS`. Formats that no kernel supports are left out. `measured` is the local time of the measurement,
     `other_cores` the mean number of cores that other programs kept busy meanwhile.
     """
 
