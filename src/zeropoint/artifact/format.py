@@ -24,9 +24,7 @@ def loader_problems(plan: Plan, layout: Layout, shapes: Mapping[str, Shape]) -> 
 
     `shapes` has the shape `[out, in]` of every weight of the plan.
     """
-    quantized = {
-        n: c.scheme for n, c in plan.choices.items() if c.scheme is not None and not c.scheme.is_float
-    }
+    quantized = plan.quantized
     problems = []
     if any(name in quantized for name in layout.experts):
         problems.append("stacked expert weights are stored one expert at a time")

@@ -46,7 +46,7 @@ class QuantizeTarget:
         if not reasons:
             return
         embeddings = outline.layout.embeddings  # `TAKES` names the formats of layers only
-        layers = {name: c.scheme for name, c in outline.plan.choices.items() if name not in embeddings}
-        if any(s and not s.is_float and self.refusals(outline, name, s) for name, s in layers.items()):
+        layers = {name: s for name, s in outline.plan.quantized.items() if name not in embeddings}
+        if any(self.refusals(outline, name, scheme) for name, scheme in layers.items()):
             reasons = [*reasons, f"it takes {self._exporter.TAKES}"]
         raise refusal(source, self.name, reasons, verb="quantized for")

@@ -66,9 +66,11 @@ def problems(outline: Outline) -> list[str]:
     if isinstance(outline, Artifact):
         return _contents(outline)[1]
     _, _, reasons = _read(outline)
-    schemes = {name: choice.scheme for name, choice in outline.plan.choices.items()}
-    quantized = {name: scheme for name, scheme in schemes.items() if scheme and not scheme.is_float}
-    pairs = [(name, why) for name, scheme in quantized.items() for why in refusals(outline, name, scheme)]
+    pairs = [
+        (name, why)
+        for name, scheme in outline.plan.quantized.items()
+        for why in refusals(outline, name, scheme)
+    ]
     return [*reasons, *by_reason(pairs)]
 
 

@@ -50,7 +50,7 @@ def formats(config: Mapping[str, Any]) -> dict[str, str]:
 def problems(outline: Outline) -> list[str]:
     """Return every reason why vLLM cannot load the artifact exactly."""
     plan, layout = outline.plan, outline.layout
-    schemes = {name: c.scheme for name, c in plan.choices.items() if c.scheme and not c.scheme.is_float}
+    schemes = plan.quantized
     everything = {name: _shown(schemes.get(name)) for name in plan.choices if name not in layout.embeddings}
     alone = [(name, why) for name, scheme in schemes.items() for why in refusals(outline, name, scheme)]
     return by_reason([*alone, *_unequal(everything)])

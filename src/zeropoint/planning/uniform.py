@@ -7,7 +7,7 @@ budget, `Search.best` in fitting/search.py chooses among the formats of fitting/
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -280,15 +280,7 @@ def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
     """
     activation, activation_note = _fit_activation(scheme.activation, columns)
     if scheme.granularity != "group" or columns % scheme.group_size == 0:
-        fitted = Scheme(
-            scheme.bits,
-            scheme.granularity,
-            scheme.group_size,
-            scheme.symmetric,
-            scheme.scale_dtype,
-            activation,
-        )
-        yield fitted, activation_note
+        yield replace(scheme, activation=activation), activation_note
         return
     problem = f"groups of {scheme.group_size} do not divide {columns} inputs"
     for size in _groups(scheme.group_size, columns):
@@ -296,7 +288,9 @@ def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
         # two-level scales need several groups
         scale_dtype = scheme.scale_dtype if size else scheme.plain_scale_dtype
         granularity: Granularity = "group" if size else "channel"
-        fitted = Scheme(scheme.bits, granularity, size, scheme.symmetric, scale_dtype, activation)
+        fitted = replace(
+            scheme, granularity=granularity, group_size=size, scale_dtype=scale_dtype, activation=activation
+        )
         yield fitted, "; ".join(part for part in (note, activation_note) if part)
 
 

@@ -55,9 +55,11 @@ def plan_for(
     default format. The plan may still have problems, which `check_plan` raises.
     """
     outline = outline_of(checkpoint, Plan({}, 0))
-    # a tied pair is one weight, so a format of either is the user's choice for both
-    asked = {name for name, format in (("embedding", embedding), ("lm_head", lm_head)) if format is not None}
-    free = {"embedding", "lm_head"} - asked if not (asked and outline.layout.tied) else set()
+    free = {kind for kind, format in (("embedding", embedding), ("lm_head", lm_head)) if format is None}
+    if (
+        outline.layout.tied and len(free) == 1
+    ):  # a tied pair is one weight, so the user chose the format of both
+        free = set()
     if not scheme.is_float:
         embedding = target.embedding if "embedding" in free else embedding
         lm_head = target.lm_head if "lm_head" in free else lm_head

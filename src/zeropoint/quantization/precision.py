@@ -1,15 +1,15 @@
 """Contexts that set the precision of float32 matrix products while blocks run.
 
-A CPU with bfloat16 instructions may still be no faster with them, so both number types are timed, once per process. A
-CPU without them would only emulate them.
+A CPU with bfloat16 instructions is not always faster with them, so float32 and bfloat16 are timed, once per process. A
+CPU without these instructions would only emulate them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 
 import torch
 
@@ -17,51 +17,50 @@ import torch
 #: counts as computing the same.
 TOLERANCE = 1e-4
 
-#: The timed product: tokens, inputs and outputs of a layer; and the number of timings, of which the shortest counts.
-SAMPLE, REPEATS = (1024, 576, 1536), 5
+#: The size of the timed layer.
+TOKENS, INPUTS, OUTPUTS = 1024, 576, 1536
 
-#: How many times as fast as float32 bfloat16 must be to be used. Float32 is more exact, and timings are noisy: with
-#: equal speeds the same command would give other codes from one run to the next.
+#: The number of timings. The shortest one counts.
+REPEATS = 5
+
+#: Bfloat16 is used if it is this many times as fast as float32. Float32 is more exact, and timings are noisy: with a
+#: lower limit, the same command could give other codes from one run to the next.
 GAIN = 1.3
+
+#: Runs linear layers and attention in bfloat16 inside the context. Weights change in place from one run to the next, so
+#: autocast must not cache their bfloat16 copies.
+_autocast = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
 
 
 @cache
 def bfloat16_layers_pay() -> bool:
     """Return whether this machine runs a float32 linear layer faster by autocast to bfloat16."""
-    tokens, width, outputs = SAMPLE
-    x, weight = torch.ones(tokens, width), torch.ones(outputs, width)
-
-    def in_bfloat16() -> None:
-        """Run the layer as `bfloat16_layers` does."""
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            torch.nn.functional.linear(x, weight)
-
-    return _pays(lambda: torch.nn.functional.linear(x, weight), in_bfloat16)
+    x, weight = torch.ones(TOKENS, INPUTS), torch.ones(OUTPUTS, INPUTS)
+    return _pays(lambda: torch.nn.functional.linear(x, weight), _autocast)
 
 
 @cache
 def reduced_products_pay() -> bool:
     """Return whether this machine sums a Hessian faster by products that round their factors to bfloat16."""
-    x = torch.ones(SAMPLE[0], SAMPLE[1])
-    total = torch.zeros(SAMPLE[1], SAMPLE[1])
-
-    def in_bfloat16() -> None:
-        """Sum the Hessian as `reduced_precision` does."""
-        with _matmul_precision("medium"):
-            total.addmm_(x.T, x)
-
-    return _pays(lambda: total.addmm_(x.T, x), in_bfloat16)
+    x, total = torch.ones(TOKENS, INPUTS), torch.zeros(INPUTS, INPUTS)
+    return _pays(lambda: total.addmm_(x.T, x), partial(_matmul_precision, "medium"))
 
 
-def _pays(exact: Callable[[], object], reduced: Callable[[], object]) -> bool:
-    """Return whether the CPU has bfloat16 instructions and `reduced` is at least `GAIN` times as fast as `exact`."""
+def _pays(run: Callable[[], object], in_bfloat16: Callable[[], AbstractContextManager[object]]) -> bool:
+    """Return whether the CPU has bfloat16 instructions and `run` is at least `GAIN` times as fast `in_bfloat16`."""
+
+    def run_in_bfloat16() -> None:
+        """Call `run` inside the context."""
+        with in_bfloat16():
+            run()
+
     capabilities = torch.cpu.get_capabilities()
     if not any(capabilities.get(flag, False) for flag in ("amx_bf16", "avx512_bf16", "bf16")):
         return False
     with torch.no_grad(), full_precision():
-        _seconds(exact), _seconds(reduced)  # warms up
-        pairs = [(_seconds(exact), _seconds(reduced)) for _ in range(REPEATS)]
-    return min(pair[0] for pair in pairs) >= GAIN * min(pair[1] for pair in pairs)
+        pairs = [(_seconds(run), _seconds(run_in_bfloat16)) for _ in range(1 + REPEATS)]
+    pairs = pairs[1:]  # the first pair warms up
+    return min(float32 for float32, _ in pairs) >= GAIN * min(bfloat16 for _, bfloat16 in pairs)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -102,11 +101,10 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def bfloat16_layers() -> Iterator[None]:
-    """Run linear layers and attention in bfloat16 inside the context, on machines that run them faster so.
+    """Run linear layers and attention in bfloat16 inside the context, on machines where that is faster.
 
     Norms, activation functions and hidden states between blocks stay float32. A block of SmolLM2-135M takes 18 ms
     for 1,024 tokens on one core with AMX, and 43 ms with `reduced_precision` alone.
     """
-    # Weights change in place from one run to the next, so autocast must not cache their bfloat16 copies.
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_layers_pay(), cache_enabled=False):
+    with _autocast(enabled=bfloat16_layers_pay()):
         yield

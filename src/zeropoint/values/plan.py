@@ -70,6 +70,14 @@ class Plan:
     label: str = ""
     seed: int = 0
 
+    @property
+    def quantized(self) -> dict[str, Scheme]:
+        """Return the scheme of each quantized weight, by parameter name."""
+        schemes = {name: choice.scheme for name, choice in self.choices.items()}
+        return {
+            name: scheme for name, scheme in schemes.items() if scheme is not None and not scheme.is_float
+        }
+
     def to_json(self) -> dict[str, Any]:
         return {
             "plan_version": PLAN_VERSION,
