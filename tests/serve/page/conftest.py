@@ -6,18 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.http.fake import write_tokenizer
 from tests.serve.page.scoring import ScoringModel, make_models
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the models' tokenizer, which has a chat template."""
-    folder = tmp_path_factory.mktemp("page") / "tiny"
-    write_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture
-def models(folder: Path) -> list[ScoringModel]:
-    return make_models(folder)
+def models(fake_folder: Path) -> list[ScoringModel]:
+    return make_models(fake_folder)
