@@ -18,6 +18,11 @@ _OPEN = ("/", "/health", "/favicon.ico")
 _OPEN_FOLDER = "/page/"
 
 
+def is_local(host: str) -> bool:
+    """Return whether a host name or address always means this machine alone."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 class Guard:
     """ASGI middleware around all routes: checks each request, and adds headers to each response."""
 
@@ -73,11 +78,7 @@ class Guard:
             host = urlsplit(origin).hostname or ""
         except ValueError:
             host = ""
-        if (
-            host not in ("localhost", "::1")
-            and not host.startswith("127.")
-            and not host.endswith(".localhost")
-        ):
+        if not is_local(host) and not host.endswith(".localhost"):
             raise ApiError(403, "Pages of this origin may not call the server: start it with --cors ORIGIN.")
 
     def _check_key(self, headers: Headers) -> None:

@@ -16,6 +16,7 @@ from zeropoint.serve.http.fields import (
     either,
     listing,
     mapping,
+    missing,
     number,
     one_of,
     option,
@@ -33,6 +34,14 @@ MAX_STOPS = 64
 
 #: Options whose default comes from the model's generation_config.json, as in vLLM.
 _FROM_MODEL = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+#: Kind and description of options that several APIs have: the arguments of `option`.
+MODEL = string(), "name of the model; may be left out if the server has one only"
+STREAM = boolean(), "answer as server-sent events"
+TEMPERATURE = number(0), "0 is greedy; default: the model's, else 1"
+TOP_P = number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
+TOP_K = whole(-1), "sample from this many most likely tokens; 0 and -1: from all"
+SEED = whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +103,12 @@ class StreamOptions:
 class SamplingOptions:
     """Request fields that OpenAI's generation APIs share, and the fields that vLLM adds to them."""
 
-    model: str | None = option(string(), "name of the model; may be left out if the server has one only")
-    stream: bool | None = option(boolean(), "answer as server-sent events")
+    model: str | None = option(*MODEL)
+    stream: bool | None = option(*STREAM)
     stream_options: StreamOptions | None = option(record(StreamOptions), "options of the stream")
-    temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
-    top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
-    )
-    top_k: int | None = option(whole(-1), "sample from this many most likely tokens; 0 and -1: from all")
+    temperature: float | None = option(*TEMPERATURE)
+    top_p: float | None = option(*TOP_P)
+    top_k: int | None = option(*TOP_K)
     min_p: float | None = option(
         number(0, 1), "sample from tokens at least this times as likely as the most likely token"
     )
@@ -117,7 +124,7 @@ class SamplingOptions:
     logit_bias: Mapping[str, float] | None = option(
         mapping(number(-100, 100)), "maps token ids to numbers that are added to their logits"
     )
-    seed: int | None = option(whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer")
+    seed: int | None = option(*SEED)
     n: int | None = option(whole(1, MAX_ANSWERS), "number of answers")
     stop: Any = option(either(string(), listing(string(), 0, MAX_STOPS)), "texts that end the answer")
     stop_token_ids: tuple[int, ...] | None = option(
@@ -137,6 +144,11 @@ class SamplingOptions:
         listing(string(empty=False), 1, 1024), "the possible answers"
     )
     guided_grammar: str | None = option(string(empty=False), "Lark or GBNF grammar of the answer")
+
+    @property
+    def include_usage(self) -> bool:
+        """Return whether a stream ends with a chunk that counts the tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def answers(self) -> int:
@@ -240,9 +252,6 @@ def _format_grammar(wanted: ResponseFormat | None) -> str | None:
     if wanted.type == "json_object":
         return grammar.of_schema({"type": "object"})
     if wanted.json_schema is None:
-        param = "response_format.json_schema"
-        raise ApiError(
-            400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+        raise missing("response_format.json_schema")
     schema = wanted.json_schema.schema
     return grammar.of_schema({} if schema is None or schema is True else schema)
