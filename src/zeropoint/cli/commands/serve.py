@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def named_folders(given: Sequence[str], name: str | None, revision: str | None) -> dict[str, Path]:
+def named_folders(models: Sequence[str], name: str | None, revision: str | None) -> dict[str, Path]:
     """Return the paths of the models by the names under which they are served.
 
     Raises `UsageError` for a name given twice, or a model that cannot be found.
@@ -192,7 +192,7 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
     from zeropoint.sources.location import locate
 
     out: dict[str, Path] = {}
-    for entry in given:
+    for entry in models:
         before, sign, after = entry.partition("=")
         explicit = bool(sign and before) and not Path(entry).expanduser().exists()
         where = after if explicit else entry
@@ -200,7 +200,7 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
         local = Path(where).expanduser().exists()
         label = before if explicit else path.resolve().name.removesuffix(".gguf") if local else where
         if name is not None:
-            if len(given) > 1:
+            if len(models) > 1:
                 raise UsageError(
                     "--served-model-name has no effect with several models: give NAME=MODEL for each"
                 )

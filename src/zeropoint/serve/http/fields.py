@@ -73,7 +73,7 @@ def schema_of(cls: type) -> dict[str, Any]:
 
 
 def missing(name: str, *, param: str | None = None) -> ApiError:
-    """Return the error for a missing parameter; `param` is the request's own name of it if that is another."""
+    """Return the error for a missing parameter. `param` replaces `name` in the error object's `param`."""
     return ApiError(
         400, f"Missing required parameter: '{name}'.", param=param or name, code="missing_required_parameter"
     )

@@ -297,9 +297,9 @@ class _Answer:
         for part in parts:
             out += self._add_call(part)
         if piece.finish is not None:
-            for block, given in zip(self._blocks, self._inputs, strict=True):
+            for block, arguments in zip(self._blocks, self._inputs, strict=True):
                 if block["type"] == "tool_use":
-                    block["input"] = _parsed(given)
+                    block["input"] = _parsed(arguments)
         return out
 
     def _add_text(self, text: str) -> list[dict[str, Any]]:

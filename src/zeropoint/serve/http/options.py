@@ -59,19 +59,19 @@ class Structure:
 
         Raises `ApiError`, which names `param`, if several fields are set.
         """
-        makers: dict[str, Callable[[Any], str | None]] = {
+        compilers: dict[str, Callable[[Any], str | None]] = {
             "json": grammar.of_schema,
-            "json_object": lambda wanted: grammar.of_schema({"type": "object"}) if wanted else None,
+            "json_object": lambda value: grammar.of_schema({"type": "object"}) if value else None,
             "regex": grammar.of_regex,
             "choice": grammar.of_choices,
             "grammar": grammar.of_lark,
         }
-        given = [name for name in makers if getattr(self, name) is not None]
-        if len(given) > 1:
+        names = [name for name in compilers if getattr(self, name) is not None]
+        if len(names) > 1:
             raise ApiError(
-                400, f"Give one of {' and '.join(given)}, not several.", param=param, code="invalid_value"
+                400, f"Give one of {' and '.join(names)}, not several.", param=param, code="invalid_value"
             )
-        return makers[given[0]](getattr(self, given[0])) if given else None
+        return compilers[names[0]](getattr(self, names[0])) if names else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ def text_options(options: SamplingOptions, model: Model, *, keep_special: bool =
 
 def grammar_of(options: SamplingOptions) -> str | None:
     """Return the grammar that the answer must follow, or None. Raises `ApiError` if the request has several."""
-    found: dict[str, str] = {}
+    grammars: dict[str, str] = {}
     guided = Structure(
         json=options.guided_json,
         regex=options.guided_regex,
@@ -236,13 +236,13 @@ def grammar_of(options: SamplingOptions) -> str | None:
     for param, structure in (("structured_outputs", options.structured_outputs), ("guided_json", guided)):
         compiled = structure.compiled(param) if structure is not None else None
         if compiled is not None:
-            found[param] = compiled
+            grammars[param] = compiled
     wanted = _format_grammar(options.response_format)
     if wanted is not None:
-        found["response_format"] = wanted
-    if len(found) > 1:
-        raise ApiError(400, f"Give one of {' and '.join(found)}, not several.", code="invalid_value")
-    return next(iter(found.values()), None)
+        grammars["response_format"] = wanted
+    if len(grammars) > 1:
+        raise ApiError(400, f"Give one of {' and '.join(grammars)}, not several.", code="invalid_value")
+    return next(iter(grammars.values()), None)
 
 
 def _format_grammar(wanted: ResponseFormat | None) -> str | None:

@@ -157,7 +157,7 @@ def room_for(prompt: tuple[int, ...], model: Model, max_tokens: int | None) -> i
         )
     if max(prompt) >= model.vocab_size:
         raise ApiError(
-            400, f"The prompt has a token id above {model.vocab_size - 1}, the model's last.", param="prompt",
+            400, f"The prompt has a token id above {model.vocab_size - 1}, the model's largest.", param="prompt",
             code="invalid_value",
         )  # fmt: skip
     return room
