@@ -1,4 +1,4 @@
-"""`zeropoint serve`: names of models, keys, and what is wrong before anything listens."""
+"""`zeropoint serve`: names of models, API keys, and errors before the server listens."""
 
 from __future__ import annotations
 

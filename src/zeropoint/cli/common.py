@@ -142,10 +142,20 @@ def add_speed_options(parser: Options, *, repeats: int) -> None:
     )
 
 
-def add_generation_options(parser: Options) -> None:
-    """Add the options of sampling, key-value cache, speculation, engine and revision."""
+def add_kv_cache_option(parser: Options) -> None:
+    """Add --kv-cache."""
     from zeropoint.runtime import CACHE_TYPES
 
+    parser.add_argument(
+        "--kv-cache",
+        choices=CACHE_TYPES,
+        default="float16",
+        help="data type of the native engine's key-value cache (default: float16)",
+    )
+
+
+def add_generation_options(parser: Options) -> None:
+    """Add the options of sampling, key-value cache, speculation, engine and revision."""
     group = parser.add_argument_group("choosing tokens")
     group.add_argument(
         "--temperature",
@@ -193,12 +203,7 @@ def add_generation_options(parser: Options) -> None:
         metavar="TEXT",
         help="stop before the model writes this text; repeatable",
     )
-    parser.add_argument(
-        "--kv-cache",
-        choices=CACHE_TYPES,
-        default="float16",
-        help="data type of the native engine's key-value cache (default: float16)",
-    )
+    add_kv_cache_option(parser)
     parser.add_argument(
         "--speculate",
         type=whole(1, 8),

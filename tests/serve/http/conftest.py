@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from tests.serve.http.fake import FakeModel, client_of, write_tokenizer
-
-
-@pytest.fixture(scope="session")
-def fake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("fake") / "tiny"
-    write_tokenizer(folder)
-    return folder
+from tests.serve.http.fake import FakeModel, client_of
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A model without weights: it answers every prompt with the same text, as scripted. And clients of a server with it."""
+"""`FakeModel` has no weights and answers every prompt with a given text; `client_of` makes a client of its server."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
 
 @dataclass
 class FakeModel:
-    """A `zeropoint.serve.request.Model`. Each request is answered in a thread of its own, as an engine does.
+    """A `zeropoint.serve.request.Model`. It answers each request in a new thread, as engines answer in theirs.
 
     `answer`: the text of every answer. `delay`: seconds before each token. `busy`: refuse every request.
-    `fails_after`: so many tokens, the engine fails. `answers`: texts of the next answers, in turn, before `answer`.
+    `fails_after`: number of tokens after which the engine fails. `answers`: texts of the next answers; once they are
+    used up, `answer` follows.
     """
 
     folder: Path
@@ -188,7 +189,7 @@ def client_of(*models: FakeModel, **settings: Any) -> Iterator[TestClient]:
 
 
 def events(text: str) -> list[Any]:
-    """Return the JSON data of a stream's events; "[DONE]" stays a text, comments are left out."""
+    """Return the JSON data of a stream's events; keep "[DONE]" as text, and leave comments out."""
     data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
 
@@ -202,7 +203,7 @@ def text_of(chunks: Sequence[Any], index: int = 0) -> str:
 
 
 def wait_until(done: Any, seconds: float = 5) -> None:
-    """Wait until `done()` is true. Raises `AssertionError` after some seconds."""
+    """Wait until `done()` is true. Raises `AssertionError` after `seconds`."""
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it did not happen in time"

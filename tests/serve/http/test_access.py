@@ -1,4 +1,4 @@
-"""Who may call the server, and what it refuses: keys, origins, bodies, methods, models; metrics and listings."""
+"""Requests that the server refuses (keys, origins, bodies, methods, models), metrics, listings and `/tokenize`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.serve.http.fake import FakeModel, client_of, events, text_of, wait_until
+from tests.serve.http.fake import FakeModel, client_of, events, text_of, wait_until, write_tokenizer
 
 HELLO = [{"role": "user", "content": "Hi"}]
 URL = "/v1/chat/completions"
@@ -238,8 +238,6 @@ def test_an_unknown_model(client: TestClient) -> None:
 
 
 def test_a_model_without_chat_template(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.serve.http.fake import write_tokenizer
-
     folder = tmp_path_factory.mktemp("plain")
     write_tokenizer(folder, template=None)
     with client_of(FakeModel(folder)) as client:

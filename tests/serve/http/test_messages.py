@@ -24,7 +24,7 @@ def ask(client: TestClient, **body: Any) -> Any:
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """Return the events of a stream, whose names must be their types."""
+    """Return the events of a stream, and check that each event's name is its type."""
     out = []
     for block in filter(None, text.split("\n\n")):
         name, data = block.split("\n")

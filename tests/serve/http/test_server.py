@@ -1,4 +1,4 @@
-"""A real server: slow, silent and dropped clients, limits of connections, and what a signal does."""
+"""A real server: slow, silent and dropped clients, the limit of connections, and signals."""
 
 from __future__ import annotations
 

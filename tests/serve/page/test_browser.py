@@ -40,12 +40,12 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[Callable[..., Server]]:
+def served(fake_folder: Path) -> Iterator[Callable[..., Server]]:
     """Yield a function that starts a server with the given settings."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(**settings: Any) -> Server:
-        models = make_models(folder, answer=ANSWER)
+        models = make_models(fake_folder, answer=ANSWER)
         app = make_app(FakeModels({model.name: model for model in models}), Settings(**settings))  # type: ignore[arg-type]
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
         thread = threading.Thread(target=server.run, daemon=True)

@@ -63,8 +63,8 @@ def test_the_page_opens_without_a_key_and_the_rest_does_not(models: list[Scoring
         assert client.get("/compare/models", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-def test_models_have_bytes_and_format(folder: Path) -> None:
-    with client_of(*make_models(folder, 2)) as client:
+def test_models_have_bytes_and_format(fake_folder: Path) -> None:
+    with client_of(*make_models(fake_folder, 2)) as client:
         found = client.get("/compare/models").json()["data"]
     assert [each["id"] for each in found] == ["fp16", "int8"]
     assert found[0] == {

@@ -73,8 +73,8 @@ def test_models_with_other_tokens_are_refused(models: list[ScoringModel]) -> Non
         compare.check_models(models, "text")
 
 
-def test_leaving_cancels_the_requests(folder: Path) -> None:
-    models = make_models(folder, 2, holds=True)
+def test_leaving_cancels_the_requests(fake_folder: Path) -> None:
+    models = make_models(fake_folder, 2, holds=True)
 
     async def leave() -> None:
         task = asyncio.ensure_future(all_parts(models, ANSWER[:3]))

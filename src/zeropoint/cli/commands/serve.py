@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zeropoint.cli.common import add_revision_option, add_threads_option
+from zeropoint.cli.common import add_kv_cache_option, add_revision_option, add_threads_option
 from zeropoint.cli.console import readable
 from zeropoint.cli.option_values import MEMORY, SECONDS, Kind, at_least_zero, plain_file, whole
 from zeropoint.errors import UsageError
@@ -33,8 +33,6 @@ PORT = Kind("a port number from 0 (any free one) to 65535", "8000", _port, lambd
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zeropoint serve`."""
-    from zeropoint.runtime import CACHE_TYPES
-
     parser.add_argument(
         "models",
         nargs="+",
@@ -62,12 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most tokens of a request, prompt and answer together (default: the model's context length)",
     )
-    engine.add_argument(
-        "--kv-cache",
-        choices=CACHE_TYPES,
-        default="float16",
-        help="data type of the key-value cache (default: float16)",
-    )
+    add_kv_cache_option(engine)
     engine.add_argument(
         "--kv-tokens",
         type=whole(64, 65536),
@@ -155,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
     # these import the libraries of the extra `serve`: if they are missing, fail before a model is opened
     from zeropoint.serve.engine import EngineOptions
     from zeropoint.serve.http.app import make_app
+    from zeropoint.serve.http.guard import is_local
     from zeropoint.serve.http.server import Server, configure, listen, raise_file_limit
     from zeropoint.serve.http.state import Settings
     from zeropoint.serve.models import open_models
@@ -163,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         api_keys=keys_of(args),
         origins=tuple(args.cors),
-        local=args.host in ("localhost", "::1") or args.host.startswith("127."),
+        local=is_local(args.host),
         max_body_bytes=args.max_body,
         max_connections=args.max_connections,
         header_seconds=args.client_seconds,
@@ -190,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def named_folders(given: Sequence[str], name: str | None, revision: str | None) -> dict[str, Path]:
+def named_folders(models: Sequence[str], name: str | None, revision: str | None) -> dict[str, Path]:
     """Return the paths of the models by the names under which they are served.
 
     Raises `UsageError` for a name given twice, or a model that cannot be found.
@@ -198,7 +192,7 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
     from zeropoint.sources.location import locate
 
     out: dict[str, Path] = {}
-    for entry in given:
+    for entry in models:
         before, sign, after = entry.partition("=")
         explicit = bool(sign and before) and not Path(entry).expanduser().exists()
         where = after if explicit else entry
@@ -206,7 +200,7 @@ def named_folders(given: Sequence[str], name: str | None, revision: str | None) 
         local = Path(where).expanduser().exists()
         label = before if explicit else path.resolve().name.removesuffix(".gguf") if local else where
         if name is not None:
-            if len(given) > 1:
+            if len(models) > 1:
                 raise UsageError(
                     "--served-model-name has no effect with several models: give NAME=MODEL for each"
                 )

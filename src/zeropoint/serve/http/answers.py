@@ -1,4 +1,4 @@
-"""Helpers that build the responses of several APIs: ids, token counts, stop reasons, tool calls."""
+"""Helpers that build the responses of several APIs: ids, token counts, stop reasons."""
 
 from __future__ import annotations
 
@@ -47,13 +47,3 @@ def split(parser: ToolParser | None, piece: Piece) -> tuple[str, list[CallPart]]
     if piece.finish is not None:
         text += parser.finish()
     return text, parts
-
-
-def join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
-    """Append streamed parts of tool calls to `calls`: a part with an id begins a call, others extend its arguments."""
-    for part in parts:
-        if part.id is not None:
-            function = {"name": part.name, "arguments": part.arguments}
-            calls.append({"id": part.id, "type": "function", "function": function})
-        else:
-            calls[part.index]["function"]["arguments"] += part.arguments

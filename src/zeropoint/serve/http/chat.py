@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from zeropoint.serve.http.answers import client_of, join_calls, new_id, split, stop_reason, usage_of
+from zeropoint.serve.http.answers import client_of, new_id, split, stop_reason, usage_of
 from zeropoint.serve.http.body import read_json
 from zeropoint.serve.http.conversation import (
     ChatMessage,
@@ -36,10 +36,10 @@ from zeropoint.serve.http.fields import (
     whole,
 )
 from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions
-from zeropoint.serve.http.prompts import chat_job, in_thread
+from zeropoint.serve.http.prompts import chat_submission, in_thread
 from zeropoint.serve.http.run import Run
 from zeropoint.serve.http.scores import chat_logprobs
-from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, streaming, unless_left
+from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, respond
 from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import STOP, Model, NewToken
 from zeropoint.serve.text import Piece
@@ -79,9 +79,9 @@ async def chat_completions(request: Request) -> Response:
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs", code="invalid_value")
     tools = tools_of(body.tools or (), body.tool_choice)
-    job = await in_thread(
+    submission = await in_thread(
         partial(
-            chat_job,
+            chat_submission,
             state,
             model,
             [for_template(each) for each in body.messages],
@@ -93,13 +93,9 @@ async def chat_completions(request: Request) -> Response:
             add_generation_prompt=body.add_generation_prompt is not False,
         )
     )
-    run = await Run.start(state, job, client_of(request))
+    run = await Run.start(state, submission, client_of(request))
     answer = _Answer(body, model, run, tools)
-    if body.stream:
-        seconds = state.settings.keep_alive_seconds
-        return streaming(run, answer.events(seconds), lambda error: data(error.openai()) + DONE)
-    async with run:
-        return JSONResponse(await unless_left(request, answer.whole()))
+    return await respond(request, run, answer, stream=bool(body.stream))
 
 
 class _Answer:
@@ -123,7 +119,7 @@ class _Answer:
             text, parts = split(self._parsers[piece.index], piece)
             texts[index] += text
             logprobs[index] += piece.shown
-            join_calls(calls[index], parts)
+            _join_calls(calls[index], parts)
             if self._body.return_token_ids:
                 choice.setdefault("token_ids", []).extend(token.id for token in piece.tokens)
             if piece.finish is not None:
@@ -141,7 +137,7 @@ class _Answer:
             choice["logprobs"] = self._logprobs(logprobs[index])
         out = {**self._base, "object": "chat.completion", "choices": choices, "usage": usage_of(self._run)}
         if self._body.return_token_ids:
-            out["prompt_token_ids"] = list(self._run.job.requests[0].prompt)
+            out["prompt_token_ids"] = list(self._run.submission.requests[0].prompt)
         return out
 
     async def events(self, seconds: float) -> AsyncIterator[str]:
@@ -162,16 +158,20 @@ class _Answer:
             if text or ids or (logprobs and not parts):
                 yield self._chunk(index, {"content": text}, logprobs=logprobs, ids=ids)
             if parts:
-                delta = {"tool_calls": [as_delta(part) for part in parts]}
+                delta = {"tool_calls": [_as_delta(part) for part in parts]}
                 yield self._chunk(index, delta, logprobs=None if text or ids else logprobs)
             if piece.finish is not None:
                 finish = self._finish(piece, calls[index])
                 yield self._chunk(index, {}, finish=finish, stop=stop_reason(self._model, piece))
-        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+        if self._body.include_usage:
             yield data(
                 {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": usage_of(self._run)}
             )
         yield DONE
+
+    def failed(self, error: ApiError) -> str:
+        """Return the events that end a stream after an error."""
+        return data(error.openai()) + DONE
 
     def _chunk(
         self,
@@ -192,7 +192,7 @@ class _Answer:
             choice["token_ids"] = ids
         chunk = {**self._base, "object": "chat.completion.chunk", "choices": [choice]}
         if first and self._body.return_token_ids:
-            chunk["prompt_token_ids"] = list(self._run.job.requests[index].prompt)
+            chunk["prompt_token_ids"] = list(self._run.submission.requests[index].prompt)
         return data(chunk)
 
     def _finish(self, piece: Piece, called: bool) -> str | None:
@@ -206,9 +206,19 @@ class _Answer:
         return {"content": content, "refusal": None}
 
 
-def as_delta(part: CallPart) -> dict[str, Any]:
+def _as_delta(part: CallPart) -> dict[str, Any]:
     """Return a part of a tool call as a delta of OpenAI's streams."""
     if part.id is None:
         return {"index": part.index, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}
     return {"index": part.index, "id": part.id, "type": "function", "function": function}
+
+
+def _join_calls(calls: list[dict[str, Any]], parts: list[CallPart]) -> None:
+    """Append streamed parts of tool calls to `calls`: a part with an id begins a call, others extend its arguments."""
+    for part in parts:
+        if part.id is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            calls.append({"id": part.id, "type": "function", "function": function})
+        else:
+            calls[part.index]["function"]["arguments"] += part.arguments

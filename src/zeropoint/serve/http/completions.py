@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from zeropoint.serve.http.answers import client_of, new_id, stop_reason, usage_of
 from zeropoint.serve.http.body import read_json
@@ -27,9 +27,9 @@ from zeropoint.serve.http.fields import (
 )
 from zeropoint.serve.http.options import MAX_LOGPROBS, SamplingOptions, text_options
 from zeropoint.serve.http.prompts import in_thread, requests_of
-from zeropoint.serve.http.run import Job, Run
+from zeropoint.serve.http.run import Run, Submission
 from zeropoint.serve.http.scores import TextLogprobs
-from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, streaming, unless_left
+from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, respond
 from zeropoint.serve.http.state import State, state_of
 from zeropoint.serve.request import Model, PromptRead
 from zeropoint.serve.text import Piece
@@ -63,25 +63,18 @@ async def completions(request: Request) -> Response:
         raise ApiError(400, "suffix is not supported.", param="suffix", code="unsupported_parameter")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo.", param="max_tokens", code="invalid_value")
-    job, prompts = await in_thread(partial(_prepare, state, model, body))
-    run = await Run.start(state, job, client_of(request))
+    submission, prompts = await in_thread(partial(_prepare, state, model, body))
+    run = await Run.start(state, submission, client_of(request))
     answer = _Answer(body, model, run, prompts)
-    if body.stream:
-        seconds = state.settings.keep_alive_seconds
-        return streaming(run, answer.events(seconds), lambda error: data(error.openai()) + DONE)
-    async with run:
-        return JSONResponse(await unless_left(request, answer.whole()))
+    return await respond(request, run, answer, stream=bool(body.stream))
 
 
-def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Job, list[str]]:
+def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Submission, list[str]]:
     """Return the engine requests, and for each answer the text of its prompt (empty without `echo`)."""
-    given = body.prompt
-    single = isinstance(given, str) or isinstance(given[0], int)
+    single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
+    entries = (body.prompt,) if single else body.prompt
     tokenizer = model.tokenizer
-    prompts = [
-        tuple(tokenizer.encode_prompt(each)) if isinstance(each, str) else each
-        for each in ((given,) if single else given)
-    ]
+    prompts = [tuple(tokenizer.encode_prompt(each)) if isinstance(each, str) else each for each in entries]
     max_tokens = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     text_of = text_options(body, model)
     scored = bool(body.echo) and body.logprobs is not None
@@ -98,10 +91,10 @@ def _prepare(state: State, model: Model, body: CompletionRequest) -> tuple[Job, 
     )
     texts = [
         (each if isinstance(each, str) else tokenizer.decode(each)) if body.echo else ""
-        for each in ((given,) if single else given)
+        for each in entries
         for _ in range(body.answers)
     ]
-    return Job(model, requests, text_of), texts
+    return Submission(model, requests, text_of), texts
 
 
 class _Answer:
@@ -146,9 +139,13 @@ class _Answer:
             choice = self._piece(piece)
             if choice["text"] or choice["logprobs"] or choice.get("token_ids") or choice["finish_reason"]:
                 yield data({**self._base, "choices": [choice]})
-        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+        if self._body.include_usage:
             yield data({**self._base, "choices": [], "usage": usage_of(self._run)})
         yield DONE
+
+    def failed(self, error: ApiError) -> str:
+        """Return the events that end a stream after an error."""
+        return data(error.openai()) + DONE
 
     def _choice(self, index: int, text: str = "") -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
@@ -163,7 +160,7 @@ class _Answer:
             choice["text"] = self._prompts[index] + choice["text"]
             scored = [*self._prompt_scores(index, piece.prompt), *scored]
             if self._body.return_token_ids:
-                choice["prompt_token_ids"] = list(self._run.job.requests[index].prompt)
+                choice["prompt_token_ids"] = list(self._run.submission.requests[index].prompt)
         if self._body.logprobs is not None and scored:
             choice["logprobs"] = self._logprobs[index].of(scored)
         if self._body.return_token_ids:
@@ -176,4 +173,4 @@ class _Answer:
         """Return the prompt's tokens with their scores (none for the first); nothing unless `echo` and `logprobs`."""
         if not self._body.echo or self._body.logprobs is None:
             return []
-        return list(zip(self._run.job.requests[index].prompt, (None, *read.scores), strict=True))
+        return list(zip(self._run.submission.requests[index].prompt, (None, *read.scores), strict=True))

@@ -138,10 +138,10 @@ def tools_of(tools: Sequence[Tool], choice: Any) -> Tools:
     functions = [
         _described(each.function) for each in tools if each.type == "function" and each.function is not None
     ]
-    wanted = choice.function.name if isinstance(choice, ToolChoice) else None
-    forced = [each for each in functions if choice == "required" or each["name"] == wanted]
-    if (wanted is not None or choice == "required") and not forced:
-        what = f"the function '{wanted[:60]}' is not among the tools" if wanted else "there are no tools"
+    chosen = choice.function.name if isinstance(choice, ToolChoice) else None
+    forced = [each for each in functions if choice == "required" or each["name"] == chosen]
+    if (chosen is not None or choice == "required") and not forced:
+        what = f"the function '{chosen[:60]}' is not among the tools" if chosen else "there are no tools"
         raise ApiError(
             400, f"Invalid value for 'tool_choice': {what}.", param="tool_choice", code="invalid_value"
         )
@@ -150,7 +150,7 @@ def tools_of(tools: Sequence[Tool], choice: Any) -> Tools:
     return Tools(
         described=tuple({"type": "function", "function": each} for each in functions),
         forced=tuple(forced),
-        named=wanted is not None,
+        named=chosen is not None,
         names=frozenset(each["name"] for each in functions),
     )
 

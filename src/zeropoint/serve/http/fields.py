@@ -53,9 +53,7 @@ def parse(cls: type[T], body: Any, param: str = "") -> T:
         if value is not None:
             values[each.name] = each.metadata[_KIND].read(value, name)
         elif each.default is dataclasses.MISSING:
-            raise ApiError(
-                400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
+            raise missing(name)
     return cls(**values)
 
 
@@ -72,6 +70,13 @@ def schema_of(cls: type) -> dict[str, Any]:
                 schema["default"] = each.default
         properties[each.name] = {**schema, "description": each.metadata[_ABOUT]}
     return {"type": "object", "properties": properties, **({"required": needed} if needed else {})}
+
+
+def missing(name: str, *, param: str | None = None) -> ApiError:
+    """Return the error for a missing parameter. `param` replaces `name` in the error object's `param`."""
+    return ApiError(
+        400, f"Missing required parameter: '{name}'.", param=param or name, code="missing_required_parameter"
+    )
 
 
 def invalid(param: str, what: str, value: Any) -> ApiError:

@@ -18,6 +18,11 @@ _OPEN = ("/", "/health", "/favicon.ico")
 _OPEN_FOLDER = "/page/"
 
 
+def is_local(host: str) -> bool:
+    """Return whether a host is `localhost`, `::1`, or starts with "127." as the other loopback addresses do."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 class Guard:
     """ASGI middleware around all routes: checks each request, and adds headers to each response."""
 
@@ -73,18 +78,14 @@ class Guard:
             host = urlsplit(origin).hostname or ""
         except ValueError:
             host = ""
-        if (
-            host not in ("localhost", "::1")
-            and not host.startswith("127.")
-            and not host.endswith(".localhost")
-        ):
+        if not is_local(host) and not host.endswith(".localhost"):
             raise ApiError(403, "Pages of this origin may not call the server: start it with --cors ORIGIN.")
 
     def _check_key(self, headers: Headers) -> None:
         """Raise `ApiError` (401) if the request has none of the API keys."""
         kind, _, key = headers.get("authorization", "").partition(" ")
-        given = (key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
+        client_key = (key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
         # compare all keys in constant time, so that timing tells nothing about them
-        matches = [hmac.compare_digest(given, each) for each in self._keys]
+        matches = [hmac.compare_digest(client_key, each) for each in self._keys]
         if not any(matches):
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")

@@ -66,4 +66,6 @@ async def metrics(request: Request) -> Response:
 
 async def embeddings(request: Request) -> Response:
     """Refuse `/v1/embeddings`: the engine returns tokens, not hidden states."""
-    raise ApiError(400, "The models here make text, not embeddings.", code="unsupported_operation")
+    raise ApiError(
+        400, "The models of this server generate text, not embeddings.", code="unsupported_operation"
+    )

@@ -28,11 +28,9 @@ from zeropoint.serve.http.conversation import (
 from zeropoint.serve.http.errors import ApiError
 from zeropoint.serve.http.fields import (
     anything,
-    boolean,
     either,
     listing,
     mapping,
-    number,
     one_of,
     option,
     parse,
@@ -41,10 +39,18 @@ from zeropoint.serve.http.fields import (
     string,
     whole,
 )
-from zeropoint.serve.http.options import MAX_STOPS, SamplingOptions
-from zeropoint.serve.http.prompts import chat_job, chat_text, in_thread
+from zeropoint.serve.http.options import (
+    MAX_STOPS,
+    MODEL,
+    STREAM,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    SamplingOptions,
+)
+from zeropoint.serve.http.prompts import chat_submission, chat_text, in_thread
 from zeropoint.serve.http.run import Run
-from zeropoint.serve.http.sse import named, streaming, unless_left
+from zeropoint.serve.http.sse import named, respond
 from zeropoint.serve.http.state import State, state_of
 from zeropoint.serve.request import LENGTH, Model
 from zeropoint.serve.text import Piece
@@ -100,7 +106,7 @@ class MessagesToolChoice:
 class CountRequest:
     """The body of `/v1/messages/count_tokens`."""
 
-    model: str | None = option(string(), "name of the model; may be left out if the server has one only")
+    model: str | None = option(*MODEL)
     messages: tuple[Turn, ...] = required(listing(record(Turn), 1), "the conversation so far")
     system: Any = option(either(string(), listing(record(Block))), "system message")
     tools: tuple[MessagesTool, ...] | None = option(
@@ -119,12 +125,10 @@ class MessagesRequest(CountRequest):
     stop_sequences: tuple[str, ...] | None = option(
         listing(string(), 0, MAX_STOPS), "texts that end the answer"
     )
-    stream: bool | None = option(boolean(), "answer as server-sent events")
-    temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
-    top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
-    )
-    top_k: int | None = option(whole(-1), "sample from this many most likely tokens")
+    stream: bool | None = option(*STREAM)
+    temperature: float | None = option(*TEMPERATURE)
+    top_p: float | None = option(*TOP_P)
+    top_k: int | None = option(*TOP_K)
 
 
 async def messages(request: Request) -> Response:
@@ -136,16 +140,14 @@ async def messages(request: Request) -> Response:
     options = SamplingOptions(
         temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, stop=body.stop_sequences
     )
-    job = await in_thread(
-        partial(chat_job, state, model, _conversation(body), tools, options, max_tokens=body.max_tokens)
+    submission = await in_thread(
+        partial(
+            chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_tokens
+        )
     )
-    run = await Run.start(state, job, client_of(request))
+    run = await Run.start(state, submission, client_of(request))
     answer = _Answer(model, run, tools)
-    if body.stream:
-        seconds = state.settings.keep_alive_seconds
-        return streaming(run, answer.events(seconds), lambda error: named(error.anthropic()))
-    async with run:
-        return JSONResponse(await unless_left(request, answer.whole()))
+    return await respond(request, run, answer, stream=bool(body.stream))
 
 
 async def count_tokens(request: Request) -> Response:
@@ -284,6 +286,10 @@ class _Answer:
                 yield named({"type": "message_delta", "delta": self._end(piece), "usage": self._usage()})
         yield named({"type": "message_stop"})
 
+    def failed(self, error: ApiError) -> str:
+        """Return the event that ends a stream after an error."""
+        return named(error.anthropic())
+
     def _add(self, piece: Piece) -> list[dict[str, Any]]:
         """Add a piece of the answer to the content; return the events that announce it."""
         text, parts = split(self._parser, piece)
@@ -291,9 +297,9 @@ class _Answer:
         for part in parts:
             out += self._add_call(part)
         if piece.finish is not None:
-            for block, given in zip(self._blocks, self._inputs, strict=True):
+            for block, arguments in zip(self._blocks, self._inputs, strict=True):
                 if block["type"] == "tool_use":
-                    block["input"] = _parsed(given)
+                    block["input"] = _parsed(arguments)
         return out
 
     def _add_text(self, text: str) -> list[dict[str, Any]]:

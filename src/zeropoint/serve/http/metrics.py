@@ -12,31 +12,16 @@ from prometheus_client.registry import Collector
 from zeropoint.serve.request import EngineStats, Models
 
 _LABELS = ["model_name", "engine"]
-_TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000]
-_FIRST = [
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-]
-_BETWEEN = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
-_WHOLE = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920]
+
+#: Upper bounds of the histograms' buckets.
+_TOKEN_COUNTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000]
+_FIRST_TOKEN_SECONDS = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
+]  # fmt: skip
+_TOKEN_SECONDS = [
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
+]  # fmt: skip
+_REQUEST_SECONDS = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920]
 
 
 class Metrics:
@@ -54,19 +39,25 @@ class Metrics:
             [*_LABELS, "finished_reason"],
             registry=self.registry,
         )
-        self.prompt_lengths = self._histogram("request_prompt_tokens", "Prefill tokens per request.", _TOKENS)
+        self.prompt_lengths = self._histogram(
+            "request_prompt_tokens", "Prefill tokens per request.", _TOKEN_COUNTS
+        )
         self.answer_lengths = self._histogram(
-            "request_generation_tokens", "Generated tokens per request.", _TOKENS
+            "request_generation_tokens", "Generated tokens per request.", _TOKEN_COUNTS
         )
-        self.first = self._histogram("time_to_first_token_seconds", "Time to first token in seconds.", _FIRST)
-        self.between = self._histogram(
-            "inter_token_latency_seconds", "Inter-token latency in seconds.", _BETWEEN
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "Time to first token in seconds.", _FIRST_TOKEN_SECONDS
         )
-        self.each = self._histogram(
-            "request_time_per_output_token_seconds", "Time per output token per request in seconds.", _BETWEEN
+        self.between_tokens = self._histogram(
+            "inter_token_latency_seconds", "Inter-token latency in seconds.", _TOKEN_SECONDS
         )
-        self.whole = self._histogram(
-            "e2e_request_latency_seconds", "End-to-end request latency in seconds.", _WHOLE
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Time per output token per request in seconds.",
+            _TOKEN_SECONDS,
+        )
+        self.request = self._histogram(
+            "e2e_request_latency_seconds", "End-to-end request latency in seconds.", _REQUEST_SECONDS
         )
 
     def _counter(self, name: str, about: str) -> Counter:
@@ -89,7 +80,7 @@ class Timer:
         self._start = self._last = time.perf_counter()
         self._first: float | None = None
         self._tokens = 0
-        self._between = metrics.between.labels(*self._labels)
+        self._between = metrics.between_tokens.labels(*self._labels)
         self._generated = metrics.generation_tokens.labels(*self._labels)
 
     def tokens(self, count: int) -> None:
@@ -99,7 +90,7 @@ class Timer:
         now = time.perf_counter()
         if self._first is None:
             self._first = now
-            self._metrics.first.labels(*self._labels).observe(now - self._start)
+            self._metrics.first_token.labels(*self._labels).observe(now - self._start)
             self._metrics.prompt_tokens.labels(*self._labels).inc(self._prompt_tokens)
         else:
             self._between.observe((now - self._last) / count)
@@ -111,11 +102,13 @@ class Timer:
         """Count the request's end. `reason` is "stop", "length", "abort" or another word."""
         now = time.perf_counter()
         self._metrics.success.labels(*self._labels, reason).inc()
-        self._metrics.whole.labels(*self._labels).observe(now - self._start)
+        self._metrics.request.labels(*self._labels).observe(now - self._start)
         self._metrics.prompt_lengths.labels(*self._labels).observe(self._prompt_tokens)
         self._metrics.answer_lengths.labels(*self._labels).observe(self._tokens)
         if self._first is not None and self._tokens > 1:
-            self._metrics.each.labels(*self._labels).observe((self._last - self._first) / (self._tokens - 1))
+            self._metrics.per_token.labels(*self._labels).observe(
+                (self._last - self._first) / (self._tokens - 1)
+            )
 
 
 class _Engines(Collector):

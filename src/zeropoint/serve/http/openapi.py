@@ -67,11 +67,9 @@ def document(state: State) -> dict[str, Any]:
             last = min(each.vocab_size for each in state.models.by_name.values()) - 1
             schema["properties"]["tokens"]["items"] = {"type": "integer", "minimum": 0, "maximum": last}
         if cls is TokenizeRequest:
-            either = {
-                name: {"required": [name], "properties": {name: {"type": kind}}}
-                for name, kind in _EITHER.items()
-            }
-            schema["oneOf"] = list(either.values())
+            schema["oneOf"] = [
+                {"required": [name], "properties": {name: {"type": kind}}} for name, kind in _EITHER.items()
+            ]
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if streams:
             content["text/event-stream"] = {"schema": {"type": "string"}}

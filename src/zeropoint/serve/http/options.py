@@ -16,6 +16,7 @@ from zeropoint.serve.http.fields import (
     either,
     listing,
     mapping,
+    missing,
     number,
     one_of,
     option,
@@ -34,6 +35,14 @@ MAX_STOPS = 64
 #: Options whose default comes from the model's generation_config.json, as in vLLM.
 _FROM_MODEL = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
+#: Kind and description of options that several APIs have: the arguments of `option`.
+MODEL = string(), "name of the model; may be left out if the server has one only"
+STREAM = boolean(), "answer as server-sent events"
+TEMPERATURE = number(0), "0 is greedy; default: the model's, else 1"
+TOP_P = number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
+TOP_K = whole(-1), "sample from this many most likely tokens; 0 and -1: from all"
+SEED = whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
@@ -50,19 +59,19 @@ class Structure:
 
         Raises `ApiError`, which names `param`, if several fields are set.
         """
-        makers: dict[str, Callable[[Any], str | None]] = {
+        compilers: dict[str, Callable[[Any], str | None]] = {
             "json": grammar.of_schema,
-            "json_object": lambda wanted: grammar.of_schema({"type": "object"}) if wanted else None,
+            "json_object": lambda value: grammar.of_schema({"type": "object"}) if value else None,
             "regex": grammar.of_regex,
             "choice": grammar.of_choices,
             "grammar": grammar.of_lark,
         }
-        given = [name for name in makers if getattr(self, name) is not None]
-        if len(given) > 1:
+        names = [name for name in compilers if getattr(self, name) is not None]
+        if len(names) > 1:
             raise ApiError(
-                400, f"Give one of {' and '.join(given)}, not several.", param=param, code="invalid_value"
+                400, f"Give one of {' and '.join(names)}, not several.", param=param, code="invalid_value"
             )
-        return makers[given[0]](getattr(self, given[0])) if given else None
+        return compilers[names[0]](getattr(self, names[0])) if names else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +103,12 @@ class StreamOptions:
 class SamplingOptions:
     """Request fields that OpenAI's generation APIs share, and the fields that vLLM adds to them."""
 
-    model: str | None = option(string(), "name of the model; may be left out if the server has one only")
-    stream: bool | None = option(boolean(), "answer as server-sent events")
+    model: str | None = option(*MODEL)
+    stream: bool | None = option(*STREAM)
     stream_options: StreamOptions | None = option(record(StreamOptions), "options of the stream")
-    temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
-    top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
-    )
-    top_k: int | None = option(whole(-1), "sample from this many most likely tokens; 0 and -1: from all")
+    temperature: float | None = option(*TEMPERATURE)
+    top_p: float | None = option(*TOP_P)
+    top_k: int | None = option(*TOP_K)
     min_p: float | None = option(
         number(0, 1), "sample from tokens at least this times as likely as the most likely token"
     )
@@ -117,7 +124,7 @@ class SamplingOptions:
     logit_bias: Mapping[str, float] | None = option(
         mapping(number(-100, 100)), "maps token ids to numbers that are added to their logits"
     )
-    seed: int | None = option(whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer")
+    seed: int | None = option(*SEED)
     n: int | None = option(whole(1, MAX_ANSWERS), "number of answers")
     stop: Any = option(either(string(), listing(string(), 0, MAX_STOPS)), "texts that end the answer")
     stop_token_ids: tuple[int, ...] | None = option(
@@ -137,6 +144,11 @@ class SamplingOptions:
         listing(string(empty=False), 1, 1024), "the possible answers"
     )
     guided_grammar: str | None = option(string(empty=False), "Lark or GBNF grammar of the answer")
+
+    @property
+    def include_usage(self) -> bool:
+        """Return whether a stream ends with a chunk that counts the tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def answers(self) -> int:
@@ -214,7 +226,7 @@ def text_options(options: SamplingOptions, model: Model, *, keep_special: bool =
 
 def grammar_of(options: SamplingOptions) -> str | None:
     """Return the grammar that the answer must follow, or None. Raises `ApiError` if the request has several."""
-    found: dict[str, str] = {}
+    grammars: dict[str, str] = {}
     guided = Structure(
         json=options.guided_json,
         regex=options.guided_regex,
@@ -224,13 +236,13 @@ def grammar_of(options: SamplingOptions) -> str | None:
     for param, structure in (("structured_outputs", options.structured_outputs), ("guided_json", guided)):
         compiled = structure.compiled(param) if structure is not None else None
         if compiled is not None:
-            found[param] = compiled
+            grammars[param] = compiled
     wanted = _format_grammar(options.response_format)
     if wanted is not None:
-        found["response_format"] = wanted
-    if len(found) > 1:
-        raise ApiError(400, f"Give one of {' and '.join(found)}, not several.", code="invalid_value")
-    return next(iter(found.values()), None)
+        grammars["response_format"] = wanted
+    if len(grammars) > 1:
+        raise ApiError(400, f"Give one of {' and '.join(grammars)}, not several.", code="invalid_value")
+    return next(iter(grammars.values()), None)
 
 
 def _format_grammar(wanted: ResponseFormat | None) -> str | None:
@@ -240,9 +252,6 @@ def _format_grammar(wanted: ResponseFormat | None) -> str | None:
     if wanted.type == "json_object":
         return grammar.of_schema({"type": "object"})
     if wanted.json_schema is None:
-        param = "response_format.json_schema"
-        raise ApiError(
-            400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+        raise missing("response_format.json_schema")
     schema = wanted.json_schema.schema
     return grammar.of_schema({} if schema is None or schema is True else schema)

@@ -19,7 +19,7 @@ from zeropoint.serve.http.options import (
     text_options,
     with_seed,
 )
-from zeropoint.serve.http.run import Job
+from zeropoint.serve.http.run import Submission
 from zeropoint.serve.http.state import State
 from zeropoint.serve.request import Model, Request
 from zeropoint.serve.text import TextOptions
@@ -64,7 +64,7 @@ def chat_text(
     )
 
 
-def chat_job(
+def chat_submission(
     state: State,
     model: Model,
     messages: Sequence[Message],
@@ -75,8 +75,8 @@ def chat_job(
     logprobs: int | None = None,
     template_options: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
-) -> Job:
-    """Return the job that answers a conversation. Raises what `chat_text` and `requests_of` raise."""
+) -> Submission:
+    """Return the submission that answers a conversation. Raises what `chat_text` and `requests_of` raise."""
     words = chat_text(
         state,
         model,
@@ -96,7 +96,7 @@ def chat_job(
         logprobs=logprobs,
         grammar=tools.grammar(),
     )
-    return Job(model, requests, text)
+    return Submission(model, requests, text)
 
 
 def requests_of(
@@ -157,7 +157,7 @@ def room_for(prompt: tuple[int, ...], model: Model, max_tokens: int | None) -> i
         )
     if max(prompt) >= model.vocab_size:
         raise ApiError(
-            400, f"The prompt has a token id above {model.vocab_size - 1}, the model's last.", param="prompt",
+            400, f"The prompt has a token id above {model.vocab_size - 1}, the model's largest.", param="prompt",
             code="invalid_value",
         )  # fmt: skip
     return room

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from zeropoint.serve.http.answers import client_of, new_id
 from zeropoint.serve.http.body import read_json
@@ -32,7 +32,7 @@ from zeropoint.serve.http.fields import (
     either,
     listing,
     mapping,
-    number,
+    missing,
     one_of,
     option,
     parse,
@@ -41,11 +41,21 @@ from zeropoint.serve.http.fields import (
     string,
     whole,
 )
-from zeropoint.serve.http.options import MAX_LOGPROBS, JsonSchema, ResponseFormat, SamplingOptions
-from zeropoint.serve.http.prompts import chat_job, in_thread
+from zeropoint.serve.http.options import (
+    MAX_LOGPROBS,
+    MODEL,
+    SEED,
+    STREAM,
+    TEMPERATURE,
+    TOP_P,
+    JsonSchema,
+    ResponseFormat,
+    SamplingOptions,
+)
+from zeropoint.serve.http.prompts import chat_submission, in_thread
 from zeropoint.serve.http.response_output import Output
 from zeropoint.serve.http.run import Run
-from zeropoint.serve.http.sse import KEEP_ALIVE, named, streaming, unless_left
+from zeropoint.serve.http.sse import KEEP_ALIVE, named, respond
 from zeropoint.serve.http.state import state_of
 
 #: `include` entry that asks for log-probabilities.
@@ -107,17 +117,15 @@ class NamedChoice:
 class ResponsesRequest:
     """The body of `/v1/responses`."""
 
-    model: str | None = option(string(), "name of the model; may be left out if the server has one only")
+    model: str | None = option(*MODEL)
     input: Any = required(
         either(string(), listing(record(InputItem), 1)), "text, or the items of a conversation"
     )
     instructions: str | None = option(string(), "system message")
     max_output_tokens: int | None = option(whole(1), "most tokens of the answer")
-    temperature: float | None = option(number(0), "0 is greedy; default: the model's, else 1")
-    top_p: float | None = option(
-        number(above=0, high=1), "sample from the most likely tokens whose probabilities add up to this"
-    )
-    stream: bool | None = option(boolean(), "answer as server-sent events")
+    temperature: float | None = option(*TEMPERATURE)
+    top_p: float | None = option(*TOP_P)
+    stream: bool | None = option(*STREAM)
     text: TextConfig | None = option(record(TextConfig), "options of the text")
     tools: tuple[ResponseTool, ...] | None = option(
         listing(record(ResponseTool)), "functions that the model may call"
@@ -138,7 +146,7 @@ class ResponsesRequest:
     store: bool | None = option(boolean(), "ignored: nothing is stored")
     metadata: Mapping[str, Any] | None = option(mapping(anything()), "returned with the response")
     user: str | None = option(string(), "returned with the response")
-    seed: int | None = option(whole(-(1 << 63), (1 << 63) - 1), "the same seed gives the same answer")
+    seed: int | None = option(*SEED)
 
 
 async def responses(request: Request) -> Response:
@@ -159,40 +167,35 @@ async def responses(request: Request) -> Response:
         temperature=body.temperature, top_p=body.top_p, seed=body.seed, response_format=_format(body.text)
     )
     logprobs = (body.top_logprobs or 0) if _LOGPROBS in (body.include or ()) or body.top_logprobs else None
-    job = await in_thread(
+    submission = await in_thread(
         partial(
-            chat_job, state, model, _conversation(body), tools, options, max_tokens=body.max_output_tokens,
+            chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_output_tokens,
             logprobs=logprobs,
         )
     )  # fmt: skip
-    run = await Run.start(state, job, client_of(request))
-    sampling = job.requests[0].sampling
+    run = await Run.start(state, submission, client_of(request))
+    sampling = submission.requests[0].sampling
     base = _described(body, model.name, sampling.temperature, sampling.top_p)
     output = Output(model.tokenizer, tools.parser(model), logprobs)
-    if body.stream:
-        stream = _Stream(base, run, output)
-        return streaming(run, stream.events(state.settings.keep_alive_seconds), stream.failed)
-    async with run:
-        return JSONResponse(await unless_left(request, _whole(base, run, output)))
+    return await respond(request, run, _Answer(base, run, output), stream=bool(body.stream))
 
 
-async def _whole(base: dict[str, Any], run: Run, output: Output) -> dict[str, Any]:
-    """Return the whole response."""
-    async for piece in run.pieces():
-        if piece is not None:
-            output.add(piece)
-    return {**base, **output.ended(), "usage": _usage(run)}
-
-
-class _Stream:
-    """The events of a streamed response, which are numbered."""
+class _Answer:
+    """Builds the response to a request, whole or as numbered events."""
 
     def __init__(self, base: dict[str, Any], run: Run, output: Output) -> None:
         self._base, self._run, self._output = base, run, output
         self._number = 0
 
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole response."""
+        async for piece in self._run.pieces():
+            if piece is not None:
+                self._output.add(piece)
+        return self._ended()
+
     async def events(self, seconds: float) -> AsyncIterator[str]:
-        """Yield the events."""
+        """Yield the events of a stream."""
         for kind in ("response.created", "response.in_progress"):
             yield self._event({"type": kind, "response": self._base})
         async for piece in self._run.pieces(tick_seconds=seconds):
@@ -201,15 +204,18 @@ class _Stream:
                 continue
             for event in self._output.add(piece):
                 yield self._event(event)
-        ended = self._output.ended()
-        kind = "response.completed" if ended["status"] == "completed" else "response.incomplete"
-        yield self._event({"type": kind, "response": {**self._base, **ended, "usage": _usage(self._run)}})
+        response = self._ended()
+        yield self._event({"type": f"response.{response['status']}", "response": response})
 
     def failed(self, error: ApiError) -> str:
         """Return the event that ends the stream after an error."""
         shown = {"code": error.code or "server_error", "message": error.message}
         response = {**self._base, "status": "failed", "error": shown, "output": self._output.items}
         return self._event({"type": "response.failed", "response": response})
+
+    def _ended(self) -> dict[str, Any]:
+        """Return the response object after the last token."""
+        return {**self._base, **self._output.ended(), "usage": _usage(self._run)}
 
     def _event(self, event: dict[str, Any]) -> str:
         self._number += 1
@@ -246,10 +252,7 @@ def _add_item(out: list[ChatMessage], item: InputItem, param: str) -> None:
         out.append(ChatMessage(role="tool", content=item.output, tool_call_id=item.call_id))
     elif item.type != "reasoning":
         if item.role is None:
-            raise ApiError(
-                400, f"Missing required parameter: '{param}.role'.", param=f"{param}.role",
-                code="missing_required_parameter",
-            )  # fmt: skip
+            raise missing(f"{param}.role")
         out.append(ChatMessage(role=item.role, content=item.content))
 
 
@@ -258,9 +261,7 @@ def _tool(tool: ResponseTool) -> Tool:
     if tool.type != "function":
         return Tool(type=tool.type)
     if not tool.name:
-        raise ApiError(
-            400, "Missing required parameter: 'tools.name'.", param="tools", code="missing_required_parameter"
-        )
+        raise missing("tools.name", param="tools")
     return Tool(
         type="function",
         function=Function(name=tool.name, description=tool.description, parameters=tool.parameters),
@@ -283,10 +284,7 @@ def _format(text: TextConfig | None) -> ResponseFormat | None:
         return None
     wanted = text.format
     if wanted.type == "json_schema" and wanted.schema is None:
-        param = "text.format.schema"
-        raise ApiError(
-            400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+        raise missing("text.format.schema")
     schema = (
         JsonSchema(name=wanted.name or "", schema=wanted.schema) if wanted.type == "json_schema" else None
     )

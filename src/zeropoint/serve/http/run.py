@@ -55,8 +55,8 @@ class Mailbox:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to run: a model, one engine request for each answer, and how their tokens become text."""
+class Submission:
+    """What a `Run` submits: a model, one engine request for each answer, and how the new tokens become text."""
 
     model: Model
     requests: tuple[Request, ...]
@@ -64,10 +64,10 @@ class Job:
 
 
 class Run:
-    """A job that runs. Use as `async with await Run.start(...) as run`: leaving it cancels what still runs."""
+    """A submission that runs. Use as `async with await Run.start(...) as run`; leaving the block cancels it."""
 
-    def __init__(self, state: State, job: Job) -> None:
-        self.job = job
+    def __init__(self, state: State, submission: Submission) -> None:
+        self.submission = submission
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -78,22 +78,24 @@ class Run:
         self._last = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._prompts: set[tuple[int, ...]] = set()
-        self._writers = [Writer(job.model.tokenizer, job.text) for _ in job.requests]
-        self._timers = [Timer(state.metrics, job.model.name, len(each.prompt)) for each in job.requests]
+        self._writers = [Writer(submission.model.tokenizer, submission.text) for _ in submission.requests]
+        self._timers = [
+            Timer(state.metrics, submission.model.name, len(each.prompt)) for each in submission.requests
+        ]
 
     @classmethod
-    async def start(cls, state: State, job: Job, client: str) -> Run:
-        """Submit a job.
+    async def start(cls, state: State, submission: Submission, client: str) -> Run:
+        """Submit the engine requests.
 
         Raises `ApiError` (503) if the server is shutting down, and what `Model.submit` raises.
         """
         if state.draining:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
-        run = cls(state, job)
+        run = cls(state, submission)
         state.runs.add(run)
         try:
             # loading a model takes seconds, and would block all streams on the event loop
-            if job.model.loaded:
+            if submission.model.loaded:
                 run._submit(client)
             else:
                 await to_thread.run_sync(run._submit, client)
@@ -103,10 +105,10 @@ class Run:
         return run
 
     def _submit(self, client: str) -> None:
-        """Submit all requests of the job."""
-        for index, request in enumerate(self.job.requests):
+        """Submit all engine requests."""
+        for index, request in enumerate(self.submission.requests):
             listener = self._state.mailbox.listener(self._inbox, index)
-            ticket = self.job.model.submit(request, listener, client=client)
+            ticket = self.submission.model.submit(request, listener, client=client)
             self._tickets.append(ticket)
             if self._closed:  # the client left while the model was being loaded
                 ticket.cancel()
@@ -150,7 +152,7 @@ class Run:
             piece = writer.take(events)
             piece.index = index
             if piece.prompt is not None:
-                self._count_prompt(self.job.requests[index].prompt, piece.prompt.cached_tokens)
+                self._count_prompt(self.submission.requests[index].prompt, piece.prompt.cached_tokens)
             self.completion_tokens += len(piece.tokens)
             timer.tokens(len(piece.tokens))
             if piece.finish is not None:

@@ -99,7 +99,7 @@ async def detokenize(request: Request) -> Response:
     model = state_of(request).model(body.model)
     if max(body.tokens) >= model.vocab_size:
         raise ApiError(
-            400, f"Invalid value for 'tokens': the model's last token is {model.vocab_size - 1}.", param="tokens",
+            400, f"Invalid value for 'tokens': the model's largest token id is {model.vocab_size - 1}.", param="tokens",
             code="invalid_value",
         )  # fmt: skip
     return JSONResponse({"prompt": await in_thread(lambda: model.tokenizer.decode(body.tokens))})
