@@ -105,7 +105,7 @@ const Kernels* kernels();
 }
 
 // The kernels of AVX2 for 16-bit input codes. int16_integer takes codes that are not split into limbs; its `scratch`
-// has int16_scratch_bytes. few_nibbles takes limbs, by weights for which supports_few_nibbles is true.
+// has int16_scratch_bytes. few_nibbles takes codes that are split, and weights for which supports_few_nibbles is true.
 namespace avx2 {
 void int16_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t int16_scratch_bytes();

@@ -5,6 +5,7 @@
 // instruction set level or the other rows.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -84,14 +85,18 @@ uint64_t key_of(int64_t units, int64_t id) {
 int64_t units_of(uint64_t key) {
   return static_cast<int64_t>(key >> kIdBits);
 }
+int64_t id_of(uint64_t key) {
+  return kMostTokens - 1 - static_cast<int64_t>(key & (kMostTokens - 1));
+}
 
 constexpr int kBuckets = (kUnitBits + 1) * 16;
 // Return the histogram bucket of a number of units: the position of its highest bit, and the four bits below that. More
 // units never have a lower bucket.
 int bucket_of(int64_t units) {
-  const auto bits = static_cast<uint64_t>(units) << 4 | 1;
-  const int highest = 63 - __builtin_clzll(bits);  // 4 for one unit
-  return units == 0 ? 0 : (highest - 4) * 16 + static_cast<int>(bits >> (highest - 4) & 15);
+  if (units == 0) return 0;
+  const auto bits = static_cast<uint64_t>(units) << 4 | 1;  // the 1 gives one unit a bucket above that of none
+  const int highest = std::bit_width(bits) - 5;             // 0 for one unit
+  return highest * 16 + static_cast<int>(bits >> highest & 15);
 }
 
 class Row {
@@ -152,7 +157,7 @@ class Row {
       if (memory_.keys[i] >= smallest) sum += units_of(memory_.keys[i]);
     const uint64_t* key = memory_.keys;
     for (int64_t left = scaled(bits, sum);; ++key)
-      if (*key >= smallest && (left -= units_of(*key)) < 0) return kMostTokens - 1 - (*key & (kMostTokens - 1));
+      if (*key >= smallest && (left -= units_of(*key)) < 0) return id_of(*key);
   }
 
   // Return the token's log probability.
@@ -213,7 +218,7 @@ class Row {
     int64_t sums[kUnitBits + 2] = {};  // of tokens of fewer than 2^b units, but no fewer than 2^(b - 1)
     for (int64_t i = 0; i < count_; i += 16) {
       const int64_t each = units(memory_.weights[i]);
-      sums[64 - __builtin_clzll(static_cast<uint64_t>(each) << 1 | 1) - 1] += each;
+      sums[std::bit_width(static_cast<uint64_t>(each))] += each;
     }
     int bits = 0;
     for (int64_t left = rest - rest / 4; bits < kUnitBits && (left -= 16 * sums[bits + 1]) >= 0;) ++bits;

@@ -39,8 +39,8 @@ zp_status lengthen(zp_cache& cache, const Tokens& t, const std::vector<int64_t>&
   const auto free = static_cast<int64_t>(cache.free_pages.size());
   if (const int64_t needed = cache.pages_needed(held); needed > free)
     return fail(ZP_INVALID,
-                "the cache is full: %ld tokens and room for %ld in all, %ld more do not fit: they need %ld pages of "
-                "%ld, and %ld are free",
+                "the cache is full: it has %ld tokens and room for %ld in all, and %ld more do not fit: they need %ld "
+                "pages of %ld tokens, and %ld are free",
                 static_cast<long>(cache.used_tokens() - t.count), static_cast<long>(cache.tokens),
                 static_cast<long>(t.count), static_cast<long>(needed), static_cast<long>(kPage),
                 static_cast<long>(free));

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -13,18 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "zeropoint.h"
+#include "expect.h"
 
 namespace {
 
 using Floats = std::vector<float>;
-
-std::atomic<int> passed{0}, failed{0};  // atomic: several threads call expect
-
-void expect(bool good, const char* what) {
-  (good ? passed : failed) += 1;
-  if (!good) std::printf("FAILED: %s (%s)\n", what, zp_last_error());
-}
 
 // -- a random model, kept twice: as the library's decoder and as plain matrices ----------------------
 

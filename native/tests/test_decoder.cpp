@@ -8,17 +8,6 @@
 
 namespace {
 
-double worst(const Floats& logits, const std::vector<Doubles>& expected) {
-  double difference = 0, size = 0;
-  for (size_t t = 0; t < expected.size(); ++t)
-    for (size_t i = 0; i < expected[t].size(); ++i) {
-      difference = std::max(
-          difference, std::fabs(static_cast<double>(logits[t * expected[t].size() + i]) - expected[t][i]));
-      size = std::max(size, std::fabs(expected[t][i]));
-    }
-  return difference / size;
-}
-
 void test_families(int level, std::mt19937& random) {
   struct Family {
     const char* name;
@@ -56,9 +45,9 @@ void test_families(int level, std::mt19937& random) {
     char what[100];
     std::snprintf(what, sizeof what, "%s at level %d", f.name, level);
     const auto expected = Reference(*m).logits(tokens);
-    expect(worst(feed(*m, cache, tokens, 70, 2), expected) < f.tolerance, what);
+    expect(difference(feed(*m, cache, tokens, 70, 2), expected) < f.tolerance, what);
     std::snprintf(what, sizeof what, "%s at level %d, int8 cache", f.name, level);
-    expect(worst(feed(*m, bytes, tokens, 70, 2), expected) < f.tolerance + 0.12, what);
+    expect(difference(feed(*m, bytes, tokens, 70, 2), expected) < f.tolerance + 0.12, what);
   }
 }
 
@@ -289,6 +278,5 @@ int main(int count, char** arguments) {
     test_batch(random);
     test_callers(random);
   }
-  std::printf("%d passed, %d failed\n", passed.load(), failed.load());
-  return failed == 0 ? 0 : 1;
+  return report();
 }

@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "levels.h"
-#include "naive_decoder.h"
+#include "steps.h"
 
 namespace {
 
@@ -196,49 +196,9 @@ void test_quantizer_sizes() {
 
 constexpr int kTypes[] = {ZP_CACHE_FLOAT16, ZP_CACHE_INT8, ZP_CACHE_FLOAT32};
 
-struct Cache {
-  const Model& model;
-  zp_cache* cache = nullptr;
-  Cache(const Model& m, int type) : model(m) {
-    expect(zp_cache_create(m.decoder, 300, 1, type, &cache) == ZP_OK, "cache");
-  }
-  Cache(const Cache&) = delete;
-  Cache& operator=(const Cache&) = delete;
-  ~Cache() { zp_cache_free(cache); }
-
-  // Return the logits of all tokens, fed in chunks.
-  Floats feed(const std::vector<int32_t>& tokens, size_t chunk, int threads = 1) const {
-    const auto vocab = static_cast<size_t>(model.config.vocab);
-    Floats logits(tokens.size() * vocab);
-    for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
-      const size_t count = std::min(chunk, tokens.size() - begin);
-      const std::vector<int32_t> sequence(count, 0);
-      std::vector<int32_t> position(count);
-      for (size_t i = 0; i < count; ++i) position[i] = static_cast<int32_t>(begin + i);
-      expect(zp_forward(model.decoder, cache, static_cast<int64_t>(count), tokens.data() + begin, sequence.data(),
-                        position.data(), nullptr, logits.data() + begin * vocab, threads) == ZP_OK,
-             "forward");
-    }
-    return logits;
-  }
-};
-
-std::vector<int32_t> some_tokens(size_t count, std::mt19937& random) {
-  std::uniform_int_distribution<int32_t> token(2, 49);
-  std::vector<int32_t> tokens(count);
-  for (auto& t : tokens) t = token(random);
-  return tokens;
-}
-
-double difference(const Floats& logits, const std::vector<Doubles>& expected) {
-  double worst = 0, size = 0;
-  for (size_t t = 0; t < expected.size(); ++t)
-    for (size_t i = 0; i < expected[t].size(); ++i) {
-      const double got = static_cast<double>(logits[t * expected[t].size() + i]);
-      worst = std::isfinite(got) ? std::max(worst, std::fabs(got - expected[t][i])) : INFINITY;
-      size = std::max(size, std::fabs(expected[t][i]));
-    }
-  return worst / size;
+// Return random tokens without kDamagedToken.
+std::vector<int32_t> sound_tokens(const Model& m, int count, std::mt19937& random) {
+  return random_tokens(m, count, random, kDamagedToken + 1);
 }
 
 // Some tokens have values beyond float16. Every type of cache stores them; a float16 cache becomes wide, and gives the
@@ -246,22 +206,22 @@ double difference(const Floats& logits, const std::vector<Doubles>& expected) {
 void test_overflow(int level, std::mt19937& random) {
   for (const int window : {0, 9}) {
     const auto m = make(small_config(), {.window = window, .value_scale = 17000}, random);
-    const auto tokens = some_tokens(100, random);
+    const auto tokens = sound_tokens(*m, 100, random);
     const auto expected = Reference(*m).logits(tokens);
     char what[100];
     std::snprintf(what, sizeof what, "values beyond half precision at level %d, window %d", level, window);
-    const Cache early(*m, ZP_CACHE_FLOAT16);
+    const Cache early(*m, 300, 1);
     const size_t before = zp_cache_bytes(early.cache);
     expect(zp_cache_is_wide(early.cache) == 0, what);
-    const Floats whole = early.feed(tokens, 100);
+    const Floats whole = feed(*m, early, tokens, 100);
     expect(zp_cache_is_wide(early.cache) == 1 && zp_cache_bytes(early.cache) == 2 * before, what);
     expect(difference(whole, expected) < 1e-2, what);
-    const Cache later(*m, ZP_CACHE_FLOAT16);
+    const Cache later(*m, 300, 1);
     expect(zp_cache_is_wide(later.cache) == 1, "a decoder remembers");
-    expect(later.feed(tokens, 37, 2) == whole, what);
+    expect(feed(*m, later, tokens, 37, 2) == whole, what);
     for (const int type : {ZP_CACHE_INT8, ZP_CACHE_FLOAT32}) {
-      const Cache cache(*m, type);
-      expect(difference(cache.feed(tokens, 64), expected) < (type == ZP_CACHE_INT8 ? 0.12 : 1e-4), what);
+      const Cache cache(*m, 300, 1, type);
+      expect(difference(feed(*m, cache, tokens, 64), expected) < (type == ZP_CACHE_INT8 ? 0.12 : 1e-4), what);
       expect(zp_cache_is_wide(cache.cache) == 0, "not for the others");
     }
   }
@@ -274,9 +234,9 @@ void test_widening(std::mt19937& random) {
     std::mt19937 same(seed), again(seed);
     const Options options{.value_scale = 14000};
     const auto m = make(small_config(), options, same), fresh = make(small_config(), options, again);
-    const auto tokens = some_tokens(90, random);
-    const Cache by_token(*m, ZP_CACHE_FLOAT16), at_once(*fresh, ZP_CACHE_FLOAT16);
-    expect(by_token.feed(tokens, 1) == at_once.feed(tokens, 90), "one token after the other");
+    const auto tokens = sound_tokens(*m, 90, random);
+    const Cache by_token(*m, 300, 1), at_once(*fresh, 300, 1);
+    expect(feed(*m, by_token, tokens, 1) == feed(*fresh, at_once, tokens, 90), "one token after the other");
   }
 }
 
@@ -286,13 +246,13 @@ void test_poison(int level, std::mt19937& random) {
     for (const int window : {0, 5}) {
       const auto m = make(small_config(), {.window = window, .damage = damage}, random);
       const auto vocab = static_cast<size_t>(m->config.vocab);
-      auto tokens = some_tokens(80, random);
+      auto tokens = sound_tokens(*m, 80, random);
       constexpr size_t kAt = 70;
       tokens[kAt] = kDamagedToken;
       const std::vector<int32_t> sound(tokens.begin(), tokens.begin() + kAt);
       for (const int type : kTypes) {
-        const Cache cache(*m, type), alone(*m, type);
-        const Floats before = alone.feed(sound, 70), found = cache.feed(tokens, 80, 2);
+        const Cache cache(*m, 300, 1, type), alone(*m, 300, 1, type);
+        const Floats before = feed(*m, alone, sound, 70), found = feed(*m, cache, tokens, 80, 2);
         char what[100];
         std::snprintf(what, sizeof what, "a damaged token at level %d, cache type %d, window %d", level, type, window);
         expect(std::memcmp(before.data(), found.data(), before.size() * sizeof(float)) == 0, what);
@@ -312,7 +272,7 @@ void test_decoder_sizes(std::mt19937& random) {
     expect(refused(zp_cache_create(m->decoder, tokens, 1, 0, &none)) && none == nullptr, "a cache without end");
   expect(refused(zp_cache_create(m->decoder, 10, -1, 0, &none)), "fewer sequences than none");
   expect(refused(zp_cache_create(nullptr, 10, 1, 0, &none)), "a cache of no decoder");
-  const Cache cache(*m, ZP_CACHE_FLOAT16);
+  const Cache cache(*m, 300, 1);
   const int32_t zero = 0;
   float logits[50];
   const auto step = [&](int64_t count) {
@@ -336,17 +296,17 @@ void test_decoder_sizes(std::mt19937& random) {
 void test_switching(std::mt19937& random) {
   const int32_t best = zp_isa_active();
   const auto m = make(small_config(), {.kind = Kind::kInt8}, random);
-  const auto tokens = some_tokens(60, random);
+  const auto tokens = sound_tokens(*m, 60, random);
   std::vector<Floats> expected;
   for (int level = 0; level < ZP_ISA_COUNT; ++level)
-    if (zp_isa_select(level) == ZP_OK) expected.push_back(Cache(*m, ZP_CACHE_FLOAT16).feed(tokens, 60));
+    if (zp_isa_select(level) == ZP_OK) expected.push_back(feed(*m, Cache(*m, 300, 1), tokens, 60));
   std::atomic<bool> done{false};
   std::thread chooser([&] {
     for (int level = 0; !done.load(); level = (level + 1) % ZP_ISA_COUNT) zp_isa_select(level);
   });
   bool good = true;
   for (int i = 0; i < 20; ++i) {
-    const Floats found = Cache(*m, ZP_CACHE_FLOAT16).feed(tokens, 60);
+    const Floats found = feed(*m, Cache(*m, 300, 1), tokens, 60);
     good = good && std::find(expected.begin(), expected.end(), found) != expected.end();
   }
   done.store(true);
@@ -372,6 +332,5 @@ int main(int count, char** arguments) {
     test_poison(level, random);
   }
   test_switching(random);
-  std::printf("%d passed, %d failed\n", passed.load(), failed.load());
-  return failed == 0 ? 0 : 1;
+  return report();
 }

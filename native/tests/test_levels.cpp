@@ -8,14 +8,13 @@
 #include <random>
 #include <vector>
 
+#include "expect.h"
 #include "levels.h"
 
 namespace {
 
 using Random = std::mt19937;
 using Floats = std::vector<float>;
-
-int passed = 0, failed = 0;
 
 int64_t any(Random& random, std::initializer_list<int64_t> values) {
   return values.begin()[random() % values.size()];
@@ -181,6 +180,5 @@ int main(int count, char** arguments) {
   test_segments(levels, random);
   test_long_rows(levels, random);
   test_large_outputs(levels, random);
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return report();
 }

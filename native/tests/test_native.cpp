@@ -8,17 +8,10 @@
 #include <thread>
 #include <vector>
 
+#include "expect.h"
 #include "levels.h"
-#include "zeropoint.h"
 
 namespace {
-
-int passed = 0, failed = 0;
-
-void expect(bool good, const char* what) {
-  (good ? passed : failed) += 1;
-  if (!good) std::printf("FAILED: %s (%s)\n", what, zp_last_error());
-}
 
 struct Case {
   zp_format format;
@@ -288,6 +281,5 @@ int main(int count, char** arguments) {
     test_divergence(random);
     test_quantizer(random);
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return report();
 }

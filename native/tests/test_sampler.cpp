@@ -3,25 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "expect.h"
 #include "levels.h"
 
 namespace {
 
 using Floats = std::vector<float>;
 using Random = std::mt19937;
-
-int passed = 0, failed = 0;
-
-void expect(bool good, const char* what) {
-  (good ? passed : failed) += 1;
-  if (!good) std::printf("FAILED: %s (%s)\n", what, zp_last_error());
-}
 
 // -- plain loops -----------------------------------------------------------------------------------------
 
@@ -141,7 +133,8 @@ void test_tokens(Random& random) {
 void test_scores(Random& random) {
   for (const size_t count : {1, 16, 17, 700, 5000}) {
     const Floats x = random_logits(count, random);
-    const int32_t token = static_cast<int32_t>(random() % count), top = static_cast<int32_t>(std::min<size_t>(count, 20));
+    const auto token = static_cast<int32_t>(random() % count);
+    const auto top = static_cast<int32_t>(std::min<size_t>(count, 20));
     float score = 0;
     Floats scores(20);
     std::vector<int32_t> ids(20);
@@ -161,8 +154,8 @@ void test_scores(Random& random) {
     const auto at = [&](int32_t i) { return x[static_cast<size_t>(i)]; };
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return at(a) > at(b); });
     const auto close = [&](float got, int32_t id) {
-      const double expected = static_cast<double>(at(id)) - most - std::log(sum);
-      return static_cast<double>(got) == expected || std::fabs(static_cast<double>(got) - expected) < 1e-6 * (1 + std::fabs(expected));
+      const double expected = static_cast<double>(at(id)) - most - std::log(sum), actual = static_cast<double>(got);
+      return actual == expected || std::fabs(actual - expected) < 1e-6 * (1 + std::fabs(expected));
     };
     bool good = close(score, token) && std::equal(order.begin(), order.begin() + top, ids.begin());
     for (size_t i = 0; i < static_cast<size_t>(top); ++i) good &= close(scores[i], ids[i]);
@@ -222,6 +215,5 @@ int main(int count, char** arguments) {
     test_tokens(random);
     test_scores(random);
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return report();
 }

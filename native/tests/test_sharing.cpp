@@ -226,6 +226,5 @@ int main() {
   test_random_walks(random);
   test_widening(random);
   test_last_owner(random);
-  std::printf("%d passed, %d failed\n", passed.load(), failed.load());
-  return failed == 0 ? 0 : 1;
+  return report();
 }

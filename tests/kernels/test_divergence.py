@@ -16,10 +16,8 @@ from zeropoint.kernels.divergence import divergence, plain
 
 @pytest.fixture(scope="module", params=isa_levels())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = active_isa()
-    library.select_isa(request.param)
-    yield request.param
-    library.select_isa(before)
+    with library.level(request.param):
+        yield request.param
 
 
 def near(p: np.ndarray, q: np.ndarray, targets: np.ndarray, threads: int = 1) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeropoint.errors import ZeropointError
-from zeropoint.kernels import active_isa, columns, grid, isa_levels, library
+from zeropoint.kernels import columns, grid, isa_levels, library
 from zeropoint.values.qtensor import expand_groups
 from zeropoint.values.scheme import Scheme, parse
 
@@ -32,10 +32,8 @@ shapes = st.tuples(st.integers(1, 70), st.integers(1, 90))
 
 @pytest.fixture(params=isa_levels())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = active_isa()
-    library.select_isa(request.param)
-    yield request.param
-    library.select_isa(before)
+    with library.level(request.param):
+        yield request.param
 
 
 def weights(shape: tuple[int, int], seed: int, size: float = 1.0) -> np.ndarray:
@@ -164,10 +162,9 @@ def test_every_level_and_number_of_threads_gives_the_same_bits(
     shape: tuple[int, int], text: str, seed: int
 ) -> None:
     scheme, weight, upper = parse(text), weights(shape, seed), factor(shape[1], seed)
-    order, before, results = np.random.default_rng(seed).permutation(shape[1]), active_isa(), []
-    try:
-        for name in isa_levels():
-            library.select_isa(name)
+    order, results = np.random.default_rng(seed).permutation(shape[1]), []
+    for name in isa_levels():
+        with library.level(name):
             for threads in (1, 2):
                 grids = grid.search(weight, scheme, None, PARTS, threads=threads)
                 scale = np.where(grids.scale == 0, np.float32(1), grids.scale)
@@ -179,8 +176,6 @@ def test_every_level_and_number_of_threads_gives_the_same_bits(
                 codes = columns.round_columns(*given_, upper, order, threads=threads)
                 changed = columns.descend(*given_, upper.T @ upper, codes, 2, threads=threads)
                 results.append((*grids, error, codes, changed))
-    finally:
-        library.select_isa(before)
     for other in results[1:]:
         for mine, theirs in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(mine, theirs)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from tests.runtime.native.conftest import Artifacts
 from zeropoint.errors import SchemeError, UsageError, ZeropointError
-from zeropoint.kernels import active_isa, isa_levels
-from zeropoint.kernels.library import select_isa
+from zeropoint.kernels import isa_levels, library
 from zeropoint.runtime.native import session
 from zeropoint.runtime.native.batch import generate_batch
 from zeropoint.runtime.native.library import CACHE_TYPES, Cache, Decoder
@@ -48,9 +47,8 @@ def logits_of(
 @pytest.mark.parametrize("level", isa_levels())
 def test_chunks_give_the_same_bits(level: str, format: str, artifact_of: Artifacts) -> None:
     decoder = NativeRunner.open(artifact_of("gemma3_text", format), threads=1).decoder
-    tokens, before = TOKENS[:72], active_isa()  # more than a page of the cache
-    select_isa(level)
-    try:
+    tokens = TOKENS[:72]  # more than a page of the cache
+    with library.level(level):
         for cache_type in CACHE_TYPES:
             whole = logits_of(decoder, [tokens], type=cache_type)
             splits = [np.split(tokens, [1, 8, 40, 41]), np.split(tokens, [17, 33])]
@@ -58,8 +56,6 @@ def test_chunks_give_the_same_bits(level: str, format: str, artifact_of: Artifac
                 splits.append(list(tokens[:, None]))
             for steps in splits:
                 np.testing.assert_array_equal(logits_of(decoder, steps, type=cache_type), whole)
-    finally:
-        select_isa(before)
 
 
 def test_threads_do_not_matter(decoder: Decoder) -> None:
