@@ -44,6 +44,7 @@ def test_keys(model: FakeModel, headers: dict[str, str], status: int) -> None:
         ("https://evil.example", (), 403),
         ("null", (), 403),
         ("http://[", (), 403),
+        ("http://127.0.0.1.evil.example", (), 403),
         ("http://localhost:3000", (), 200),
         ("http://127.0.0.1:8000", (), 200),
         ("https://good.example", ("https://good.example",), 200),

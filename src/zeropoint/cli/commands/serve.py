@@ -154,18 +154,20 @@ def run(args: argparse.Namespace) -> int:
     from zeropoint.serve.models import open_models
 
     folders = named_folders(args.models, args.served_model_name, args.revision)
-    settings = Settings(
-        api_keys=keys_of(args),
-        origins=tuple(args.cors),
-        local=is_local(args.host),
-        max_body_bytes=args.max_body,
-        max_connections=args.max_connections,
-        header_seconds=args.client_seconds,
-        body_seconds=3 * args.client_seconds,
-        send_seconds=6 * args.client_seconds,
-    )
+    api_keys = keys_of(args)
     sock = listen(args.host, args.port)
     with sock:
+        host, port = sock.getsockname()[:2]
+        settings = Settings(
+            api_keys=api_keys,
+            origins=tuple(args.cors),
+            local=is_local(host),
+            max_body_bytes=args.max_body,
+            max_connections=args.max_connections,
+            header_seconds=args.client_seconds,
+            body_seconds=3 * args.client_seconds,
+            send_seconds=6 * args.client_seconds,
+        )
         raise_file_limit(args.max_connections)
         options = EngineOptions(
             threads=default_threads(args.threads),
@@ -177,7 +179,6 @@ def run(args: argparse.Namespace) -> int:
         models = open_models(folders, options, context=args.context, memory_bytes=args.memory)
         if len(folders) == 1:
             next(iter(models.by_name.values())).load()
-        host, port = sock.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = configure(make_app(models, settings), settings)
         Server(config, args.drain_seconds, lambda: _greet(url, list(folders), settings)).run(sockets=[sock])

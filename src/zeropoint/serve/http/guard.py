@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,8 +20,11 @@ _OPEN_FOLDER = "/page/"
 
 
 def is_local(host: str) -> bool:
-    """Return whether a host is `localhost`, `::1`, or starts with "127." as the other loopback addresses do."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Return whether a host is `localhost` or a loopback address. Other names are not, even if they resolve to one."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, such as 127.0.0.1.example.org
+        return False
 
 
 class Guard:
