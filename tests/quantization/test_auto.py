@@ -82,8 +82,18 @@ def test_a_model_without_anything_to_observe_is_rounded(checkpoint: Checkpoint) 
 
 def test_the_pace_is_measured(checkpoint: Checkpoint) -> None:
     pace = auto.measure_pace(checkpoint, "int4", "gptq")
-    assert 0 <= pace.token < 0.01
-    assert pace.seconds(2000) >= pace.seconds(1000) >= 0
+    assert pace.seconds(2000) >= pace.seconds(1000) > 0
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "expected"), [(3.0, 7.0, auto.Pace(1.0, 2 / 1024)), (3.0, 2.0, auto.Pace(3.0, 0.0))]
+)
+def test_the_pace_comes_from_two_timings(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, short: float, long: float, expected: auto.Pace
+) -> None:
+    seconds = {auto.SHORT: short, auto.LONG: long}
+    monkeypatch.setattr(auto, "block_seconds", lambda *args: seconds[args[-1]])
+    assert auto.measure_pace(checkpoint, "int4", "gptq") == expected
 
 
 @pytest.mark.usefixtures("paced")
