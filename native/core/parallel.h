@@ -74,6 +74,26 @@ void parallel(int threads, int64_t count, int64_t step, F&& body) {
   Pool::shared().run(threads, work, &job);
 }
 
+// Call body(i) for each item of [0, count) on several threads, and wait for all. Threads take the items one by one, in
+// order. With the longest items first, all threads end at about the same time.
+template <class F>
+void in_order(int threads, int64_t count, F&& body) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  struct Job {
+    F& body;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+  } job{body, count};
+  const auto work = [](void* context, int) {
+    Job& j = *static_cast<Job*>(context);
+    for (int64_t i; (i = j.next.fetch_add(1, std::memory_order_relaxed)) < j.count;) j.body(i);
+  };
+  Pool::shared().run(threads, work, &job);
+}
+
 // Call body(row) for each row on several threads, or on one if the work is too short to start another.
 // `cost`: nanoseconds that a row takes, roughly.
 template <class F>

@@ -10,9 +10,10 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;  // query rows that share the conversion of a page
+constexpr int64_t kRowsOfItem = 96;  // the most query rows of an item: they share the conversion of a page
+constexpr int64_t kFewRowsOfItem = 12;  // shorter items of long runs would read and convert pages too often
 constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are merged as one
-constexpr int64_t kItemsOfThread = 4;  // with fewer items per thread, threads share the parts of items
+constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 
 // A piece of work: rows [begin, end) of a run, for all query heads that share one key-value head.
@@ -22,12 +23,17 @@ struct Item {
   int64_t kv_head;
 };
 
-// The items of a step. An item is computed from its number, so there is no list of them.
+// The items of a step. An item is computed from its number, so there is no list of them. The last runs come first: the
+// server puts prompts behind the sequences that decode, and items of prompts take longest.
 class Items {
  public:
-  explicit Items(const AttentionStep& step) : step_(step), kv_heads_(step.cache->kv_heads) {
+  Items(const AttentionStep& step, int threads) : step_(step), kv_heads_(step.cache->kv_heads) {
     group_ = step.heads / kv_heads_;
-    tokens_ = std::max<int64_t>(1, kRowsOfItem / group_);
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < step.run_count; ++i) tokens += step.runs[i].end - step.runs[i].begin;
+    const int64_t fair = tokens * kv_heads_ / (kItemsOfThread * threads);
+    const int64_t most = std::max<int64_t>(1, kRowsOfItem / group_);
+    tokens_ = std::clamp(fair, std::min(most, ceil_div(kFewRowsOfItem, group_)), most);
     for (int64_t i = 0; i < step.run_count; ++i) count_ += blocks(step.runs[i]) * kv_heads_;
   }
   int64_t count() const { return count_; }
@@ -40,8 +46,8 @@ class Items {
   }
   // Return an item. The last rows of a run come first: they attend to the most positions, so they take longest.
   Item at(int64_t number) const {
-    const Run* run = step_.runs;
-    for (; number >= blocks(*run) * kv_heads_; ++run) number -= blocks(*run) * kv_heads_;
+    const Run* run = step_.runs + step_.run_count - 1;
+    for (; number >= blocks(*run) * kv_heads_; --run) number -= blocks(*run) * kv_heads_;
     const int64_t block = blocks(*run) - 1 - number / kv_heads_;
     const int64_t begin = run->begin + block * tokens_;
     return {run, begin, std::min(begin + tokens_, run->end), number % kv_heads_};
@@ -195,7 +201,7 @@ bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, c
 
 bool attend(const AttentionStep& step, int threads) {
   const DecoderKernels& kernels = *active_decoder_kernels();
-  const Items items(step);
+  const Items items(step, threads);
   int64_t most_parts = 1, scores = 0;
   for (int64_t i = 0; i < items.count(); ++i) {
     const Item item = items.at(i);
@@ -209,10 +215,10 @@ bool attend(const AttentionStep& step, int threads) {
   if (threads > 1 && most_parts > 1 && items.count() < kItemsOfThread * threads)
     return attend_by_parts(kernels, step, items, most_parts, threads);
   std::atomic<bool> out_of_memory{false};
-  parallel(threads, items.count(), 1, [&](int64_t begin, int64_t end) {
+  in_order(threads, items.count(), [&](int64_t i) {
     Scratch scratch{};
     if (!scratch_for(rows, padded, scratch)) return out_of_memory.store(true);
-    for (int64_t i = begin; i < end; ++i) attend_item(kernels, step, items.at(i), items.group(), scratch);
+    attend_item(kernels, step, items.at(i), items.group(), scratch);
   });
   return !out_of_memory.load();
 }

@@ -15,8 +15,10 @@ namespace zp::ZP_LEVEL {
 namespace {
 
 constexpr float kNothing = -3.402823466e38f;  // the largest score before the first one: no finite score is below
-constexpr int kTileRows = V::kRows >= 12 ? 6 : 2;
-constexpr int kTileVectors = V::kRows >= 12 ? 4 : 2;
+constexpr int kTileRows = V::kRows >= 12 || V::kRows == 4 ? 6 : 2;
+// Vectors of a tile of ROWS rows. AVX2 has 16 registers of half a vector: the sums of a tile take at most 12 of them.
+template <int ROWS>
+constexpr int kTileVectors = V::kRows >= 12 || ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
 constexpr int64_t kConvertRows = 12;  // from so many rows on, a page is converted to float once for all rows
 
 // Element types of keys and values besides those of float_weights.h.
@@ -58,9 +60,9 @@ void by_tiles(int64_t rows, F&& f) {
 }
 
 // Prefetch as many bytes as a tile reads at a time. A page is too short for the CPU's own prefetching.
-template <class Source>
+template <class Source, int VECTORS>
 void prefetch_row(const void* ahead, int64_t element) {
-  constexpr int64_t kBytes = kTileVectors * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
+  constexpr int64_t kBytes = VECTORS * kLanes * static_cast<int64_t>(sizeof(typename Source::Type));
   const auto* at =
       static_cast<const uint8_t*>(ahead) + element * static_cast<int64_t>(sizeof(typename Source::Type));
 #pragma GCC unroll 2
@@ -81,8 +83,8 @@ void score_vectors(const float* const* query, const typename Source::Type* keys,
     V::Float key[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) key[n] = Source::load(keys + d * kPage + position + n * kLanes);
-    if constexpr (Source::kInCache && VECTORS == kTileVectors)
-      prefetch_row<Source>(ahead, d * kPage + position);
+    if constexpr (Source::kInCache && VECTORS == kTileVectors<ROWS>)
+      prefetch_row<Source, VECTORS>(ahead, d * kPage + position);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const V::Float q = V::set_float(query[m][d]);
@@ -99,10 +101,11 @@ void score_vectors(const float* const* query, const typename Source::Type* keys,
 template <class Source, int ROWS>
 void score_tile(const float* const* query, const typename Source::Type* keys, int64_t head_dim, int64_t end,
                 const void* ahead, float* scores) {
-  constexpr int64_t kWhole = kTileVectors * kLanes, kFew = kTileVectors / 2 * kLanes;
+  constexpr int kVectors = kTileVectors<ROWS>;
+  constexpr int64_t kWhole = kVectors * kLanes, kFew = kVectors / 2 * kLanes;
   int64_t j = 0;
   for (; j + kFew < end; j += kWhole)
-    score_vectors<Source, ROWS, kTileVectors>(query, keys, head_dim, j, ahead, scores);
+    score_vectors<Source, ROWS, kVectors>(query, keys, head_dim, j, ahead, scores);
   for (; j < end; j += kLanes) score_vectors<Source, ROWS, 1>(query, keys, head_dim, j, ahead, scores);
 }
 
@@ -163,8 +166,8 @@ void value_tile(const Visible<ROWS>& visible, const float* weights, const float*
     V::Float value[VECTORS];
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) value[n] = Source::load(values + i * padded + channel + n * kLanes);
-    if constexpr (Source::kInCache && VECTORS == kTileVectors)
-      prefetch_row<Source>(ahead, i * padded + channel);
+    if constexpr (Source::kInCache && VECTORS == kTileVectors<ROWS>)
+      prefetch_row<Source, VECTORS>(ahead, i * padded + channel);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const V::Float weight = V::set_float(weights[m * kPage + i]);
@@ -180,9 +183,10 @@ void value_tile(const Visible<ROWS>& visible, const float* weights, const float*
 template <class Source, int ROWS>
 void value_tiles(const Visible<ROWS>& visible, const float* weights, const float* correction,
                  const typename Source::Type* values, int64_t padded, const void* ahead, float* out) {
+  constexpr int kVectors = kTileVectors<ROWS>;
   int64_t c = 0;
-  for (; c + kTileVectors * kLanes <= padded; c += kTileVectors * kLanes)
-    value_tile<Source, ROWS, kTileVectors>(visible, weights, correction, values, padded, c, ahead, out);
+  for (; c + kVectors * kLanes <= padded; c += kVectors * kLanes)
+    value_tile<Source, ROWS, kVectors>(visible, weights, correction, values, padded, c, ahead, out);
   for (; c < padded; c += kLanes)
     value_tile<Source, ROWS, 1>(visible, weights, correction, values, padded, c, ahead, out);
 }

@@ -45,7 +45,7 @@ class AnyPace(Pace):
         super().__init__()
         self._rng = rng
 
-    def budget(self, decoding: int) -> int:
+    def budget(self, decoding: int, reading: int) -> int:
         return self._rng.choice([0, 1, 3, 63, 64, 65, 400]) if decoding else self._rng.choice([1, 7, 64, 512])
 
 

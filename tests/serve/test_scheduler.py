@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serve.fake_cache import FakeCache
 from zeropoint.serve.job import FairQueue, Job
-from zeropoint.serve.pace import LEAST, ROWS, Pace
+from zeropoint.serve.pace import ROWS, Pace
 from zeropoint.serve.prefix_cache import PAGE
 from zeropoint.serve.request import Event, Request
 from zeropoint.serve.scheduler import SCORED_ROWS, Part, Scheduler
@@ -134,7 +133,7 @@ def test_a_prompt_is_read_beside_those_that_decode() -> None:
 class _Steady(Pace):
     """Reads 40 prompt tokens in each step."""
 
-    def budget(self, decoding: int) -> int:
+    def budget(self, decoding: int, reading: int) -> int:
         return 40
 
 
@@ -241,28 +240,3 @@ def test_scored_parts_are_short() -> None:
     scheduler.add(job([1] * 300, 0, prompt_logits=100))
     parts = [model.step()[0] for _ in range(2)]
     assert [(part.count, part.wanted) for part in parts] == [(200 + SCORED_ROWS, SCORED_ROWS), (36, 36)]
-
-
-def test_the_pace_stretches_steps_by_what_decoding_takes() -> None:
-    pace = Pace()
-    assert pace.budget(0) == ROWS
-    assert pace.budget(4) == 0  # nothing is known: decode alone first
-    budgets = []
-    for _ in range(9):
-        tokens = pace.budget(4)
-        pace.record(4, tokens, 1 + tokens / 128)
-        budgets.append(tokens)
-    assert budgets == [0, LEAST, 8, 16, 32, 64, 96, 96, 96]
-    assert pace.budget(500) == ROWS - 500
-
-
-@pytest.mark.parametrize("slow", [1.0, 0.0])
-def test_the_pace_reads_prompts_however_slow_or_fast(slow: float) -> None:
-    pace = Pace()
-    read = 0
-    for _ in range(40):
-        tokens = pace.budget(1)
-        read += tokens
-        pace.record(1, tokens, 0.001 + slow * tokens)
-    assert read >= 36 * LEAST
-    assert pace.budget(1) <= ROWS

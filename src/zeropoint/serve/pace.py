@@ -7,51 +7,78 @@ from statistics import median
 
 #: The most rows of a step: the native library runs larger steps in several passes.
 ROWS = 512
-#: While requests decode, a step with prompt tokens should take at most this many times as long as one without.
-STRETCH = 1.75
+#: While requests decode, a step with prompt tokens should take this many times as long as one without, unless more
+#: requests wait for their prompts than decode. Times vary: at 2, nearly all steps stay below three times.
+STRETCH = 2.0
 #: The fewest prompt tokens of a step, so that reading a prompt never stops, however slow the steps are.
 LEAST = 4
+#: The first number of prompt tokens, before any step with prompt tokens was timed.
+FIRST = 8
+#: The number of prompt tokens grows at most this much from one step to the next, because a single time may be wrong.
+GROWTH = 1.5
 #: After this many steps with prompt tokens, one without is timed again.
-REFRESH = 16
-#: Times are medians of this many steps, because other programs can delay a single step.
-KEPT = 5
+REFRESH = 8
+#: So many times of steps are kept, of each kind, because other programs delay single steps.
+KEPT = 9
 
 
 class Pace:
     """Sets the number of prompt tokens of the next step from the measured times of the last steps.
 
-    A step with many prompt tokens delays the next token of every request that decodes. So while requests decode, the
-    prompt tokens of a step are limited: the step may take `STRETCH` times as long as the decoding alone.
+    A step with many prompt tokens delays the next token of every request that decodes, and one with few delays the
+    requests whose prompts are read. All requests get an equal share of the time: while some read prompts and others
+    decode, a step may take 1 + reading / decoding times as long as the decoding alone, and at least `STRETCH` times.
+
+    A step with prompt tokens also has a cost that does not depend on their number: the keys and values of a long prompt
+    are read. So tokens per second are measured again in each step, at about the number of tokens that is used.
     """
 
     def __init__(self) -> None:
         self._plain: deque[float] = deque(maxlen=KEPT)  # seconds of steps that only decode
-        self._token: deque[float] = deque(maxlen=KEPT)  # seconds that a prompt token adds to a step
+        self._decoding = 0  # requests that decoded in these steps
         self._mixed = 0  # steps with prompt tokens since the last one without
-        self._sizes: deque[int] = deque([LEAST], maxlen=KEPT)  # prompt tokens of these steps
+        self._size = FIRST / GROWTH  # prompt tokens of the last step that was timed
+        self._allowed = 0  # the last answer of `budget`
+        self._speed: deque[float] = deque(maxlen=KEPT)  # prompt tokens per second that they added to a step
 
-    def budget(self, decoding: int) -> int:
-        """Return the most prompt tokens of the next step, which also decodes `decoding` tokens."""
+    def budget(self, decoding: int, reading: int) -> int:
+        """Return the most prompt tokens of the next step, which also decodes `decoding` tokens.
+
+        `reading`: the requests whose prompts are not yet read.
+        """
         if decoding == 0:
             return ROWS
-        if not self._plain or self._mixed >= REFRESH:
+        if (
+            not self._plain
+            or self._mixed >= REFRESH
+            or not self._decoding / 1.5 <= decoding <= self._decoding * 1.5
+        ):
             return 0
-        room = max(ROWS - decoding, 1)
-        if not self._token:
-            return min(LEAST, room)
-        fitting = (STRETCH - 1) * median(self._plain) / max(median(self._token), 1e-9)
-        # at most twice what was measured: the first measurements may be wrong
-        return min(max(int(min(fitting, 2 * max(self._sizes))), LEAST), room)
+        size = GROWTH * self._size
+        if self._speed:
+            seconds = (max(STRETCH, 1 + reading / decoding) - 1) * self._plain_seconds()
+            size = min(size, median(self._speed) * seconds)
+        self._allowed = min(max(int(size), LEAST), max(ROWS - decoding, 1))
+        return self._allowed
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Note the time of a step."""
         if decoding == 0:
             return
         if prompt_tokens == 0:
+            if decoding != self._decoding:
+                self._plain.clear()
+            self._decoding = decoding
             self._plain.append(seconds)
             self._mixed = 0
             return
         self._mixed += 1
-        if self._plain:
-            self._sizes.append(prompt_tokens)
-            self._token.append(max(seconds - median(self._plain), 0.0) / prompt_tokens)
+        if not self._plain or 2 * prompt_tokens < self._allowed:
+            return  # the rest of a prompt: too few tokens to tell what a full step takes
+        plain = self._plain_seconds()
+        self._size = float(prompt_tokens)
+        self._speed.append(prompt_tokens / max(seconds - plain, plain / 100))
+
+    def _plain_seconds(self) -> float:
+        """Return the seconds of a step that only decodes: a low quartile, because other programs only delay steps."""
+        return sorted(self._plain)[(len(self._plain) - 1) // 4]

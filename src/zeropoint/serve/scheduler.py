@@ -151,8 +151,8 @@ class Scheduler:
 
     def _read(self, decoding: list[Part]) -> list[Part]:
         """Return the parts of prompts, to read beside the parts that decode. Clients take turns. Preempts no job."""
-        budget = self.pace.budget(len(decoding))
         readers = [job for job in self.running if job.target - job.read > 1]
+        budget = self.pace.budget(len(decoding), len(readers))
         self._turns = {job.client: self._turns.get(job.client, 0) for job in readers}
         if budget <= 0 or not readers:
             return []
