@@ -18,8 +18,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- the bfloat16 input or the output of the last layer of some submodules, for all tokens. It replaces a fully quantized
-  submodule in later runs (`stages.py`);
+- for each submodule that later runs skip (`stages.py`): the input of its last layer in bfloat16, or the output of that
+  layer, for all tokens;
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -39,7 +39,7 @@ from zeropoint.quantization.folding import Folded, fold_block, folds
 from zeropoint.quantization.layers import Quantized, Quantizer, needs
 from zeropoint.quantization.module_weights import overwrite
 from zeropoint.quantization.precision import reduced_precision
-from zeropoint.quantization.stages import Stage, StoredInput, find_stages, skipping
+from zeropoint.quantization.stages import Stage, StoredTensors, find_stages, skipping
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Coded
 from zeropoint.values.stats import LayerStats
@@ -48,7 +48,7 @@ from zeropoint.views import LayerView
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """What the plan says of one block.
+    """The plan of one block.
 
     - `views`: the block's weights that are quantized to integers;
     - `choices`, `needs`: the choice of each view, and the statistics that it needs, by name;
@@ -105,7 +105,7 @@ def block_plans(checkpoint: Checkpoint, plan: Plan) -> list[BlockPlan]:
 
 
 def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_float_model: bool) -> States:
-    """Capture the first block's inputs: the float model's if needed, and those from the quantized `embeddings`."""
+    """Return the first block's inputs from the quantized `embeddings`, and those of the float model if needed."""
     model = runner.model
     with reduced_precision(), model.filled(model.outside()):
         exact = runner.start() if needs_float_model else []
@@ -138,15 +138,15 @@ def quantize_block(
     views = [folded.view(view) for view in plan.views]
     stages = find_stages(block, views, hidden[0][:1])
     exact, float_inputs = run_float_block(block, _drift_views(plan, stages), states.exact)
-    layers, stored_inputs = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
+    layers, stored = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
     layers |= {name: layers[name].with_warning(why) for name, why in folded.refusals.items()}
     if plan.tuner is not None:
         layers = tune_block(plan.tuner, block, views, layers, hidden, exact)
         _overwrite(block, views, layers)
-        stored_inputs = []  # stale: tuning changed the layers that produced these inputs
+        stored = []  # stale: tuning changed the layers whose outputs these tensors are computed from
     if is_last:
         return QuantizedBlock(layers, folded.kept, States(block.number + 1))
-    hidden = run_quantized_block(block, hidden, stored_inputs)
+    hidden = run_quantized_block(block, hidden, stored)
     return QuantizedBlock(layers, folded.kept, States(block.number + 1, hidden, exact))
 
 
@@ -158,39 +158,39 @@ def quantize_layers(
     hidden: Sequence[torch.Tensor],
     float_inputs: FloatInputs,
     quantizer: Quantizer,
-) -> tuple[dict[str, Quantized], list[StoredInput]]:
+) -> tuple[dict[str, Quantized], list[StoredTensors]]:
     """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, put them into the block.
 
-    Returns the quantized layers by view name, and the stored last-layer inputs that let later runs skip a submodule.
+    Returns the quantized layers by view name, and the stored tensors with which later runs skip submodules.
     """
     layers: dict[str, Quantized] = {}
-    stored_inputs: list[StoredInput] = []
+    stored: list[StoredTensors] = []
     for stage in stages:
         statistics = frozenset().union(*(plan.needs[name] for name in stage.names))
-        captured = capture_stage(block, stage, statistics, hidden, float_inputs, stored_inputs)
+        captured = capture_stage(block, stage, statistics, hidden, float_inputs, stored)
         for group in _same_choice_groups(stage, plan.choices):
             quantized = _quantize_group(plan, group, captured.stats.get(group[0].name), quantizer)
             _overwrite(block, group, quantized)
             layers |= quantized
-        stored_inputs += captured.stored_inputs
+        stored += captured.stored
     for view in views:
         if view.name not in layers:  # the block's forward never uses it, but the artifact needs it
             layers |= _quantize_group(plan, [view], None, quantizer)
-    return layers, stored_inputs
+    return layers, stored
 
 
 def run_quantized_block(
-    block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
+    block: Block, hidden: list[torch.Tensor], stored: Sequence[StoredTensors]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch. A submodule with a stored input gives its last layer's output.
+    """Return the block's outputs, batch by batch. Of a submodule in `stored`, only the last layer runs.
 
-    The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
+    The list `hidden` becomes the outputs. A batch's tensors in `stored` are dropped after the batch.
     """
     for batch in range(len(hidden)):
-        with skipping(stored_inputs, batch):
+        with skipping(stored, batch):
             hidden[batch] = block.run_in_bfloat16(hidden[batch])
-        for stored in stored_inputs:
-            stored.drop(batch)
+        for tensors in stored:
+            tensors.drop(batch)
     return hidden
 
 

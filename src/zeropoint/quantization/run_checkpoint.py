@@ -53,7 +53,7 @@ SHARE = 0.02
 PLAIN = layouts.Layout()
 
 
-class Made(NamedTuple):
+class FinishedWeight(NamedTuple):
     """One weight of the stream, its rounding error (None if kept) and its warning ("" for none)."""
 
     weight: Weight
@@ -118,7 +118,7 @@ class RunCheckpoint:
         self._made: dict[str, dict[str, Any]] = {}
         self._states: dict[str, Any] = {}
         self._file: safetensors_file.TensorFile | None = None
-        self._pending: dict[str, Made] = {}
+        self._pending: dict[str, FinishedWeight] = {}
         self._new: list[Path] = []
         self._written, self._cost = time.monotonic(), 0.0
 
@@ -164,7 +164,7 @@ class RunCheckpoint:
         finally:
             os.close(descriptor)
 
-    def get(self, name: str) -> Made | None:
+    def get(self, name: str) -> FinishedWeight | None:
         """Return a stored weight, or None if the weight is still to be quantized."""
         entry = self._made.get(name)
         if entry is None:
@@ -172,11 +172,11 @@ class RunCheckpoint:
         file, scheme = self._opened(self.folder / entry["file"]), entry["scheme"]
         error = None if entry["error"] is None else LayerError(**entry["error"])
         if scheme is None:
-            return Made(file.read(name), error, entry["warning"])
+            return FinishedWeight(file.read(name), error, entry["warning"])
         parsed = parse(scheme)
         keys = layouts.tensor_names(name, parsed, PLAIN)
         weight = layouts.decode(name, parsed, {key: file.read(key) for key in keys})
-        return Made(weight, error, entry["warning"])
+        return FinishedWeight(weight, error, entry["warning"])
 
     def states(self) -> States:
         """Return the stored number of finished blocks and the next block's input.
@@ -198,7 +198,7 @@ class RunCheckpoint:
         count = self._states["hidden"]
         return States(self.blocks, arrays[:count], arrays[count:])
 
-    def add(self, name: str, made: Made) -> None:
+    def add(self, name: str, made: FinishedWeight) -> None:
         """Add a weight that was just quantized; `finish_blocks` writes it."""
         self._pending[name] = made
 
@@ -303,7 +303,7 @@ class RunCheckpoint:
         return ArtifactError(f"{path} is damaged ({cause}): start again (--overwrite)")
 
 
-def _stored(made: Mapping[str, Made]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _stored(made: Mapping[str, FinishedWeight]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield `(name, tensor)` of a file of weights, encoded as in an artifact with the layout `PLAIN`."""
     for name, (weight, _, _) in made.items():
         if isinstance(weight, QuantizedTensor):
