@@ -1,4 +1,5 @@
-// The steps of a product: choose the kernel, lay out the quantized input, divide rows and blocks among the threads.
+// What a product needs before its kernel runs: the kernel, the layout of the quantized input, and the division of rows
+// and blocks among the threads.
 //
 // AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
 // their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
@@ -54,14 +55,14 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// True if the kernels quantize the input of this weight. Weights of any kind may take float input.
+// True if the kernels quantize the input of this weight. False for float input, which integer weights can take too.
 bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
 // True if AMX products read the sums of the input's codes. They do for zero points of 6- to 8-bit codes, which are
 // subtracted after the product. Zero points of nibbles are subtracted before it, when a nibble is widened to a byte.
-bool has_byte_zeros(const Weight& w) {
+bool amx_reads_sums(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
@@ -122,7 +123,7 @@ bool same_input(const Weight& a, const Weight& b, int64_t rows) {
   return quantizes_input(a) == quantizes_input(b) && uses_int16(a, rows) == uses_int16(b, rows) &&
          a.columns == b.columns && a.activation == b.activation && a.limbs == b.limbs &&
          a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment &&
-         has_byte_zeros(a) == has_byte_zeros(b);
+         amx_reads_sums(a) == amx_reads_sums(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {
@@ -141,7 +142,8 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
           .tiled = tiled,
           .int16 = int16,
           .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
-          .want_sums = !int16 && (!tiled || has_byte_zeros(w))};  // vector kernels of int8 may always read the sums
+          // int8 vector kernels read the sums for some weights, so the sums are filled for all weights
+          .want_sums = !int16 && (!tiled || amx_reads_sums(w))};
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {

@@ -10,13 +10,13 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;  // the most query rows of an item: they share the conversion of a page
-constexpr int64_t kFewRowsOfItem = 12;  // shorter items of long runs would read and convert pages too often
+constexpr int64_t kRowsOfItem = 96;  // most query rows of an item, which share the conversion of its pages to float
+constexpr int64_t kFewRowsOfItem = 12;  // least rows, unless the run has fewer: shorter items would convert pages too often
 constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are merged as one
 constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 
-// A piece of work: rows [begin, end) of a run, for all query heads that share one key-value head.
+// A piece of work: tokens [begin, end) of a run, for all query heads that share one key-value head.
 struct Item {
   const Run* run;
   int64_t begin, end;

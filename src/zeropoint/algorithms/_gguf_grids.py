@@ -83,7 +83,7 @@ def as_grid(weight: SuperTensor) -> tuple[QuantizedTensor, Floats | None]:
     """
     form = weight.format
     scheme = Scheme(form.bits, "group", form.group, True, "fp32")
-    step, minimum = weight.step(), weight.minimum()
+    step, minimum = weight.group_scales(), weight.group_minima()
     centred = QuantizedTensor(scheme, weight.codes - _middle(form), step)
     if minimum is None:
         return centred, None

@@ -70,7 +70,10 @@ def stacked(
     bias: bool = False,
     transposed: bool = False,
 ) -> Linears:
-    """Return several projections stored as one matrix. `sizes` lists the rows of each, from the top down."""
+    """Return several projections stored as one matrix.
+
+    `sizes`: the number of rows of each projection, in the order in which the projections are stacked.
+    """
     projections, start = {}, 0
     for slot, size in sizes.items():
         projections[slot] = linear(
@@ -163,7 +166,7 @@ def model_parts(
 def decoder(
     shape: Shape,
     layers: Sequence[LayerRecord],
-    model: LayerRecord,
+    outer: LayerRecord,
     *,
     norm_kind: NormKind,
     eps: float,
@@ -182,12 +185,13 @@ def decoder(
     prefix: str = "model.",
     aliases: Mapping[str, str] | None = None,
 ) -> ModelSpec:
-    """Return the spec of a decoder model.
+    """Return the spec of a decoder model. `outer` is the result of `model_parts`.
 
     Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
     (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
-    `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` (Llama: `model.`, GPT-2: `transformer.`) starts tensor
-    names, except in checkpoints without an output head. `aliases` maps a tensor name to another that checkpoints use.
+    `attention_scale` defaults to 1 / sqrt(head_dim). Tensor names start with
+    `prefix` (Llama: `model.`, GPT-2: `transformer.`). A stored name may lack the prefix, as in checkpoints of a model
+    without its output head. `aliases` maps a tensor name to another name that checkpoints use for the same tensor.
     """
     tables = tuple(ropes) or (() if rope is None else (rope.table(shape.head_dim),))
     rotary_dim = 2 * len(tables[0].inverse_frequency) if tables else 0
@@ -214,7 +218,7 @@ def decoder(
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
     )
-    return ModelSpec(config, tuple(layers), model, tables, prefix, aliases or {})
+    return ModelSpec(config, tuple(layers), outer, tables, prefix, aliases or {})
 
 
 def rms_model(
@@ -249,9 +253,9 @@ def rms_model(
     )
 
 
-def with_positions(model: LayerRecord, positions: LinearSource) -> LayerRecord:
-    """Return `model` with a table of learned position embeddings added."""
-    return LayerRecord({**model.linears, LinearSlot.POSITIONS: positions}, model.norms)
+def with_positions(outer: LayerRecord, positions: LinearSource) -> LayerRecord:
+    """Return `outer` with a table of learned position embeddings added."""
+    return LayerRecord({**outer.linears, LinearSlot.POSITIONS: positions}, outer.norms)
 
 
 def blocks(

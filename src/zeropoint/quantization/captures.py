@@ -152,7 +152,10 @@ class Sums:
         return LayerStats(count=self._count, **arrays)
 
     def _hessian(self) -> Floats:
-        """Return the whole Hessian `[in, in]`. Each strip is freed once it is copied (with experts, many Hessians exist)."""
+        """Return the whole Hessian `[in, in]`.
+
+        Each strip is freed once it is copied, because a layer with experts has one Hessian per expert in memory.
+        """
         width = self._strips[0].shape[1]
         hessian = np.empty((width, width), np.float32)
         for start, end in _strips(width):

@@ -3,9 +3,9 @@
 A stage needs a run of the block up to the stage's inputs, and a last run gives the block's outputs. Without skips,
 every one of these runs would compute the attention again. Some submodules return the output tensor of their last layer
 unchanged: attention returns the output of its output projection, an MLP the output of its down projection. Once all
-layers of such a submodule are quantized, the input of its last layer does not change any more. That input is stored. The next run
-applies the last layer to the stored input and stores the output, which replaces the submodule in all runs after that.
-One run on a window of tokens shows which submodules qualify; all others run as usual.
+layers of such a submodule are quantized, the input of its last layer does not change any more. That input is stored.
+The next run applies the last layer to the stored input and stores the output, which replaces the submodule in all runs
+after that. One run on a window of tokens shows which submodules qualify; all others run as usual.
 """
 
 from __future__ import annotations

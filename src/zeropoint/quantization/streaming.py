@@ -161,14 +161,14 @@ def _weight_source(
 
 
 def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
-    """Return the second moments of the layers whose choices use them; the model runs only if there are such layers."""
+    """Return the second moments of the layers whose choices use second moments. Run the model only if there are any."""
     views = {view.name: view for view in checkpoint.views()[0]}
     names = {n for n, choice in plan.choices.items() if n in views and _wants_moments(views[n], choice)}
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
 
 
 def _wants_moments(view: LayerView, choice: Choice) -> bool:
-    """Return whether a weight's input moments are measured on random tokens: linear layers whose choice uses them."""
+    """Return whether a weight is that of a linear layer whose choice uses second moments."""
     return view.kind in ("linear", "conv1d") and "second_moment" in needs(choice)
 
 

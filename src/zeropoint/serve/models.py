@@ -66,7 +66,8 @@ class ServedModel:
         self.vocab_size = description.record.config.vocab
         room = Room.of(description.record, options)
         self.max_positions = room.max_positions
-        #: The bytes that the weights and the key-value cache take when they are loaded.
+        #: The bytes that the weights and the key-value cache take when loaded. Until the first load this is an estimate
+        #: from the stored bytes.
         self.needed_bytes = description.stored_bytes + room.nbytes
         texts = text_folder(folder)
         self.tokenizer: Tokenizer = models.tokenizer(texts, description.config)

@@ -2,8 +2,8 @@
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
 request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is
-preempted: it loses its pages and moves to the front of the queue. When there is room, all its tokens are read again,
-the new ones included, so no token is lost.
+preempted: it moves to the front of the queue, and its pages can be evicted. When there is room, it reads those of its
+tokens again, new ones included, whose pages were evicted. So no token is lost.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Scheduler:
         return parts
 
     def _share(self, job: Job) -> int:
-        """Share the blocks that other requests have read of a job's tokens, if they are more than the job has read.
+        """If another sequence holds more blocks of the job's tokens than the job has read, share them.
 
         Return by how many pages this reduces the free pages.
         """

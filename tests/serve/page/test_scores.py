@@ -18,7 +18,7 @@ from tests.serve.page.scoring import ScoringModel, expected, make_models
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import statistics
 from zeropoint.serve import compare
-from zeropoint.serve.compare import Part, score
+from zeropoint.serve.compare import ScoredTokens, score
 
 #: Token ids of the prompt "<|im_start|>Hi".
 PROMPT = [258, 72, 105]
@@ -26,7 +26,7 @@ PROMPT = [258, 72, 105]
 ANSWER = np.random.default_rng(3).integers(0, 256, 150).tolist()
 
 
-async def all_parts(models: Sequence[ScoringModel], answer: Sequence[int]) -> list[Part]:
+async def all_parts(models: Sequence[ScoringModel], answer: Sequence[int]) -> list[ScoredTokens]:
     return [part async for part in score(models, PROMPT, answer)]
 
 

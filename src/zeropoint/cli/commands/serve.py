@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(0, 256),
         default=256,
         metavar="N",
-        help="most requests that wait; further requests get HTTP status 429 (default: 256)",
+        help="requests that may wait beside --max-running others; further ones get HTTP status 429 (default: 256)",
     )
     engine.add_argument(
         "--memory",

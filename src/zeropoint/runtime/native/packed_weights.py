@@ -106,9 +106,8 @@ def _cut(
 ) -> Iterator[tuple[Rows | None, StoredWeight]]:
     """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
 
-    `sources` lists the projections by their rows of the weight. The last row that any of them takes must be the
-    weight's last row: a taller weight is not the one that the config describes. Raises `ArtifactError` then, and if
-    the weight is no matrix or has another number of columns.
+    `sources` lists the projections by their rows of the weight. Raises `ArtifactError` if the weight is no matrix, has
+    another number of columns than the config describes, or has another last row than the projections take.
     """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
@@ -125,7 +124,7 @@ def _cut(
 
 
 def take_rows(weight: StoredWeight, rows: Rows) -> StoredWeight:
-    """Return the given rows of a weight `[out, in]`; a quantized weight keeps its scale and zero_point."""
+    """Return the given rows of a weight `[out, in]`, with their scales and zero_points if it is quantized."""
     if not isinstance(weight, QuantizedTensor):
         return weight[rows.index()]
     if rows.blocks == 1:

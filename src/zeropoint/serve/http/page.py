@@ -198,7 +198,10 @@ def _check(body: ScoreRequest, models: list[Model]) -> None:
 
 
 async def _lines(
-    body: ScoreRequest, models: list[Model], parts: AsyncGenerator[compare.Part, None], texts: list[str]
+    body: ScoreRequest,
+    models: list[Model],
+    parts: AsyncGenerator[compare.ScoredTokens, None],
+    texts: list[str],
 ) -> AsyncIterator[str]:
     """Yield the response's lines. After an error, the last line is OpenAI's error object."""
     try:
@@ -212,7 +215,9 @@ async def _lines(
         yield json.dumps(line) + "\n"
 
 
-def _line(body: ScoreRequest, models: list[Model], part: compare.Part, texts: list[str]) -> dict[str, Any]:
+def _line(
+    body: ScoreRequest, models: list[Model], part: compare.ScoredTokens, texts: list[str]
+) -> dict[str, Any]:
     """Return one part as JSON: the tokens' ids and texts, and each model's scores with its choices as texts."""
     tokenizer = models[0].tokenizer
     previous = [*body.prompt_tokens[-1:], *body.answer_tokens]  # the token before each token of the answer
