@@ -139,7 +139,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
 
 
 def _answers(request: QualityRequest, runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Return every runner's answer to every prompt, split where it first differs from the first runner's.
+    """Return every runner's answer to every prompt, split where the answer first differs from the first runner's.
 
     All runners get the first runner's prompt tokens, because files of external runtimes have their own chat template
     or none.
