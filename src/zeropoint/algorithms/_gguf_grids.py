@@ -174,7 +174,7 @@ def _line(
 def _anchored(
     groups: Floats, counts: Floats, form: Format, scale: Floats, minimum: Floats
 ) -> tuple[Floats, Floats]:
-    """Return, per group, the better of `scale`, `minimum` and of grids that start at the group's smallest weight.
+    """Return the best scale and minimum per group: `scale`, `minimum`, or a grid from the group's smallest weight on.
 
     `rtn`'s zero points are integers, but a minimum need not be a multiple of the scale. If the weights were on such a
     grid before (a model that was dequantized), only a grid that starts at the smallest weight finds it again.

@@ -1,5 +1,7 @@
-"""Artifacts on disk: reading and writing model folders in the compressed-tensors format, each with a quality card. No
-torch."""
+"""Artifacts on disk: reading and writing model folders in the compressed-tensors format, each with a quality card.
+
+Nothing here imports torch.
+"""
 
 from zeropoint.artifact.card import Card, update_card
 from zeropoint.artifact.layout import Layout

@@ -75,7 +75,7 @@ class Conversation:
         return answer
 
     def _with_own_answer(self, rendered: list[int]) -> list[int]:
-        """Return the prompt `rendered` with the tokens of the last prompt and answer as the model read and chose them.
+        """Return `rendered`, with the last prompt and answer replaced by the tokens that the model read and generated.
 
         Returns `rendered` unchanged if the template renders the last prompt or answer differently than before.
         """

@@ -8,7 +8,7 @@ from zeropoint.tokenizer import Message, Text
 
 
 class Reads:
-    """`zeropoint.runtime.protocol.TextModel`, for runners with a `tokenizer`."""
+    """The methods of `zeropoint.runtime.protocol.TextModel`, for runners with a `tokenizer`."""
 
     tokenizer: Text
 
