@@ -1,9 +1,9 @@
 // What a product needs before its kernel runs: the kernel, the layout of the quantized input, and the division of rows
 // and blocks among the threads.
 //
-// AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
-// their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
-// which differ from product to product.
+// AMX, and AVX2's kernels for 16-bit inputs, are chosen here and not in isa.cpp: the choice depends on the number of
+// rows and on the weight's layout, which differ from product to product. The level ZP_AMX uses the AVX-512 kernel
+// tables, and amx_integer replaces their integer product where uses_amx returns true.
 //
 // A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
 // 16-bit codes fills two of them, one for each of its limbs (the int8 halves of the codes, core/layout.h).

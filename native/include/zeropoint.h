@@ -330,7 +330,7 @@ typedef struct {
 } zp_sampling;
 
 /* Choose a token of each row: mask, temperature, top_k, top_p, min_p, random draw, in this order. tokens[i] is -1 if a
- * logit of row i is NaN or +infinity, or if those of all tokens that the mask allows are -infinity. */
+ * logit of row i is NaN or +infinity, or if the logits of all tokens that the mask allows are -infinity. */
 ZP_API zp_status zp_sample(const float* logits, int64_t stride, int64_t rows, int64_t count,
                            const zp_sampling* samplings, int32_t* tokens, int32_t threads);
 
