@@ -1,4 +1,4 @@
-"""Zeropoint itself: artifacts that `zeropoint quantize` writes, run by the native engine or the universal one."""
+"""Zeropoint itself: `zeropoint quantize` writes the artifacts, the native or the torch engine (`-universal`) runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder with an ONNX decoder in onnxruntime, for `exports.py`: by the runner of `zeropoint compare`.
+"""Runs a folder with an ONNX decoder in onnxruntime, for `exports.py`, as `zeropoint compare` does.
 
     PYTHON benchmarks/runners/onnxruntime.py FOLDER REQUEST.npz RESULT.npz
 
