@@ -1,4 +1,4 @@
-"""Zeropoint itself: `zeropoint quantize` writes the artifacts, the native or the torch engine (`-universal`) runs them."""
+"""Zeropoint itself: artifacts of `zeropoint quantize`, run by the native engine or by torch (formats `-universal`)."""
 
 from __future__ import annotations
 
