@@ -201,7 +201,7 @@ def load(path: str, fmt: str, threads: int):
     batch = lc.llama_batch_init(512, 0, 1)
 
     def forward(tokens, past: int):
-        """Greedy next tokens `[B, 1]` after tokens `[B, T]` at positions from `past`."""
+        """Return the greedy next tokens `[B, 1]` after tokens `[B, T]`, the first of which are at position `past`."""
         count, length = tokens.shape
         context = context_for(count)
         batch.n_tokens = tokens.size
