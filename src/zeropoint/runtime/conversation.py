@@ -16,7 +16,7 @@ from zeropoint.tokenizer import Message
 
 
 class Conversation:
-    """The messages of a chat, after those of `start` (a system message, say). Not for use by two threads at once."""
+    """The messages of a chat, after those of `start` (such as a system message). Not for use by two threads at once."""
 
     def __init__(self, runner: Runner, start: Sequence[Message] = ()) -> None:
         self._runner = runner

@@ -80,7 +80,7 @@ def collect(packed: Iterable[Packed]) -> PackedWeights:
 def pack_stream(spec: ModelSpec, stream: Iterable[tuple[str, StoredWeight]]) -> Iterator[Packed]:
     """Yield the packed matrices and float32 vectors of a model, in the order of `stream`.
 
-    A fused matrix (query, key and value stored as one, say) yields one `Packed` per projection. Only one weight of the
+    A fused matrix (such as query, key and value in one) yields one `Packed` per projection. Only one weight of the
     stream is alive at a time. Raises `UnsupportedError` if `spec` does not name a weight, or if the kernels do not
     support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or a vector holds
     NaN or infinite values.
