@@ -133,7 +133,7 @@ def _new_name(name: str) -> str | None:
 def old_attributes(module: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a module: it warns about an old name, and returns the object with the new name.
 
-    An import of a submodule asks for its name here first, so other names must import nothing.
+    The import of a submodule asks for its name here first, so a name that is not in `RENAMED` must import nothing.
     """
 
     def get(name: str) -> Any:
