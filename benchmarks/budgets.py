@@ -136,8 +136,9 @@ def part(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     lines = [
         f"- command: `python benchmarks/budgets.py {Path(options.model).name} --text {options.text} ...`, "
         f"{options.threads} threads",
-        "- two documents of three were planned on and gated by; measured again in fresh processes on the third, and "
-        "on a text of another kind (Python's language reference); speeds are the median of three processes",
+        "- `fit` planned and checked on two of every three documents; the artifacts were measured again, in new "
+        "processes, on the third, and on a text of another kind (Python's language reference); speeds are the median "
+        "of three processes",
         "- a refusal is tried against every uniform plan and 200 random ones",
         pages.machine_line(),
         *levels.notes(),
