@@ -244,7 +244,7 @@ class Engine:
 
     def _step(self, parts: Sequence[Part]) -> None:
         """Run a step. If it fails, run its parts one by one: only the jobs whose own part fails then fail."""
-        chunks = [Chunk(p.job.slot or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
+        chunks = [Chunk(p.job.sequence or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
         started = time.perf_counter()
         try:
             logits = forward(

@@ -88,7 +88,7 @@ class Scheduler:
 
     def remove(self, job: Job, *, keep: bool) -> None:
         """Forget a job that has ended, wherever it is; `keep`: later requests may share what it has read."""
-        if job.slot is None:
+        if job.sequence is None:
             self.waiting.discard(job)
         elif keep:
             self.prefixes.keep(self._stop(job))
@@ -120,11 +120,11 @@ class Scheduler:
         wrong = len(part.draft) - right
         job.read += part.count - wrong
         if wrong:
-            self.cache.truncate(job.read, job.slot or 0)
+            self.cache.truncate(job.read, job.sequence or 0)
         if job.read // PAGE > blocks:
             extend_keys(job.keys, job.tokens[: job.read])
-            assert job.slot is not None
-            self.prefixes.add(job.slot, job.keys[blocks : job.read // PAGE])
+            assert job.sequence is not None
+            self.prefixes.add(job.sequence, job.keys[blocks : job.read // PAGE])
 
     def _decode(self) -> list[Part]:
         """Return the parts that decode, oldest first. Preempts the youngest jobs if their pages do not fit."""
@@ -132,9 +132,9 @@ class Scheduler:
         for job in [job for job in self.running if job.target - job.read == 1]:
             needed = pages_of(job.read + 1) - pages_of(job.read)
             # most tokens need no new page: `free_pages` is not read then, because its native call releases the GIL
-            while needed and job.slot is not None and taken + needed > self.free_pages:
+            while needed and job.sequence is not None and taken + needed > self.free_pages:
                 self._preempt()  # the youngest job, which is this one or has no part yet
-            if job.slot is None:
+            if job.sequence is None:
                 continue
             draft = self._draft(job, taken)
             parts.append(Part(job, 1 + len(draft), 1 + len(draft), True, draft))
@@ -186,8 +186,8 @@ class Scheduler:
         if shared <= blocks:
             return 0
         free = self.free_pages
-        assert job.slot is not None
-        self.prefixes.share(job.slot, job.keys[:shared])
+        assert job.sequence is not None
+        self.prefixes.share(job.sequence, job.keys[:shared])
         if not job.preempted:
             job.cached = min(shared * PAGE, len(job.request.prompt))
         job.read = shared * PAGE
@@ -212,7 +212,7 @@ class Scheduler:
             if self.running and promised + needed > self.free_pages - self.prefixes.evictable_of(keys):
                 return
             self.waiting.take()
-            job.slot = self.prefixes.take()
+            job.sequence = self.prefixes.take()
             self.running.append(job)
             self._share(job)
             promised += needed + 1
@@ -227,10 +227,10 @@ class Scheduler:
 
     def _stop(self, job: Job) -> int:
         """Remove a job from the running ones; return the number of its sequence."""
-        sequence = job.slot
+        sequence = job.sequence
         assert sequence is not None
         self.running.remove(job)
-        job.slot, job.read = None, 0
+        job.sequence, job.read = None, 0
         return sequence
 
 
