@@ -126,7 +126,7 @@ def test_http_scores(models: list[ScoringModel]) -> None:
         ({"models": "fp16"}, 400, "a list"),
         ({"answer_tokens": []}, 400, "not empty"),
         ({"answer_tokens": [260]}, 400, "end at 259"),
-        ({"prompt_tokens": [-1]}, 400, "token ids"),
+        ({"prompt_tokens": [-1]}, 400, "at least 0"),
         ({"answer_tokens": [1] * 9000}, 400, "At most 8192"),
         ({"prompt_tokens": [1] * 4000}, 400, "longer than 4096"),
     ],
