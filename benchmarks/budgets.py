@@ -1,13 +1,13 @@
-"""Does `zeropoint fit` keep its word? Runs it on budgets of every kind and tests each answer on other text.
+"""Budgets of every kind, each met or refused by `zeropoint fit`, then measured again by others: did it tell the truth?
 
     python benchmarks/budgets.py build/reference-model --text examples/data/eval.txt --results budgets.json \\
         --markdown benchmarks/results/budgets.md
 
-Every third document of the text is set aside. Of the other documents, `fit` plans on some and its gate measures on the
-rest. An artifact that met its budget is measured again in new processes: on the documents set aside, and on the
-built-in text, which is of another kind. A refusal is tried against every uniform plan and 200 random plans: it holds if
-none of them meets the budget. Answers are kept in `--results`, and a budget with a kept answer is not run again;
-`--only N` runs one budget, for a machine that is free only for a minute at a time.
+Every third document of the text is set aside: `fit` plans on some of the others and gates by the rest. An artifact that
+met its budget is measured in fresh processes on the documents set aside, and on the built-in text, which is of another
+kind. A refusal is put to the test by every uniform plan and 200 random ones: it holds if none of them meets the
+budget. Finished budgets are kept in `--results` and not run again; `--only N` runs one, so that a busy machine can be
+had for a minute at a time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def words(budget: Budget) -> str:
 
 
 def set_aside(text: Path, folder: Path) -> tuple[Path, Path]:
-    """Write and return two files: the text without every third document, and those documents."""
+    """The text without every third document, and those documents."""
     found = documents.split(text.read_text(encoding="utf-8"))
     kept, aside = folder / text.name, folder / f"{text.stem}-aside{text.suffix}"
     kept.write_text(documents.join(d for i, d in enumerate(found) if i % 3 != 2), encoding="utf-8")
@@ -74,7 +74,7 @@ def set_aside(text: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def run(model: str, budget: Budget, settings: Settings, aside: Path) -> dict[str, Any]:
-    """Run `fit` and return its answer with the second measurement, or with the plans that a refusal was tried on."""
+    """`fit`, and what others say of the outcome."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "fitted"
         found = fit(model, out, budget, settings, lambda *_: None)
@@ -102,13 +102,13 @@ def run(model: str, budget: Budget, settings: Settings, aside: Path) -> dict[str
 
 
 def rates(artifact: str, threads: int) -> tuple[float, float]:
-    """Return the tokens a second of decode and prefill, measured in a new process."""
+    """Tokens a second decoded and read, in a fresh process."""
     found = {m.metric: m.value for m in bench(artifact, threads=threads).measurements}
     return found["decode_tokens_per_second"], found["prefill_tokens_per_second"]
 
 
 def refuted(model: str, budget: Budget, settings: Settings) -> dict[str, Any]:
-    """Return how many plans were tried (uniform and random ones), and how many of them meet the refused budget."""
+    """How many of all uniform and of many random plans meet a budget that was refused."""
     planner = Planner(open_checkpoint(model), replace(budget, max_memory=None), settings, lambda *_: None)
     table, rng = planner.table, np.random.default_rng(0)
     plans = [table.uniform(format) for format in table.formats]
@@ -136,9 +136,8 @@ def part(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     lines = [
         f"- command: `python benchmarks/budgets.py {Path(options.model).name} --text {options.text} ...`, "
         f"{options.threads} threads",
-        "- `fit` planned and checked on two of every three documents; the artifacts were measured again, in new "
-        "processes, on the third, and on a text of another kind (Python's language reference); speeds are the median "
-        "of three processes",
+        "- two documents of three were planned on and gated by; measured again in fresh processes on the third, and "
+        "on a text of another kind (Python's language reference); speeds are the median of three processes",
         "- a refusal is tried against every uniform plan and 200 random ones",
         pages.machine_line(),
         *levels.notes(),
@@ -165,7 +164,7 @@ def part(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
 
 
 def holds(budget: Budget, row: dict[str, Any]) -> str:
-    """Return "yes", or "no" and the bounds that the second measurement breaks."""
+    """Which bounds the second measurement breaks."""
     broken = [
         name
         for name, bad in (

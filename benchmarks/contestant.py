@@ -10,8 +10,8 @@ For `engine.py`, it loads a model and answers requests on stdin and stdout. For 
 A driver is one file with `FORMATS` and three functions:
 
 - `convert(model, out, fmt)` writes the model into the folder `out`;
-- `read_bytes(path)` returns how many bytes of weights a decode step reads from the file; an embedding table of which
-  it reads only one row does not count;
+- `read_bytes(path)` is what the weights of one decode step occupy in the file, the embedding table left out
+  where only a row of it is read;
 - `load(path, fmt, threads)` returns `run(tokens [B, T] int64, new_tokens) -> (prefill_seconds, decode_seconds)`,
   which starts from an empty cache and takes `new_tokens` greedy steps after the prefill.
 
@@ -19,9 +19,8 @@ A driver for `serve.py` also has `SERVED`, the formats to serve, and `listen(pat
 server on 127.0.0.1 until it is killed. The server answers `GET /v1/models`, and `POST /v1/completions` with a prompt of
 token ids and a streamed answer.
 
-With `serve`, each line of stdin is a request `{"batch", "prompt", "new"}` in JSON, and each line of stdout its answer
-`{"prefill_seconds", "decode_seconds", "rss_bytes"}`. `-P` keeps the driver's folder off the import path; otherwise the
-driver `openvino.py` would hide the package `openvino`.
+`serve` speaks JSON lines: for each `{"batch", "prompt", "new"}` one `{"prefill_seconds", "decode_seconds",
+"rss_bytes"}`. `-P` keeps a driver's folder off the import path, where `openvino.py` would hide the package.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ def import_driver(path: Path) -> ModuleType:
 
 
 def peak_rss_bytes() -> int:
-    """Return VmHWM. (`ru_maxrss` is inherited: it starts at the peak of the parent process.)"""
+    """VmHWM, not `ru_maxrss`: the latter starts at the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def prompt(batch: int, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return token ids `[batch, length]`, the same for every contestant, and in the vocabulary of every model."""
+    """`[batch, length]` token ids, the same for every contestant, below any vocabulary's end."""
     return np.random.default_rng(length).integers(1000, 30000, (batch, length), dtype=np.int64)
 
 

@@ -23,12 +23,12 @@ OURS = "zeropoint"
 
 
 class SkippedError(Exception):
-    """A contestant does not take part; the message says why."""
+    """Why a contestant does not take part."""
 
 
 @dataclass
 class Contestant:
-    """One format of a peer. `python`: the interpreter of the peer's environment. `path`: the model converted for it."""
+    """One format of a peer. `python`: of the peer's environment; `path`: the model converted for this contestant."""
 
     peer: str
     fmt: str
@@ -84,7 +84,7 @@ def find(
 ) -> list[_Contestant]:
     """Return a contestant of class `kind` for each format that the drivers name in `formats` (`FORMATS` or `SERVED`).
 
-    `options.only` keeps the names that start with one of its words; `skip` drops names that contain one of its words.
+    `options.only` limits them to names that start with one of its words, `skip` leaves out names that hold one of its.
     """
     store = ROOT / "build" / "bench"
     store.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def find(
         peer = driver.stem
         python = Path(sys.executable) if peer == OURS else levels.peer_folder(peer) / "bin" / "python"
         for fmt in getattr(import_driver(driver), formats, ()):
-            # what follows a dash in a format is a way to run the same file
+            # what follows a dash is a way to run, not another file
             path = store / f"{options.model.resolve().name}-{peer}-{fmt.split('-')[0]}"
             contestant = kind(peer, fmt, python, path, options.threads)
             chosen = not options.only or any(contestant.name.startswith(word) for word in options.only)

@@ -1,4 +1,4 @@
-"""The native engine against its peers: the same model, prompts and number of threads, measured in turns in one run.
+"""The native engine against its peers: one model, one prompt, as many threads, in turns in one run.
 
     python benchmarks/peers/install.py                       # once: each peer into build/peers/<name>
     python benchmarks/engine.py build/reference-model --markdown benchmarks/results/engine.md --json engine.json
@@ -84,7 +84,7 @@ class Contestant(contestant_base.Contestant):
         if self._cpu_at_rest is not None:
             self.idle_cpu_seconds += self.cpu_seconds() - self._cpu_at_rest
         request = {"batch": batch, "prompt": length, "new": new_tokens}
-        with suppress(BrokenPipeError):  # if it has ended, no answer comes: see below
+        with suppress(BrokenPipeError):  # its end shows in the missing answer
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -180,13 +180,13 @@ def speeds_table(contestants: list[Contestant], limit: float) -> list[str]:
 
 
 def ratio(ours: Contestant, peer: Contestant, metric: str) -> float:
-    """Return our speed divided by the peer's (for the load time: the peer's divided by ours)."""
+    """How many times faster ours is."""
     value = statistics.median(ours.values[metric]) / statistics.median(peer.values[metric])
     return 1 / value if metric in LOWER_IS_BETTER else value
 
 
 def ratio_table(contestants: list[Contestant]) -> list[str]:
-    """Return the table of the speed of each of our formats, divided by that of each peer and of our FP16."""
+    """Each of ours beside each peer, and beside our FP16."""
     lines = ["", f"| times faster than | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for ours in (c for c in contestants if c.peer == OURS):
         for other in contestants:
@@ -212,7 +212,7 @@ def main() -> None:
     if not options.convert_only and contestants:
         limit = library.read_bandwidth(1 << 30, options.threads, 5)
         measure(contestants, skipped, options.rounds, options.new_tokens, options.limit)
-        # the best that was seen counts as the limit: other programs on the machine can only lower it
+        # a limit is the best that was ever seen: neighbours on a shared machine only lower it
         limit = max(limit, library.read_bandwidth(1 << 30, options.threads, 5))
         if contestants:
             report(options, contestants, skipped, limit)

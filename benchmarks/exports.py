@@ -1,18 +1,16 @@
-"""Exported and imported models in the runtimes that they are made for, beside our artifacts with equal weights.
+"""Exported and imported models in the runtimes they are for, against our artifacts of the same numbers.
 
     python benchmarks/peers/install.py llama_cpp             # once
     python benchmarks/exports.py build/int8:build/int8.gguf build/int4:build/int4.gguf
 
-For each pair `ARTIFACT:OTHER`, our engine runs ARTIFACT and another runtime runs OTHER: llama.cpp if OTHER is a file,
-onnxruntime if it is a folder with a graph, GPTQModel if it is a GPTQ or AWQ folder, and else transformers. llama.cpp
-and GPTQModel have environments of their own. Both read the same windows of text and the same prompt. The table shows
-the KL of the other's logits from ours (nats per token), top-1 agreement, how many of the first greedy tokens agree, and
-whether both tokenize a text alike. The weights are equal (`zeropoint export` compares them), so that differences come
-from each runtime's arithmetic.
-
-With the float model in place of ARTIFACT, the table shows what the file OTHER lost by quantization. `--itself` compares
-llama.cpp with itself, with attention summed in another order: even such small differences grow, because llama.cpp
-rounds the input of each layer.
+Each `ARTIFACT:OTHER` is run by our engine and by the other's runtime: llama.cpp for a file, onnxruntime for a folder
+with a graph, transformers for one of tensors (with GPTQModel's kernels if that made it). llama.cpp and GPTQModel are
+run in environments of their own. The same windows of text, the same prompt. Shown: KL of the other's logits from the
+artifact's (nats per token), top-1 agreement, how many of the first greedy tokens agree, and whether both make the same
+tokens of a text. The weights are equal (`zeropoint export` compares them); what is left is each runtime's arithmetic.
+`MODEL:FILE`, with the float model in the artifact's place, shows instead what a file lost, and `--itself` how far
+llama.cpp is from itself when it sums attention in another order: what becomes of such differences in its own rounding
+of inputs.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ PROMPT = "Explain in three sentences why the sky is blue."
 
 
 class Recorded:
-    """Logits computed by another program, looked up by their window of tokens."""
+    """Logits that were computed elsewhere, by window."""
 
     def __init__(self, windows: Windows, logits: NDArray[np.float32]) -> None:
         self._by_window = {row.tobytes(): each for row, each in zip(windows.tokens, logits, strict=True)}
@@ -51,7 +49,7 @@ class Recorded:
 
 
 def runtime_of(other: Path) -> tuple[Path, str]:
-    """Return the Python interpreter and the file in `runners` that run a model file or folder."""
+    """The interpreter and the runner for a file or folder."""
     if other.is_file():
         return ROOT / "build/peers/llama_cpp/bin/python", "llama_cpp.py"
     if (other / "model.onnx").exists():

@@ -2,19 +2,16 @@
 
     python benchmarks/fit.py build/reference-model --markdown benchmarks/results/fit.md
 
-The fitted plans are found on `fit`'s planning documents. All plans are measured on the documents of `fit`'s gate, which
-no search has seen. For each size limit, a rule starts from the narrowest format everywhere and widens one group of
-layers after another, as long as the plan fits the limit. The rules differ in the order of the groups:
+The fitted plans are found on `fit`'s planning documents; all are measured on its gate's documents, which no search has
+seen. At each size a rule is filled up to the limit, so that no plan is larger than the fitted one's bound:
 
-- `edges wider`: whole blocks, from both ends inwards;
-- `every third down`: that of llama.cpp's Q4_K_M, which widens the `down` and value projections in the first and last
-  eighth of the blocks and in every third block between them. `fit` has one group `qkv` for query, key and value, which
-  takes the place of the values here;
-- `random`: random orders and formats; the best of many such plans.
+- `edges wider`: whole blocks in the wider format, from both ends inwards;
+- `every third down`: llama.cpp's Q4_K_M widens `down` and the values in the first and last eighth of the blocks and in
+  every third between; groups of this program hold query, key and value together, so `qkv` stands for the values;
+- `random`: the best of many plans drawn at random within the limit.
 
-A rule's plan may be smaller than the limit: the table shows its size. A second table goes the other way. For each
-uniform plan, and for each with the widest quantized format for the embedding (as in the presets), `fit` looks for the
-smallest plan that loses no more.
+What a rule leaves of the limit goes to nothing: the sizes are shown. For each uniform format, and for each with the
+widest quantized one for the embedding, as the presets have it, a plan is fitted to the loss that this one has.
 """
 
 from __future__ import annotations
@@ -49,10 +46,8 @@ class Row:
 
 
 def fill(planner: Planner, order: Iterable[int], limit: float, widths: Iterable[int] = repeat(1)) -> Picks:
-    """Return the narrowest plan, with groups widened in this order, except those with which it would exceed the limit.
-
-    `widths`: for each group the number of its format in the table; by default the widest quantized format.
-    """
+    """The narrowest plan with groups widened in this order, to the widest quantized format or those given, as long as
+    they fit."""
     table = planner.table
     picks = table.uniform(table.formats[-1])
     for group, width in zip(order, widths, strict=False):
@@ -64,7 +59,7 @@ def fill(planner: Planner, order: Iterable[int], limit: float, widths: Iterable[
 
 
 def edges(planner: Planner) -> list[int]:
-    """Return the embedding first (every program makes it wider), then the groups of the blocks from both ends."""
+    """The embedding first, as every program has it wider, then blocks from both ends."""
     groups = planner.candidates.groups
     last = max(group.layer for group in groups)
     return sorted(range(len(groups)), key=lambda i: min(groups[i].layer, last - groups[i].layer))
@@ -84,14 +79,14 @@ def every_third(planner: Planner) -> list[int]:
 
 
 def with_head(planner: Planner, format: str) -> Picks:
-    """Return a uniform plan, with the widest quantized format for the embedding and the head."""
+    """A uniform plan with the widest quantized format for what belongs to no block: the embedding, also the head."""
     picks = planner.table.uniform(format)
     picks[[group.layer < 0 for group in planner.candidates.groups]] = 1
     return picks
 
 
 def table_of(rows: list[Row], limits: str) -> list[str]:
-    """Return a Markdown table of the rows, with each one's KL divided by that of the fitted plan of the same limit."""
+    """Markdown: rows of one limit beside its fitted plan."""
     fitted = {row.limit: row.kl for row in rows if row.name == "fit"}
     lines = [f"| {limits} | plan | size | mean KL | times the fitted |", "|---|---|---|---|---|"]
     for row in rows:

@@ -1,14 +1,13 @@
-"""Loss of GGUF files of llama.cpp's types, run by llama.cpp: our quantization beside llama.cpp's own.
+"""GGUF files of llama.cpp's types, ours beside llama.cpp's own with an importance matrix, run by llama.cpp.
 
     python benchmarks/peers/install.py llama_cpp             # once
     python benchmarks/gguf_types.py build/reference-model Q4_K_M Q5_K_M
 
-For each type T, `zeropoint export MODEL --to gguf --type T` and llama.cpp's quantizer make a file from the same float
-model and the same calibration tokens. llama.cpp's quantizer takes them as an importance matrix: the mean squares of
-each layer's input channels. llama.cpp then runs both files, and the float model as an F32 file, on the same windows of
-text. The table shows each file's bytes, and the KL of its logits from those of the F32 file (nats per token, 95 %
-bootstrap over documents). `NAME=FILE` instead of a type measures an existing file. Files are kept under
-`build/gguf_types/<model>` and not made twice.
+For each type `zeropoint export MODEL --to gguf --type T` and llama.cpp's quantizer make a file from the same float
+model, on the same calibration tokens (the importance matrix is their mean squares in the float model). llama.cpp then
+runs both files, and the float model as an F32 file, on the same windows of text. Shown: each file's bytes, and the KL
+of its logits from the F32 file's (nats per token, 95 % bootstrap over documents). `NAME=FILE` in a type's place
+measures a file that is there. Files are kept under `build/gguf_types/<model>`: nothing is made twice.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Bench:
         )
 
     def float_file(self) -> Path:
-        """Return the GGUF file of the float model in float32; make it if it is missing."""
+        """The model as it is, in float32."""
         file, folder = self.store / "f32.gguf", self.store / "f32"
         if not file.exists():
             quantize_checkpoint(self.model, folder, format="fp32", overwrite=True)
@@ -111,7 +110,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("types", nargs="+", metavar="TYPE", help="a type such as Q4_K_M, or NAME=FILE")
+    parser.add_argument("types", nargs="+", metavar="TYPE", help="Q4_K_M, say, or NAME=FILE")
     parser.add_argument("--text", type=Path, default=ROOT / "examples/data/eval.txt")
     parser.add_argument("--windows", type=int, default=12, help="of 512 evaluation tokens")
     parser.add_argument("--calibration-tokens", type=int, default=16384)

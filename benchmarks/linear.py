@@ -3,15 +3,15 @@
     python benchmarks/linear.py --threads 2 --rows 1 --json 1.json     # one run for each number of rows, then
     python benchmarks/linear.py --from 1.json 8.json 128.json 512.json --markdown benchmarks/results/linear.md
 
-All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a slow second on a
-shared machine hurts all alike. The share of the processors that other processes use meanwhile is measured and
-reported. Torch's products take an input that is already in their type. So our products are timed twice: from an input
-that is already quantized, and from float32, with the quantization. With few rows (`--rotate-rows`), each call uses the
-next of many copies of the weight, `--rotate-mb` or more in all, so that the weight in use is in no cache.
+All contestants run in this process, in turns: one round times each once, and rounds repeat, so that a
+slow second on a shared machine hurts all alike; what other processes take of the processors is measured, and said.
+Torch's products take an input that is already in their type, so ours are timed twice: the product alone, of an
+input that is quantized already, as a layer gets it whose norm or neighbour has quantized it; and with the
+quantization, from float32. At few rows (`--rotate-rows`) each call uses the next of many copies of the weight, more
+in all than `--rotate-mb`, so that no cache holds the one in use.
 
-The table makes two comparisons, because an `a16token` activation is two int8 digits and costs two products: what a
-layer costs (`a16token`) against the fastest product of torch, and one int8 product (`a8token`) against torch's
-`_int_mm`.
+Two comparisons, because an `a16token` activation is two int8 digits and costs two products: what a layer takes
+(`a16token`) against the fastest that torch has, and one int8 product (`a8token`) against torch's, `_int_mm`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ OURS = (INT8, INT8_TOKEN, INT4, INT4_TOKEN)
 FOUR_BITS = "_weight_int4pack_mm_for_cpu g32"
 ONE_INT8_PRODUCT = "_int_mm"
 FLOATS = "F.linear"
-SHARED = 0.03  # above this share of the processors in use by other processes, the page says so
+SHARED = 0.03  # of the processors in use by others: from there on the page says so
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A product by name. `prepare(copies)` returns `call` and a copy's bytes; `call(i)` uses copy `i % copies`."""
+    """A product by name; `prepare(copies)` returns a call that uses copy `i % copies`, and a copy's bytes."""
 
     name: str
     prepare: Callable[[int], tuple[Callable[[int], object], int]]
@@ -151,7 +151,7 @@ def measure(
     for _ in range(rounds):
         for name, call, _, _, calls in prepared:
             time.sleep(0.005)  # until the threads of the contestant before have stopped spinning
-            for i in range(max(2, calls // 8)):  # until the threads of this contestant are awake
+            for i in range(max(2, calls // 8)):  # and this one's are awake
                 call(turn + i)
             turn += max(2, calls // 8)
             start = time.perf_counter()

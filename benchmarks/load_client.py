@@ -2,8 +2,8 @@
 
 Answers are streamed as server-sent events over plain HTTP/1.1. The client needs asyncio alone, so that it takes little
 CPU time from the server. A token's time is the arrival of its event. The metrics have the names of vLLM's benchmark:
-TTFT, time to first token; ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to last
-token.
+TTFT, time to first token; ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to the
+last token.
 """
 
 from __future__ import annotations

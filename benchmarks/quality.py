@@ -1,19 +1,19 @@
-"""What quantizing loses and costs: our algorithms beside peers, with the same model, calibration text and evaluator.
+"""What quantizing costs: our algorithms beside peers, one model, one calibration text, one evaluator.
 
     python benchmarks/peers/install.py                       # once: each peer into build/peers/<name>
     python benchmarks/quality.py build/reference-model --markdown benchmarks/results/quality.md
 
 Each contestant is a `peer:format` that quantizes the model in its own environment and a fresh process
-(`quantizer.py`). A peer's weights are then turned back into floats and run by our native engine, so that only the
-weights differ; our own artifacts run on the integer kernels. Rows are kept under `build/quality/<model>`: `--only`
-makes a long table in pieces, and `--again` makes rows anew. A peer that is not installed or does not quantize is listed
-with the reason. People write the section "What it says" of the page; a run keeps it, and the sections of processor
-classes too. `--time` measures only the seconds and memory of quantizing, and writes this machine's part of the page
-(`pages.py`).
+(`quantizer.py`). Its weights are then turned back into floats and run by our native engine, so that nothing but the
+weights is compared; our own artifacts run on the integer kernels. Rows are kept under `build/quality/<model>`: a long
+table can be made in pieces with `--only`, and `--again` makes rows anew. A peer that is not installed or does not
+quantize is listed with the reason. "What it says" in an existing table is written by hand and kept, and so are the
+sections of processor classes. `--time` measures only the seconds and memory of quantizing, and writes this machine's
+part of the page (`pages.py`).
 
-- KL, top-1, perplexity: against the model in float32, per token (`zeropoint.evaluate.quality.token_scores`)
+- KL, top-1, perplexity: against the model in float32, token by token (`zeropoint.evaluate.quality.token_scores`)
 - MB: all tensors as stored; bits per weight: over all parameters, tied ones once
-- seconds: of the driver's `quantize`, in which it imports the peer's libraries too; peak MB: of its process
+- seconds, peak MB: of quantizing, from reading the checkpoint on, imports left out of the seconds only
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONCLUSIONS = "## What it says"
 
 
 class RefusedError(Exception):
-    """A contestant has no row; the message says why."""
+    """Why a contestant has no row."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Bench:
             np.savez(self.calibration, tokens=calibrated.tokens, **moments)
 
     def _require_same_texts(self) -> None:
-        """Raise `SystemExit` if the kept rows were measured on other texts, because such rows are not comparable."""
+        """Rows on other texts are not comparable: refuse to mix them."""
         file = self.store / "texts.json"
         if not file.exists():
             file.write_text(json.dumps(self.texts))
@@ -144,7 +144,7 @@ class Bench:
         return self.store / f"{contestant.file_name}.json"
 
     def play(self, contestant: Contestant) -> dict[str, Any]:
-        """Return a row of the table: costs and quality, or why there is no row."""
+        """A row of the table: costs and quality, or why there is none."""
         work = self.store / contestant.file_name
         try:
             made = self.quantize(contestant, work, self.calibration)
@@ -155,7 +155,7 @@ class Bench:
         return result
 
     def quantize(self, contestant: Contestant, work: Path, calibration: Path) -> dict[str, Any]:
-        """Run `quantizer.py`, which leaves its result in the folder `work`, and return its `made.json`."""
+        """What `quantizer.py` says of its work, which it leaves in the folder `work`."""
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         driver = HERE / "quantizers" / f"{contestant.peer}.py"
@@ -176,7 +176,7 @@ class Bench:
         return made
 
     def time(self, chosen: list[Contestant], windows: int) -> None:
-        """Quantize with each of `chosen` in turn, on `windows` calibration windows; keep the seconds and memory."""
+        """Quantize with each, one after the other, on so many calibration windows; keep what it took."""
         arrays = dict(np.load(self.calibration))
         arrays["tokens"] = arrays["tokens"][:windows]
         calibration, work = self.store / "calibration-timed.npz", self.store / "timed"
@@ -230,7 +230,7 @@ def describe(tokens: NDArray[np.int64], source: str) -> str:
 
 
 def input_moments(model: Path, tokens: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-    """Return each linear layer's mean squares `[in]` of its input channels in the float model, by its weight's name."""
+    """Mean squares `[in]` of the input channels of every linear layer, by its weight's name, in the float model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -250,10 +250,8 @@ def input_moments(model: Path, tokens: NDArray[np.int64]) -> dict[str, NDArray[n
 
 
 def write_floats(model: Path, work: Path, made: dict[str, Any]) -> int:
-    """Write `work/model`, the checkpoint in float32 with the quantized weights turned back into floats.
-
-    Returns the bytes of all tensors as stored: the quantized ones in the peer's format, others as in the checkpoint.
-    """
+    """Write `work/model`: the checkpoint in float32, with what was made of its weights. Returns the bytes of what was
+    made, as stored, and of what was kept."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -300,7 +298,7 @@ def report(bench: Bench, found: dict[Contestant, dict[str, Any]], page: Path | N
         f"that seconds are a guide; Python {platform.python_version()}",
         "- losses do not depend on the processor (kernels of all levels agree bit for bit); seconds do, see the last "
         "sections",
-        "- ordered by bits, most first, then by KL; intervals are 95 % bootstrap over documents",
+        "- by falling bits, then by KL; intervals are 95 % bootstrap over documents",
         "- made by `benchmarks/quality.py`, a row by `--only NAME` ([how](../README.md))",
     ]
     lines += words + duels(rows) + front(rows) + by_kind(rows, parameters)
@@ -321,15 +319,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="default: the built-in sample")
     parser.add_argument("--windows", type=int, default=12, help="of 512 evaluation tokens")
     parser.add_argument("--calibration-windows", type=int, default=32, help="of 512 calibration tokens")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="play these contestants; table all")
+    parser.add_argument("--again", action="store_true", help="play them although their rows are kept")
     parser.add_argument(
-        "--only", nargs="*", metavar="NAME", help="measure these rows alone; all kept rows are printed"
-    )
-    parser.add_argument("--again", action="store_true", help="measure rows anew that are kept")
-    parser.add_argument(
-        "--time",
-        nargs="+",
-        metavar="NAME",
-        help="measure only seconds and memory of quantizing, with each in turn",
+        "--time", nargs="+", metavar="NAME", help="only quantize with these, in turns, and keep what it took"
     )
     parser.add_argument("--timed-windows", type=int, default=16, help="of calibration, for --time")
     parser.add_argument("--markdown", type=Path)

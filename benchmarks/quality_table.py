@@ -1,4 +1,4 @@
-"""The tables of `quality.py` in Markdown: our best rows beside others, the least loss at each size, all rows, costs."""
+"""The tables of `quality.py`, in Markdown: who loses least at its size, rows by kind, seconds, refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLUMNS = ("mean KL", "p99 KL", "top-1", "perplexity", "MB", "bits per weight", 
 
 @dataclass(frozen=True)
 class Row:
-    """A contestant and its measurements; `found` is the dict that `Bench.measure` returns."""
+    """What was found of a contestant; `found` is `Bench.measure`'s."""
 
     name: str
     is_ours: bool
@@ -31,7 +31,7 @@ class Row:
         return f"**{self.name}**" if self.is_ours else self.name
 
     def overlaps(self, other: Row) -> bool:
-        """Return whether the intervals of the two rows' mean KL overlap."""
+        """Whether the intervals of their mean KL do."""
         first, second = self.found["kl_divergence"], other.found["kl_divergence"]
         return bool(first["low"] <= second["high"] and second["low"] <= first["high"])
 
@@ -55,12 +55,12 @@ def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def kinds(rows: list[Row]) -> list[str]:
-    """Return the kinds of the rows, those with the most bits first."""
+    """By falling bits."""
     return sorted({row.kind for row in rows}, key=lambda kind: (-int(kind[0]), kind))
 
 
 def duels(rows: list[Row]) -> list[str]:
-    """Return the table of our best row of each kind, beside our round to nearest and the best row of others."""
+    """Our best row of each kind beside round to nearest and the best row of others."""
     lines = []
     for kind in kinds(rows):
         members = sorted((row for row in rows if row.kind == kind), key=lambda row: row.kl)
@@ -92,7 +92,7 @@ def duelist(row: Row) -> list[str]:
 
 
 def front(rows: list[Row]) -> list[str]:
-    """Return the table of the rows that lose less than every row, of any kind, that is not larger."""
+    """The rows that no other one, of any kind, undercuts in loss without being larger."""
     best: list[Row] = []
     for row in sorted(rows, key=lambda row: (row.nbytes, row.kl)):
         if not best or row.kl < best[-1].kl:
@@ -112,7 +112,7 @@ def by_kind(rows: list[Row], parameters: int) -> list[str]:
 
 
 def costs_alone(costs: list[dict[str, Any]]) -> list[str]:
-    """Return the table of seconds and memory; seconds are also divided by those of the first contestant."""
+    """Against the first of them."""
     tokens, cores = costs[0]["tokens"], costs[0]["cores"]
     lines = [
         [

@@ -1,18 +1,17 @@
-"""One contestant of `quality.py`, in its own environment and process: quantizes a model and measures what that costs.
+"""One contestant of `quality.py`, in its own environment and process: quantizes a model, and says what that cost.
 
     python -P benchmarks/quantizer.py benchmarks/quantizers/hqq.py MODEL OUT FORMAT CALIBRATION
 
-A driver is one file with `FORMATS`, which maps a format's name to the kind of its rows (`8 bits`) and a note, and
+A driver is one file with `FORMATS`, which maps a format's name to the kind of rows it stands among and a note, and
 
     quantize(model: Path, out: Path, fmt: str, calibration: Calibration) -> Iterable[(name, weight, stored_bytes)] | int
 
-The time is measured until `quantize` returns. `weight` is the dequantized weight, float32 `[out, in]`, and `name` its
-name in the checkpoint; weights that it does not name stay as they are. `stored_bytes` counts codes, scales and zero
-points. A driver that writes a Zeropoint artifact to `out/model` returns the bytes of the artifact's tensors instead.
+It has quantized when it returns: then the clock stops. The weights are what the numbers stand for, float32 `[out, in]`
+by their names in the checkpoint; whatever it does not name is kept. `stored_bytes` counts codes, scales and zero
+points. A driver that wrote a model folder of ours into `out` returns the bytes of its tensors instead.
 
-The result is `OUT/made.json`, with the seconds, the peak resident bytes and the stored bytes, and
-`OUT/made.safetensors` with the weights. `-P` keeps the driver's folder off the import path; otherwise the driver
-`hqq.py` would hide the package `hqq`.
+`OUT/made.json` then holds the seconds, the peak resident bytes and the stored bytes, `OUT/made.safetensors` the
+weights. `-P` keeps a driver's folder off the import path, where `hqq.py` would hide the package.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from contestant import import_driver, peak_rss_bytes
 
 @dataclass(frozen=True)
 class Calibration:
-    """`tokens`: the text, int64 `[windows, length]`. `moments`: by the name of each linear layer's weight, the mean
-    squares `[in]` of the layer's input channels over these tokens, in the float model."""
+    """`tokens` int64 `[windows, length]` of a text; `moments` maps each layer's name to the mean squares `[in]` of its
+    input channels over them, in the float model."""
 
     tokens: NDArray[np.int64]
     moments: dict[str, NDArray[np.float32]]
@@ -49,21 +48,21 @@ def read_calibration(path: Path) -> Calibration:
 def stored_bytes(
     shape: tuple[int, int], bits: int, groups: int, *, zero_points: bool, scale_bytes: int = 2
 ) -> int:
-    """Return the bytes of a weight `[out, in]` with densely packed codes, `groups` scales and as many zero points."""
+    """Bytes of a weight `[out, in]` whose codes are packed densely, and of its `groups` scales and zero points."""
     rows, columns = shape
     packed_zeros = groups * bits if zero_points else 0
     return (rows * columns * bits + packed_zeros + 7) // 8 + groups * scale_bytes
 
 
 def as_array(weight: Any) -> NDArray[np.float32]:
-    """Return a numpy array or torch tensor as a contiguous float32 array."""
+    """A numpy array or torch tensor as contiguous float32."""
     if hasattr(weight, "detach"):
         weight = weight.detach().float().cpu().numpy()
     return np.ascontiguousarray(weight, np.float32)
 
 
 def linear_layers(module: Any) -> dict[str, Any]:
-    """Return a torch model's linear layers by their weight's name, without the head."""
+    """The linear layers of a torch model's blocks, by their weight's name; the head stays as it is."""
     import torch
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}

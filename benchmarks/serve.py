@@ -1,4 +1,4 @@
-"""`zeropoint serve` against its peers: the same model, threads and requests, measured in turns in one run.
+"""`zeropoint serve` against its peers: one model, as many threads, the same requests, in turns in one run.
 
     python benchmarks/peers/install.py openvino vllm         # once: each peer into build/peers/<name>
     python benchmarks/serve.py build/reference-model --markdown benchmarks/results/serve.md --json serve.json

@@ -26,7 +26,7 @@ START_LIMIT = 600.0
 
 @dataclass
 class Contestant(contestant_base.Contestant):
-    """One server. `found` maps each scenario to the metrics of each of its rounds."""
+    """One server. `found` maps each scenario to the metrics of its rounds."""
 
     port: int = 0
     model: str = ""

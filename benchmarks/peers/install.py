@@ -1,6 +1,6 @@
 """Install the benchmarks' peers, each into its own environment: build/peers/<name>.
 
-    python benchmarks/peers/install.py [NAME ...]      # all peers without NAME; installed ones stay as they are
+    python benchmarks/peers/install.py [NAME ...]      # all, without names; what is there is left as it is
     python benchmarks/peers/install.py --level avx2    # llama.cpp for a lower instruction set level: levels.py
 
 llama.cpp is compiled for this CPU or for the level, which takes minutes. Every peer that needs torch gets the version
@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import levels
 
 TORCH = "torch==2.13.0"
-#: gcc 12 removes the stores of AMX's tile configuration as dead (its header says that 8 of the 64 bytes are read), so
-#: that llama.cpp crashes.
+#: gcc 12 takes the stores of AMX's tile configuration for dead (its header names 8 of the 64 bytes that are read),
+#: and llama.cpp crashes.
 NO_DSE = "-fno-tree-dse -fno-dse"
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's C API, with GGUF files that this driver writes from safetensors.
+"""llama.cpp through llama-cpp-python's C API: GGUF files written here from safetensors.
 
 Flash attention is llama.cpp's own choice (on); `-nofa` formats turn it off, which on the CPU slows the prefill and
 speeds up decoding behind a long context.
@@ -145,7 +145,7 @@ def write_f16(model: Path, out: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     family.write_extra(writer, config)
-    writer.add_tokenizer_model("none")  # the benchmark passes token ids, so no vocabulary is needed
+    writer.add_tokenizer_model("none")  # it is fed token ids
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     with safe_open(model / "model.safetensors", "np") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (not a dict)
@@ -201,7 +201,7 @@ def load(path: str, fmt: str, threads: int):
     batch = lc.llama_batch_init(512, 0, 1)
 
     def forward(tokens, past: int):
-        """Return the greedy next tokens `[B, 1]` after tokens `[B, T]`, the first of which are at position `past`."""
+        """Greedy next tokens `[B, 1]` after tokens `[B, T]` at positions from `past`."""
         count, length = tokens.shape
         context = context_for(count)
         batch.n_tokens = tokens.size

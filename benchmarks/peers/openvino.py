@@ -27,7 +27,7 @@ SERVED = ("int8", "int4")
 
 def convert(model: Path, out: Path, fmt: str) -> None:
     config = json.loads((model / "config.json").read_text())
-    # the group size must divide the row: the reference model's rows of 576 need 64
+    # groups may not straddle the end of a row, so the real model's 576 channels take 64
     group = "128" if config["hidden_size"] % 128 == 0 else "64"
     int4 = ["--ratio", "1.0", "--sym", "--group-size", group] if fmt.startswith("int4") else []
     subprocess.run(

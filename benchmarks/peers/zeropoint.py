@@ -1,4 +1,4 @@
-"""Zeropoint itself: artifacts of `zeropoint quantize`, run by the native engine or by torch (formats `-universal`)."""
+"""Zeropoint itself: artifacts that `zeropoint quantize` writes, run by the native engine or the universal one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPTQModel: GPTQ with its default options (symmetric, group-aware order). Weights are read from what it saves."""
+"""GPTQModel: GPTQ with its default options (symmetric, group-aware order), read back from what it saves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BITS = 4
 def quantize(
     model: Path, out: Path, fmt: str, calibration: Calibration
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    # with few cores it starts one worker and later needs two
+    # on few cores it makes one worker, and then asks it for two
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
@@ -42,7 +42,7 @@ def weights(folder: Path) -> Iterator[tuple[str, np.ndarray, int]]:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    # version 1 of the format stores each zero point minus one
+    # version 1 of the format stores zero points less one
     shift = 1 if config.get("checkpoint_format", config.get("format", "gptq")) == "gptq" else 0
     tensors = {}
     for file in folder.glob("*.safetensors"):
@@ -58,7 +58,7 @@ def weights(folder: Path) -> Iterator[tuple[str, np.ndarray, int]]:
 
 
 def unpack(words: np.ndarray) -> np.ndarray:
-    """Unpack int32 `[n / 8, m]` to `[n, m]`: a word holds 8 codes of a column, the first one in the lowest bits."""
+    """int32 `[n / 8, m]`, eight 4-bit codes a word down a column, the lowest first -> `[n, m]`."""
     shifts = np.arange(0, 32, BITS, dtype=np.uint32)[None, :, None]
     codes = (words.view(np.uint32)[:, None, :] >> shifts) & 15
     return codes.reshape(-1, words.shape[1]).astype(np.int32)

@@ -42,5 +42,5 @@ def weights(made: dict[str, Any], bits: int, group_size: int | None) -> Iterator
     for name, layer in made.items():
         weight = layer.dequantize()
         groups = weight.numel() // (group_size or weight.shape[1])
-        # its zero points are floats and count as scales: 2 + 2 bytes a group
+        # its zero points are floats as wide as its scales
         yield name, weight, stored_bytes(weight.shape, bits, groups, zero_points=False, scale_bytes=4)

@@ -36,7 +36,7 @@ def quantize(
 
 
 def convert(source: Path, file: Path, fmt: str, moments: dict[str, np.ndarray], *, threads: int = 0) -> None:
-    """Run llama.cpp's quantizer on a float GGUF file. With `threads` 0 it chooses the number."""
+    """llama.cpp's quantizer, from a float GGUF file; 0 threads are as many as it likes."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

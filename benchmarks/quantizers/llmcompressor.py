@@ -1,4 +1,4 @@
-"""llm-compressor: GPTQ (its default order, `static`), AWQ (its default grid) and round to nearest."""
+"""llm-compressor: GPTQ (activation order static, its default), AWQ (default grid) and round to nearest."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Zeropoint itself, by the function behind `zeropoint quantize`; measured with quantized activations, as it runs.
+"""Zeropoint itself, as `zeropoint quantize` works; measured on the integer kernels, activations quantized too.
 
-A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". The formats `fit-96MB`,
-`fit-103MB` and `fit-109MB` are plans for the reference model, with a format for each layer, which the row's algorithm
-quantizes to. Their sizes are those of llama.cpp's Q4_1, Q4_K_M and Q5_1: 96.6, 103.7 and 109.8 MB. The plans were found
-on other text than the rows are measured on, by this command with each size:
+A row is `FORMAT/ALGORITHM`. Algorithms are those of docs/algorithms.md, joined by "+". `fit-103MB` is a plan
+for the reference model, a format for each layer, found on other text than the rows are measured on; the row's algorithm
+carries it out. Likewise `fit-96MB` and `fit-109MB`, of 96.6 and 109.8 MB; these are the sizes of llama.cpp's Q4_1,
+Q4_K_M and Q5_1:
 
     zeropoint fit build/reference-model --plan-only --save-plan benchmarks/plans/fit-103MB.json --max-memory 103.7MB \\
         --formats int8 int5:g32:sym:bf16:a16token int4:g32:asym:bf16:a16token
@@ -56,7 +56,7 @@ def remarks(algorithm: str) -> list[str]:
 NOTES = {fmt: "embedding = head int8" for fmt in SCHEMES}
 # 576 is no multiple of 128
 NOTES["int4-g128"] += "; rows of 576 in groups of 96"
-# rotation cannot rotate the hidden states of the reference model, whose head is tied to the embedding
+# the reference model's embedding is tied to its head, so that its hidden states cannot be turned
 _TURNED = {"residual": False}
 OPTIONS = {"rotation": _TURNED, "rotation+gptq": {"rotation": _TURNED}}
 FORMATS = {
@@ -77,7 +77,7 @@ def quantize(model: Path, out: Path, fmt: str, calibration: Text) -> int:
 
 
 def make_plan(model: Path, scheme: str | Path, algorithm: str) -> Plan:
-    """Return a plan with one format for all layers, or with the formats of a plan file."""
+    """One format for all layers, or those of a plan file."""
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.planning import uniform_plan
     from zeropoint.values.plan import Plan

@@ -1,15 +1,11 @@
-"""Runs a GGUF file in llama.cpp, for `exports.py`. This script runs in llama.cpp's own environment.
+"""llama.cpp running a GGUF file, for `exports.py`: run in llama.cpp's own environment.
 
     build/peers/llama_cpp/bin/python benchmarks/runners/llama_cpp.py FILE REQUEST.npz RESULT.npz
 
-REQUEST holds:
-
-- `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens`, and `text` (UTF-8 bytes);
-- `floats`: whether llama.cpp first dequantizes the weights to float32. It multiplies these without rounding inputs;
-- `plain` (may be missing): whether to compute attention in steps instead of with llama.cpp's fused kernel.
-
-RESULT gets `logits` float32 `[n, length, vocabulary]`, `greedy` int64 `[new_tokens]`, and `ids`, llama.cpp's tokens of
-the text.
+REQUEST holds `windows` int64 `[n, length]`, `prompt` int64 `[p]`, `new_tokens`, `text` (UTF-8 bytes), `floats`:
+whether llama.cpp first turns the file's weights into float32, which it multiplies without rounding inputs, and maybe
+`plain`: whether attention is computed in steps instead of by llama.cpp's fused kernel. RESULT gets `logits` float32
+`[n, length, vocabulary]`, `greedy` int64 `[new_tokens]`, and `ids`, llama.cpp's tokens of the text.
 """
 
 from __future__ import annotations
@@ -43,7 +39,7 @@ class Engine:
         self._batch = lc.llama_batch_init(context, 0, 1)
 
     def logits(self, tokens: np.ndarray, past: int = 0) -> np.ndarray:
-        """Return logits float32 `[length, vocabulary]` after each of the tokens, which begin at position `past`."""
+        """float32 `[length, vocabulary]` after each of the tokens at positions from `past`."""
         if past == 0:
             lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
         batch = self._batch
@@ -63,14 +59,14 @@ class Engine:
         return found
 
     def tokenize(self, text: bytes) -> np.ndarray:
-        """Return the ids of plain text, without special tokens."""
+        """Ids of plain text, without special tokens."""
         ids = (lc.llama_token * (len(text) + 8))()
         count = lc.llama_tokenize(self._vocabulary, c_char_p(text), len(text), ids, len(ids), False, False)
         return np.array(ids[:count], np.int64)
 
 
 def write_floats(file: str, out: str) -> None:
-    """Write `out`: the GGUF file with its weights in float32, dequantized by llama.cpp itself."""
+    """The file with its weights in float32, dequantized by llama.cpp itself."""
     params = lc.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = lc.LLAMA_FTYPE_ALL_F32, True
     if lc.llama_model_quantize(file.encode(), out.encode(), params):

@@ -1,8 +1,8 @@
-"""Runs llama.cpp's quantizer with an importance matrix, for `gguf_types.py`, in llama.cpp's own environment.
+"""llama.cpp's own quantizer with an importance matrix, for `gguf_types.py`: run in llama.cpp's own environment.
 
     build/peers/llama_cpp/bin/python benchmarks/runners/llama_cpp_quantize.py FLOAT.gguf OUT.gguf TYPE MOMENTS.npz
 
-MOMENTS maps the name of each layer's weight in the checkpoint to the mean squares `[in]` of the layer's input channels.
+MOMENTS maps each layer's name in the checkpoint to the mean squares `[in]` of its input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a folder with an ONNX decoder in onnxruntime, for `exports.py`, as `zeropoint compare` does.
+"""A folder with an ONNX decoder in onnxruntime, for `exports.py`: by the runner of `zeropoint compare`.
 
     PYTHON benchmarks/runners/onnxruntime.py FOLDER REQUEST.npz RESULT.npz
 

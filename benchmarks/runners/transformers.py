@@ -1,4 +1,4 @@
-"""Runs a quantized model folder in transformers, for `exports.py`, in an environment with the tool that reads it.
+"""A quantized model folder in transformers, for `exports.py`: run where the tool that made it is installed.
 
     PYTHON benchmarks/runners/transformers.py FOLDER REQUEST.npz RESULT.npz
 
@@ -21,7 +21,7 @@ def load(folder: Path) -> Any:
     if method in ("gptq", "awq"):
         from gptqmodel import BACKEND, GPTQModel
 
-        # GPTQModel does not load as float32, and bfloat16 would round the float16 scales: load as float16, then widen
+        # It loads no float32, and bfloat16 would round the scales, stored as float16: loaded so, then widened
         model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
         return unpacked(torch.nn.Module.float(model))
     from transformers import AutoModelForCausalLM
@@ -30,7 +30,7 @@ def load(folder: Path) -> Any:
 
 
 def unpacked(model: Any) -> Any:
-    """Replace AWQ layers by float32 layers of the weights that GPTQModel reads: its kernel multiplies in float16."""
+    """AWQ layers as float32 ones of the weights that GPTQModel's own code reads: its kernel multiplies in float16."""
     from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
