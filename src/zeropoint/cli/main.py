@@ -43,6 +43,7 @@ ORDER = (
 EXTRAS = {
     "torch": "quantize",
     "transformers": "quantize",
+    "scipy": "quantize",
     "gguf": "export",
     "onnx": "export",
     "starlette": "serve",

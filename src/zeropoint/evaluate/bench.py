@@ -1,7 +1,7 @@
 """`bench`: the cost of one model (load time, memory, speed), measured in a fresh process.
 
-`measure` starts the process and sends it a request. In that process, `performance` (worker/process.py) loads the model
-and takes the measurements, and runtime/host_memory.py reads the memory.
+`measure` starts the process and sends it a request; there `performance` in worker/process.py loads the model and takes
+the measurements, and runtime/host_memory.py reads the memory.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def bench(
 ) -> Report:
     """Measure load time, memory, prefill and decode speed of an artifact or a checkpoint, and return the report.
 
-    The prompt is the beginning of the file `text` (None: a built-in text). The report shows `command` (None: a command
-    line with these settings). Raises `UsageError` if a setting is out of range, and the model's own errors.
+    The prompt is the beginning of the file `text` (None: a built-in text). The report shows `command`. Raises
+    `UsageError` if a setting is out of range, and the model's own errors.
     """
     settings = SpeedSettings(prompt_tokens, new_tokens, default_threads(threads), batch, repeats)
     (model,) = describe(path, revision=revision)

@@ -4,8 +4,8 @@ Cost (size, memory, speed) is measured in a fresh process per model, quality in 
 processes run worker/process.py, which reads memory from runtime/host_memory.py.
 
 The first row of the table is the model in its own dtype, as people run it. The quality of every row is measured against
-the original model computed in float32. The divergence of the original model's own bfloat16 run is the noise floor: an
-artifact with a smaller divergence cannot be told from the model.
+the same weights computed in float32. So the first row's own divergence is the noise floor: below it, an artifact cannot
+be told from the model.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def compare(
 
     `artifacts` may include files of external runtimes (GGUF, ONNX, folders that other tools quantized); each runs in
     its own runtime. `text` is a UTF-8 file with two blank lines between documents, None for a built-in text; at least
-    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Without
-    `speed`, the only cost reported is the size on disk, not load time, memory or speed. Raises `UsageError` if a
+    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Without `speed`, of the
+    cost only the size on disk is reported: no load time, memory or speed. Raises `UsageError` if a
     setting is out of range or an artifact is of another model, and each model's own errors.
     """
     if not artifacts:
@@ -128,8 +128,7 @@ def compare(
 def running_dtype(model: Model) -> str:
     """Return the dtype to run a model in: float32 for a float16 checkpoint, else "auto" (the model's own).
 
-    CPUs only emulate float16 arithmetic, a hundred times slower, so nobody runs models in float16 on CPUs. External
-    runtimes choose their own dtype.
+    CPUs emulate float16 arithmetic a hundred times slower, so nobody runs it. External runtimes choose their own dtype.
     """
     return "float32" if not (model.card or model.runtime) and model.dtype == "float16" else "auto"
 
@@ -137,8 +136,8 @@ def running_dtype(model: Model) -> str:
 def running_engine(model: Model, engine: str) -> str:
     """Return the engine to run a model with.
 
-    A checkpoint runs in transformers, whatever engine runs the artifacts. An external runtime's file runs in that
-    runtime.
+    A checkpoint runs in transformers, as people run it today, whatever engine the artifacts run on. An external
+    runtime's file runs in that runtime.
     """
     if model.runtime:
         return "auto"

@@ -159,5 +159,6 @@ def test_quantiles_hold_their_own_value() -> None:
 
 def test_t_quantiles_against_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    for freedom in (7, 12, 50):
-        assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
+    for freedom in (1, 2, 3, 4, 7, 12, 50, 999, 10_000):
+        for p in (0.5, 0.9, 0.975, 0.9999):
+            assert t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=1e-9, abs=1e-12)

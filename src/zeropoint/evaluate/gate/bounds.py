@@ -5,8 +5,7 @@ from evaluate/statistics/paired_accuracy.py for the accuracy on tasks.
 
 If the caller gives no bound, the defaults of the table apply. The row is chosen by the bits of the artifact's
 narrowest weight format (`smallest_bits` in evaluate/model_description.py). The default bounds mean "still the same
-model". On SmolLM2-135M, the presets int8 and int5 meet them when rounded to nearest, and int4 with a zero_point per
-group of 32, or by GPTQ (benchmarks/results/quality.md). Large models stay well inside them.
+model": round-to-nearest and better methods meet them on small models, and large models stay well inside them.
 
     ======  =============  ===================
     bits    max mean KL    max perplexity rise
@@ -60,7 +59,7 @@ class BoundResult:
     detectable: float
     """The smallest true change of the metric that a text or task of this size detects in 80 % of cases."""
     remedy: str = "the text is too short to decide"
-    """Why this text or task cannot decide, and what would; printed if the bound lies inside the interval."""
+    """The advice to print when the bound lies inside the interval."""
 
     @property
     def undecided(self) -> bool:

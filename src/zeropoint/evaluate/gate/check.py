@@ -70,7 +70,7 @@ def check(
     check_bounds(max_kl, max_perplexity_increase, min_top1)
     check_accuracy_bound(max_accuracy_drop, tasks)
     reference, candidate = describe(against, [artifact], revision=revision)
-    digests = judged_digests(Path(candidate.path))
+    identity_before = judged_digests(Path(candidate.path))
     has_bounds = any(b is not None for b in (max_kl, max_perplexity_increase, min_top1, max_accuracy_drop))
     if not has_bounds:
         max_kl, max_perplexity_increase = default_bounds(candidate.smallest_bits)
@@ -104,8 +104,8 @@ def check(
         minimal_detectable_kl=entry["detectable_kl"],
         quality=entry,
         tasks=answers,
-        judged=digests.by_name,
-        had_digests=digests.in_card,
+        judged=identity_before.judged,
+        had_digests=identity_before.known,
         scored_tokens=run.scored_tokens,
         units=run.units,
         unit_kind=run.unit_kind,

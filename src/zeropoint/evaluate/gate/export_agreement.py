@@ -102,7 +102,7 @@ def agreement(
     other = external.identify(exported)
     if other is None:
         raise UnsupportedError(f"no external runtime is known for {exported}")
-    other.prepare()  # raises if the runtime is missing; our own engine would agree trivially
+    other.prepare()  # raises if it is missing; else the file would run in our own engine and agree trivially
     (model,) = describe(str(source), revision=revision)
     dtypes = {OWN: "auto"}
     skipped = ""

@@ -74,7 +74,7 @@ class Verdict:
         Raises `ArtifactError` if the artifact's tensors or config changed since they were judged.
         """
         where = Path(folder)
-        if judged_digests(where).by_name != self.judged:
+        if judged_digests(where).judged != self.judged:
             raise ArtifactError(
                 f"{where} changed while it was judged, so no verdict is written: judge it again"
             )
@@ -83,20 +83,19 @@ class Verdict:
         update_card(where, quality=quality, verdict=fields | more, judged=self.judged)
 
 
-class Digests(NamedTuple):
-    """An artifact's digests by name, and whether its card already named digests."""
+class Judged(NamedTuple):
+    """Digests by name, and whether the artifact's card already named digests."""
 
-    by_name: Mapping[str, str]
-    in_card: bool
+    judged: Mapping[str, str]
+    known: bool
 
 
-def judged_digests(folder: Path) -> Digests:
-    """Read every byte of an artifact's tensors and return its digests; for an external runtime's file, no digests.
+def judged_digests(folder: Path) -> Judged:
+    """Read every byte of an artifact's tensors and return its digests; return none for an external runtime's file.
 
     Raises `ArtifactError` if the artifact differs from the digests in its card.
     """
     if not (folder / CARD_NAME).is_file():
-        return Digests({}, in_card=True)
+        return Judged({}, known=True)
     digests = identity.verify(folder)
-    by_name = {"tensors": digests.tensors, "config": identity.config_digest(folder)}
-    return Digests(by_name, in_card=digests.known)
+    return Judged({"tensors": digests.tensors, "config": identity.config_digest(folder)}, known=digests.known)

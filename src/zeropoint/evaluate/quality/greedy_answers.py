@@ -1,4 +1,4 @@
-"""Greedy answers of every model to the same few prompts, cut where they first differ from the reference model's answer.
+"""Greedy answers of every model to the same few prompts, cut at the first token that differs from the reference model.
 
 One changed token changes all later tokens, so only the first difference is comparable, and its position does not
 measure quality. Answers are in the report because people want to read a model's text.

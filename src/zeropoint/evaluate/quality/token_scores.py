@@ -7,8 +7,7 @@ distribution p and candidate distribution q:
     top-1      = argmax p == argmax q
     NLL        = -ln q[next token];  perplexity = exp(mean NLL)
 
-`zeropoint.kernels.divergence` computes all three with an error of 1e-6 nats. That precision is needed, because a KL of
-1e-4 is the difference of numbers near 10.
+`zeropoint.kernels.divergence` computes them to 1e-6 nats: a KL of 1e-4 is the difference of numbers near 10.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ class LogitsSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """A model's scores per token `[n]`: KL from the reference model and own negative log likelihood, both in nats, and
-    whether both models have the same argmax token."""
+    """Scores per token `[n]`: KL from the reference model, own negative log likelihood (nats), same argmax token."""
 
     kl: Doubles
     nll: Doubles

@@ -1,13 +1,13 @@
-"""lm-evaluation-harness on any runner: `lm_eval.simple_evaluate(model=adapter(runner), tasks=[...])`.
+"""lm-evaluation-harness on any runner: `lm_eval.simple_evaluate(model=harness.adapter(runner), tasks=[...])`.
 
-Only `adapter` imports lm-eval. Scores can be compared with published scores, because scoring follows lm-eval's own
-Hugging Face model class (HFLM):
+Only `adapter` imports lm-eval. Scores compare with published ones, because scoring follows lm-eval's own Hugging Face
+model class (HFLM):
 
 - A text begins with BOS if the tokenizer adds BOS and the text does not begin with BOS already.
 - Long contexts are cut on the left.
 - Trailing spaces of a context move to the continuation.
 - An empty context becomes BOS, or EOS for a model without BOS.
-- A whole text is scored after that BOS or EOS. All its tokens are predicted, a BOS that the tokenizer adds included.
+- The score of a whole text starts from the same BOS or EOS. So a BOS that the tokenizer adds is predicted too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Scorer:
             for logits, served in zip(self.runner.logits(inputs), batch, strict=True):
                 for index in served:
                     rows = logits[: len(windows[index]) - 1][-len(encoded[index][1]) :]
-                    scores[index] = _score_rows(rows, windows[index])
+                    scores[index] = _chances(rows, windows[index])
                 finished += len(served)
             if progress is not None:
                 progress(finished / len(pairs))
@@ -100,10 +100,10 @@ class Scorer:
         """Return the log probability of the tokens `after`, and whether `after` is the greedy continuation."""
         tokens = self._window(before, after)
         rows = self.runner.logits(np.asarray(tokens[:-1], np.int64))
-        return _score_rows(rows[-len(after) :], tokens)
+        return _chances(rows[-len(after) :], tokens)
 
     def _window(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
-        """Return the last `max_length + 1` tokens of `before` and `after`; the last one is only predicted, not read."""
+        """Return the last `max_length + 1` tokens of both; the last token is only predicted, not read."""
         return [*before, *after][-(self.max_length + 1) :]
 
     def rolling(self, text: str) -> float:
@@ -166,10 +166,10 @@ def _batches(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield batch
 
 
-def _score_rows(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, bool]:
-    """Return the log probability of the last `count` of `tokens`, and whether each of them is the argmax.
+def _chances(rows: NDArray[np.float32], tokens: Sequence[int]) -> tuple[float, bool]:
+    """Return the log probability of the last `count` tokens, and whether each is the argmax.
 
-    `rows`, float32 `[count, vocabulary]`, are the logits that predict these tokens.
+    `rows`, float32 `[count, vocabulary]`: the logits that predict each of them.
     """
     targets = np.asarray(tokens[-len(rows) :])
     logits = rows.astype(np.float64)

@@ -94,10 +94,7 @@ def answer(
 
 
 def _correctness(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metric, item digests and correctness of one task, in file order.
-
-    If lm-eval applied several filters to the answers, the first filter's results count.
-    """
+    """Return the metric, item digests and correctness of one task, in file order; of several filters the first."""
     rows = [s for s in samples if s.get("filter") == samples[0].get("filter")]
     rows.sort(key=lambda sample: sample["doc_id"])
     metrics = [*_PREFERRED, *(m for m in rows[0].get("metrics", ()) if m not in _PREFERRED)]

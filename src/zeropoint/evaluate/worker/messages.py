@@ -63,10 +63,10 @@ class PerformanceRequest:
 
 @dataclass(frozen=True, slots=True)
 class PerformanceResult:
-    """The cost of one model. `weights_bytes`: its tensors on disk; `packed_bytes`: its weights in memory.
+    """The cost of one model. `weights_bytes` are those of its tensors on disk, `packed_bytes` those in memory.
 
-    Memory: `baseline` before the load (libraries and tokenizer are loaded), `mapped` after the load, `loaded` after the
-    first step, `after` at the end. `ready_seconds`: load and first step together.
+    Memory: `baseline` before the load (libraries and tokenizer are loaded), `mapped` after it, `loaded` after the first
+    step, `after` at the end. `ready_seconds` are those of load and first step.
     """
 
     engine: str
@@ -128,10 +128,7 @@ class QualityRequest:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a candidate ran: its engine, and the bytes of its tensors on disk.
-
-    `reason` says why the preferred engine did not run the candidate ("" if it did).
-    """
+    """How a candidate ran: its engine, why not in the preferred one ("" if none), the bytes of its tensors on disk."""
 
     engine: str
     reason: str

@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 Open = Callable[..., Runner]
 Tell = Callable[[str, float], None]
-#: Opens a model; a GGUF file opens in llama.cpp if that is installed.
-OPEN: Open = partial(open_runner, prefer_llama_cpp=True)
+#: Opens a model; an external runtime's file opens in that runtime, if it is installed.
+OPEN: Open = partial(open_runner, theirs=True)
 _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
 # Share of a quality run's time for scoring, for the progress bar; the rest is for answering prompts.
@@ -99,10 +99,7 @@ def performance(request: PerformanceRequest, opener: Open, tell: Tell) -> Perfor
 
 
 def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
-    """Return each candidate's quality, and the answers to the prompts.
-
-    Loads the reference model and the candidates, except those whose results the reference cache has.
-    """
+    """Load the reference model and all candidates; return each candidate's quality, and the answers to the prompts."""
     text = load_text(request.text)
     tell("load", 0.0)
     pairing = pair(request, text, lambda model: _open(model, request.threads, opener))
@@ -139,7 +136,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
 
 
 def _answers(request: QualityRequest, runners: Mapping[str, Runner], tell: Tell) -> list[dict[str, Any]]:
-    """Return every runner's answer to every prompt, split where the answer first differs from the first runner's.
+    """Return every runner's answer to every prompt, split where it first differs from the first runner's.
 
     All runners get the first runner's prompt tokens, because files of external runtimes have their own chat template
     or none.

@@ -1,4 +1,4 @@
-"""A cache of reference model results, so that checks of several artifacts of one model run the reference model once.
+"""A cache of reference model results, so that gates of several artifacts of one model run the reference model once.
 
 There is one file per reference model and text. The file's name is the digest of everything that the results depend on:
 the checkpoint's bytes and config, the tokens and their documents, the resampling, the program versions, the processor,
