@@ -243,6 +243,17 @@ def test_compare(server: Server, opened: Callable[..., Any]) -> None:
     assert "to" in page.locator("#session-rows td").nth(1).inner_text()
 
 
+def test_the_session_shows_the_error_of_its_first_answer(server: Server, opened: Callable[..., Any]) -> None:
+    page = opened(server, "#compare")
+    page.wait_for_selector(".column")
+    error = {"error": {"message": "No statistics today.", "type": "server_error"}}
+    page.route("**/compare/summary", lambda route: route.fulfill(status=500, json=error))
+    page.fill("#compare-input", "Hello")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#session:not([hidden])")
+    assert "No statistics today." in page.inner_text("#session-note")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone(server: Server, opened: Callable[..., Any], scheme: str) -> None:
     size = {"width": 390, "height": 844}

@@ -15,6 +15,7 @@ export function init() {
   $("#session-reset").addEventListener("click", () => {
     answers = [];
     $("#session").hidden = true;
+    $("#session-rows").replaceChildren();
   });
   $("#session-export").addEventListener("click", () =>
     saveFile("zeropoint-comparison.json", JSON.stringify({ answers }, null, 1), "application/json"));
@@ -165,6 +166,7 @@ async function showSession(reference) {
       ...differences.map((each) => sessionRow(`${each.models[1]} − ${each.models[0]}`, each, "")));
   } catch (error) {
     $("#session-note").textContent = error.message;
+    $("#session").hidden = false;
     return;
   }
   const count = `${used.length} ${used.length === 1 ? "answer" : "answers"}`;
