@@ -27,7 +27,7 @@ settings.load_profile("dev")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give the tests, and the processes that they start, a cache of their own instead of the user's."""
+    """Tests, and the processes that they start, keep nothing in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZEROPOINT_CACHE", str(tmp_path_factory.mktemp("cache") / "zeropoint"))
         yield
@@ -76,7 +76,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def reference_model() -> Path:
-    """Return the folder of the real model, or skip the test if `make model` has not built it."""
+    """The real model (`make model` builds it), or a skip that says how to get it."""
     path = Path(os.environ.get("ZEROPOINT_REFERENCE_MODEL", ROOT / "build" / "reference-model"))
     if not (path / "model.safetensors").is_file():
         pytest.skip(f"no reference model at {path}: run `make model`, or set ZEROPOINT_REFERENCE_MODEL")

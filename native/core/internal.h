@@ -23,7 +23,7 @@ struct QuantizerKernels;
 struct SamplerKernels;
 
 constexpr size_t kAlignment = 64;  // bytes: a cache line, and an AVX-512 register
-// The most columns that are summed as integers: the sum of 65536 products of at most 255 * 127 fits 32 bits.
+// Columns that are summed as integers at most: the sum of 65536 products of at most 255 * 127 fits 32 bits.
 constexpr int64_t kMaxSegment = 65536;
 // The largest number of values in an array. Sizes are checked against it before they are multiplied, so that no
 // number of bytes, padding included, overflows 64 bits.
@@ -35,7 +35,7 @@ __attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const cha
 // Return memory aligned to kAlignment, on huge pages if it has 2 MiB or more; null when there is none.
 void* allocate(size_t bytes);
 void release(void* memory);
-// Give the pages that lie wholly inside `memory` back to the system. The addresses stay valid, the contents are lost.
+// Return the pages that lie wholly inside to the system. The address range stays valid, its contents are lost.
 void forget(void* memory, size_t bytes);
 
 // Return the kernel tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA names a level that

@@ -1,8 +1,8 @@
 // Instruction set levels: which ones this machine can run, and which one is in use.
 //
-// This file chooses the kernel tables by level. AMX is a level without kernel tables: at ZP_AMX the functions below
-// return the AVX-512 tables. product.cpp makes two choices by level for each product, because they depend on the number
-// of rows and on the weight's layout: whether AMX tiles multiply, and which of AVX2's kernels takes 16-bit inputs.
+// This file makes every choice by level, but one. AMX is a level without kernel tables: at ZP_AMX the functions below
+// return the AVX-512 tables. Whether AMX tiles multiply is decided per product in product.cpp (uses_amx), because it
+// depends on the number of rows and on the weight's layout.
 #include <pthread.h>
 
 #include <atomic>
@@ -139,7 +139,7 @@ const Table* table_of_level(std::initializer_list<const Table* (*)()> tables) {
 
 }  // namespace
 
-// The last entry is for AMX, which uses AVX-512's table. product.cpp puts amx_integer in place of that
+// The last table is AMX's: it has none of its own, and uses AVX-512's. product.cpp puts amx_integer in place of that
 // table's `integer` where AMX multiplies.
 #if defined(__x86_64__)
 #define ZP_TABLES(function) {scalar::function, avx2::function, avx512::function, avx512::function}

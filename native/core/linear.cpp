@@ -17,7 +17,7 @@ namespace {
 
 thread_local char last_error[256] = "";
 
-// With fewer values to quantize, or fewer multiplications, one thread does the work: starting another takes longer.
+// Less work is done on one thread: starting another takes longer. Values to quantize, multiplications to do.
 constexpr int64_t kSerialQuantize = 1 << 15;
 constexpr int64_t kSerialProduct = 1 << 15;
 

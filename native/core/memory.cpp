@@ -30,7 +30,7 @@ void forget(void* memory, size_t bytes) {
   constexpr uintptr_t kSystemPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kSystemPage - 1) / kSystemPage * kSystemPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kSystemPage * kSystemPage;
-  // A hint: if the system refuses (for example because its pages are larger), the memory stays until release().
+  // A hint: if the system refuses (because its pages are larger, say), the memory stays until release().
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 #else
   (void)memory;

@@ -1,9 +1,8 @@
-// What a product needs before its kernel runs: the kernel, the layout of the quantized input, and the division of rows
-// and blocks among the threads.
+// The steps of a product: choose the kernel, lay out the quantized input, divide rows and blocks among the threads.
 //
-// AMX, and AVX2's kernels for 16-bit inputs, are chosen here and not in isa.cpp: the choice depends on the number of
-// rows and on the weight's layout, which differ from product to product. The level ZP_AMX uses the AVX-512 kernel
-// tables, and amx_integer replaces their integer product where uses_amx returns true.
+// AMX is chosen here and not in isa.cpp. The level ZP_AMX uses the AVX-512 kernel tables, and amx_integer replaces
+// their integer product where uses_amx returns true. That depends on the number of rows and on the weight's layout,
+// which differ from product to product.
 //
 // A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
 // 16-bit codes fills two of them, one for each of its limbs (the int8 halves of the codes, core/layout.h).
@@ -55,14 +54,14 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// True if the kernels quantize the input of this weight. False for float input, which integer weights can take too.
+// True if the kernels quantize the input of this weight. Weights of any kind may take float input.
 bool quantizes_input(const Weight& w) {
   return w.activation != ZP_ACTIVATION_FLOAT;
 }
 
 // True if AMX products read the sums of the input's codes. They do for zero points of 6- to 8-bit codes, which are
 // subtracted after the product. Zero points of nibbles are subtracted before it, when a nibble is widened to a byte.
-bool amx_reads_sums(const Weight& w) {
+bool has_byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
@@ -123,7 +122,7 @@ bool same_input(const Weight& a, const Weight& b, int64_t rows) {
   return quantizes_input(a) == quantizes_input(b) && uses_int16(a, rows) == uses_int16(b, rows) &&
          a.columns == b.columns && a.activation == b.activation && a.limbs == b.limbs &&
          a.k_unit == b.k_unit && a.segment == b.segment && a.scale_by_segment == b.scale_by_segment &&
-         amx_reads_sums(a) == amx_reads_sums(b);
+         has_byte_zeros(a) == has_byte_zeros(b);
 }
 
 size_t input_bytes(const Weight& w, int64_t rows) {
@@ -142,8 +141,7 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
           .tiled = tiled,
           .int16 = int16,
           .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
-          // int8 vector kernels read the sums for some weights, so the sums are filled for all weights
-          .want_sums = !int16 && (!tiled || amx_reads_sums(w))};
+          .want_sums = !int16 && (!tiled || has_byte_zeros(w))};  // vector kernels of int8 may always read the sums
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {

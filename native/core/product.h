@@ -1,8 +1,7 @@
-// What a product needs before its kernel runs: the kernel, the layout of the quantized input, and the division of rows
-// and blocks among the threads.
+// The steps of a product: lay out the quantized input, quantize its rows, multiply blocks of 16 output channels.
 //
-// zp_linear (linear.cpp) computes the product of one weight, the decoder (decoder/products.cpp) those of up to three
-// weights that share an input.
+// zp_linear (linear.cpp) runs the three steps for one weight. The decoder (decoder/products.cpp) runs them for up to
+// three weights that share an input.
 #pragma once
 
 #include <cstddef>
@@ -36,18 +35,18 @@ Activations rows_from(const Weight& weight, const Activations& input, int64_t ro
 // Return how many rows to quantize and multiply at a time, so that their codes stay in the second-level cache.
 int64_t rows_at_once(const Weight& weight);
 
-// Return how many rows (a multiple of 32) each thread takes when threads split the rows. Returns 0 if a thread would
-// have fewer than 129 rows: then threads split the output channels. When threads split the rows, each thread reads all
-// weights, from memory or from a cache that all cores share. With few rows a thread would wait for the weights.
+// Return how many rows (a multiple of 32) each thread takes when threads split the rows; 0 if that is fewer than 160,
+// and threads should split the output channels. When threads split the rows, each thread reads all weights, from memory
+// or from a cache that all cores share. With few rows a thread would wait for the weights.
 int64_t rows_of_each(int64_t rows, int threads);
 
-// Return how many blocks of 16 output channels a thread takes at a time: one step. The number of steps is a multiple of
-// the number of threads. A weight with too few blocks for that is one step.
+// Return how many blocks of 16 output channels a thread takes at a time. Each thread takes several steps, and all
+// threads take equally many.
 int64_t blocks_in_step(const Weight& weight, int threads);
 
-// Return memory of the calling thread, kept between calls; null when the system has none.
+// Return memory of the calling thread, kept between calls; null when the system has none. The two are separate
+// pieces of memory with separate users.
 uint8_t* thread_scratch(size_t bytes);  // for one kernel: Multiply::scratch_bytes and the like
-// Return such memory, separate from that of thread_scratch.
-uint8_t* call_scratch(size_t bytes);  // for the caller of the kernels: quantized inputs and the like
+uint8_t* call_scratch(size_t bytes);    // for the caller of the kernels: quantized inputs and the like
 
 }  // namespace zp

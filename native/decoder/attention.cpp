@@ -10,13 +10,13 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;  // most query rows of an item, which share the conversion of its pages to float
-constexpr int64_t kFewRowsOfItem = 12;  // least rows, if the run has so many: fewer would convert pages too often
+constexpr int64_t kRowsOfItem = 96;  // the most query rows of an item: they share the conversion of a page
+constexpr int64_t kFewRowsOfItem = 12;  // shorter items of long runs would read and convert pages too often
 constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are merged as one
 constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 
-// A piece of work: tokens [begin, end) of a run, for all query heads that share one key-value head.
+// A piece of work: rows [begin, end) of a run, for all query heads that share one key-value head.
 struct Item {
   const Run* run;
   int64_t begin, end;
@@ -34,7 +34,7 @@ class Items {
     const int64_t fair = tokens * kv_heads_ / (kItemsOfThread * threads);
     const int64_t most = std::max<int64_t>(1, kRowsOfItem / group_);
     tokens_ = std::clamp(fair, std::min(most, ceil_div(kFewRowsOfItem, group_)), most);
-    for (int64_t i = 0; i < step.run_count; ++i) count_ += ranges_of(step.runs[i]) * kv_heads_;
+    for (int64_t i = 0; i < step.run_count; ++i) count_ += blocks(step.runs[i]) * kv_heads_;
   }
   int64_t count() const { return count_; }
   int64_t group() const { return group_; }
@@ -47,15 +47,14 @@ class Items {
   // Return an item. The last rows of a run come first: they attend to the most positions, so they take longest.
   Item at(int64_t number) const {
     const Run* run = step_.runs + step_.run_count - 1;
-    for (; number >= ranges_of(*run) * kv_heads_; --run) number -= ranges_of(*run) * kv_heads_;
-    const int64_t range = ranges_of(*run) - 1 - number / kv_heads_;
-    const int64_t begin = run->begin + range * tokens_;
+    for (; number >= blocks(*run) * kv_heads_; --run) number -= blocks(*run) * kv_heads_;
+    const int64_t block = blocks(*run) - 1 - number / kv_heads_;
+    const int64_t begin = run->begin + block * tokens_;
     return {run, begin, std::min(begin + tokens_, run->end), number % kv_heads_};
   }
 
  private:
-  // Return the number of items of a run for one key-value head.
-  int64_t ranges_of(const Run& run) const { return ceil_div(run.end - run.begin, tokens_); }
+  int64_t blocks(const Run& run) const { return ceil_div(run.end - run.begin, tokens_); }
 
   const AttentionStep& step_;
   int64_t kv_heads_, group_, tokens_, count_ = 0;
@@ -171,19 +170,19 @@ bool attend_by_parts(const DecoderKernels& kernels, const AttentionStep& step, c
   auto* memory = reinterpret_cast<float*>(
       call_scratch(state * sizeof(float) * static_cast<size_t>(items.count() * most_parts)));
   if (memory == nullptr) return false;
-  const auto state_at = [&](int64_t item_part) {
-    return state_in(memory + static_cast<int64_t>(state) * item_part, rows, padded);
+  const auto state_at = [&](int64_t piece) {
+    return state_in(memory + static_cast<int64_t>(state) * piece, rows, padded);
   };
   std::atomic<bool> out_of_memory{false};
   parallel(threads, items.count() * most_parts, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch{};
     if (!scratch_for(rows, padded, scratch)) return out_of_memory.store(true);
-    for (int64_t item_part = begin; item_part < end; ++item_part) {
-      const Item item = items.at(item_part / most_parts);
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const Item item = items.at(piece / most_parts);
       const Parts parts = parts_of(step, item);
-      const int64_t part = parts.first + item_part % most_parts;
+      const int64_t part = parts.first + piece % most_parts;
       if (part > parts.last) continue;
-      attend_part(kernels, describe(step, item, items.group(), scratch), part, state_at(item_part), scratch);
+      attend_part(kernels, describe(step, item, items.group(), scratch), part, state_at(piece), scratch);
     }
   });
   if (out_of_memory.load()) return false;

@@ -11,7 +11,7 @@
 namespace zp {
 namespace {
 
-// With fewer multiplications, one thread does the work: starting another takes longer.
+// Fewer multiplications are done on one thread: starting another takes longer.
 constexpr int64_t kSerialProduct = 1 << 16;
 constexpr double kQuantizeNanoseconds = 0.15;  // per value, roughly
 
@@ -93,7 +93,7 @@ int64_t blocks_in_piece(const Slice& slice, int threads) {
   return round_up(std::max<int64_t>(1, most), kTogether);
 }
 
-// Give core/ahead.h the codes of the thread's shares of the next products, to prefetch while the thread waits.
+// Tell the thread's prefetching (core/ahead.h) the codes of its shares of the next products.
 void look_ahead(const Following (&following)[2], int thread, int threads) {
   const int parts = Shares::parts(threads);
   ahead().clear();

@@ -7,7 +7,7 @@
 namespace zp {
 namespace {
 
-// Tokens of a pass: so many that reading the weights takes little of the time. More would only enlarge the workspace.
+// Tokens of a pass: so many that reading the weights takes little of the time, and few enough for the workspace.
 constexpr int64_t kRowsOfPass = 512;
 // A larger workspace is released after the step: a long prompt needs one, decoding does not.
 constexpr size_t kKeptWorkspace = size_t{2} << 20;
@@ -80,7 +80,7 @@ zp_status run_step(zp_decoder& d, zp_cache& cache, const Tokens& all, int thread
     return status;
   if (!cache.widen())
     return fail(ZP_NO_MEMORY,
-                "a key or value is beyond float16, and there is no memory for a cache in float32: use an int8 cache");
+                "a key or value is beyond float16, and there is no memory for a cache in float32: use int8");
   d.overflowed.store(true);
   return run_passes(d, cache, all, threads, beyond_half);
 }
@@ -126,7 +126,7 @@ zp_status check_call(const zp_decoder* decoder, const zp_cache* cache, const Tok
   if (decoder == nullptr || cache == nullptr) return fail(ZP_INVALID, "a pointer is null");
   if (!decoder->finished) return fail(ZP_INVALID, "the decoder is not finished");
   if (cache->decoder != decoder) return fail(ZP_INVALID, "the cache was made for another decoder");
-  if (t.count < 0) return fail(ZP_INVALID, "a step has 0 or more tokens, not %ld", static_cast<long>(t.count));
+  if (t.count < 0) return fail(ZP_INVALID, "a step of %ld tokens", static_cast<long>(t.count));
   const int64_t room = cache->room();
   if (t.count > room)
     return fail(ZP_INVALID, "the cache is full: it has room for %ld tokens in all, and a step of %ld does not fit",

@@ -101,8 +101,8 @@ ZP_API zp_status zp_linear(const zp_weight* weight, const float* x, int64_t rows
  * - group_size, and whether scale_type is ZP_SCALE_NESTED;
  * - whether the product needs the sums of the input's codes: asymmetric, and 6 to 8 bits;
  * - with activation_bits 16, whether the weight has at most 5 bits.
- * So weights whose formats differ in `rows` only can share an input. Weights with another group_size or scale_type can
- * share one too, if their layouts have in common
+ * So weights whose formats differ in `rows` only can share an input. Instead of group_size and scale_type, weights may
+ * agree in
  * - the segment: the number of columns whose products are summed as integers;
  * - the unit of columns to which a row is padded;
  * - whether a float scale varies along a row: group_size is 1 to columns - 1, scale_type is not ZP_SCALE_NESTED.
@@ -320,17 +320,17 @@ ZP_API zp_status zp_forward(zp_decoder* decoder, zp_cache* cache, int64_t count,
  * Rows of `count` logits, fewer than 2^23, `stride` values apart. A logit of -infinity marks a token that is never
  * chosen. A row's result depends neither on `threads` nor on the instruction set nor on the other rows. */
 typedef struct {
-  double top_p;        /* keep the fewest most likely tokens whose probabilities sum to top_p; above 0, 1: all */
+  double top_p;        /* keep the fewest most likely tokens that hold this share of the probability; above 0, 1: all */
   double min_p;        /* keep tokens of at least min_p times the largest probability; 0: all */
   int64_t top_k;       /* keep the k most likely tokens, and those as likely as the last; 0: all */
   uint64_t seed;       /* the random number of a draw is a function of `seed` and `number` */
-  uint64_t number;     /* how many tokens of the text were drawn before */
+  uint64_t number;     /* of the draw in its text: 0, 1, ... */
   const int32_t* mask; /* null, or [ceil(count / 32)]: bit i % 32 of mask[i / 32] is set if token i may be chosen */
   float temperature;   /* 0: choose the most likely token (ties: lowest id), whatever the other options */
 } zp_sampling;
 
 /* Choose a token of each row: mask, temperature, top_k, top_p, min_p, random draw, in this order. tokens[i] is -1 if a
- * logit of row i is NaN or +infinity, or if the logits of all tokens that the mask allows are -infinity. */
+ * logit of row i is NaN or +infinity, or if those of all tokens that the mask allows are -infinity. */
 ZP_API zp_status zp_sample(const float* logits, int64_t stride, int64_t rows, int64_t count,
                            const zp_sampling* samplings, int32_t* tokens, int32_t threads);
 

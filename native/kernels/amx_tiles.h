@@ -1,7 +1,7 @@
 // A function for each AMX instruction, included by amx.cpp only, the one file that is compiled with AMX flags.
 //
 // native/tests/emulated/kernels/amx_tiles.h has the same functions in plain C++. The build of zeropoint_emulated finds
-// that file first, so this file holds only functions that the other one replaces.
+// that file first, so this one holds nothing but what it replaces.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@
 namespace zp::ZP_LEVEL {
 namespace {
 
-constexpr float kNothing = -3.402823466e38f;  // the largest score before any score is known: no finite score is smaller
+constexpr float kNothing = -3.402823466e38f;  // the largest score before the first one: no finite score is below
 constexpr int kTileRows = V::kRows >= 12 || V::kRows == 4 ? 6 : 2;
 // Vectors of a tile of ROWS rows. AVX2 has 16 registers of half a vector: the sums of a tile take at most 12 of them.
 template <int ROWS>

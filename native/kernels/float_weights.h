@@ -30,7 +30,7 @@ struct Single {
 
 constexpr int64_t kFloatsAhead = 2048;  // prefetch distance in bytes
 
-// Compute `rows` rows of `blocks` blocks. The rest of the tile computes the last row or block again and is not stored.
+// Compute `rows` rows of `blocks` blocks; rows and blocks of the tile beyond them repeat the last one, unstored.
 template <class Source, int ROWS, int BLOCKS>
 void float_tile(const Product& p, int64_t row, int rows, int64_t block, int blocks) {
   const Weight& w = *p.weight;

@@ -9,8 +9,8 @@
 // are input channels, counted by k.
 //
 // Every level rounds in the same places, so all levels agree bit for bit:
-//   for each segment: float_sum = fma(float(dot) * weight_scale, input_scale, float_sum)
-//   after the last segment: y = float_sum * (the scales that are equal in all segments) + bias
+//   for each segment: total = fma(float(dot) * weight_scale, input_scale, total)
+//   after the last segment: y = total * (the scales that are equal in all segments) + bias
 // The first line leaves out a scale that is equal in all segments. If every float scale is equal in all segments, the
 // segments are summed as integers first. A 16-bit token has two rows of integer sums, one for each limb.
 // join(high, low) in output.h converts both to one float.
@@ -38,9 +38,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   constexpr int64_t kBytesPer8 = Form::kBytesPer8, kPrefetchBytes = Form::kPrefetchBytes;
   const Weight& w = *p.weight;
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
-  // Blocks lie one behind the other. Near the end of a block b, the address to prefetch lies in block b + 1, which this
-  // tile reads itself. So from column `turn` on, `jump` bytes are added: the prefetch then reaches block b + BLOCKS,
-  // which the next tile reads.
+  // Blocks lie one behind the other. From column `turn` on, the address to prefetch lies beyond the end of block b, in
+  // block b + 1, which this tile reads itself. Adding `jump` moves it to block b + BLOCKS, which the next tile reads.
   const int64_t turn = w.columns_padded - kPrefetchBytes / kBytesPer8 * 8, jump = (BLOCKS - 1) * block_bytes;
   const uint8_t* code[BLOCKS];
   const uint8_t* fifth[BLOCKS] = {};
@@ -59,17 +58,17 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   }
   // The sum of up to 256 input codes, each at most 127 in magnitude, fits 16 bits, so mul_short can multiply by it.
   const bool small_sums = w.segment <= 256;
-  V::Float float_sum[ROWS][BLOCKS];
+  V::Float total[ROWS][BLOCKS];
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < BLOCKS; ++n) float_sum[m][n] = V::set_float(0.0f);
-  V::Int integer_sum[ROWS][BLOCKS];
+    for (int n = 0; n < BLOCKS; ++n) total[m][n] = V::set_float(0.0f);
+  V::Int whole[ROWS][BLOCKS];
   if constexpr (NESTED) {
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < BLOCKS; ++n) integer_sum[m][n] = V::set_int(0);
+      for (int n = 0; n < BLOCKS; ++n) whole[m][n] = V::set_int(0);
   }
 
   int64_t group = 0, segments_left = w.segments_per_group;
@@ -172,7 +171,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
           dot[m][n] = V::mul_lanes(dot[m][n], multiplier);
-          if constexpr (NESTED) integer_sum[m][n] = V::add(integer_sum[m][n], dot[m][n]);
+          if constexpr (NESTED) whole[m][n] = V::add(whole[m][n], dot[m][n]);
         }
       }
     }
@@ -184,16 +183,15 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
           if (ROWS % 2 == 0 && w.limbs == 2) {
-            if (m % 2 == 0)
-              float_sum[m][n] = V::fma(join(dot[(m + 1) % ROWS][n], dot[m][n]), scale, float_sum[m][n]);
+            if (m % 2 == 0) total[m][n] = V::fma(join(dot[(m + 1) % ROWS][n], dot[m][n]), scale, total[m][n]);
             continue;
           }
           V::Float value = V::to_float(dot[m][n]);
           if (w.input_by_segment) {
             if (w.scale_by_segment) value = V::mul(value, scale);
-            float_sum[m][n] = V::fma(value, V::set_float(p.input.scale[scale_at[m] + s]), float_sum[m][n]);
+            total[m][n] = V::fma(value, V::set_float(p.input.scale[scale_at[m] + s]), total[m][n]);
           } else {
-            float_sum[m][n] = V::fma(value, scale, float_sum[m][n]);
+            total[m][n] = V::fma(value, scale, total[m][n]);
           }
         }
       }
@@ -206,11 +204,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   for (int n = 0; n < blocks; ++n) {
     const V::Float scale = w.scale_by_segment ? V::set_float(1.0f) : load_scale(w, block + n, 0);
     for (int m = 0; m < rows; m += w.limbs) {
-      V::Float value = float_sum[m][n];
-      if constexpr (NESTED) {
-        const V::Int sum = integer_sum[m][n];
-        value = w.limbs == 2 ? join(integer_sum[m + 1][n], sum) : V::to_float(sum);
-      }
+      V::Float value = total[m][n];
+      if constexpr (NESTED) value = w.limbs == 2 ? join(whole[m + 1][n], whole[m][n]) : V::to_float(whole[m][n]);
       if (!w.scale_by_segment) value = V::mul(value, scale);
       if (!w.input_by_segment) value = V::mul(value, V::set_float(p.input.scale[scale_at[m]]));
       store_output(p, (row + m) / w.limbs, block + n, value);
@@ -327,8 +322,8 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
 // Prefetch distance in bytes, that of byte codes (kPrefetchBytes).
 constexpr int64_t kStreamAhead = 2048;
 
-// Read all bytes, for bandwidth.cpp, as four streams side by side. (A product of one row reads kWide blocks side by
-// side: 4 on AVX-512, 2 on AVX2, 1 on scalar.) The result only keeps the compiler from removing the reads.
+// Read all bytes, for bandwidth.cpp: four streams side by side, as a product of one row reads four blocks of a weight.
+// The result only keeps the compiler from removing the reads.
 uint64_t stream(const uint8_t* begin, int64_t bytes) {
   V::Int most[4] = {V::set_int(0), V::set_int(0), V::set_int(0), V::set_int(0)};
   const int64_t quarter = bytes / 4 / 64 * 64;

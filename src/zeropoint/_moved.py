@@ -78,8 +78,8 @@ MOVED = {
 }
 
 #: New name of a module under `zeropoint.` -> old name of a class or function in it -> new name, with a dot if it moved
-#: to a submodule (`detect.Machine`). `old_attributes` resolves these names. A module whose name is unchanged has it as
-#: `__getattr__`; a renamed module gets it when it is imported by its old name.
+#: to a submodule (`detect.Machine`). A module that is imported by an old name of its own answers to them from then on;
+#: any other has `old_attributes` as `__getattr__`.
 RENAMED = {
     "machine": {"Machine": "detect.Machine", "LEVEL_FLAGS": "detect.LEVEL_FLAGS", "CGROUP": "cores.CGROUP"},
     "files.model_files": {"COMPANIONS": "MODEL_FILES", "companion_files": "model_files"},
@@ -131,9 +131,9 @@ def _new_name(name: str) -> str | None:
 
 
 def old_attributes(module: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module: it warns about an old name, and returns the object with the new name.
+    """Return the `__getattr__` of a module: it warns about an old name, and returns what has the new name.
 
-    The import of a submodule asks for its name here first, so a name that is not in `RENAMED` must import nothing.
+    An import of a submodule asks for its name here first, so other names must import nothing.
     """
 
     def get(name: str) -> Any:

@@ -107,7 +107,7 @@ class OriginalModel:
                 continue
             covered = blocks.covers(name)
             result = blocks.take(name) if covered else quantize([self._views[name]], choice, None)[0]
-            blocks.use_embedding(name, result.weight)
+            blocks.replace(name, result.weight)
             if result.warning:
                 self.warnings.append(result.warning)
             yield name, _storable(result.weight)

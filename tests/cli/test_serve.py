@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import builtins
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zeropoint.cli import console
 from zeropoint.cli.commands import serve
 from zeropoint.cli.main import main
 from zeropoint.errors import UsageError
+from zeropoint.serve.http.state import Settings
 
 
 def test_names_of_models(tmp_path: Path) -> None:
@@ -46,6 +49,13 @@ def test_a_port_in_use_is_told_before_a_model_is_opened(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
     assert "choose another with --port" in capsys.readouterr().err
+
+
+def test_a_full_disk_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with console.streams():
+            serve._greet("http://127.0.0.1:1", ["m"], Settings())
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn", "llguidance", "prometheus_client"])

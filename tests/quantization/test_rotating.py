@@ -29,8 +29,8 @@ REFUSED = {
     "gemma2": "tied",
     "opt": "tied",
     "bloom": "tied",
-    "phi": "subtract the mean",
-    "gpt_neox": "subtract the mean",
+    "phi": "take the mean off",
+    "gpt_neox": "take the mean off",
 }
 
 

@@ -14,7 +14,7 @@ from zeropoint.quantization.block_pipeline import run_quantized_block
 from zeropoint.quantization.block_runner import BlockRunner
 from zeropoint.quantization.captures import capture_stage
 from zeropoint.quantization.filled_model import FilledModel
-from zeropoint.quantization.stages import StoredTensors, find_stages
+from zeropoint.quantization.stages import StoredInput, find_stages
 
 Tiny = Callable[[str], Path]
 
@@ -39,21 +39,21 @@ def test_what_is_passed_over_changes_nothing(name: str, tiny_checkpoint: Tiny) -
     (hidden,) = runner.start()
     path = model.blocks[0]
     views = [view for view in checkpoint.views()[0] if view.module.startswith(f"{path}.")]
-    stored: list[StoredTensors] = []
+    stored_inputs: list[StoredInput] = []
     calls: list[str] = []
     with runner.block(0) as block:
         for inner, module in block.module.named_modules():
             module.register_forward_pre_hook(lambda _m, _i, inner=inner: calls.append(inner))
         for stage in find_stages(block, views, hidden):
-            stored += capture_stage(block, stage, (), [hidden], [], stored).stored
+            stored_inputs += capture_stage(block, stage, (), [hidden], [], stored_inputs).stored_inputs
         last_layers = {
-            tensors.skip.name for tensors in stored if tensors.outputs
+            stored.skip.name for stored in stored_inputs if stored.outputs
         }  # computed by an earlier run
         calls.clear()
-        (out,) = run_quantized_block(block, [hidden], stored)
+        (out,) = run_quantized_block(block, [hidden], stored_inputs)
         ran = set(calls)
         assert not {name.removesuffix(".weight").removeprefix(f"{path}.") for name in last_layers} & ran
-        assert not any(tensors.outputs for tensors in stored)
+        assert not any(stored.outputs for stored in stored_inputs)
         torch.testing.assert_close(out, block.run(hidden), rtol=0.02, atol=0.02)
     modules = [view.module.removeprefix(f"{path}.") for view in views]
     assert {inner.rpartition(".")[2] for inner in modules if inner in ran} - LAST == AGAIN.get(name, set())

@@ -37,7 +37,7 @@ def test_scores_of_engines_equal_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(compare, "LOGITS_BYTES", 4 * VOCAB * 2 * 40)  # parts of 40 tokens, not of whole pages
     other = Request((1, 2, 3), max_new_tokens=150)
 
-    async def score(*engines: Engine) -> list[compare.ScoredTokens]:
+    async def score(*engines: Engine) -> list[compare.Part]:
         models = [model_of(engine) for engine in engines]
         return [part async for part in compare.score(models, PROMPT.tolist(), ANSWER.tolist())]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_models_are_known_before_they_are_loaded(folders: dict[str, Path]) -> No
 
 
 def test_the_context_can_be_limited(folders: dict[str, Path]) -> None:
-    models = open_models({"m": folders["int8"]}, OPTIONS, context=100)
+    models = open_models({"m": folders["int8"]}, replace(OPTIONS, context=100))
     model = models.by_name["m"]
     assert model.max_positions == 100
     model.load()

@@ -32,8 +32,8 @@ class Model:
         parts = self.scheduler.plan()
         for part in parts:
             each = part.job
-            assert each.sequence is not None
-            self.cache.append(each.sequence, part.tokens())
+            assert each.slot is not None
+            self.cache.append(each.slot, part.tokens())
         for part in parts:
             each, right = part.job, 0
             for guess in part.draft:
@@ -42,8 +42,8 @@ class Model:
                 each.add(guess)
                 right += 1
             self.scheduler.advance(part, right)
-            assert each.sequence is not None
-            assert self.cache.tokens[each.sequence] == each.tokens[: each.read]
+            assert each.slot is not None
+            assert self.cache.tokens[each.slot] == each.tokens[: each.read]
             assert each.read - part.wanted <= each.logits_from or not part.wanted
             if part.wanted:
                 each.logits_from = each.read
@@ -217,7 +217,7 @@ def test_the_youngest_gives_its_pages_up_and_reads_again() -> None:
     scheduler.add(young)
     while scheduler.running or scheduler.waiting:
         model.step()
-        assert old.ended or old.sequence is not None
+        assert old.ended or old.slot is not None
     assert scheduler.preemptions >= 1
     assert young.preempted
     assert not old.preempted

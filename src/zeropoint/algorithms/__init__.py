@@ -12,7 +12,7 @@ dataclass `Options`, and exactly one of the functions in `KINDS`:
   block together, after each layer was quantized;
 - `tune_model(student, tokens, options, seed) -> Tuned`: train scales, norms and biases of the whole quantized model.
 
-These functions are pure: the same inputs give the same codes, and the functions touch no files and no global state.
+These functions are pure: the same inputs give the same codes, and they touch no files and no global state.
 There is no registry: `load("rtn")` imports `zeropoint.algorithms.rtn`. Algorithms of different kinds are composed by
 name, such as `awq+gptq+rounding`, and run in the order of `KINDS`, whatever the order of the names. A composition
 without a `quantize` algorithm uses `rtn`. Users may also type the names in `ALIASES`.
@@ -48,8 +48,8 @@ Composition = tuple[str, Mapping[str, Any]]
 _SWEPT: Composition = ("gptq", {"sweeps": 2})
 
 #: What a shorthand stands for: first with one scale per group, then with one scale per channel, where an AWQ fold
-#: would make the grid coarser. Both were chosen by their losses with 16-bit activations
-#: (benchmarks/results/quality.md). With groups, `good` takes at most a fifth of the time of `best`.
+#: would make the grid coarser. `best` had the lowest loss of all that were measured (benchmarks/results/quality.md),
+#: `good` the lowest of those that take at most a fifth of the time of `best`.
 STANDS_FOR: Mapping[str, tuple[Composition, Composition]] = {
     "good": (("awq+gptq", {"gptq": {"sweeps": 2}}), _SWEPT),
     "best": (("awq+gptq+rounding", {}), _SWEPT),

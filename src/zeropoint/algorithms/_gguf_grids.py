@@ -83,7 +83,7 @@ def as_grid(weight: SuperTensor) -> tuple[QuantizedTensor, Floats | None]:
     """
     form = weight.format
     scheme = Scheme(form.bits, "group", form.group, True, "fp32")
-    step, minimum = weight.group_scales(), weight.group_minima()
+    step, minimum = weight.step(), weight.minimum()
     centred = QuantizedTensor(scheme, weight.codes - _middle(form), step)
     if minimum is None:
         return centred, None
@@ -174,7 +174,7 @@ def _line(
 def _anchored(
     groups: Floats, counts: Floats, form: Format, scale: Floats, minimum: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the best scale and minimum per group: `scale`, `minimum`, or a grid from the group's smallest weight on.
+    """Return, per group, the better of `scale`, `minimum` and of grids that start at the group's smallest weight.
 
     `rtn`'s zero points are integers, but a minimum need not be a multiple of the scale. If the weights were on such a
     grid before (a model that was dequantized), only a grid that starts at the smallest weight finds it again.

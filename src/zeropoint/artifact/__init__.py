@@ -1,7 +1,5 @@
-"""Artifacts on disk: reading and writing model folders in the compressed-tensors format, each with a quality card.
-
-Nothing here imports torch.
-"""
+"""Artifacts on disk: reading and writing model folders in the compressed-tensors format, each with a quality card. No
+torch."""
 
 from zeropoint.artifact.card import Card, update_card
 from zeropoint.artifact.layout import Layout

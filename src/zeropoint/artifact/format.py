@@ -14,8 +14,8 @@ Shape = tuple[int, ...]
 
 INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 
-#: Name of a field that compressed-tensors does not know. It refuses a section with an unknown field, and shows the
-#: field's value: here the reason. Without the field, transformers would load the artifact and compute wrong numbers.
+#: A field unknown to compressed-tensors, which refuses such a section and shows the field's value: the reason. Without
+#: the field, transformers would load such an artifact with a warning and compute wrong numbers.
 REFUSAL = "not_loadable_by_transformers"
 
 

@@ -87,8 +87,8 @@ class Artifact:
     def verify(self) -> None:
         """Read every tensor and check every value, and every shape against config.json. Raises `ArtifactError`.
 
-        Shapes are compared with those of the native engine's model spec. For a model that this engine does not support,
-        shapes are not checked here: the torch runtime checks them when it loads the artifact.
+        Shapes are those of the native engine's model spec. Of a model that this engine does not support, the shapes are
+        not checked here: the torch runtime checks them when it loads the artifact.
         """
         shapes = self._expected_shapes()
         if missing := sorted(set(shapes) - set(self.plan.choices)):

@@ -1,7 +1,8 @@
 """Integrity of an artifact: whether its files still match the digests in its card.
 
 The card (zeropoint.json) holds three sha256 digests: of the tensors (`tensor_digest.py`), of config.json, and of the
-card itself. Code that runs an artifact or reports its quality calls `standing`, which lists the mismatches ("doubts").
+card itself. Code that runs
+an artifact or reports its quality calls `standing`, which lists the mismatches ("doubts").
 
 Hashing the tensors reads all of them, so the digest is stored in the user's cache, with device, inode, size and times
 of every file. Replacing a file changes its inode. Writing into a file changes its ctime, which no program can set, even

@@ -1,6 +1,6 @@
 """The planner: builds the cost tables of one model on one machine, and turns measured plans into answers of `fit`.
 
-How a group of layers gets its format: `candidates.py` packs the model in every format of `--formats`,
+What decides that a group of layers gets 8 bits, say: `candidates.py` packs the model in every format on offer,
 `planning/solver.py` (`optimize`) proposes plans, and `search.py` (`Search.best`) measures them and takes the best.
 Each candidate is a uniform plan (`planning/uniform.py`) with one rule overridden: the embedding, or the tied pair of
 embedding and head, takes the candidate's format. An untied head keeps its rule, 8 bits in every quantized format.

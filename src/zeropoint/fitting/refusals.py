@@ -75,7 +75,7 @@ def _loss(search: Search, budget: Budget) -> str | None:
     best = search.measure(picks)
     if best.loss.kl - 2 * best.loss.standard_error <= target:
         return None
-    needed = solve(search.table, {"loss": search.largest_promised_loss(target)}, {"nbytes": 1.0})
+    needed = solve(search.table, {"loss": search.promise(target)}, {"nbytes": 1.0})
     size = (
         ""
         if needed is None

@@ -1,7 +1,7 @@
 """The search for the best plan within a budget: an integer program over the cost tables, corrected by measuring.
 
-A plan gives each group a format. A group is a set of layers that must have the same format, because they share an
-input or a weight (`candidates.py`). It is not a group of weights that share a scale.
+A plan gives each group a format. A group is a set of layers that share a format (`candidates.py`), not a group of
+weights that share a scale.
 
 At low bits the loss of a plan is not the sum of its groups' losses. So the whole model is run for every plan that the
 integer program returns, and the ratio of measured loss to summed loss corrects the next program. Then plans that
@@ -9,8 +9,8 @@ differ from the best one in one or two groups are measured too. Every returned p
 
 A plan has three losses, each a mean KL in nats per token. Its *promised* loss is the sum of its groups' losses in the
 table. Its *expected* loss (`predict`) is the promised loss times the correcting ratio. Its *measured* loss comes from
-running the plan. `largest_promised_loss` inverts `predict`: given a target, it returns the largest promised loss whose
-expected loss is at most the target.
+running the plan. `promise` inverts `predict`: given a target, it returns the largest promised loss whose expected loss
+is at most the target.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Search:
         return promised * self._ratio(promised)
 
     def limits(self, budget: Budget) -> dict[Quantity, float]:
-        """Return the budget's bounds on the quantities that are sums over the groups: bytes and seconds per token."""
+        """Return the budget's bounds on bytes and on seconds per token, which add up over the groups."""
         limits: dict[Quantity, float] = {}
         if budget.max_memory is not None:
             limits["nbytes"] = float(budget.max_memory)
@@ -169,7 +169,7 @@ class Search:
         for _ in range(ROUNDS):
             bounds: dict[Quantity, float] = dict(limits)
             if target is not None:
-                bounds["loss"] = self.largest_promised_loss(target * AFTER_A_MISS**misses)
+                bounds["loss"] = self.promise(target * AFTER_A_MISS**misses)
             picks = self._solve(bounds, minimize)
             if picks is None:
                 break
@@ -221,7 +221,7 @@ class Search:
         sums, ratios = np.array(ratios_by_sum).T
         return float(np.exp(np.interp(np.log(promised), np.log(sums), np.log(ratios))))
 
-    def largest_promised_loss(self, target: float) -> float:
+    def promise(self, target: float) -> float:
         """Return the largest promised loss at which the expected mean KL is at most `target`."""
         low, high = 0.0, max(float(self.table.loss.max(axis=1).sum()), 1e-12)
         if high * self._ratio(high) <= target:

@@ -85,9 +85,7 @@ class GgufModel:
         place = self._places[name]
         try:
             weight = types.decode(self._file.raw(place.name), self._file.tensors[place.name].kind)
-        except (
-            SchemeError
-        ):  # no scheme: a K-quant, or Q4_1 with minima that are no integer multiples of its scales
+        except SchemeError:  # a K-quant, say, or Q4_1 whose minima are not integer multiples of the scales
             weight = self._file.floats(place.name)
         if isinstance(weight, np.ndarray):
             check_finite(weight, place.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 #: The most threads of one call of the native library.
 MAX_THREADS = 256
-#: The cgroup folder with the limits of this process's container.
+#: The limits of this process's container.
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 
 def default_threads(threads: int | None = None) -> int:
-    """Return `threads`; if None, the number of usable cores, at most `MAX_THREADS`."""
+    """Return `threads`, or the number of usable cores, at most `MAX_THREADS`, if it is None."""
     return min(usable_cores(), MAX_THREADS) if threads is None else threads
 
 

@@ -11,13 +11,11 @@ from typing import Any
 
 from zeropoint.machine import cores
 
-_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
-#: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names). The native
-#: library detects its levels itself (native/core/isa.cpp), because AMX also needs the permission of the system.
+#: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names).
 LEVEL_FLAGS: dict[str, frozenset[str]] = {
-    "avx2": frozenset({"avx2", "fma", "f16c"}),
-    "avx512": _AVX512,
-    "amx": _AVX512 | {"amx_tile", "amx_int8"},
+    "avx2": frozenset({"avx2", "fma"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
+    "amx": frozenset({"amx_tile", "amx_int8"}),
 }
 
 

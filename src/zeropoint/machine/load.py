@@ -1,4 +1,4 @@
-"""Measurement of how many cores other programs keep busy. Speeds are unreliable while other programs run."""
+"""Measurement of how many cores other programs keep busy, which makes a speed measured meanwhile unreliable."""
 
 from __future__ import annotations
 

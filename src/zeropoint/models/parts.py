@@ -70,10 +70,7 @@ def stacked(
     bias: bool = False,
     transposed: bool = False,
 ) -> Linears:
-    """Return several projections stored as one matrix.
-
-    `sizes`: the number of rows of each projection, in the order in which the projections are stacked.
-    """
+    """Return several projections stored as one matrix. `sizes` lists the rows of each, from the top down."""
     projections, start = {}, 0
     for slot, size in sizes.items():
         projections[slot] = linear(
@@ -166,7 +163,7 @@ def model_parts(
 def decoder(
     shape: Shape,
     layers: Sequence[LayerRecord],
-    outer: LayerRecord,
+    model: LayerRecord,
     *,
     norm_kind: NormKind,
     eps: float,
@@ -185,15 +182,12 @@ def decoder(
     prefix: str = "model.",
     aliases: Mapping[str, str] | None = None,
 ) -> ModelSpec:
-    """Return the spec of a decoder model. `outer` is the result of `model_parts`.
+    """Return the spec of a decoder model.
 
     Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
     (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
-    `attention_scale` defaults to 1 / sqrt(head_dim).
-
-    Tensor names start with `prefix` (Llama: `model.`, GPT-2: `transformer.`). A checkpoint may store a tensor without
-    the prefix, as checkpoints of a model without its output head do. `aliases` maps a tensor name to another name that
-    checkpoints use for the same tensor.
+    `attention_scale` defaults to 1 / sqrt(head_dim). `prefix` (Llama: `model.`, GPT-2: `transformer.`) starts tensor
+    names, except in checkpoints without an output head. `aliases` maps a tensor name to another that checkpoints use.
     """
     tables = tuple(ropes) or (() if rope is None else (rope.table(shape.head_dim),))
     rotary_dim = 2 * len(tables[0].inverse_frequency) if tables else 0
@@ -220,7 +214,7 @@ def decoder(
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
     )
-    return ModelSpec(config, tuple(layers), outer, tables, prefix, aliases or {})
+    return ModelSpec(config, tuple(layers), model, tables, prefix, aliases or {})
 
 
 def rms_model(
@@ -255,9 +249,9 @@ def rms_model(
     )
 
 
-def with_positions(outer: LayerRecord, positions: LinearSource) -> LayerRecord:
-    """Return `outer` with a table of learned position embeddings added."""
-    return LayerRecord({**outer.linears, LinearSlot.POSITIONS: positions}, outer.norms)
+def with_positions(model: LayerRecord, positions: LinearSource) -> LayerRecord:
+    """Return `model` with a table of learned position embeddings added."""
+    return LayerRecord({**model.linears, LinearSlot.POSITIONS: positions}, model.norms)
 
 
 def blocks(

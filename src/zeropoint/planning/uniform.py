@@ -254,10 +254,10 @@ def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
-    """Return the output head's activation format: that of `scheme`, but 8-bit activations never one scale per token.
+    """Return the output head's activation format: that of `scheme`, but 8-bit activations always get groups.
 
-    8-bit activations get groups of 64 channels, or of the activation `group_size` of `scheme` if that is larger.
-    Smaller groups are not needed beside 8-bit weights.
+    A group then has 64 channels, or the activation `group_size` of `scheme` if that is larger. So a head gets groups of
+    64 where `scheme` has one scale per token. Smaller groups are not needed beside 8-bit weights.
     """
     if scheme.activation is None or scheme.activation.bits == 16:
         return scheme.activation
@@ -276,7 +276,7 @@ def fit_groups(scheme: Scheme, columns: int) -> tuple[Scheme, str]:
 def groupings(scheme: Scheme, columns: int) -> Iterator[tuple[Scheme, str]]:
     """Yield the schemes whose groups divide `columns`, the nearest first, each with the note of `fit_groups`.
 
-    If the scheme's own groups divide `columns`, or it has no groups, only that scheme is yielded.
+    Yields nothing else if the scheme's own groups divide `columns`.
     """
     activation, activation_note = _fit_activation(scheme.activation, columns)
     if scheme.granularity != "group" or columns % scheme.group_size == 0:

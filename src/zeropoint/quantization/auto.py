@@ -83,9 +83,9 @@ def pick(
 ) -> Picked:
     """Return the best algorithm of `LADDER` whose estimated time for quantizing to `format` is within `budget` seconds.
 
-    `tokens` replaces the ladder's number of calibration tokens. For each algorithm, the first two blocks are quantized
-    twice on random text, unless rounding to nearest alone exceeds the budget. Raises `UsageError` if `budget` is not
-    positive, and the errors of `uniform_plan`.
+    `tokens` replaces the ladder's number of calibration tokens. Times two blocks per algorithm on random text, unless
+    rounding to nearest alone exceeds the budget. Raises `UsageError` if `budget` is not positive, and the errors of
+    `uniform_plan`.
     """
     if not budget > 0:
         raise UsageError(f"a time budget is a positive number of seconds, not {budget:g}")
@@ -167,8 +167,6 @@ def measure_pace(checkpoint: Checkpoint, format: str, algorithm: str) -> Pace:
 
 def block_seconds(checkpoint: Checkpoint, plan: Plan, tokens: int) -> float:
     """Return the seconds to quantize one block on `tokens` random tokens: the second block, or the only one.
-
-    The first block is quantized before, untimed, because it gives the second block's inputs.
 
     Raises `UnsupportedError` if no weight of the blocks is quantized.
     """

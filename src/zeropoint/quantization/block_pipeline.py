@@ -18,8 +18,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- for each submodule that later runs skip (`stages.py`): the input of its last layer in bfloat16, or the output of that
-  layer, for all tokens;
+- the bfloat16 input or the output of the last layer of some submodules, for all tokens. It replaces a fully quantized
+  submodule in later runs (`stages.py`);
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -39,7 +39,7 @@ from zeropoint.quantization.folding import Folded, fold_block, folds
 from zeropoint.quantization.layers import Quantized, Quantizer, needs
 from zeropoint.quantization.module_weights import overwrite
 from zeropoint.quantization.precision import reduced_precision
-from zeropoint.quantization.stages import Stage, StoredTensors, find_stages, skipping
+from zeropoint.quantization.stages import Stage, StoredInput, find_stages, skipping
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Coded
 from zeropoint.values.stats import LayerStats
@@ -48,7 +48,7 @@ from zeropoint.views import LayerView
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """The plan of one block.
+    """What the plan says of one block.
 
     - `views`: the block's weights that are quantized to integers;
     - `choices`, `needs`: the choice of each view, and the statistics that it needs, by name;
@@ -105,7 +105,7 @@ def block_plans(checkpoint: Checkpoint, plan: Plan) -> list[BlockPlan]:
 
 
 def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_float_model: bool) -> States:
-    """Return the first block's inputs from the quantized `embeddings`, and those of the float model if needed."""
+    """Capture the first block's inputs: the float model's if needed, and those from the quantized `embeddings`."""
     model = runner.model
     with reduced_precision(), model.filled(model.outside()):
         exact = runner.start() if needs_float_model else []
@@ -138,15 +138,15 @@ def quantize_block(
     views = [folded.view(view) for view in plan.views]
     stages = find_stages(block, views, hidden[0][:1])
     exact, float_inputs = run_float_block(block, _drift_views(plan, stages), states.exact)
-    layers, stored = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
+    layers, stored_inputs = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
     layers |= {name: layers[name].with_warning(why) for name, why in folded.refusals.items()}
     if plan.tuner is not None:
         layers = tune_block(plan.tuner, block, views, layers, hidden, exact)
         _overwrite(block, views, layers)
-        stored = []  # stale: tuning changed the layers whose outputs these tensors are computed from
+        stored_inputs = []  # stale: tuning changed the layers that produced these inputs
     if is_last:
         return QuantizedBlock(layers, folded.kept, States(block.number + 1))
-    hidden = run_quantized_block(block, hidden, stored)
+    hidden = run_quantized_block(block, hidden, stored_inputs)
     return QuantizedBlock(layers, folded.kept, States(block.number + 1, hidden, exact))
 
 
@@ -158,39 +158,39 @@ def quantize_layers(
     hidden: Sequence[torch.Tensor],
     float_inputs: FloatInputs,
     quantizer: Quantizer,
-) -> tuple[dict[str, Quantized], list[StoredTensors]]:
+) -> tuple[dict[str, Quantized], list[StoredInput]]:
     """Quantize `views` stage by stage: capture a stage's inputs, quantize its layers, put them into the block.
 
-    Returns the quantized layers by view name, and the stored tensors with which later runs skip submodules.
+    Returns the quantized layers by view name, and the stored last-layer inputs that let later runs skip a submodule.
     """
     layers: dict[str, Quantized] = {}
-    stored: list[StoredTensors] = []
+    stored_inputs: list[StoredInput] = []
     for stage in stages:
         statistics = frozenset().union(*(plan.needs[name] for name in stage.names))
-        captured = capture_stage(block, stage, statistics, hidden, float_inputs, stored)
+        captured = capture_stage(block, stage, statistics, hidden, float_inputs, stored_inputs)
         for group in _same_choice_groups(stage, plan.choices):
             quantized = _quantize_group(plan, group, captured.stats.get(group[0].name), quantizer)
             _overwrite(block, group, quantized)
             layers |= quantized
-        stored += captured.stored
+        stored_inputs += captured.stored_inputs
     for view in views:
         if view.name not in layers:  # the block's forward never uses it, but the artifact needs it
             layers |= _quantize_group(plan, [view], None, quantizer)
-    return layers, stored
+    return layers, stored_inputs
 
 
 def run_quantized_block(
-    block: Block, hidden: list[torch.Tensor], stored: Sequence[StoredTensors]
+    block: Block, hidden: list[torch.Tensor], stored_inputs: Sequence[StoredInput]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch. Of a submodule in `stored`, only the last layer runs.
+    """Return the block's outputs, batch by batch. A submodule with a stored input gives its last layer's output.
 
-    The list `hidden` becomes the outputs. A batch's tensors in `stored` are dropped after the batch.
+    The list `hidden` becomes the outputs. Stored inputs are dropped as soon as their batch is done.
     """
     for batch in range(len(hidden)):
-        with skipping(stored, batch):
+        with skipping(stored_inputs, batch):
             hidden[batch] = block.run_in_bfloat16(hidden[batch])
-        for tensors in stored:
-            tensors.drop(batch)
+        for stored in stored_inputs:
+            stored.drop(batch)
     return hidden
 
 

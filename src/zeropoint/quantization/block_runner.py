@@ -33,7 +33,7 @@ class States:
 
     - `done`: the number of finished blocks;
     - `hidden`: the quantized model's hidden states;
-    - `exact`: the float model's hidden states, empty if no step needs the float model.
+    - `exact`: the float model's hidden states, empty if it does not run beside.
 
     Both lists are empty before the first and after the last block.
     """

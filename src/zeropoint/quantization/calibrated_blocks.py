@@ -48,7 +48,7 @@ class CalibratedBlocks:
         """Return whether the weight `name` lies in a block and is quantized to integers."""
         return name in self._owner
 
-    def use_embedding(self, name: str, weight: Coded) -> None:
+    def replace(self, name: str, weight: Coded) -> None:
         """Use the quantized embedding `weight`, so that its rounding errors are part of the blocks' inputs.
 
         Do nothing if `name` is not an embedding, or once the first block has been quantized.
@@ -83,7 +83,7 @@ class CalibratedBlocks:
         """Continue a run after its first `states.done` blocks."""
         self._states = states
         if states.hidden:  # else no block is quantized yet, or all of them are
-            # Called only to record the blocks' masks and rotary tables; its result is not used.
+            # The result is not used: the run records the blocks' masks and rotary tables.
             first_inputs(self._runner, {}, needs_float_model=False)
             self._blocks = quantize_blocks(self._runner, self._plans, states, self._quantizer)
 

@@ -12,7 +12,7 @@ import torch
 from zeropoint.quantization.block_runner import Block
 from zeropoint.quantization.hooks import bfloat16_inputs, input_hooks, input_of
 from zeropoint.quantization.precision import reduced_products_pay
-from zeropoint.quantization.stages import Stage, StoredTensors, skipping
+from zeropoint.quantization.stages import Stage, StoredInput, skipping
 from zeropoint.values.arrays import Floats
 from zeropoint.values.stats import LayerStats
 from zeropoint.views import LayerView
@@ -26,13 +26,10 @@ FloatInputs = list[dict[str, torch.Tensor]]
 
 
 class Captured(NamedTuple):
-    """The statistics of a stage's views, and the stored tensors with which later runs skip submodules.
-
-    `stats` holds only views that at least one token reached.
-    """
+    """The statistics of a stage's views that at least one token reached, and what later runs need in place of skips."""
 
     stats: dict[str, LayerStats]
-    stored: list[StoredTensors]
+    stored_inputs: list[StoredInput]
 
 
 def run_float_block(
@@ -57,22 +54,22 @@ def capture_stage(
     needs: Collection[str],
     hidden: Sequence[torch.Tensor],
     float_inputs: FloatInputs,
-    stored: Sequence[StoredTensors],
+    stored_inputs: Sequence[StoredInput],
 ) -> Captured:
     """Run the block up to `stage` on each batch of `hidden`, and return what the stage's layers received.
 
     `needs` are the names of the statistics. `float_inputs` is empty, or holds for each batch the float model's inputs
-    by view name, for the drift; inputs that have been used are removed, which frees their memory. `stored` are the
-    stored tensors of earlier stages.
+    by view name, for the drift; inputs that have been used are removed, which frees their memory. `stored_inputs` are
+    those of earlier stages.
     """
     if not stage.shared:
-        return Captured(_expert_statistics(block, stage, needs, hidden, stored), [])
+        return Captured(_expert_statistics(block, stage, needs, hidden, stored_inputs), [])
     first = stage.views[0]
     sums = Sums(needs)
     batches: list[torch.Tensor] = []
     for batch, states in enumerate(hidden):
         exact = float_inputs[batch].pop(first.name, None) if float_inputs else None
-        with skipping(stored, batch):
+        with skipping(stored_inputs, batch):
             inputs = input_of(block, first, partial(block.run_in_bfloat16, states))
         sums.add(inputs, None if exact is None else exact.float())
         if stage.skips:
@@ -80,7 +77,7 @@ def capture_stage(
     stats = sums.stats()
     return Captured(
         {} if stats is None else dict.fromkeys(stage.names, stats),
-        [StoredTensors(skip, batches) for skip in stage.skips],
+        [StoredInput(skip, batches) for skip in stage.skips],
     )
 
 
@@ -89,13 +86,13 @@ def _expert_statistics(
     stage: Stage,
     needs: Collection[str],
     hidden: Sequence[torch.Tensor],
-    stored: Sequence[StoredTensors],
+    stored_inputs: Sequence[StoredInput],
 ) -> dict[str, LayerStats]:
-    """Return the statistics of each expert of `stage` that received at least one token, by view name."""
+    """Return the statistics of each expert of a stage to which a token was routed."""
     sums = {name: Sums(needs) for name in stage.names}
     for batch, states in enumerate(hidden):
         with (
-            skipping(stored, batch),
+            skipping(stored_inputs, batch),
             input_hooks(block, stage.views, lambda name, inputs: sums[name].add(inputs)),
         ):
             block.run_in_bfloat16(states)
@@ -122,7 +119,7 @@ class Sums:
         """
         flat = inputs.reshape(-1, inputs.shape[-1]).float()
         self._count += len(flat)
-        if "hessian" not in self._needs:  # with a Hessian, the second moment is its diagonal
+        if "hessian" not in self._needs:  # else `stats` reads it off the diagonal of the Hessian
             moment = flat.square().sum(0)
             self._totals["second_moment"] = self._totals.get("second_moment", 0.0) + moment
         with torch.autocast("cpu", enabled=False):
@@ -152,10 +149,7 @@ class Sums:
         return LayerStats(count=self._count, **arrays)
 
     def _hessian(self) -> Floats:
-        """Return the whole Hessian `[in, in]`.
-
-        Each strip is freed once it is copied, because a layer with experts has one Hessian per expert in memory.
-        """
+        """Return the whole Hessian `[in, in]`. Free the strips, because each expert of a layer has a Hessian."""
         width = self._strips[0].shape[1]
         hessian = np.empty((width, width), np.float32)
         for start, end in _strips(width):
@@ -167,7 +161,7 @@ class Sums:
 
 def _strips(width: int) -> list[tuple[int, int]]:
     """Return the range of rows `(start, end)` of each strip of a Hessian `[width, width]`."""
-    # With bfloat16 products there is one strip: for a narrower strip, torch would first copy both factors.
+    # If products are computed in bfloat16, there is one strip: torch would first copy the factors of smaller ones.
     rows = width if reduced_products_pay() else max(MIN_STRIP, -(-width // STRIPS))
     return [(start, min(start + rows, width)) for start in range(0, width, rows)]
 

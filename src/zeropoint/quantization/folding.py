@@ -3,11 +3,11 @@
 A group is the set of layers that take the same tensor object. A fold divides the group's input by a scale per channel
 and multiplies the group's weights by the scale. The division happens in the module that produces the input: a norm, or
 an earlier linear layer (`up_proj` for `down_proj`, `v_proj` for `o_proj`). To find such a layer, and the output channel
-behind each input channel, each output channel of a candidate is divided by a different number and the block is run.
+behind each input channel, each output of a candidate is scaled by a number of its own and the block is run.
 After each fold the block runs on real inputs; if its outputs differ, the fold is undone with a warning.
 
 A norm's new weight is first rounded to its stored type, and the scale is computed from the rounded weight. So the
-rounding changes the scale, but not the block's function. If all scales become 1, nothing is folded either.
+rounding changes the scale, but not the block's function.
 """
 
 from __future__ import annotations
@@ -42,17 +42,14 @@ SAMPLE, BATCHES = 512, 8
 #: Number of layers that a refusal lists by name.
 NAMED = 4
 
-Failure = Literal["rounded to 1", "output changed"]
-"""Why a fold was undone."""
-
 
 @dataclass(frozen=True, slots=True)
-class Producer:
+class Maker:
     """The module that produces a group's input.
 
     - `inner`: the module's path in the block;
     - `kind`: a norm that multiplies by its weight (`gain`) or by its weight plus 1 (`offset gain`), or a linear layer;
-    - `source` `[in]`: for each input channel of the group, the output channel of the module that it is a copy of.
+    - `source`: as in `Group`.
     """
 
     inner: str
@@ -112,10 +109,7 @@ def fold_block(
 
 
 class _Folder:
-    """The state of `fold_block`: the folds so far, and tensors of one run on the first batch.
-
-    These are the layers' inputs, the norms' outputs and the block's output.
-    """
+    """The state of `fold_block`: what one run on the first batch showed, and the folds so far."""
 
     def __init__(
         self,
@@ -154,7 +148,7 @@ class _Folder:
         return self._done
 
     def _fold_group(self, names: Sequence[str], inputs: torch.Tensor) -> None:
-        """Search a scale for one group and fold it, or record the reason why nothing is folded."""
+        """Search a scale for one group and fold it, or note why nothing is folded."""
         choice = self._choices[names[0]]
         name = parts(choice.algorithm).get("fold")
         if any(_fold_choice(self._choices[other]) != _fold_choice(choice) for other in names):
@@ -162,13 +156,11 @@ class _Folder:
             return
         if name is None or choice.scheme is None:
             return
-        producers = self._producers(names)
-        if not producers:
+        makers = self._makers(names)
+        if not makers:
             self._refuse(names, "no norm or linear layer of the block alone produces their input")
             return
-        group = Group(
-            tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), producers[0].source
-        )
+        group = Group(tuple(self._weight(n).numpy().copy() for n in names), inputs.numpy(), makers[0].source)
         stats = LayerStats(np.square(group.inputs).sum(axis=0), len(group.inputs))
         fold = load(name).fold(
             group, stats, choice.scheme, part_options(choice.algorithm, choice.options)[name]
@@ -176,42 +168,29 @@ class _Folder:
         logger.info("%s at %s: output error %.4g, was %.4g", name, names[0], fold.after, fold.before)
         if fold.after >= fold.before:
             self._refuse(names, f"{name} found no scale that lowers the error of their outputs")
-            return
-        failures = []
-        for producer in producers:
-            failure = self._apply(names, producer, torch.from_numpy(fold.scale))
-            if failure is None:
-                return
-            failures.append(failure)
-        inner = producers[0].inner
-        if "rounded to 1" in failures:
-            self._refuse(names, f"the scale rounds to 1 in the stored type of {inner}")
-        else:
-            self._refuse(names, f"folding into {inner} would change what the block computes")
+        elif not any(self._apply(names, maker, torch.from_numpy(fold.scale)) for maker in makers):
+            self._refuse(names, f"folding into {makers[0].inner} would change what the block computes")
 
-    def _producers(self, names: Sequence[str]) -> list[Producer]:
+    def _makers(self, names: Sequence[str]) -> list[Maker]:
         """Return the modules that may produce a group's input; `_apply` tries each."""
         group_input = self._inputs[names[0]]
         width = group_input.shape[-1]
         emitter = next((inner for inner, out in self._emitted.items() if out is group_input), None)
         if emitter is not None:
-            return [
-                Producer(emitter, "gain", np.arange(width)),
-                Producer(emitter, "offset gain", np.arange(width)),
-            ]
+            return [Maker(emitter, "gain", np.arange(width)), Maker(emitter, "offset gain", np.arange(width))]
         earlier = list(self._inputs)[: list(self._inputs).index(names[0])] if len(names) == 1 else []
         for name in reversed(earlier):  # most often the layer just before is the producer
             view = self._views[name]
             if view.expert is None and width % view.shape[0] == 0:
-                producer = self._linear_producer(names[0], view, group_input)
-                if producer is not None:
-                    return [producer]
+                maker = self._linear_maker(names[0], view, group_input)
+                if maker is not None:
+                    return [maker]
         return []
 
-    def _linear_producer(self, name: str, view: LayerView, group_input: torch.Tensor) -> Producer | None:
+    def _linear_maker(self, name: str, view: LayerView, group_input: torch.Tensor) -> Maker | None:
         """Return `view` as the producer of view `name`'s input `group_input`, or None if it is not the producer.
 
-        Divides each output channel of `view` by a different number, and looks for these numbers in the changed input.
+        Divides each output of `view` by a number of its own, and finds these numbers in the changed input.
         """
         scale = torch.exp2(torch.linspace(-1, 1, view.shape[0]))
         saved = self._saved(view)
@@ -227,49 +206,43 @@ class _Folder:
         source = (ratio.log2()[:, None] - scale.log2()[None]).abs().argmin(dim=1)
         if not torch.allclose(ratio, scale[source], rtol=1e-4):
             return None
-        return Producer(view.module.removeprefix(f"{self._path}."), "linear", source.numpy())
+        return Maker(view.module.removeprefix(f"{self._path}."), "linear", source.numpy())
 
-    def _apply(self, names: Sequence[str], producer: Producer, scale: torch.Tensor) -> Failure | None:
-        """Fold `scale` into `producer` and the group, and return None; or undo the fold and return why it failed.
+    def _apply(self, names: Sequence[str], maker: Maker, scale: torch.Tensor) -> bool:
+        """Fold `scale` into `maker` and the group; return whether the fold stays.
 
-        "rounded to 1": the scale is all 1 after rounding to the norm's type. "output changed": the block's output is no
-        longer the same.
+        The fold is undone if the block's output changes, or if the scale is all 1 after rounding to the norm's type.
         """
-        module = self._block.module.get_submodule(producer.inner)
+        module = self._block.module.get_submodule(maker.inner)
         saved = [pair for name in names for pair in self._saved(self._views[name])]
         saved += [(p, p.detach().clone()) for p in module.parameters(recurse=False)]
         rows: torch.Tensor | None = None
-        if producer.kind == "linear":
-            view = next(v for v in self._views.values() if v.module == f"{self._path}.{producer.inner}")
-            rows = torch.ones(view.shape[0]).index_copy(0, torch.from_numpy(producer.source), scale)
+        if maker.kind == "linear":
+            view = next(v for v in self._views.values() if v.module == f"{self._path}.{maker.inner}")
+            rows = torch.ones(view.shape[0]).index_copy(0, torch.from_numpy(maker.source), scale)
             self._scale_rows(view, rows)
         else:
-            scale = self._scale_norm(producer, module, scale)
+            scale = self._scale_norm(maker, module, scale)
         for name in names:
             self._weight(name).mul_(scale)
-        failure: Failure | None = None
-        if bool((scale == 1).all()):
-            failure = "rounded to 1"
-        elif not self._same():
-            failure = "output changed"
-        if failure is not None:
+        if bool((scale == 1).all()) or not self._same():
             self._restore(saved)
-            return failure
+            return False
         for name in names:
             self._done.columns[name] = self._done.columns.get(name, torch.ones_like(scale)) * scale
         if rows is not None:
             self._done.rows[view.name] = self._done.rows.get(view.name, torch.ones_like(rows)) * rows
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
-                self._done.kept[f"{self._path}.{producer.inner}.{leaf}"] = parameter.detach().clone()
-        return None
+                self._done.kept[f"{self._path}.{maker.inner}.{leaf}"] = parameter.detach().clone()
+        return True
 
-    def _scale_norm(self, producer: Producer, module: torch.nn.Module, scale: torch.Tensor) -> torch.Tensor:
+    def _scale_norm(self, maker: Maker, module: torch.nn.Module, scale: torch.Tensor) -> torch.Tensor:
         """Divide a norm's weight and bias by `scale`; return the scale after rounding the weight to its stored type."""
         weight = module.get_parameter("weight").detach()
-        offset = 1.0 if producer.kind == "offset gain" else 0.0
+        offset = 1.0 if maker.kind == "offset gain" else 0.0
         gain = weight + offset
-        stored = (gain / scale - offset).to(self._dtypes[f"{self._path}.{producer.inner}.weight"]).float()
+        stored = (gain / scale - offset).to(self._dtypes[f"{self._path}.{maker.inner}.weight"]).float()
         usable = (gain != 0) & (stored + offset != 0)
         weight.copy_(torch.where(usable, stored, weight))
         scale = torch.where(usable, gain / torch.where(usable, stored + offset, 1.0), 1.0)
@@ -304,7 +277,7 @@ class _Folder:
             parameter.detach().copy_(value)
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
-        """Record and log the reason why nothing is folded into a group."""
+        """Note and log the reason why nothing is folded into a group."""
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         self._done.refusals[names[0]] = f"nothing was folded into {listed}: {why}"
         logger.info("%s", self._done.refusals[names[0]])

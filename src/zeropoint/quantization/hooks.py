@@ -95,7 +95,7 @@ def bfloat16_inputs(block: Block, views: Sequence[LayerView]) -> Iterator[dict[s
 
 
 def input_of(block: Block, view: LayerView, run: Callable[[], Any]) -> torch.Tensor:
-    """Run the block by calling `run`, stop at the first input of `view`, and return that input."""
+    """Return the first input of `view` while `run` runs the block; the run ends as soon as the input is there."""
     inputs: list[torch.Tensor] = []
 
     def on_input(_name: str, layer_input: torch.Tensor) -> None:
@@ -116,7 +116,7 @@ def norm_outputs(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """
     outputs: dict[str, torch.Tensor] = {}
 
-    def store_output(inner: str) -> Callable[..., None]:
+    def note(inner: str) -> Callable[..., None]:
         """Return a hook that stores the output of the norm at path `inner`."""
         return lambda _module, _inputs, out: outputs.__setitem__(inner, out)
 
@@ -124,7 +124,7 @@ def norm_outputs(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     for inner, submodule in module.named_modules():
         own = dict(submodule.named_parameters())
         if "weight" in own and all(p.ndim == 1 for p in own.values()):
-            handles.append(submodule.register_forward_hook(store_output(inner)))
+            handles.append(submodule.register_forward_hook(note(inner)))
     try:
         yield outputs
     finally:

@@ -1,4 +1,4 @@
-"""Quantization of single weights by the algorithm that their choice names, and the rounding error of each weight."""
+"""Quantization of single weights by the algorithm of their choice, with the error that rounding left in each."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ def needs(choice: Choice) -> frozenset[str]:
 def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
     """Quantize one view by an integer choice.
 
-    An algorithm that lacks statistics is replaced by `rtn`, with a warning. If an algorithm that needs more statistics
-    than `rtn` gives `rtn`'s result, a warning says that. Raises `CheckpointError` with the name of a weight that holds
-    NaN or inf, `SchemeError` if a scale overflows its type.
+    An algorithm that lacks statistics is replaced by `rtn`, with a warning. A warning also says so if an algorithm's
+    result equals that of `rtn` although the algorithm needs more statistics. Raises `CheckpointError` with the name of
+    a weight that holds NaN or inf, `SchemeError` if a scale overflows its type.
     """
     return quantize_views([view], choice, stats)[0]
 
 
 def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats | None) -> list[Quantized]:
-    """Quantize views `[out, in]` that share an input and a choice; return what `quantize_view` gives for each view.
+    """Quantize views `[out, in]` that share an input and a choice, with the results of `quantize_view`.
 
     The weights are stacked into one tall weight, so that the algorithm processes the statistics (such as the Hessian)
     once. Stacking does not change the codes: each row is quantized independently, except with one scale per tensor,
@@ -114,9 +114,10 @@ def quantize_views(views: Sequence[LayerView], choice: Choice, stats: LayerStats
     for view, value, end in zip(views, values, ends, strict=True):
         part = quantized.rows(end - len(value), end)
         view_warning = warning if not results else ""
-        if not warning and _equals_rtn(value, choice, stats, part):
-            name = parts(choice.algorithm)["quantize"]
-            view_warning = f"{name} gave {view.name} the same codes and scales as {FALLBACK}"
+        if not warning and _is_fallback(value, choice, stats, part):
+            view_warning = (
+                f"{parts(choice.algorithm)['quantize']} changed nothing against {FALLBACK} in {view.name}"
+            )
             logger.warning("%s", view_warning)
         results.append(Quantized(part, measure(view.name, value, part, str(scheme)), view_warning))
     return results
@@ -137,19 +138,19 @@ def _quantize(
     return load(FALLBACK).quantize(values, stats, choice.scheme, make_options(FALLBACK, {})), warning
 
 
-def _equals_rtn(
-    values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, quantized: QuantizedTensor
+def _is_fallback(
+    values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, made: QuantizedTensor
 ) -> bool:
     """Return whether an algorithm that needs more statistics than `rtn` gave the same codes and scales as `rtn`."""
     if needs(choice) <= load(FALLBACK).NEEDS:
         return False
     for start, stop in ((0, 1), (0, len(values))):  # cheap checks first: the grid search below is slow
-        part = quantized.rows(start, stop)
+        part = made.rows(start, stop)
         nearest = quantize(values[start:stop], part.scheme, scale=part.scale, zero_point=part.zero_point)
         if not np.array_equal(nearest.codes, part.codes):
             return False
-    plain = load(FALLBACK).quantize(values, stats, quantized.scheme, make_options(FALLBACK, {}))
-    return bool(np.array_equal(plain.codes, quantized.codes) and np.array_equal(plain.scale, quantized.scale))
+    plain = load(FALLBACK).quantize(values, stats, made.scheme, make_options(FALLBACK, {}))
+    return bool(np.array_equal(plain.codes, made.codes) and np.array_equal(plain.scale, made.scale))
 
 
 def measure(name: str, values: NDArray[np.float32], quantized: Coded, scheme: str) -> LayerError:

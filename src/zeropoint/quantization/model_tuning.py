@@ -1,4 +1,4 @@
-"""Tuning of a whole quantized model towards the float model's logits, by the plan's `tune_model` algorithm.
+"""Tuning of a whole quantized model beside the float model, by the plan's `tune_model` algorithm.
 
 Unlike all other steps of quantization, this one holds the model in memory: twice in float32, plus the activations of a
 backward pass over one window. `refuse_large` refuses a model that is too large before the first weight is read.
@@ -96,26 +96,25 @@ def refuse_large(
 
 
 class Twin:
-    """The float32 model and the quantized model on one torch module, as `distill.Student` asks.
+    """The float32 model and the quantized model on one module: a `distill.Student`.
 
-    The module holds the float32 parameters. The quantized model is the same module run with other parameters, made from
-    the weights `initial`. Trainable (`free`) are the kept vectors (norms,
+    The quantized model is the same module run with other parameters. Trainable (`free`) are the kept vectors (norms,
     biases), and the scales of all quantized weights without two-level scales.
     """
 
-    def __init__(self, checkpoint: Checkpoint, initial: Mapping[str, Weight]) -> None:
+    def __init__(self, checkpoint: Checkpoint, made: Mapping[str, Weight]) -> None:
         self._model = FilledModel(checkpoint)
         self._model.fill(self._model.names(""))
         for path in self._model.blocks:
             block = self._model.module.get_submodule(path)
             block.forward = _in_bfloat16(block.forward)
-        self._initial = initial
+        self._made = made
         self._ties = {info.name: info.tied_to for info in checkpoint.parameters() if info.tied_to is not None}
         self._views = {view.name: view for view in checkpoint.views()[0]}
         self._fixed: dict[str, torch.Tensor] = {}
         self.free: dict[str, torch.Tensor] = {}
         parameters = {info.name for info in checkpoint.parameters() if not info.is_buffer}
-        for name, weight in initial.items():
+        for name, weight in made.items():
             if isinstance(weight, QuantizedTensor):
                 if weight.scheme.scale_dtype == "nested":
                     self._fixed[name] = torch.from_numpy(weight.dequantize())
@@ -127,7 +126,7 @@ class Twin:
 
     def store(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Return `value` rounded to the type in which the artifact stores it."""
-        weight = self._initial[name]
+        weight = self._made[name]
         if isinstance(weight, QuantizedTensor):
             return torch.from_numpy(round_scale(value.numpy(), weight.scheme.scale_dtype, name=name))
         return torch.from_numpy(value.numpy().astype(weight.dtype).astype(np.float32))
@@ -148,11 +147,11 @@ class Twin:
 
     def weights(self, values: Mapping[str, torch.Tensor]) -> dict[str, Weight]:
         """Return all weights, with the trainable ones replaced by `values` (already rounded by `store`)."""
-        return {name: self._replaced(name, values.get(name)) for name in self._initial}
+        return {name: self._replaced(name, values.get(name)) for name in self._made}
 
     def _replaced(self, name: str, value: torch.Tensor | None) -> Weight:
         """Return one weight with a new trainable value (None: unchanged)."""
-        weight = self._initial[name]
+        weight = self._made[name]
         if value is None:
             return weight
         if isinstance(weight, QuantizedTensor):
@@ -162,7 +161,7 @@ class Twin:
 
     def _weight(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Return the float parameter for a trainable value: codes times scales, or the value itself for a vector."""
-        weight = self._initial[name]
+        weight = self._made[name]
         if not isinstance(weight, QuantizedTensor):
             return value
         scheme, columns = weight.scheme, weight.shape[1]

@@ -1,6 +1,6 @@
 """The weights of views inside the torch module that holds them: read, overwritten, or replaced for one run.
 
-Each function takes a `module` and its `path` in the model: the path of a transformer block, or "" for the model itself.
+`path` is the module path, in the model, of the module that is given: that of a transformer block, or "" for the model.
 """
 
 from __future__ import annotations

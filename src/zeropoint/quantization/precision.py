@@ -13,8 +13,8 @@ from functools import cache, partial
 
 import torch
 
-#: A changed block counts as computing the same if what it adds to its input (output - input, in float32) changes by at
-#: most this fraction.
+#: Largest relative change (in float32) of the difference between a block's output and input for which a changed block
+#: counts as computing the same.
 TOLERANCE = 1e-4
 
 #: The size of the timed layer.

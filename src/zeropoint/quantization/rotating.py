@@ -68,7 +68,7 @@ class _Matrix:
     """A weight matrix of a block, `[out, in]` (`[in, out]` if `transposed`), or a stack of such matrices.
 
     - `norm`: the path of the norm whose output the matrix's module, or a module around it, takes; None if none;
-    - `is_direct`: whether the matrix's own module takes that output, not only a module around it.
+    - `given`: whether the matrix's own module takes that output.
     """
 
     name: str
@@ -76,7 +76,7 @@ class _Matrix:
     columns: int
     transposed: bool
     norm: str | None
-    is_direct: bool
+    given: bool
 
     def on_the_way_in(self, matrix: torch.Tensor) -> Change:
         """Return the change to `W Q`, for an input `x Q` in place of `x`."""
@@ -142,9 +142,7 @@ class _Rotation:
         """
         matrices = block.matrices(self._views)
         readers = [
-            m
-            for m in matrices
-            if m.norm and m.columns == self._width and (m.is_direct or m.out != self._width)
+            m for m in matrices if m.norm and m.columns == self._width and (m.given or m.out != self._width)
         ]
         writers = [m for m in matrices if m not in readers and m.out == self._width]
         for offset in (self._offset, 1.0 - self._offset):
@@ -163,33 +161,29 @@ class _Rotation:
                 return changes
         if block.has_layer_norm():
             raise self._refusal(
-                f"the norms of {block.path} subtract the mean, and a rotation does not preserve the mean"
+                f"the norms of {block.path} take the mean off, and a rotation does not preserve the mean"
             )
         raise self._refusal(f"rotated hidden states would change what {block.path} computes")
 
     def _turn_heads(self, block: _Block) -> dict[str, Change]:
         """Return the changes of one block that rotate the values of each attention head.
 
-        Tries pairs of a layer that may produce the values (`producer`) and a layer that may take them (`consumer`).
+        Tries pairs of a layer that may produce the values (`maker`) and a layer that may take them (`taker`).
         """
         matrices = [
             m for m in block.matrices(self._views) if m.out * m.columns == block.value(m.name).numel()
         ]
-        for consumer in (m for m in matrices if not m.is_direct and m.columns % self._head == 0):
-            for producer in reversed([m for m in matrices if m.is_direct and m.out % self._head == 0]):
-                if consumer.columns % producer.out:
+        for taker in (m for m in matrices if not m.given and m.columns % self._head == 0):
+            for maker in reversed([m for m in matrices if m.given and m.out % self._head == 0]):
+                if taker.columns % maker.out:
                     continue
-                producer_turn, consumer_turn = (self._all_heads(n) for n in (producer.out, consumer.columns))
+                maker_turn, taker_turn = (self._all_heads(n) for n in (maker.out, taker.columns))
                 changes = {
-                    producer.name: _both(
-                        block.changes.get(producer.name), producer.on_the_way_out(producer_turn)
-                    ),
-                    consumer.name: _both(
-                        block.changes.get(consumer.name), consumer.on_the_way_in(consumer_turn)
-                    ),
+                    maker.name: _both(block.changes.get(maker.name), maker.on_the_way_out(maker_turn)),
+                    taker.name: _both(block.changes.get(taker.name), taker.on_the_way_in(taker_turn)),
                 }
-                if (bias := producer.name.removesuffix("weight") + "bias") in block.names:
-                    changes[bias] = _times(producer_turn)
+                if (bias := maker.name.removesuffix("weight") + "bias") in block.names:
+                    changes[bias] = _times(maker_turn)
                 if block.is_same(block.changes | changes, block.turn):
                     return changes
         raise self._refusal(
@@ -214,11 +208,9 @@ class _Rotation:
         self._model.fill([head])
         norm = self._model.module.get_submodule(norms[0].removesuffix(".weight"))
         gain = norm.get_parameter("weight") + self._offset
-        reader = _Matrix(head, 0, self._width, False, norms[0], is_direct=True)
+        reader = _Matrix(head, 0, self._width, False, norms[0], given=True)
         changes = {
-            embedding: _Matrix(embedding, 0, self._width, False, None, is_direct=False).on_the_way_in(
-                self._turn
-            ),
+            embedding: _Matrix(embedding, 0, self._width, False, None, given=False).on_the_way_in(self._turn),
             head: _both(reader.times(gain), reader.on_the_way_in(self._turn)),
             norms[0]: _constant(1.0 - self._offset),
         }
@@ -249,9 +241,9 @@ class _Block:
         self.names = {f"{block.path}.{inner}" for inner, _ in block.module.named_parameters()}
         self.changes: dict[str, Change] = {}
         self.turn = torch.eye(hidden.shape[-1])
-        self._norm_of: dict[str, str] = {}
+        self._fed: dict[str, str] = {}
         self._norms: dict[str, torch.nn.Module] = {}
-        with torch.no_grad(), norm_outputs(block.module) as emitted, self._recording(emitted):
+        with torch.no_grad(), norm_outputs(block.module) as emitted, self._noting(emitted):
             self.out = self._run({}, hidden)
 
     def value(self, name: str) -> torch.Tensor:
@@ -268,9 +260,9 @@ class _Block:
             transposed = name in views and views[name].transposed
             columns, out = value.shape[-2:] if transposed else (value.shape[-1], value.shape[-2])
             owner = name.removeprefix(f"{self.path}.").rpartition(".")[0]
-            consumers = [inner for inner in self._norm_of if owner == inner or owner.startswith(f"{inner}.")]
-            norm = self._norm_of[max(consumers, key=len)] if consumers else None
-            matrices.append(_Matrix(name, out, columns, transposed, norm, owner in self._norm_of))
+            fed_modules = [inner for inner in self._fed if owner == inner or owner.startswith(f"{inner}.")]
+            norm = self._fed[max(fed_modules, key=len)] if fed_modules else None
+            matrices.append(_Matrix(name, out, columns, transposed, norm, owner in self._fed))
         return sorted(
             matrices, key=lambda matrix: list(views).index(matrix.name) if matrix.name in views else -1
         )
@@ -294,25 +286,25 @@ class _Block:
             )
 
     @contextmanager
-    def _recording(self, emitted: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Record in `_norm_of`, inside the context, which norm's output (reshaped or not) each module takes."""
+    def _noting(self, emitted: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Note, inside the context, which modules take the output of which norm, reshaped or not, in `_fed`."""
         width = self._hidden.shape[-1]
 
-        def hook_for(inner: str) -> Callable[..., None]:
+        def note(inner: str) -> Callable[..., None]:
             """Return a hook for the module at path `inner`."""
 
-            def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                """Record the norm whose output is among the module's arguments."""
+            def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                """Note the norm whose output is among the module's arguments."""
                 for value in (*args, *kwargs.values()):
                     for norm, out in emitted.items():
                         if isinstance(value, torch.Tensor) and out.shape[-1] == width and _shares(value, out):
-                            self._norm_of[inner] = norm
+                            self._fed[inner] = norm
                             self._norms[norm] = self._module.get_submodule(norm)
 
-            return record
+            return look
 
         handles = [
-            module.register_forward_pre_hook(hook_for(inner), with_kwargs=True)
+            module.register_forward_pre_hook(note(inner), with_kwargs=True)
             for inner, module in self._module.named_modules()
             if inner
         ]

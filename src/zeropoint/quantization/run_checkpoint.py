@@ -53,7 +53,7 @@ SHARE = 0.02
 PLAIN = layouts.Layout()
 
 
-class FinishedWeight(NamedTuple):
+class Made(NamedTuple):
     """One weight of the stream, its rounding error (None if kept) and its warning ("" for none)."""
 
     weight: Weight
@@ -115,10 +115,10 @@ class RunCheckpoint:
         self.warning = ""
         self.blocks = 0
         self._run = run
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._made: dict[str, dict[str, Any]] = {}
         self._states: dict[str, Any] = {}
         self._file: safetensors_file.TensorFile | None = None
-        self._pending: dict[str, FinishedWeight] = {}
+        self._pending: dict[str, Made] = {}
         self._new: list[Path] = []
         self._written, self._cost = time.monotonic(), 0.0
 
@@ -136,9 +136,9 @@ class RunCheckpoint:
             self._remove_unnamed()
             try:
                 yield self
-                self._entries.clear()
+                self._made.clear()
             finally:
-                if self._entries:
+                if self._made:
                     logger.warning(
                         "%s keeps %d finished blocks: the same command with --resume continues from there",
                         self.folder,
@@ -164,19 +164,19 @@ class RunCheckpoint:
         finally:
             os.close(descriptor)
 
-    def get(self, name: str) -> FinishedWeight | None:
+    def get(self, name: str) -> Made | None:
         """Return a stored weight, or None if the weight is still to be quantized."""
-        entry = self._entries.get(name)
+        entry = self._made.get(name)
         if entry is None:
             return None
         file, scheme = self._opened(self.folder / entry["file"]), entry["scheme"]
         error = None if entry["error"] is None else LayerError(**entry["error"])
         if scheme is None:
-            return FinishedWeight(file.read(name), error, entry["warning"])
+            return Made(file.read(name), error, entry["warning"])
         parsed = parse(scheme)
         keys = layouts.tensor_names(name, parsed, PLAIN)
         weight = layouts.decode(name, parsed, {key: file.read(key) for key in keys})
-        return FinishedWeight(weight, error, entry["warning"])
+        return Made(weight, error, entry["warning"])
 
     def states(self) -> States:
         """Return the stored number of finished blocks and the next block's input.
@@ -198,9 +198,9 @@ class RunCheckpoint:
         count = self._states["hidden"]
         return States(self.blocks, arrays[:count], arrays[count:])
 
-    def add(self, name: str, weight: FinishedWeight) -> None:
+    def add(self, name: str, made: Made) -> None:
         """Add a weight that was just quantized; `finish_blocks` writes it."""
-        self._pending[name] = weight
+        self._pending[name] = made
 
     def finish_blocks(self, states: States) -> None:
         """Write the added weights, which complete one or more blocks; write `states` if that does not take too long.
@@ -210,16 +210,16 @@ class RunCheckpoint:
         if not self._pending:
             return
         file = (
-            self.folder / f"weights-{len(self._entries):07d}.safetensors"
+            self.folder / f"weights-{len(self._made):07d}.safetensors"
         )  # the number of weights stored before
         safetensors_file.write(file, dict(_stored(self._pending)))
         self._new.append(file)
-        for name, (weight, error, warning) in self._pending.items():
-            self._entries[name] = {
+        for name, made in self._pending.items():
+            self._made[name] = {
                 "file": file.name,
-                "scheme": str(weight.scheme) if isinstance(weight, QuantizedTensor) else None,
-                "error": None if error is None else error.to_json(),
-                "warning": warning,
+                "scheme": str(made.weight.scheme) if isinstance(made.weight, QuantizedTensor) else None,
+                "error": None if made.error is None else made.error.to_json(),
+                "warning": made.warning,
             }
         self._pending.clear()
         started = time.monotonic()
@@ -247,7 +247,7 @@ class RunCheckpoint:
             "run": asdict(self._run),
             "blocks": self.blocks,
             "states": self._states,
-            "made": self._entries,
+            "made": self._made,
         }
         replace_text(self.folder / NAME, json.dumps(content) + "\n")
         sync(self.folder)
@@ -262,7 +262,7 @@ class RunCheckpoint:
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']!r} is not {VERSION}")
             stored_run = Run(**data["run"])
-            self.blocks, self._states, self._entries = (
+            self.blocks, self._states, self._made = (
                 int(data["blocks"]),
                 dict(data["states"]),
                 dict(data["made"]),
@@ -285,11 +285,11 @@ class RunCheckpoint:
 
     def _remove_unnamed(self) -> None:
         """Remove files that the journal does not list: incomplete ones from a killed run, and outdated ones."""
-        named = {entry["file"] for entry in self._entries.values()} | {NAME, self._states.get("file")}
+        named = {entry["file"] for entry in self._made.values()} | {NAME, self._states.get("file")}
         for file in self.folder.iterdir():
             if file.name not in named:
                 file.unlink()
-        if not self._entries:
+        if not self._made:
             (self.folder / NAME).unlink(missing_ok=True)
 
     def _opened(self, path: Path) -> safetensors_file.TensorFile:
@@ -303,9 +303,9 @@ class RunCheckpoint:
         return ArtifactError(f"{path} is damaged ({cause}): start again (--overwrite)")
 
 
-def _stored(weights: Mapping[str, FinishedWeight]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _stored(made: Mapping[str, Made]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield `(name, tensor)` of a file of weights, encoded as in an artifact with the layout `PLAIN`."""
-    for name, (weight, _, _) in weights.items():
+    for name, (weight, _, _) in made.items():
         if isinstance(weight, QuantizedTensor):
             yield from layouts.encode(name, weight, PLAIN)
         else:

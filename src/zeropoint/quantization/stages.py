@@ -2,10 +2,10 @@
 
 A stage needs a run of the block up to the stage's inputs, and a last run gives the block's outputs. Without skips,
 every one of these runs would compute the attention again. Some submodules return the output tensor of their last layer
-unchanged: attention returns the output of its output projection, an MLP the output of its down projection. Once all
-layers of such a submodule are quantized, the input of its last layer does not change any more. That input is stored.
-The next run applies the last layer to the stored input and stores the output, which replaces the submodule in all runs
-after that. One run on a window of tokens shows which submodules qualify; all others run as usual.
+unchanged: attention that of its output projection, an MLP that of its down projection. Once all layers of such a
+submodule are quantized, the input of its last layer does not change any more. That input is stored. The next run
+applies the last layer to it and stores the output, which replaces the submodule in all runs after that. One run on a
+window of tokens shows which submodules qualify; all others run as usual.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Stage:
 
     - `shared` True: all views take the same input tensor, so one Hessian serves them all. `shared` False: the views are
       experts of one stacked weight, and each expert takes tokens of its own;
-    - `skips`: the submodules whose last layer is in this stage. Runs after this stage skip these submodules.
+    - `skips`: the submodules that runs can skip after this stage, because one of its layers is their last.
     """
 
     views: tuple[LayerView, ...]
@@ -57,12 +57,12 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensors:
-    """The tensors that stand in for a run of the submodule of `skip`, one per batch.
+class StoredInput:
+    """The tensors that replace a run of a skip's submodule, one per batch.
 
     - `inputs`: the input of the skip's layer, in bfloat16 (reduced-precision products would round it anyway); a batch
       is dropped once its output is computed;
-    - `outputs`: batch number -> the output of the skip's layer, in the dtype in which the layer returned it.
+    - `outputs`: batch number -> the layer's output, in the dtype in which the layer returned it.
     """
 
     skip: Skip
@@ -129,8 +129,8 @@ def _find_skips(
 ) -> list[Skip]:
     """Return the submodules of `block` that `skipping` may replace by their last layer.
 
-    Such a submodule returns the output tensor of one of its own layers. That layer is in the last of the stages that
-    hold layers of the submodule. Submodule and layer ran exactly once. `outputs` is the list from `module_outputs`.
+    Such a submodule returns the output tensor of one of its own layers, that layer is of the submodule's last stage,
+    and submodule and layer ran exactly once. `outputs` is the list from `module_outputs`.
     """
     order = {name: number for number, stage in enumerate(stages) if stage.shared for name in stage.names}
     layers = {view.module.removeprefix(f"{block.path}."): view.name for view in views if view.expert is None}
@@ -156,23 +156,23 @@ def _find_skips(
 
 
 @contextmanager
-def skipping(stored: Sequence[StoredTensors], batch: int) -> Iterator[None]:
+def skipping(stored_inputs: Sequence[StoredInput], batch: int) -> Iterator[None]:
     """Replace, inside the context, each skip's submodule by the output of its last layer for batch number `batch`."""
 
-    def answer(tensors: StoredTensors) -> Callable[..., Any]:
+    def answer(stored: StoredInput) -> Callable[..., Any]:
         """Return a `forward` that returns the output of the skip's layer."""
 
         def forward(*_args: Any, **_kwargs: Any) -> Any:
             """Return what the submodule would return."""
-            out, length = tensors.output(batch), tensors.skip.length
+            out, length = stored.output(batch), stored.skip.length
             return (out, *[None] * (length - 1)) if length else out
 
         return forward
 
-    for tensors in stored:
-        tensors.skip.module.forward = answer(tensors)
+    for stored in stored_inputs:
+        stored.skip.module.forward = answer(stored)
     try:
         yield
     finally:
-        for tensors in stored:
-            del tensors.skip.module.forward  # restores the class's method
+        for stored in stored_inputs:
+            del stored.skip.module.forward  # restores the class's method

@@ -21,7 +21,7 @@ from zeropoint.quantization.layers import LayerError, needs, quantize_view
 from zeropoint.quantization.model_tuning import model_tuner, refuse_large
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.rotating import rotated
-from zeropoint.quantization.run_checkpoint import FinishedWeight, RunCheckpoint
+from zeropoint.quantization.run_checkpoint import Made, RunCheckpoint
 from zeropoint.reference.rounding import check_finite
 from zeropoint.tensors import to_numpy
 from zeropoint.values.plan import Choice, Plan
@@ -36,7 +36,7 @@ if not TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WeightDone:
-    """The state of a run after a weight: `done` of the model's `total` weight elements are quantized or kept.
+    """The state of a run after each weight: `done` of `total` numbers of the model are finished.
 
     `error` is the rounding error of the weight `name`, None if it was kept; `warning` is "" for none.
     """
@@ -109,7 +109,7 @@ def _weights(
     sizes.update({view.name: view.shape[0] * view.shape[1] for view in checkpoint.views()[0]})
     total, done = sum(sizes[name] for name in plan.choices), 0
     blocks = None if tokens is None else CalibratedBlocks(checkpoint, plan, torch.from_numpy(tokens))
-    finish = _weight_source(checkpoint, plan, blocks)
+    make = _maker(checkpoint, plan, blocks)
     safe_names: set[str] = set()
     if blocks is None:
         run_checkpoint = None  # without text, weights are only read and rounded, which is not worth storing
@@ -118,35 +118,33 @@ def _weights(
         safe_names = blocks.safe_names()
     for name in plan.choices:
         restored = None if run_checkpoint is None else run_checkpoint.get(name)
-        finished = finish(name) if restored is None else restored
-        if blocks is not None and isinstance(finished.weight, QuantizedTensor):
-            blocks.use_embedding(name, finished.weight)
+        made = make(name) if restored is None else restored
+        if blocks is not None and isinstance(made.weight, QuantizedTensor):
+            blocks.replace(name, made.weight)
         if run_checkpoint is not None and restored is None:
-            run_checkpoint.add(name, finished)
+            run_checkpoint.add(name, made)
         done += sizes[name]
         if progress is not None:
-            progress(WeightDone(name, done, total, finished.error, finished.warning))
-        weight = finished.weight
-        del restored, finished  # frees this weight as soon as the consumer has dropped it
+            progress(WeightDone(name, done, total, made.error, made.warning))
+        weight = made.weight
+        del restored, made  # frees this weight as soon as the consumer has dropped it
         yield name, weight
         if run_checkpoint is not None and blocks is not None and name in safe_names:
             run_checkpoint.finish_blocks(blocks.states())
 
 
-def _weight_source(
-    checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None
-) -> Callable[[str], FinishedWeight]:
+def _maker(checkpoint: Checkpoint, plan: Plan, blocks: CalibratedBlocks | None) -> Callable[[str], Made]:
     """Return a function that quantizes or reads one weight; it must be called in plan order."""
     views = {view.name: view for view in checkpoint.views()[0]}
     dtypes = {info.name: info.dtype for info in checkpoint.parameters()}
     stats = _moments(checkpoint, plan) if blocks is None else {}
 
-    def finish(name: str) -> FinishedWeight:
+    def make(name: str) -> Made:
         """Return the weight `name`, as the plan says."""
         choice = plan.choices[name]
         if choice.scheme is None or choice.scheme.is_float:
             folded = None if blocks is None else blocks.folded(name)
-            return FinishedWeight(_kept(checkpoint, name, dtypes[name], choice.scheme, folded))
+            return Made(_kept(checkpoint, name, dtypes[name], choice.scheme, folded))
         if blocks is not None and blocks.covers(name):
             quantized = blocks.take(name)
         else:
@@ -155,20 +153,20 @@ def _weight_source(
                 quantized = quantized.with_warning(
                     f"{name} was rounded with equal importance for all its inputs: their sizes could not be measured"
                 )
-        return FinishedWeight(quantized.tensor(), quantized.error, quantized.warning)
+        return Made(quantized.tensor(), quantized.error, quantized.warning)
 
-    return finish
+    return make
 
 
 def _moments(checkpoint: Checkpoint, plan: Plan) -> dict[str, LayerStats]:
-    """Return the second moments of the layers whose choices use second moments. Run the model only if there are any."""
+    """Return the second moments of the layers whose choices use them; the model runs only if there are such layers."""
     views = {view.name: view for view in checkpoint.views()[0]}
     names = {n for n, choice in plan.choices.items() if n in views and _wants_moments(views[n], choice)}
     return input_moments(checkpoint, names, seed=plan.seed) if names else {}
 
 
 def _wants_moments(view: LayerView, choice: Choice) -> bool:
-    """Return whether a weight is that of a linear layer whose choice uses second moments."""
+    """Return whether a weight's input moments are measured on random tokens: linear layers whose choice uses them."""
     return view.kind in ("linear", "conv1d") and "second_moment" in needs(choice)
 
 

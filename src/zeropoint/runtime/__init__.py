@@ -80,13 +80,13 @@ def open_runner(
     cache_type: str = "float16",
     draft_tokens: int = 0,
     revision: str | None = None,
-    prefer_llama_cpp: bool = False,
+    theirs: bool = False,
 ) -> Runner:
     """Load an artifact, a Hugging Face checkpoint or another tool's model, and return a runner on this machine.
 
     `path` is a local path or the name of a model on the Hugging Face hub; `revision` is for hub names only. An ONNX
     folder or a folder that another tool quantized runs in its own runtime (`runtime.external`). A GGUF file runs on
-    Zeropoint's engines, or in llama.cpp if `prefer_llama_cpp` is set and llama.cpp is installed.
+    Zeropoint's engines, or in llama.cpp if `theirs` is set and llama.cpp is installed.
 
     `dtype` applies to checkpoints only: `auto` is the checkpoint's own dtype; any other value uses the torch runtime.
     With `engine="auto"`, a model that the native engine does not support runs on the torch runtime, and a warning says
@@ -95,7 +95,7 @@ def open_runner(
     Raises `UsageError` if the engine or dtype is unknown or does not suit the path, `UnsupportedError` if the engine
     that was asked for does not support the model, `ArtifactError` or `CheckpointError` if the files are damaged.
     """
-    options = OpenOptions(engine, dtype, default_threads(threads), cache_type, draft_tokens, prefer_llama_cpp)
+    options = OpenOptions(engine, dtype, default_threads(threads), cache_type, draft_tokens, theirs)
     _check(options)
     path = locate(path, revision=revision)
     why = ""  # the preferred engine's reason
@@ -119,7 +119,7 @@ def prepare(path: str | Path, *, engine: str = AUTO, dtype: str = "auto") -> Mem
     Memory that is measured later is then the model's alone. A model that does not load raises no error here:
     `open_runner` reports it.
     """
-    options = OpenOptions(engine, dtype, prefer_llama_cpp=True)
+    options = OpenOptions(engine, dtype, theirs=True)
     everyone = engines()
     candidates: list[Engine] = []
     with suppress(ZeropointError, OSError):

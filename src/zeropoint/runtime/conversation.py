@@ -16,7 +16,7 @@ from zeropoint.tokenizer import Message
 
 
 class Conversation:
-    """The messages of a chat, after those of `start` (such as a system message). Not for use by two threads at once."""
+    """The messages of a chat, after those of `start` (a system message, say). Not for use by two threads at once."""
 
     def __init__(self, runner: Runner, start: Sequence[Message] = ()) -> None:
         self._runner = runner
@@ -75,7 +75,7 @@ class Conversation:
         return answer
 
     def _with_own_answer(self, rendered: list[int]) -> list[int]:
-        """Return `rendered`, with the last prompt and answer replaced by the tokens that the model read and generated.
+        """Return the prompt `rendered` with the tokens of the last prompt and answer as the model read and chose them.
 
         Returns `rendered` unchanged if the template renders the last prompt or answer differently than before.
         """

@@ -29,7 +29,7 @@ class OpenOptions:
     threads: int = 2
     cache_type: str = "float16"
     draft_tokens: int = 0
-    prefer_llama_cpp: bool = False
+    theirs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 def measure() -> Memory:
     """Return freed heap memory to the system, then read this process's memory from /proc."""
-    release()  # memory that the allocator holds in reserve does not belong to the model
+    release()  # memory that the allocator holds in reserve is not the model's
     rollup = _kilobyte_fields(_ROLLUP)
     resident = rollup.get("Rss", 0)
     anonymous = rollup.get("Anonymous", 0)

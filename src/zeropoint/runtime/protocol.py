@@ -1,6 +1,6 @@
 """What a loaded model offers: `TokenModel` (token ids), `TextModel` (text), `Measured` (cost), and `Runner`, all three.
 
-Every engine implements `Runner`. Code that needs only one of the three parts takes that part as its argument type.
+Every engine implements `Runner`; one for a GPU (CUDA) would too. Code that needs one part asks for that part only.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from zeropoint.tokenizer import Message, Text
 
 
 class Reads:
-    """The methods of `zeropoint.runtime.protocol.TextModel`, for runners with a `tokenizer`."""
+    """`zeropoint.runtime.protocol.TextModel`, for runners with a `tokenizer`."""
 
     tokenizer: Text
 

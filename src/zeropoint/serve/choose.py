@@ -55,10 +55,10 @@ def choose(logits: Floats, jobs: Sequence[Job], *, threads: int) -> list[NewToke
 
 
 def note_prompt(rows: Floats, job: Job, *, threads: int) -> None:
-    """Note that the logits up to `job.read` are used. Before `PromptRead` is sent, store prompt scores and logits.
+    """Store the prompt scores and prompt logits that a job asked for; nothing if `PromptRead` was sent before.
 
-    `rows` are the logits after the last `len(rows)` tokens that the job has read. Only the scores and logits that the
-    request asked for are stored. Raises `ArtifactError` if a scored row is not finite.
+    `rows` are the logits after the last `len(rows)` tokens that the job has read. Raises `ArtifactError` if they are
+    not finite.
     """
     if not len(rows):
         return

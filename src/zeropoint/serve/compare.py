@@ -41,12 +41,9 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredTokens:
-    """Scores of the answer's `tokens`, which begin at index `start` of the answer.
-
-    - `reference`: the first model's predictions. Its `kl` is 0; its `choices` are set where another model disagrees;
-    - `others`: the other models' predictions, in the order of the models.
-    """
+class Part:
+    """Scores of the answer's tokens from `start` on: `reference` holds the first model's own predictions (`kl` is 0),
+    with its choice wherever any other model disagrees; `others` is in the order of the models."""
 
     start: int
     tokens: tuple[int, ...]
@@ -68,7 +65,7 @@ def check_models(models: Sequence[Model], text: str) -> None:
 
 async def score(
     models: Sequence[Model], prompt: Sequence[int], answer: Sequence[int], *, client: str = ""
-) -> AsyncGenerator[ScoredTokens, None]:
+) -> AsyncGenerator[Part, None]:
     """Yield the scores of the tokens `answer` after the tokens `prompt` by every model; the first is the reference.
 
     Raises `UsageError` if the text is too long for a model, `BusyError` if a model has no room now, `ArtifactError` if
@@ -142,7 +139,7 @@ def _logits_of(events: Sequence[Event]) -> Logits:
     raise ZeropointError("the engine returned no logits")
 
 
-def _compare(start: int, tokens: tuple[int, ...], logits: Sequence[Logits]) -> ScoredTokens:
+def _compare(start: int, tokens: tuple[int, ...], logits: Sequence[Logits]) -> Part:
     """Return the scores of one part; `logits` are those of each model, `[tokens, vocab]`."""
     reference = logits[0]
     targets = np.array(tokens, np.int64)
@@ -160,7 +157,7 @@ def _compare(start: int, tokens: tuple[int, ...], logits: Sequence[Logits]) -> S
         )
         for result, best, shows in zip(results, choices, shown, strict=True)
     )
-    return ScoredTokens(start, tokens, own, tuple(others))
+    return Part(start, tokens, own, tuple(others))
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:

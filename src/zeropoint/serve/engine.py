@@ -54,10 +54,8 @@ class EngineOptions:
       quarter of the free memory, but at most 65,536 and at most eight contexts, and at least one context;
     - `cache_type`: the number format of the key-value cache: float16, int8 or float32;
     - `context`: the most tokens of a prompt and its answer (None: as many as the model and the cache take);
-    - `max_running`: the most requests in one step;
-    - `max_queue`: how many requests may wait beside `max_running` running ones. If `max_running + max_queue` requests
-      run or wait, the next one is refused;
-    - `prefix_sharing`: whether requests reuse the cached pages of earlier requests that begin with the same tokens;
+    - `max_running`: the most requests in one step; `max_queue`: the most that wait;
+    - `prefix_sharing`: whether requests share what earlier ones have read of the same tokens;
     - `drafting`: whether next tokens are guessed while few requests run (speculative decoding).
     """
 
@@ -105,7 +103,6 @@ class Engine:
         pages, sequences = room.pages, min(options.max_running + KEPT_SEQUENCES, room.pages)
         self.vocab_size = decoder.record.config.vocab
         self.max_positions = room.max_positions
-        # The cache allocates exactly `pages` pages for this number of tokens.
         self._cache = decoder.cache(
             (pages - sequences) * PAGE + sequences, sequences=sequences, type=options.cache_type
         )
@@ -239,12 +236,12 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Queue a new job."""
         self._scheduler.add(job)
-        if job.target == 0:  # a prompt of one token: the first token has no score, so nothing is read
+        if job.target == 0:  # one token, whose score needs no logits
             self._end(job, PromptRead(0), Finished(LENGTH))
 
     def _step(self, parts: Sequence[Part]) -> None:
         """Run a step. If it fails, run its parts one by one: only the jobs whose own part fails then fail."""
-        chunks = [Chunk(p.job.sequence or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
+        chunks = [Chunk(p.job.slot or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
         started = time.perf_counter()
         try:
             logits = forward(

@@ -19,7 +19,7 @@ class Job:
     """A submitted request.
 
     - `tokens`: the prompt, and the new tokens so far;
-    - `sequence`: the number of its sequence in the key-value cache, None while the job waits;
+    - `slot`: the number of its sequence in the key-value cache, None while the job waits;
     - `read`: how many of `tokens` are in the cache;
     - `target`: how many of `tokens` must be read before the next event;
     - `logits_from`: the position from which on the job needs the logits of the tokens that are read;
@@ -39,7 +39,7 @@ class Job:
     listener: Listener
     client: str = ""
     tokens: list[int] = field(default_factory=list)
-    sequence: int | None = None
+    slot: int | None = None
     read: int = 0
     target: int = 0
     logits_from: int = 0

@@ -37,11 +37,7 @@ _WEIGHTS_ONLY = frozenset(
 
 
 def open_models(
-    folders: Mapping[str, Path],
-    options: EngineOptions,
-    *,
-    context: int | None = None,
-    memory_bytes: int | None = None,
+    folders: Mapping[str, Path], options: EngineOptions, *, memory_bytes: int | None = None
 ) -> ServedModels:
     """Return the models in these folders by name; no weights are read.
 
@@ -49,7 +45,7 @@ def open_models(
     `UsageError` if one model alone needs more, `UnsupportedError` for a model that the native engine does not run, and
     `ArtifactError` or `CheckpointError` if a model is damaged.
     """
-    return ServedModels(folders, replace(options, context=context or options.context), memory_bytes)
+    return ServedModels(folders, options, memory_bytes)
 
 
 class ServedModel:
@@ -66,8 +62,7 @@ class ServedModel:
         self.vocab_size = description.record.config.vocab
         room = Room.of(description.record, options)
         self.max_positions = room.max_positions
-        #: The bytes that the weights and the key-value cache take when loaded. Until the first load this is an estimate
-        #: from the stored bytes.
+        #: The bytes that the weights and the key-value cache take when they are loaded.
         self.needed_bytes = description.stored_bytes + room.nbytes
         texts = text_folder(folder)
         self.tokenizer: Tokenizer = models.tokenizer(texts, description.config)

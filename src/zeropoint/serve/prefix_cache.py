@@ -83,14 +83,11 @@ class PrefixCache:
         return first
 
     def evictable_of(self, keys: Sequence[bytes]) -> int:
-        """Return how many evictable pages `share` of the blocks `keys` would put in use."""
+        """Return how many pages would no longer be evictable after `share` of the blocks `keys`."""
         return sum(page.running == 0 for page in self._source(keys)[1]) if keys else 0
 
     def share(self, sequence: int, keys: Sequence[bytes]) -> None:
-        """Replace the content of a running request's sequence by the blocks `keys`.
-
-        Some other sequence must begin with these blocks.
-        """
+        """Replace the content of a running request's sequence by the blocks `keys`, with which another one begins."""
         self._disown(sequence, 0)
         self._cache.truncate(0, sequence)
         source, pages = self._source(keys)

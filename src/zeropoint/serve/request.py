@@ -152,7 +152,7 @@ class ServingEngine(Protocol):
         ...
 
     def drain(self, seconds: float) -> None:
-        """Refuse new requests, finish the accepted ones for at most `seconds`, cancel the rest, stop the thread."""
+        """Refuse new requests, finish the running ones for at most `seconds`, cancel the rest, stop the thread."""
         ...
 
 

@@ -2,8 +2,8 @@
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
 request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is
-preempted: it moves to the front of the queue, and its pages can be evicted. When there is room, it reads those of its
-tokens again, new ones included, whose pages were evicted. So no token is lost.
+preempted: it loses its pages and moves to the front of the queue. When there is room, all its tokens are read again,
+the new ones included, so no token is lost.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Scheduler:
 
     def remove(self, job: Job, *, keep: bool) -> None:
         """Forget a job that has ended, wherever it is; `keep`: later requests may share what it has read."""
-        if job.sequence is None:
+        if job.slot is None:
             self.waiting.discard(job)
         elif keep:
             self.prefixes.keep(self._stop(job))
@@ -120,11 +120,11 @@ class Scheduler:
         wrong = len(part.draft) - right
         job.read += part.count - wrong
         if wrong:
-            self.cache.truncate(job.read, job.sequence or 0)
+            self.cache.truncate(job.read, job.slot or 0)
         if job.read // PAGE > blocks:
             extend_keys(job.keys, job.tokens[: job.read])
-            assert job.sequence is not None
-            self.prefixes.add(job.sequence, job.keys[blocks : job.read // PAGE])
+            assert job.slot is not None
+            self.prefixes.add(job.slot, job.keys[blocks : job.read // PAGE])
 
     def _decode(self) -> list[Part]:
         """Return the parts that decode, oldest first. Preempts the youngest jobs if their pages do not fit."""
@@ -132,9 +132,9 @@ class Scheduler:
         for job in [job for job in self.running if job.target - job.read == 1]:
             needed = pages_of(job.read + 1) - pages_of(job.read)
             # most tokens need no new page: `free_pages` is not read then, because its native call releases the GIL
-            while needed and job.sequence is not None and taken + needed > self.free_pages:
+            while needed and job.slot is not None and taken + needed > self.free_pages:
                 self._preempt()  # the youngest job, which is this one or has no part yet
-            if job.sequence is None:
+            if job.slot is None:
                 continue
             draft = self._draft(job, taken)
             parts.append(Part(job, 1 + len(draft), 1 + len(draft), True, draft))
@@ -177,7 +177,7 @@ class Scheduler:
         return parts
 
     def _share(self, job: Job) -> int:
-        """If another sequence holds more blocks of the job's tokens than the job has read, share them.
+        """Share the blocks that other requests have read of a job's tokens, if they are more than the job has read.
 
         Return by how many pages this reduces the free pages.
         """
@@ -186,8 +186,8 @@ class Scheduler:
         if shared <= blocks:
             return 0
         free = self.free_pages
-        assert job.sequence is not None
-        self.prefixes.share(job.sequence, job.keys[:shared])
+        assert job.slot is not None
+        self.prefixes.share(job.slot, job.keys[:shared])
         if not job.preempted:
             job.cached = min(shared * PAGE, len(job.request.prompt))
         job.read = shared * PAGE
@@ -212,7 +212,7 @@ class Scheduler:
             if self.running and promised + needed > self.free_pages - self.prefixes.evictable_of(keys):
                 return
             self.waiting.take()
-            job.sequence = self.prefixes.take()
+            job.slot = self.prefixes.take()
             self.running.append(job)
             self._share(job)
             promised += needed + 1
@@ -227,10 +227,10 @@ class Scheduler:
 
     def _stop(self, job: Job) -> int:
         """Remove a job from the running ones; return the number of its sequence."""
-        sequence = job.sequence
+        sequence = job.slot
         assert sequence is not None
         self.running.remove(job)
-        job.sequence, job.read = None, 0
+        job.slot, job.read = None, 0
         return sequence
 
 

@@ -85,7 +85,7 @@ class Templates:
         except (OSError, EOFError):
             self._end()
             raise UsageError(
-                "the model's chat template failed: it takes too much memory, or it crashed the template process"
+                "the model's chat template failed: it takes too much memory, or is not sound"
             ) from None
         self._fresh = False
         return dict(json.loads(answer))

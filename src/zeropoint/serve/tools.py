@@ -3,8 +3,7 @@
 Model families write calls in different formats, and a chat template shows the format of its model:
 
 - `hermes` (Hermes, Qwen, SmolLM3): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`;
-- `mistral`: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or the named form
-  `[TOOL_CALLS]name[ARGS]{...}`, in which `[CALL_ID]id` may follow the name and `[ARGS]` may be missing;
+- `mistral`: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}`;
 - `llama` (Llama 3): `{"name": ..., "parameters": {...}}`, several with a semicolon between them;
 - `json` (any other model): the JSON of Hermes, with nothing around it.
 """
@@ -27,7 +26,7 @@ HERMES, MISTRAL, LLAMA, JSON = "hermes", "mistral", "llama", "json"
 #: The text before a tool call in each format that has one.
 _MARKERS = {HERMES: "<tool_call>", MISTRAL: "[TOOL_CALLS]", LLAMA: "<|python_tag|>"}
 _END = "</tool_call>"
-#: A call in Mistral's named form, up to the arguments.
+#: Mistral's newer form, up to the arguments: a name, which an id may follow.
 _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*\s*)?(?:\[ARGS\]\s*)?(?={)")
 
 
@@ -82,7 +81,7 @@ class ToolParser:
 
     def __init__(self, style: str, names: Collection[str]) -> None:
         self._marker = _MARKERS.get(style)
-        self._bare = style in (LLAMA, JSON)  # an answer that begins with a call needs no marker
+        self._bare = style in (LLAMA, JSON)  # a call needs no marker, if the answer begins with it
         self._names = names
         self._rest = ""  # text that is not parsed yet
         self._raw = ""  # the text of the call being read, to show it as text if it is no call
@@ -161,7 +160,7 @@ class ToolParser:
         if rest[0] == "{":
             self._begin(len(self._rest) - len(rest), Scanner())
             return True
-        return self._named_call(parts) or self._leave_calls(shown)
+        return self._named_call(parts) or self._no_call(shown)
 
     def _begin(self, skipped: int, scanner: Scanner) -> None:
         """Begin to read a call's JSON after `skipped` characters."""
@@ -170,7 +169,7 @@ class ToolParser:
         self._scanner, self._named = scanner, False
 
     def _named_call(self, parts: list[CallPart]) -> bool:
-        """Begin a call in Mistral's named form, if the text is one; return whether it is."""
+        """Begin Mistral's newer form, `name{...}`, if the text is one."""
         match = _NAMED.match(self._rest) if self._marker == _MARKERS[MISTRAL] else None
         if match is None:
             return False
@@ -179,7 +178,7 @@ class ToolParser:
         parts.append(self._new_call(match.group(1)))
         return True
 
-    def _leave_calls(self, shown: list[str]) -> bool:
+    def _no_call(self, shown: list[str]) -> bool:
         """Return to plain text; return False if the text may still become a call's name."""
         if self._marker == _MARKERS[MISTRAL] and re.fullmatch(r"\s*[\w.\-\[\]]*\s*", self._rest):
             return False  # the name may be incomplete
@@ -197,7 +196,7 @@ class ToolParser:
         self._rest = self._rest[used:]
         if not self._named and scanner.name is not None and (scanner.begun or scanner.complete):
             if self._bare and scanner.name not in self._names:
-                return self._show_as_text(shown)
+                return self._is_text(shown)
             self._named = True
             parts.append(self._new_call(scanner.name))
         if self._named:
@@ -206,14 +205,14 @@ class ToolParser:
                 parts.append(CallPart(self.calls - 1, arguments=fragment))
         if scanner.complete or scanner.failed:
             if not self._named:
-                return self._show_as_text(shown)
+                return self._is_text(shown)
             if not scanner.begun and not scanner.failed:
                 parts.append(CallPart(self.calls - 1, arguments="{}"))
             self._scanner, self._raw = None, ""
         return bool(self._rest)
 
-    def _show_as_text(self, shown: list[str]) -> bool:
-        """Show what looked like a call as plain text; return whether more can be parsed now."""
+    def _is_text(self, shown: list[str]) -> bool:
+        """Show what looked like a call as plain text."""
         self._scanner, self._inside, self._first = None, False, False
         shown.append(self._raw)
         self._raw = ""

@@ -154,10 +154,13 @@ def test_tokenize_and_back(shared_client: tuple[TestClient, FakeModel]) -> None:
     assert data["count"] == 3
     assert data["max_model_len"] == 4096
     assert client.post("/detokenize", json={"tokens": data["tokens"]}).json() == {"prompt": "né"}
+    floats = [float(token) for token in data["tokens"]]  # whole numbers of JSON, too
+    assert client.post("/detokenize", json={"tokens": floats}).json() == {"prompt": "né"}
     chat = client.post("/tokenize", json=HELLO).json()
     assert model.tokenizer.decode(chat["tokens"]).endswith("<|im_start|>assistant\n")
     assert client.post("/tokenize", json={}).status_code == 400
     assert client.post("/detokenize", json={"tokens": [9999]}).status_code == 400
+    assert client.post("/detokenize", json={"tokens": [1.5]}).status_code == 400
 
 
 def test_draining_refuses(model: FakeModel) -> None:

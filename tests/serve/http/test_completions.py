@@ -67,6 +67,18 @@ def test_echo_with_logprobs_scores_the_prompt(client: TestClient) -> None:
     assert data["choices"][0]["text"] == "abcH"
 
 
+def test_a_stop_token_has_a_score_like_any_other(shared_client: tuple[TestClient, FakeModel]) -> None:
+    client, model = shared_client
+    for stream in (False, True):
+        model.answers.append("")  # the model's only token is the one that ends the answer
+        response = ask(client, "abc", echo=True, logprobs=1, max_tokens=1, stream=stream)
+        chunks = events(response.text)[:-1] if stream else [response.json()]
+        parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+        scores = [score for part in parts if part for score in part["token_logprobs"]]
+        assert scores == [None, -0.5, -0.5, -0.5]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abc"
+
+
 def test_the_chosen_token_is_among_the_alternatives(client: TestClient) -> None:
     data = ask(client, logprobs=3, max_tokens=1).json()
     alternatives = data["choices"][0]["logprobs"]["top_logprobs"][0]

@@ -18,7 +18,7 @@ from tests.serve.page.scoring import ScoringModel, expected, make_models
 from zeropoint.errors import UsageError
 from zeropoint.evaluate import statistics
 from zeropoint.serve import compare
-from zeropoint.serve.compare import ScoredTokens, score
+from zeropoint.serve.compare import Part, score
 
 #: Token ids of the prompt "<|im_start|>Hi".
 PROMPT = [258, 72, 105]
@@ -26,7 +26,7 @@ PROMPT = [258, 72, 105]
 ANSWER = np.random.default_rng(3).integers(0, 256, 150).tolist()
 
 
-async def all_parts(models: Sequence[ScoringModel], answer: Sequence[int]) -> list[ScoredTokens]:
+async def all_parts(models: Sequence[ScoringModel], answer: Sequence[int]) -> list[Part]:
     return [part async for part in score(models, PROMPT, answer)]
 
 
@@ -126,7 +126,7 @@ def test_http_scores(models: list[ScoringModel]) -> None:
         ({"models": "fp16"}, 400, "a list"),
         ({"answer_tokens": []}, 400, "not empty"),
         ({"answer_tokens": [260]}, 400, "end at 259"),
-        ({"prompt_tokens": [-1]}, 400, "token ids"),
+        ({"prompt_tokens": [-1]}, 400, "at least 0"),
         ({"answer_tokens": [1] * 9000}, 400, "At most 8192"),
         ({"prompt_tokens": [1] * 4000}, 400, "longer than 4096"),
     ],

@@ -8,6 +8,7 @@ limits and metrics.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(0, 256),
         default=256,
         metavar="N",
-        help="requests that may wait beside --max-running others; further ones get HTTP status 429 (default: 256)",
+        help="most requests that wait; further requests get HTTP status 429 (default: 256)",
     )
     engine.add_argument(
         "--memory",
@@ -173,10 +174,11 @@ def run(args: argparse.Namespace) -> int:
             threads=default_threads(args.threads),
             cache_tokens=args.kv_tokens,
             cache_type=args.kv_cache,
+            context=args.context,
             max_running=args.max_running,
             max_queue=args.max_queue,
         )
-        models = open_models(folders, options, context=args.context, memory_bytes=args.memory)
+        models = open_models(folders, options, memory_bytes=args.memory)
         if len(folders) == 1:
             next(iter(models.by_name.values())).load()
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -234,13 +236,11 @@ def _greet(url: str, names: list[str], settings: Settings) -> None:
     """Print the server's address, a command to try it, and a warning if anyone may use it."""
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    print(
-        f"serving {', '.join(names)} at {url} (chat page: {url}/, Ctrl-C stops)\n"
+    lines = [
+        f"serving {', '.join(names)} at {url} (chat page: {url}/, Ctrl-C stops)",
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
-        flush=True,
-    )
+    ]
     if not settings.local and not settings.api_keys:
-        print(
-            "warning: anyone who reaches this address may use the models: --api-key asks for a key",
-            flush=True,
-        )
+        lines.append("warning: anyone who reaches this address may use the models: --api-key asks for a key")
+    with contextlib.suppress(UsageError):  # the output goes to a full disk: serve all the same
+        print("\n".join(lines), flush=True)

@@ -1,4 +1,4 @@
-"""Model architectures in GGUF: which models a GGUF file can hold, and the header fields and tensors of each.
+"""What llama.cpp calls an architecture: which models a GGUF file can hold, as which header fields and tensors.
 
 `families.py` is one table for reading and writing. `to_config.py` turns a header into config.json, `to_header.py` a
 model spec into header fields, `tensors.py` gives each weight its GGUF name and row order. `description.py` puts them

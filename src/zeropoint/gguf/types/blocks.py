@@ -12,10 +12,9 @@ Byte `i` of the nibbles holds weight `i` (low nibble) and weight `i + 16` (high 
 Zeropoint's weight is `w = (code - zero_point) * scale`. A group wider than a block repeats its scale in each block.
 Every scale must be exact in FP16. bfloat16 scales from 2^-17 to 65504 are exact, and so are two-level scales.
 
-A weight of at most 4 bits with a zero_point becomes Q4_1 if each `m = (qmin - zero_point) * scale` is exact in FP16.
-(With a bfloat16 scale the product has up to 12 significant bits, FP16 has 11.) Otherwise the weight becomes Q5_0,
-because `code - zero_point` lies in -15..15. If no type holds a weight exactly, `choose` raises `SchemeError` with the
-reason.
+A 4-bit weight with a zero_point becomes Q4_1 if each `m = (qmin - zero_point) * scale` is exact in FP16; with a
+bfloat16 scale the product has up to 12 significant bits, FP16 has 11. Otherwise it becomes Q5_0, because
+`code - zero_point` lies in -15..15. A weight that no type holds exactly raises `SchemeError` with the reason.
 """
 
 from __future__ import annotations

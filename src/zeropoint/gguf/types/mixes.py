@@ -77,7 +77,7 @@ class Mix:
     down: Rule = _never
 
     def choose(self, name: str, shape: tuple[int, ...], model: Model) -> GGMLQuantizationType:
-        """Return the type of the tensor that GGUF calls `name`: the mix's type, or a fallback if that does not fit."""
+        """Return the type of the tensor that GGUF calls `name`: the mix's type, or a fallback its rows divide into."""
         if len(shape) < 2 or name in KEPT:
             return Kind.F32
         kind = self._mix_type(name, model)

@@ -1,7 +1,6 @@
-"""GGUF block types that no Zeropoint `Scheme` describes: K-quants, whose blocks of 256 weights are called super-blocks.
+"""GGUF block types that no Zeropoint `Scheme` describes: K-quants, and Q4_1 and Q5_1 with any FP16 minimum.
 
-Two plain types of 32 weights are here as well: Q4_1 and Q5_1 with any FP16 minimum. (`blocks.py` also reads and writes
-Q4_1, for Zeropoint's weights of at most 4 bits with a zero_point.)
+(`blocks.py` also reads and writes Q4_1, for Zeropoint's 4-bit weights with a zero_point.)
 
 A K-quant has two-level scales. A block of 256 weights of one row shares an FP16 scale `d` (some types also an FP16
 `dmin`). Each group of 16 or 32 weights in the block has a small integer `s` (some types also `m`). A weight `w` follows
@@ -140,21 +139,21 @@ class SuperTensor:
         rows, columns = self.codes.shape
         return rows, columns
 
-    def group_scales(self) -> Floats:
+    def step(self) -> Floats:
         """Return the scale `d * s` of each group, float32 `[out, groups]`."""
         return _per_group(self.d, self.scales)
 
-    def group_minima(self) -> Floats | None:
+    def minimum(self) -> Floats | None:
         """Return the value `dmin * m` to subtract in each group, float32 `[out, groups]`; None for signed formats."""
         return None if self.dmin is None or self.minima is None else _per_group(self.dmin, self.minima)
 
     def dequantize(self) -> Floats:
         """Return the weights, float32 `[out, in]`. Each product and difference rounds once, as in ggml's reference."""
         grouped = self.codes.reshape(len(self.codes), -1, self.format.group)
-        values = grouped.astype(np.float32) * self.group_scales()[..., None]
-        minima = self.group_minima()
-        if minima is not None:
-            values -= minima[..., None]
+        values = grouped.astype(np.float32) * self.step()[..., None]
+        minimum = self.minimum()
+        if minimum is not None:
+            values -= minimum[..., None]
         return values.reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> SuperTensor:

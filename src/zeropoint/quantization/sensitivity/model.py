@@ -87,7 +87,7 @@ class FloatModel:
         inputs: list[torch.Tensor] = []  # keeps the tensors alive, so that no id() is used twice
 
         def on_product(name: str, layer_input: torch.Tensor, _out: torch.Tensor) -> None:
-            """Record the view's first input and the parent of its module."""
+            """Note the view's first input and the parent of its module."""
             if any(name in names for names in names_by_input.values()):
                 return
             inputs.append(layer_input)
@@ -117,7 +117,7 @@ class FloatModel:
 
 
 class _ExpertProducts(TorchFunctionMode):
-    """Interceptor of products with an expert's slice of a stacked weight. (Experts have no modules to put hooks on.)"""
+    """Interceptor of products with an expert's slice of a stacked weight: experts have no modules to put hooks on."""
 
     def __init__(self, names: dict[int, str], on_product: Product) -> None:
         super().__init__()

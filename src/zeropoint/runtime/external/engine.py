@@ -22,12 +22,12 @@ LABELS: dict[str, str] = {}  # reports call the runtimes by their own names
 def refusal(path: Path, options: OpenOptions) -> str:
     """Return why none of the external runtimes runs the model, "" if one does.
 
-    Zeropoint's own engines run GGUF files too: llama.cpp gets them with `options.prefer_llama_cpp`, if it is installed.
+    Zeropoint's own engines run GGUF files too: llama.cpp gets them with `options.theirs`, if it is installed.
     """
     other = external.identify(path)
     if other is None:
         return f"{path} is not a model in another runtime's format"
-    if path.suffix != ".gguf" or (options.prefer_llama_cpp and other.installed):
+    if path.suffix != ".gguf" or (options.theirs and other.installed):
         return ""
     return f"{path} is run by Zeropoint's engines"
 

@@ -93,8 +93,7 @@ class LlamaEngine:
         self.vocabulary = lc.llama_model_get_vocab(self.model)
         self.vocab_size = int(lc.llama_vocab_n_tokens(self.vocabulary))
         self.nbytes = int(lc.llama_model_size(self.model))
-        # llama.cpp gets a thread of its own: it configures AMX tiles once per thread, and other engines release the
-        # tiles after use.
+        # A separate thread: llama.cpp configures AMX tiles once per thread, and other engines release them after use.
         self._thread = ThreadPoolExecutor(1, "llama.cpp")
         weakref.finalize(self, self._thread.shutdown)
         self._batch = lc.llama_batch_init(BATCH, 0, 1)

@@ -81,7 +81,7 @@ class FormatSpeeds:
         return self.levels[level][format][work] / self.levels[level][other][work]
 
     def fastest(self, level: str, work: str, among: Sequence[str]) -> str:
-        """Return the fastest of the formats `among`. At least one of them must have been measured."""
+        """Return the fastest of the formats `among`, of which at least one was measured."""
         return max((f for f in among if f in self.levels[level]), key=lambda f: self.levels[level][f][work])
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def kept(folder: Path | None, *, threads: int) -> FormatSpeeds | None:
 
 
 def measure(*, threads: int, step: Progress = silent) -> FormatSpeeds:
-    """Time all formats at every level but `scalar`. Each level takes about three seconds on two cores."""
+    """Time all formats at every level but `scalar`, which takes about three seconds a level on two cores."""
     active_isa()  # raises the error of a ZEROPOINT_ISA that cannot run here
     levels = [level for level in isa_levels() if level != "scalar"]
     copies = dict(_packed()) if levels else {}

@@ -81,17 +81,17 @@ def make_room(path: Path, nbytes: int) -> None:
 
 
 def used(path: Path) -> None:
-    """Set the time of a file's last use to now: files that were not used for the longest time are removed first."""
+    """Set the time of a file's last use to now, so that it is removed later."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def _tensors_of(folder: Path) -> Iterator[str]:
     """Yield the tensor digests of all known artifacts whose folder still exists; delete the records of the others."""
-    for record in folder.glob("*.json"):
+    for memo in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = parse_json(read_own(record))
+            data = parse_json(read_own(memo))
             if Path(data["folder"]).is_dir():
                 yield str(data["tensors"])
             else:
-                record.unlink()
+                memo.unlink()

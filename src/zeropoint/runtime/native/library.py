@@ -1,6 +1,6 @@
 """Python classes over the decoder's C interface (native/include/zeropoint.h): packed weights, decoder, key-value cache.
 
-A C object is freed when its Python object is deleted. Calls release the interpreter lock.
+Each Python object frees its C object when it is deleted. Calls release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -201,9 +201,10 @@ class Decoder(_Owner):
     def cache(self, tokens: int, *, sequences: int = 1, type: str = "float16") -> Cache:
         """Return an empty key-value cache of `sequences` sequences, for `tokens` tokens in all.
 
-        The cache has enough pages for so many tokens, however they are split among the sequences. A step fits if enough
-        pages are free for it. `type` is float16, int8 or float32. If a key or value exceeds float16's range, a float16
-        cache is converted to float32, and a warning is logged once. Raises `SchemeError` for an unknown type.
+        It has enough pages for so many tokens, however they are split among the sequences. A step fits if enough pages
+        are free for it.
+        `type` is float16, int8 or float32. If a key or value exceeds float16's range, a float16 cache is converted to
+        float32, and a warning is logged once. Raises `SchemeError` for an unknown type.
         """
         return Cache(self, tokens, sequences, type)
 

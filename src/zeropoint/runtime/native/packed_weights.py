@@ -80,7 +80,7 @@ def collect(packed: Iterable[Packed]) -> PackedWeights:
 def pack_stream(spec: ModelSpec, stream: Iterable[tuple[str, StoredWeight]]) -> Iterator[Packed]:
     """Yield the packed matrices and float32 vectors of a model, in the order of `stream`.
 
-    A fused matrix (such as query, key and value in one) yields one `Packed` per projection. Only one weight of the
+    A fused matrix (query, key and value stored as one, say) yields one `Packed` per projection. Only one weight of the
     stream is alive at a time. Raises `UnsupportedError` if `spec` does not name a weight, or if the kernels do not
     support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or a vector holds
     NaN or infinite values.
@@ -106,8 +106,9 @@ def _cut(
 ) -> Iterator[tuple[Rows | None, StoredWeight]]:
     """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
 
-    `sources` lists the projections by their rows of the weight. Raises `ArtifactError` if the weight is no matrix, has
-    another number of columns than the config describes, or has another last row than the projections take.
+    `sources` lists the projections by their rows of the weight. The last row that any of them takes must be the
+    weight's last row: a taller weight is not the one that the config describes. Raises `ArtifactError` then, and if
+    the weight is no matrix or has another number of columns.
     """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
@@ -124,7 +125,7 @@ def _cut(
 
 
 def take_rows(weight: StoredWeight, rows: Rows) -> StoredWeight:
-    """Return the given rows of a weight `[out, in]`, with their scales and zero_points if it is quantized."""
+    """Return the given rows of a weight `[out, in]`; a quantized weight keeps its scale and zero_point."""
     if not isinstance(weight, QuantizedTensor):
         return weight[rows.index()]
     if rows.blocks == 1:

@@ -37,7 +37,7 @@ def assemble(
     the fastest exact choice on a CPU. Raises `ArtifactError` if the stream lacks a parameter or has one that the model
     does not have, `UnsupportedError` if a quantized weight belongs to an unknown kind of module.
     """
-    # `ExpertStack` needs experts that are indexed one by one: only the eager implementation does that.
+    # `ExpertStack` needs experts that are indexed one by one, as only the eager implementation does.
     config._experts_implementation = "eager"
     model = empty_model(config, allow_remote_code=trust_remote_code)
     builder = _Builder(model)

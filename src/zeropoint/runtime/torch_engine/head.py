@@ -1,9 +1,9 @@
 """`Head`: the logits of a model computed from saved inputs of its output head, without running the model again.
 
-Every check of a model's artifacts compares with the same float32 reference model on the same text. The inputs of that
-model's output head are a hundred times smaller than the logits, so they are saved (`recorder.py`), and this file
-recomputes the logits: bit for bit the same on the same machine with as many threads. This file imports torch but not
-transformers, because importing transformers takes as long as the products.
+Every gate compares with the same float32 reference model on the same text. The inputs of its output head are a hundred
+times smaller than the logits, so they are saved (`recorder.py`), and this file recomputes the logits: bit for bit the
+same on the same machine with as many threads. Only torch is imported, since importing transformers takes as long as the
+products.
 """
 
 from __future__ import annotations

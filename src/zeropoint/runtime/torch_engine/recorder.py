@@ -49,7 +49,7 @@ class Recorder:
     def remembered(self) -> tuple[str, Floats] | None:
         """Return the name of the head's tensor in the checkpoint and its inputs.
 
-        Return None if the logits are not exactly the product of the two, or if the windows differ in length.
+        None if the logits are not exactly the product of the two, or if the windows differ in length.
         """
         if self._name is None or len({x.shape for x in self._inputs}) != 1:
             return None

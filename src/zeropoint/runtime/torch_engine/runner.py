@@ -57,7 +57,7 @@ def runtime_config(path: str | Path, *, trust_remote_code: bool = False) -> Pret
 
 
 def attach_generation_config(model: PreTrainedModel, path: str | Path) -> None:
-    """Set the model's generation defaults (such as stop tokens) to those of the folder, if it has any."""
+    """Set the model's generation defaults (stop tokens, say) to those of the folder, if it has any."""
     if (defaults := generation_defaults(str(path))) is not None:
         model.generation_config = defaults
 

@@ -154,7 +154,8 @@ class _Answer:
         """Return a piece as a choice of the response. The first piece of an answer also has the prompt, with `echo`."""
         index = piece.index
         choice = self._choice(index, piece.text)
-        scored = [(token.id, token.score) for token in piece.shown]
+        # with the stop token, as in vLLM: lm-eval asks for one token after the text that it scores, and drops its score
+        scored = [(token.id, token.score) for token in piece.tokens]
         if piece.prompt is not None and not self._begun[index]:
             self._begun[index] = True
             choice["text"] = self._prompts[index] + choice["text"]

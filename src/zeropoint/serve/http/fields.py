@@ -194,15 +194,14 @@ def listing(kind: Kind, low: int = 0, high: int | None = None) -> Kind:
 
 def token_list() -> Kind:
     """Return the kind of lists of token ids, at least one. Faster than `listing` for long lists."""
+    token = whole(0, (1 << 31) - 1)
 
     def read(value: Any, param: str) -> tuple[int, ...]:
-        if (
-            not isinstance(value, list)
-            or not value
-            or not all(type(each) is int and 0 <= each < 1 << 31 for each in value)
-        ):
+        if not isinstance(value, list) or not value:
             raise invalid(param, "a list of token ids that is not empty", value)
-        return tuple(value)
+        if all(type(each) is int and 0 <= each < 1 << 31 for each in value):
+            return tuple(value)
+        return tuple(token.read(each, f"{param}[{place}]") for place, each in enumerate(value))
 
     items = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
     return Kind(read, {"type": "array", "items": items, "minItems": 1})

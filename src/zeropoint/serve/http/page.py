@@ -35,6 +35,7 @@ from zeropoint.serve.http.fields import (
     token_list,
 )
 from zeropoint.serve.http.prompts import in_thread
+from zeropoint.serve.http.sse import STREAM_HEADERS
 from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import Model
 
@@ -172,10 +173,8 @@ async def _score(request: Request) -> Response:
     await in_thread(partial(_check, body, models))
     parts = compare.score(models, body.prompt_tokens, body.answer_tokens, client=client_of(request))
     texts = compare.token_texts(models[0].tokenizer, body.answer_tokens)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        _lines(body, models, parts, texts), headers=headers, media_type="application/x-ndjson"
-    )
+    lines = _lines(body, models, parts, texts)
+    return StreamingResponse(lines, headers=STREAM_HEADERS, media_type="application/x-ndjson")
 
 
 def _check(body: ScoreRequest, models: list[Model]) -> None:
@@ -198,10 +197,7 @@ def _check(body: ScoreRequest, models: list[Model]) -> None:
 
 
 async def _lines(
-    body: ScoreRequest,
-    models: list[Model],
-    parts: AsyncGenerator[compare.ScoredTokens, None],
-    texts: list[str],
+    body: ScoreRequest, models: list[Model], parts: AsyncGenerator[compare.Part, None], texts: list[str]
 ) -> AsyncIterator[str]:
     """Yield the response's lines. After an error, the last line is OpenAI's error object."""
     try:
@@ -215,9 +211,7 @@ async def _lines(
         yield json.dumps(line) + "\n"
 
 
-def _line(
-    body: ScoreRequest, models: list[Model], part: compare.ScoredTokens, texts: list[str]
-) -> dict[str, Any]:
+def _line(body: ScoreRequest, models: list[Model], part: compare.Part, texts: list[str]) -> dict[str, Any]:
     """Return one part as JSON: the tokens' ids and texts, and each model's scores with its choices as texts."""
     tokenizer = models[0].tokenizer
     previous = [*body.prompt_tokens[-1:], *body.answer_tokens]  # the token before each token of the answer

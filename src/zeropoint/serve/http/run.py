@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
-
 from zeropoint.serve.http.errors import INTERNAL, ApiError, logger
 from zeropoint.serve.http.metrics import Timer
 from zeropoint.serve.request import CANCELLED, FAILED, Event, Listener, Model, Request, Ticket
@@ -98,7 +96,7 @@ class Run:
             if submission.model.loaded:
                 run._submit(client)
             else:
-                await to_thread.run_sync(run._submit, client)
+                await asyncio.to_thread(run._submit, client)
         except BaseException:
             run.close()
             raise

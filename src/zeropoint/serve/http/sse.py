@@ -21,6 +21,9 @@ T = TypeVar("T")
 KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
+#: Headers of a streamed response: neither caches nor nginx keep parts of it back.
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
 
 #: Shared by all calls: `json.dumps` with options builds a new encoder each time, which takes longer than the encoding.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
@@ -79,8 +82,7 @@ def _streaming(run: Run, answer: Answer, seconds: float) -> Response:
             except Exception as cause:
                 yield answer.failed(as_api_error(cause))
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(body(), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(body(), headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
 async def _unless_left(request: Request, answer: Awaitable[T]) -> T:
