@@ -87,6 +87,11 @@ class Server:
             if line and line[0] != "#"
         }
 
+    async def requests(self) -> float:
+        """Return the number of requests that run or wait."""
+        metrics = await self.metrics()
+        return sum(metrics[name] for name in RUNNING)
+
     def memory(self) -> int:
         """Return the resident bytes of the server and of the process that renders chat templates."""
         pid = self.process.pid
@@ -233,15 +238,13 @@ async def killed_clients(server: Server, tally: Tally) -> None:
         str(server.port),
         server.model,
     ]
-    clients = subprocess.Popen(command)
-    until = time.monotonic() + PATIENCE
-    while not (running := sum((await server.metrics())[name] for name in RUNNING)):
-        if time.monotonic() > until:
-            tally.fault("the clients to be killed do not run")
-            break
-        await asyncio.sleep(0.05)
-    clients.kill()
-    clients.wait()
+    with subprocess.Popen(command) as clients:
+        until = time.monotonic() + PATIENCE
+        while not (running := await server.requests()) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        clients.kill()
+    if not running:
+        tally.fault("the clients to be killed do not run")
     begin = time.monotonic()
     await server.quiet(tally, files)
     print(
