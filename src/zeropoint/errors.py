@@ -29,6 +29,9 @@ _PLAIN_WORDS = {
     errno.ENOSPC: "no space left on the disk",
 }
 
+#: Parts of the messages of torch's and C++'s allocators.
+_ALLOCATORS = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
+
 
 def reason(cause: BaseException, limit: int = 200) -> str:
     """Return the message of another library's or the operating system's error on one line, in plain words.
@@ -38,6 +41,20 @@ def reason(cause: BaseException, limit: int = 200) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return _PLAIN_WORDS.get(cause.errno or 0, cause.strerror)
     return shorten(str(cause), limit) or type(cause).__name__
+
+
+#: What the user reads when memory ran out despite the predictions.
+OUT_OF_MEMORY = "not enough memory: close other programs, or use a smaller model or fewer tokens"
+
+
+def is_out_of_memory(cause: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised from, says that memory could not be allocated."""
+    while cause is not None:
+        words = str(cause)
+        if isinstance(cause, MemoryError) or any(sign in words for sign in _ALLOCATORS):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def shorten(text: str, limit: int) -> str:

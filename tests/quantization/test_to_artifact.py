@@ -111,6 +111,18 @@ def test_same_inputs_same_bytes(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("format", ["int4", "int4:g32:asym", "int8"])
+def test_large_weights_are_rounded_in_pieces(
+    tiny_checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    checkpoint = tiny_checkpoint("llama_untied")
+    quantize_checkpoint(str(checkpoint), tmp_path / "whole", format=format)
+    monkeypatch.setattr("zeropoint.quantization.layers.PIECE_NUMBERS", 64 * 37)
+    quantize_checkpoint(str(checkpoint), tmp_path / "pieces", format=format)
+    whole, pieces = (tmp_path / name / "model.safetensors" for name in ("whole", "pieces"))
+    assert whole.read_bytes() == pieces.read_bytes()
+
+
 def test_shards(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint("llama_tied"))
     plan = uniform_plan(checkpoint, "int4")

@@ -18,7 +18,7 @@ from zeropoint.cli.option_values import (
     probability,
     whole,
 )
-from zeropoint.errors import UsageError
+from zeropoint.errors import UsageError, ZeropointError
 from zeropoint.files import atomic
 from zeropoint.machine.cores import default_threads
 from zeropoint.progress import Progress
@@ -85,6 +85,17 @@ def add_text_options(parser: Options) -> None:
         default=DEFAULT_TEXT_TOKENS,
         metavar="N",
         help=f"tokens of the evaluation text (default: {DEFAULT_TEXT_TOKENS})",
+    )
+
+
+def add_stream_option(parser: Options) -> None:
+    """Add --stream and --no-stream."""
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run the float32 original model block by block, with one block in memory (default: if the model does "
+        "not fit into the free memory); an interrupted run continues where it was",
     )
 
 
@@ -216,10 +227,28 @@ def add_generation_options(parser: Options) -> None:
     add_revision_option(parser, "ARTIFACT")
 
 
+def refuse_tiny_memory(model: str) -> None:
+    """Raise `UsageError`, before torch is imported, if not even rounding a local model to nearest fits into memory."""
+    from zeropoint.predictions import Observed, Sizes, quantizing, refuse_large
+    from zeropoint.sources import open_source
+
+    if not Path(model).exists():
+        return  # a hub name, or an error that `open_checkpoint` reports
+    try:
+        sizes = Sizes.of(open_source(model))
+    except (ZeropointError, OSError):
+        return
+    advice = "use a machine with more memory"
+    refuse_large(f"quantizing {model}", quantizing(sizes, Observed(0), 0), advice)
+
+
 def open_for_generation(args: argparse.Namespace) -> Runner:
     """Open the model with the options of `add_generation_options`."""
+    from zeropoint.predictions import refuse_large, running, stored_bytes
     from zeropoint.runtime import open_runner
 
+    need = running(stored_bytes(args.artifact))
+    refuse_large(f"running {args.artifact}", need, "quantize the model to fewer bits (--format int4)")
     return open_runner(
         args.artifact,
         threads=default_threads(args.threads),
@@ -282,12 +311,32 @@ def check_writable(*paths: Path | None) -> None:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Yield a callback that draws a bar on standard error, nothing outside a terminal."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     console = rich_console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    # A step of a large model takes a minute, so the pace is that of the last ten.
+    with Bar(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def update(what: str, done: float, total: float = 1.0) -> None:

@@ -21,7 +21,7 @@ from typing import NoReturn
 import zeropoint
 from zeropoint.cli import commands
 from zeropoint.cli.console import streams
-from zeropoint.errors import UsageError, ZeropointError, reason
+from zeropoint.errors import OUT_OF_MEMORY, UsageError, ZeropointError, is_out_of_memory, reason
 
 #: The order of the commands in the help text; commands that are not listed come last.
 ORDER = (
@@ -107,7 +107,9 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except ZeropointError as error:
-        return _fail(error, error.exit_code, args.debug)
+        return _fail(
+            error, error.exit_code, args.debug, OUT_OF_MEMORY if is_out_of_memory(error.__cause__) else None
+        )
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None:
@@ -117,13 +119,10 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{args.interrupted}\n")
         return 130
-    except MemoryError as error:
-        return _fail(
-            error,
-            2,
-            args.debug,
-            "not enough memory: close other programs, or use a smaller model or fewer tokens",
-        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(error, 2, args.debug, OUT_OF_MEMORY)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             where = f" for {error.filename}" if error.filename else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from zeropoint.evaluate import environment
+from zeropoint.evaluate import environment, needs
 from zeropoint.evaluate.model_description import Model, describe
 from zeropoint.evaluate.speed.settings import SpeedSettings
 from zeropoint.evaluate.worker import client
@@ -44,6 +44,9 @@ def bench(
     """
     settings = SpeedSettings(prompt_tokens, new_tokens, default_threads(threads), batch, repeats)
     (model,) = describe(path, revision=revision)
+    needs.refuse_large_run(
+        model, "quantize it to fewer bits (--format int4), or use a machine with more memory"
+    )
     rows, ran = measure(model, settings, dtype=dtype, engine=engine, text=text, progress=progress)
     extra = {
         "kind": "bench",

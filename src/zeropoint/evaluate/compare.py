@@ -18,7 +18,7 @@ from typing import Any
 
 from zeropoint import runtime
 from zeropoint.errors import UsageError
-from zeropoint.evaluate import environment
+from zeropoint.evaluate import environment, needs
 from zeropoint.evaluate.bench import ON_DISK, measure
 from zeropoint.evaluate.model_description import Model, describe
 from zeropoint.evaluate.quality.greedy_answers import DEFAULT_ANSWER_TOKENS, DEFAULT_PROMPTS
@@ -61,6 +61,7 @@ def compare(
     repeats: int = 3,
     speed: bool = True,
     engine: str = "auto",
+    streamed: bool | None = None,
     seed: int = 0,
     command: str | None = None,
     progress: Progress | None = None,
@@ -69,9 +70,10 @@ def compare(
 
     `artifacts` may include files of external runtimes (GGUF, ONNX, folders that other tools quantized); each runs in
     its own runtime. `text` is a UTF-8 file with two blank lines between documents, None for a built-in text; at least
-    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Without
-    `speed`, the only cost reported is the size on disk, not load time, memory or speed. Raises `UsageError` if a
-    setting is out of range or an artifact is of another model, and each model's own errors.
+    `tokens` of its tokens are scored, in windows of `context` tokens. `prompts` may be empty. Without `speed`, the only
+    cost reported is the size on disk, not load time, memory or speed. With `streamed`, the float32 reference model runs
+    block by block; None does so if it does not fit into the free memory. Raises `UsageError` if a setting is out of
+    range, an artifact is of another model, or memory is too small, and each model's own errors.
     """
     if not artifacts:
         raise UsageError("compare needs at least one artifact beside the model")
@@ -85,6 +87,25 @@ def compare(
                 each.name,
                 "; ".join(each.doubts),
             )
+    request = quality_request(
+        models,
+        engine=engine,
+        threads=threads,
+        text=text,
+        tokens=tokens,
+        context=context,
+        seed=seed,
+        streamed=streamed,
+    )
+    if speed:
+        for each in models:
+            needs.refuse_large_run(each, "leave its speed out (--no-speed)")
+    request = replace(
+        request, prompts=tuple(prompts), answer_tokens=answer_tokens, speakers=[m.name for m in models]
+    )
+    if request.streamed and prompts and not needs.fits_beside(models):
+        logger.warning("no sample answers: %s does not fit into the free memory", models[0].name)
+        request = replace(request, prompts=())
     rows: list[Measurement] = []
     engines: dict[str, dict[str, str]] = {}
     timed = models if speed else []
@@ -100,12 +121,6 @@ def compare(
             progress=part(progress, index / steps, 1 / steps, each.name),
         )
         rows += measured
-    request = quality_request(
-        models, engine=engine, threads=threads, text=text, tokens=tokens, context=context, seed=seed
-    )
-    request = replace(
-        request, prompts=tuple(prompts), answer_tokens=answer_tokens, speakers=[m.name for m in models]
-    )
     share = len(timed) / steps
     result = client.call(
         request, threads=threads, subject="quality", progress=part(progress, share, 1 - share, "quality")
@@ -154,11 +169,12 @@ def quality_request(
     tokens: int,
     context: int,
     seed: int,
+    streamed: bool | None = None,
 ) -> QualityRequest:
     """Return the worker's quality request, without prompts to answer.
 
     `models[0]` in float32 is the reference model; all models are candidates. If `models[0]` is not in bfloat16, a
-    bfloat16 run of it is one more candidate, for the noise floor.
+    bfloat16 run of it is one more candidate, for the noise floor. Raises `UsageError` if memory is too small.
     """
     first = models[0]
     reference_runs_on = running_engine(first, engine)
@@ -171,8 +187,11 @@ def quality_request(
         threads,
         text,
         tokens,
-        min(context, first.context or context),
+        window := min(context, first.context or context),
         seed,
+        streamed=needs.streams(
+            models, engine=reference_runs_on, tokens=tokens, context=window, asked=streamed
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def _cpu_info() -> dict[str, str]:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the bytes of memory and the bytes free for a new process, both within the container's limit."""
+    """Return the bytes of memory, and the bytes free for a new process, within the limits of container and process."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -110,7 +111,18 @@ def _memory() -> tuple[int, int]:
         total, available = min(total, limit), min(available, max(limit - used, 0))
     except (OSError, ValueError):  # no limit ("max"), or no cgroup
         pass
-    return total, available
+    limit = _process_limit()
+    return min(total, limit), min(available, limit)
+
+
+def _process_limit() -> int:
+    """Return the bytes that a process may allocate (`ulimit -v`, `ulimit -d`); a huge number without a limit."""
+    try:
+        import resource
+    except ImportError:  # not a Unix system
+        return sys.maxsize
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=sys.maxsize)
 
 
 def _accelerators() -> tuple[str, ...]:

@@ -107,11 +107,18 @@ def block_plans(checkpoint: Checkpoint, plan: Plan) -> list[BlockPlan]:
 def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_float_model: bool) -> States:
     """Return the first block's inputs from the quantized `embeddings`, and those of the float model if needed."""
     model = runner.model
-    with reduced_precision(), model.filled(model.outside()):
+    table = model.embedding()
+    with reduced_precision():
+        model.fill_outside(runner.tokens)
         exact = runner.start() if needs_float_model else []
         for name, weight in embeddings.items():
-            model.set(name, torch.from_numpy(weight.dequantize()))
-        return States(0, runner.start(), exact)
+            if name == table:
+                model.fill_embedding(name, runner.tokens, weight)
+            else:
+                model.set(name, torch.from_numpy(weight.dequantize()))
+        states = States(0, runner.start(), exact)
+        model.drop(model.outside())
+        return states
 
 
 def quantize_blocks(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from zeropoint.errors import UnsupportedError
+from zeropoint.errors import UnsupportedError, is_out_of_memory
 from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.precision import bfloat16_layers
 
@@ -76,13 +76,17 @@ class Block:
 
 
 class BlockRunner:
-    """The blocks of a model, run one at a time on windows of tokens `[windows, length]`, split into batches."""
+    """The blocks of a model, run one at a time on windows of tokens `[windows, length]`.
 
-    def __init__(self, model: FilledModel, tokens: torch.Tensor) -> None:
-        self.model = model
-        size = max(1, BATCH_TOKENS // tokens.shape[1])
+    The windows are split into batches of at least one window, and of about `batch_tokens` tokens (or `BATCH_TOKENS`).
+    """
+
+    def __init__(self, model: FilledModel, tokens: torch.Tensor, *, batch_tokens: int | None = None) -> None:
+        self.model, self.tokens = model, tokens
+        size = max(1, (batch_tokens or BATCH_TOKENS) // tokens.shape[1])
         self._batches = [tokens[i : i + size] for i in range(0, len(tokens), size)]
         self._arguments: dict[int, list[Arguments]] = {}
+        self._wrap = False  # whether the model expects its blocks to return a tuple
 
     def start(self) -> list[torch.Tensor]:
         """Return the first block's input `[windows, length, width]` for each batch, from the current embedding.
@@ -94,9 +98,12 @@ class BlockRunner:
         failure: Exception | None = None
         for wrap in (False, True):  # blocks return the hidden states alone, or first in a tuple
             try:
-                self._pass(self._batches[0][:1], wrap)  # also records the arguments for a batch of one window
-                return [self._pass(ids, wrap) for ids in self._batches]
+                self._wrap = wrap
+                self._pass(self._batches[0][:1])  # also records the arguments for a batch of one window
+                return [self._pass(ids) for ids in self._batches]
             except Exception as cause:  # the model's own code can raise anything
+                if is_out_of_memory(cause):
+                    raise
                 failure = failure or cause
         raise UnsupportedError(f"this model cannot be run block by block ({failure})") from failure
 
@@ -108,11 +115,20 @@ class BlockRunner:
         with self.model.filled(self.model.names(f"{path}.")):
             yield Block(number, path, self.model.module.get_submodule(path), arguments)
 
-    def _pass(self, ids: torch.Tensor, wrap: bool) -> torch.Tensor:
+    def logits(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the model's logits `[windows, length, vocabulary]` for one batch, from the last block's output.
+
+        All parameters outside the blocks must be filled, those of the input embedding with any values.
+        """
+        with self._recorded(lambda *args, **kwargs: (hidden,) if self._wrap else hidden):
+            logits: torch.Tensor = self.model.module(input_ids=self._batches[batch], use_cache=False).logits
+        return logits
+
+    def _pass(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the model with recorders in place of its blocks; return the first block's input.
 
         The blocks' other arguments are stored per batch size. Raises `ValueError` if they differ between two batches of
-        the same size, or if the blocks do not simply follow each other. `wrap`: the recorder returns a tuple.
+        the same size, or if the blocks do not simply follow each other.
         """
         arguments: list[Arguments] = []
         inputs: list[torch.Tensor] = []
@@ -125,7 +141,7 @@ class BlockRunner:
                 raise ValueError("its blocks pass on something other than hidden states")
             inputs.append(hidden)
             arguments.append((args[1:], kwargs_left))
-            return (hidden,) if wrap else hidden
+            return (hidden,) if self._wrap else hidden
 
         with self._recorded(record):
             out = self.model.decoder(ids)

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 #: The algorithm for a layer whose own algorithm lacks the statistics it needs.
 FALLBACK = "rtn"
 
+#: Numbers of a weight that is rounded to nearest in one piece. Larger weights, such as the embedding of 262,144 tokens,
+#: are rounded in pieces of rows, because rounding takes several float32 copies.
+PIECE_NUMBERS = 1 << 24
+
 #: Rows of a weight over which `measure` sums the error at once.
 ROWS = 1024
 
@@ -127,6 +131,11 @@ def _quantize(
 ) -> tuple[QuantizedTensor, str]:
     """Quantize one weight `[out, in]`; return the result and a warning ("" for none)."""
     name = parts(choice.algorithm)["quantize"]
+    assert choice.scheme is not None
+    rows = max(1, PIECE_NUMBERS // values.shape[1])
+    if name == FALLBACK and choice.scheme.granularity != "tensor" and len(values) > rows:
+        pieces = [values[start : start + rows] for start in range(0, len(values), rows)]
+        return _joined([_quantize(piece, choice, stats, names)[0] for piece in pieces]), ""
     algorithm, options = load(name), part_options(choice.algorithm, choice.options)[name]
     try:
         quantized: QuantizedTensor = algorithm.quantize(values, stats, choice.scheme, options)
@@ -135,6 +144,16 @@ def _quantize(
         warning = f"{names} was rounded by {FALLBACK} instead: {cause}"
         logger.warning("%s", warning)
     return load(FALLBACK).quantize(values, stats, choice.scheme, make_options(FALLBACK, {})), warning
+
+
+def _joined(pieces: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """Return one weight with the rows of all `pieces`."""
+    first = pieces[0]
+    zero_point = None
+    if first.zero_point is not None:
+        zero_point = np.concatenate([piece.zero_point for piece in pieces if piece.zero_point is not None])
+    codes = np.concatenate([piece.codes for piece in pieces])
+    return QuantizedTensor(first.scheme, codes, np.concatenate([piece.scale for piece in pieces]), zero_point)
 
 
 def _equals_rtn(

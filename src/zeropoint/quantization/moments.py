@@ -84,7 +84,7 @@ class _Run:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(0, self._config.vocab_size, (SEQUENCES, length), generator=generator)
         self._tokens = ids.numel()
-        self._model.fill(self._model.outside())
+        self._model.fill_outside(ids)
         self._model.decoder(ids)
         stats_by_name = {name: LayerStats(total.numpy(), self._tokens) for name, total in self._sums.items()}
         # A NaN comes from a weight with NaN; quantizing that weight raises an error with its name.

@@ -30,7 +30,9 @@ from zeropoint.machine.detect import Machine
 from zeropoint.models.families import engine_of
 from zeropoint.planning import coverage, require_coverage, uniform_plan
 from zeropoint.planning.uniform import layout_of, plan_nbytes
+from zeropoint.predictions import refuse_large
 from zeropoint.quantization.layers import LayerError
+from zeropoint.quantization.need import need_of
 from zeropoint.quantization.run_checkpoint import Run, RunCheckpoint, forget, is_unfinished, refuse_output
 from zeropoint.quantization.streaming import WeightDone, needs_calibration, stream
 from zeropoint.sources.texts import text_folder
@@ -117,6 +119,10 @@ def quantize_checkpoint(
         )
     if calibration is None and needs_calibration(plan):
         calibration = read_calibration(checkpoint, seed=plan.seed)
+    tokens, advice = 0, "use a machine with more memory"
+    if calibration is not None:
+        tokens, advice = calibration.tokens.size, "read fewer --calibration-tokens, or use --algorithm rtn"
+    refuse_large(f"quantizing {checkpoint.name}", need_of(checkpoint, plan, tokens), advice)
     path = Path(out).expanduser()
     run = _Running(checkpoint, plan, calibration, machine, started, progress)
     if resume and not overwrite and os.path.lexists(path):

@@ -31,6 +31,15 @@ def seconds(value: float) -> str:
     return f"{plain(value)} s" if value >= 1 else f"{plain(value * 1000)} ms"
 
 
+def duration(value: float) -> str:
+    """Return a time in the two largest of its hours, minutes and seconds: 2 h 5 min, 3 min 20 s, 40 s."""
+    whole = max(round(value), 1)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, seconds = divmod(whole, 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def rate(value: float) -> str:
     """Return a rate in tokens per second."""
     return f"{plain(value)} tok/s"

@@ -18,6 +18,7 @@ from zeropoint.cli.common import (
     add_engine_option,
     add_json_option,
     add_revision_option,
+    add_stream_option,
     add_text_options,
     add_threads_option,
     check_writable,
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=SEED, default=0, metavar="N", help="seed of the bootstrap intervals (default: 0)"
     )
     add_text_options(parser)
+    add_stream_option(parser)
     add_engine_option(parser)
     add_revision_option(parser)
     add_threads_option(parser)
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         max_perplexity_increase=args.max_perplexity_increase,
         min_top1=args.min_top1,
         engine=args.engine,
+        streamed=args.stream,
         tasks=task_request(args),
         max_accuracy_drop=args.max_accuracy_drop,
     )
@@ -134,6 +137,7 @@ def run_gate(
     max_perplexity_increase: float | None = None,
     min_top1: float | None = None,
     engine: str = "auto",
+    streamed: bool | None = None,
     tasks: TaskRequest | None = None,
     max_accuracy_drop: float | None = None,
 ) -> int:
@@ -155,6 +159,7 @@ def run_gate(
             tokens=args.tokens,
             threads=default_threads(args.threads),
             engine=engine,
+            streamed=streamed,
             seed=args.seed or 0,
             tasks=tasks,
             max_accuracy_drop=max_accuracy_drop,

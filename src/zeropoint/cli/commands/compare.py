@@ -24,6 +24,7 @@ from zeropoint.cli.common import (
     add_json_option,
     add_revision_option,
     add_speed_options,
+    add_stream_option,
     add_text_options,
     add_threads_option,
     check_writable,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare size and quality alone: do not measure speed and memory",
     )
     add_text_options(parser)
+    add_stream_option(parser)
     add_engine_option(parser)
     add_revision_option(parser)
     add_threads_option(parser)
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             tokens=args.tokens,
             threads=default_threads(args.threads),
             engine=args.engine,
+            streamed=args.stream,
             prompts=args.prompt or DEFAULT_PROMPTS,
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,

@@ -12,11 +12,13 @@ If the JSON FILE exists and has the same model, formats and text, it is read and
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeropoint.cli.common import (
+    DEFAULT_TEXT_TOKENS,
     add_json_option,
     add_revision_option,
     check_writable,
@@ -31,7 +33,10 @@ from zeropoint.cli.option_values import format_name, input_file, whole
 from zeropoint.render import numbers
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from zeropoint.checkpoint import Checkpoint
+    from zeropoint.predictions import Need
 
 HELP = "show a model's layers, and its size and speed in each format"
 
@@ -134,8 +139,12 @@ def run(args: argparse.Namespace) -> int:
             f"{machine.memory_bandwidth_gbps:.0f} GB/s measured here.",
             soft_wrap=True,
         )
+    needs = _needs(checkpoint, measure=not args.no_measure)
+    console.print()
+    console.print(_needs_table(needs))
     console.print(
-        f"Quantizing needs at most about {numbers.size(overview.peak_bytes)} of memory for weights."
+        f"Memory is the predicted peak; {numbers.size(machine.ram_available_bytes)} are free here.",
+        soft_wrap=True,
     )
     matrices = [row for row in overview.kept if len(row.shape) > 1]
     for row in matrices[:20]:
@@ -144,8 +153,68 @@ def run(args: argparse.Namespace) -> int:
         console.print(
             f"not quantized: {vectors} vectors (norms, biases): too small to matter, too sensitive to round"
         )
-    write_json(args.json, {"model": args.model, "machine": machine.to_json(), **asdict(overview)})
+    write_json(
+        args.json,
+        {
+            "model": args.model,
+            "machine": machine.to_json(),
+            **asdict(overview),
+            "needs": {n: asdict(need) for n, need in needs.items()},
+        },
+    )
     return 0
+
+
+def _needs(checkpoint: Checkpoint, *, measure: bool) -> dict[str, Need]:
+    """Return what each command needs, by its name; with `measure`, with the time where a pace is quickly measured."""
+    from zeropoint import predictions
+    from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT
+    from zeropoint.fitting.result import FORMATS as FIT_FORMATS
+    from zeropoint.planning import uniform_plan
+    from zeropoint.quantization.auto import rounding_seconds
+    from zeropoint.quantization.need import need_of
+
+    source = checkpoint.source
+    needs = {}
+    for algorithm in ("rtn", "awq", "gptq", "best"):
+        plan = uniform_plan(checkpoint, "int4", algorithm=algorithm)
+        need = need_of(checkpoint, plan)
+        if measure and algorithm == "rtn":
+            need = replace(need, seconds=rounding_seconds(checkpoint, plan))
+        needs[f"quantize --format int4 --algorithm {algorithm}"] = need
+    nbytes = {name: uniform_plan(checkpoint, name).nbytes for name in ("bf16", *FIT_FORMATS)}
+    artifact = [nbytes["int4"]]
+    in_memory = predictions.reference_in_memory(source, DEFAULT_CONTEXT, artifact)
+    streamed = predictions.reference_streamed(source, DEFAULT_TEXT_TOKENS, DEFAULT_CONTEXT, artifact)
+    seconds = predictions.scoring_seconds(source, DEFAULT_TEXT_TOKENS, _pace()) if measure else None
+    needs["check, compare --no-speed (of int4)"] = replace(in_memory, seconds=seconds)
+    needs["the same with --stream"] = replace(streamed, seconds=seconds)
+    needs["fit"] = predictions.fitting(predictions.Sizes.of(source), list(nbytes.values()))
+    needs["generate, chat, serve (int4)"] = predictions.running(nbytes["int4"])
+    return needs
+
+
+def _pace() -> float:
+    """Return the multiplications per second of float32 matrix products in torch."""
+    import time
+
+    import torch
+
+    rows, weight = torch.ones(512, 1024), torch.ones(1024, 1024)
+    torch.nn.functional.linear(rows, weight)
+    started = time.perf_counter()
+    for _ in range(4):
+        torch.nn.functional.linear(rows, weight)
+    return 4 * rows.numel() * len(weight) / (time.perf_counter() - started)
+
+
+def _needs_table(needs: Mapping[str, Need]) -> Table:
+    """Return what each command needs as a table."""
+    table = whole_table("command", "memory", "disk", "time")
+    for name, need in needs.items():
+        time = "" if need.seconds is None else numbers.duration(need.seconds)
+        table.add_row(name, numbers.size(need.memory), numbers.size(need.disk) if need.disk else "", time)
+    return table
 
 
 def _sensitivity(checkpoint: Checkpoint, args: argparse.Namespace) -> int:

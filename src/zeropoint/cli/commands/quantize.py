@@ -35,6 +35,7 @@ from zeropoint.cli.common import (
     check_writable,
     progress_bar,
     refuse_ignored,
+    refuse_tiny_memory,
     strict_code,
     write_json,
 )
@@ -190,6 +191,7 @@ def _list_of_algorithms() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize the model and print the result. Return 1 if --strict or --check fails, else 0."""
+    refuse_tiny_memory(args.model)
     from zeropoint.calibrate.text import DEFAULT_TOKENS
     from zeropoint.checkpoint import open_checkpoint
     from zeropoint.machine.detect import Machine

@@ -10,6 +10,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from zeropoint.evaluate import needs
 from zeropoint.evaluate.compare import noise_floor, quality_request
 from zeropoint.evaluate.gate.bounds import (
     check_accuracy_bound,
@@ -45,6 +46,7 @@ def check(
     context: int = DEFAULT_CONTEXT,
     threads: int | None = None,
     engine: str = "auto",
+    streamed: bool | None = None,
     seed: int = 0,
     tasks: TaskRequest | None = None,
     max_accuracy_drop: float | None = None,
@@ -61,10 +63,11 @@ def check(
     If none of the four is given, the default bounds of `bounds.py` on KL divergence and perplexity apply. `keep` is a
     cache folder for the float32 reference model's results (`worker/reference_cache.py`); later checks of other
     artifacts of the same model read them and give the same numbers. `tokens` is the least number of scored tokens,
-    `context` the window length in tokens.
+    `context` the window length in tokens. With `streamed`, the float32 reference model runs block by block; None does
+    so if it does not fit into the free memory.
 
-    Raises `UsageError` if a bound is out of range, `ArtifactError` if the artifact's weights or config differ from its
-    card, and the errors of `zeropoint.runtime.open_runner` if a model cannot be loaded.
+    Raises `UsageError` if a bound is out of range or memory is too small, `ArtifactError` if the artifact's weights or
+    config differ from its card, and the errors of `zeropoint.runtime.open_runner` if a model cannot be loaded.
     """
     threads = default_threads(threads)
     check_bounds(max_kl, max_perplexity_increase, min_top1)
@@ -82,7 +85,10 @@ def check(
         tokens=tokens,
         context=context,
         seed=seed,
+        streamed=streamed,
     )
+    if tasks is not None:
+        needs.refuse_large_run(reference, "leave the tasks out (--tasks)", exact=True)
     request = replace(request, keep=None if keep is None else str(keep))
     share = 0.0 if tasks is None else _TASKS_SHARE
     answers: tuple[TaskResult, ...] = ()

@@ -97,7 +97,8 @@ class QualityRequest:
     """Measure `candidates` (by name) against `reference` on windows of a text, and let models answer prompts.
 
     `speakers` are the names of the candidates that answer `prompts`; "" is the reference model. `keep` is the cache
-    folder of `reference_cache.py`, None for no cache; it needs empty `speakers`.
+    folder of `reference_cache.py`, None for no cache; it needs empty `speakers`. With `streamed`, the reference model
+    runs block by block (`streamed_reference.py`); its cache is the user's folder if `keep` is None.
     """
 
     TASK: ClassVar[str] = "quality"
@@ -113,6 +114,7 @@ class QualityRequest:
     answer_tokens: int = 0
     speakers: Sequence[str] = ()
     keep: str | None = None
+    streamed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"task": self.TASK, **asdict(self)}

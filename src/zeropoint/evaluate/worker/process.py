@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from zeropoint.errors import ZeropointError
+from zeropoint.errors import OUT_OF_MEMORY, ZeropointError, is_out_of_memory
 from zeropoint.evaluate import tasks
 from zeropoint.evaluate.quality.greedy_answers import answer, mark
 from zeropoint.evaluate.quality.token_scores import measure_quality
@@ -51,8 +51,8 @@ Tell = Callable[[str, float], None]
 OPEN: Open = partial(open_runner, prefer_llama_cpp=True)
 _PR_SET_PDEATHSIG = 1
 _FIRST_STEP_TOKENS = 8
-# Share of a quality run's time for scoring, for the progress bar; the rest is for answering prompts.
-_ANSWERS_FROM = 0.75
+# Shares of a quality run's time, for the progress bar: answering prompts, and running the reference model's blocks.
+_ANSWERS_SHARE, _STREAMED_SHARE = 0.25, 0.7
 
 
 def performance(request: PerformanceRequest, opener: Open, tell: Tell) -> PerformanceResult:
@@ -105,7 +105,14 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
     """
     text = load_text(request.text)
     tell("load", 0.0)
-    pairing = pair(request, text, lambda model: _open(model, request.threads, opener))
+    answers_from = 1 - _ANSWERS_SHARE if request.prompts else 1.0
+    scores_from = _STREAMED_SHARE if request.streamed else 0.0
+    pairing = pair(
+        request,
+        text,
+        lambda model: _open(model, request.threads, opener),
+        lambda what, done, total=1.0: tell(what, scores_from * done / total),
+    )
     windows = pairing.windows
     run = measure_quality(
         pairing.reference,
@@ -113,16 +120,22 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
         windows=windows,
         seed=request.seed,
         resamples=request.resamples,
-        progress=lambda done: tell("quality", _ANSWERS_FROM * done),
+        progress=lambda done: tell("quality", scores_from + (answers_from - scores_from) * done),
     )
     entries = {name: quality.to_json() for name, quality in run.candidates.items()}
     pairing.keep(entries)
     # The name "" in `request.speakers` means the reference model.
     runners = {**pairing.candidates} if pairing.runner is None else {**pairing.candidates, "": pairing.runner}
+    for name in request.speakers if request.prompts else ():
+        if name not in runners:  # the original model, whose quality was measured block by block
+            runners[name] = _open(request.candidates[name], request.threads, opener)
     return QualityResult(
         runs={
-            name: Run(runner.engine, runner.engine_reason, runner.artifact_bytes)
-            for name, runner in pairing.candidates.items()
+            **pairing.runs,
+            **{
+                name: Run(runner.engine, runner.engine_reason, runner.artifact_bytes)
+                for name, runner in pairing.candidates.items()
+            },
         },
         reference_perplexity=run.reference_perplexity.to_json(),
         candidates={**pairing.known, **entries},
@@ -134,7 +147,7 @@ def quality(request: QualityRequest, opener: Open, tell: Tell) -> QualityResult:
         text_digest=text.digest,
         seed=request.seed,
         resamples=request.resamples,
-        answers=_answers(request, {n: runners[n] for n in request.speakers}, tell),
+        answers=_answers(request, {n: runners[n] for n in request.speakers if n in runners}, tell),
     )
 
 
@@ -151,7 +164,7 @@ def _answers(request: QualityRequest, runners: Mapping[str, Runner], tell: Tell)
     asked, stop = [leader.chat_prompt(prompt) for prompt in prompts], leader.stop_tokens
     ids = {}
     for index, (name, runner) in enumerate(runners.items()):
-        tell("answers", _ANSWERS_FROM + (1 - _ANSWERS_FROM) * index / len(runners))
+        tell("answers", 1 - _ANSWERS_SHARE * (1 - index / len(runners)))
         ids[name] = answer(runner, asked, max_new_tokens=request.answer_tokens, stop=stop)
     first = next(iter(ids.values()))
     return [
@@ -196,9 +209,13 @@ def main(opener: Open = OPEN) -> int:
         except KeyboardInterrupt:
             return 130
         except ZeropointError as error:
-            send({"error": {"type": type(error).__name__, "message": str(error)}})
+            message = OUT_OF_MEMORY if is_out_of_memory(error.__cause__) else str(error)
+            send({"error": {"type": type(error).__name__, "message": message}})
             return 1
         except Exception as error:
+            if is_out_of_memory(error):
+                send({"error": {"type": ZeropointError.__name__, "message": OUT_OF_MEMORY}})
+                return 1
             logger.exception("measuring failed")
             send({"error": {"type": "", "message": f"{type(error).__name__}: {error}"}})
             return 1

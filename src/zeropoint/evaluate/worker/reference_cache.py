@@ -88,10 +88,13 @@ def read(folder: Path, key: Mapping[str, Any]) -> Kept | None:
         return None
 
 
-def write(folder: Path, key: Mapping[str, Any], results: Kept) -> None:
-    """Write the results into the cache; a failure is logged, not raised. Results above `MOST_BYTES` are skipped."""
+def write(folder: Path, key: Mapping[str, Any], results: Kept) -> bool:
+    """Write the results into the cache, and return whether they are there.
+
+    A failure is logged, not raised. Results above `MOST_BYTES` are skipped.
+    """
     if results.inputs.nbytes > MOST_BYTES:
-        return
+        return False
     header = {"head": results.head, "shape": results.inputs.shape, "entries": results.entries, "key": key}
     body = json.dumps(header).encode() + b"\n" + np.ascontiguousarray(results.inputs).tobytes()
     try:
@@ -102,6 +105,8 @@ def write(folder: Path, key: Mapping[str, Any], results: Kept) -> None:
             file.unlink(missing_ok=True)
     except (OSError, ArtifactError) as cause:
         logger.warning("the reference model's results are not cached in %s: %s", folder, cause)
+        return False
+    return True
 
 
 def _path(folder: Path, key: Mapping[str, Any]) -> Path:
