@@ -22,7 +22,15 @@ from zeropoint.kernels import active_isa
 from zeropoint.machine.detect import Machine
 
 #: The class of processors by our kernels' instruction set level, in the order of a page.
-CLASSES = {"amx": "AMX", "avx512": "AVX-512 VNNI", "avx2": "AVX2", "scalar": "Scalar"}
+CLASSES = {
+    "amx": "AMX",
+    "avx512": "AVX-512 VNNI",
+    "avx2": "AVX2",
+    "i8mm": "ARM i8mm",
+    "dotprod": "ARM dot product",
+    "neon": "ARM NEON",
+    "scalar": "Scalar",
+}
 
 
 def write(page: Path, title: str, part: str, lines: Sequence[str], *, level: str | None = None) -> None:

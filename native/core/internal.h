@@ -7,6 +7,8 @@
 #include <new>
 
 #include "core/layout.h"
+#include "kernels/levels.h"
+#include "platform/platform.h"
 #include "zeropoint.h"
 
 // The packed weight of the C interface.
@@ -18,10 +20,6 @@ struct zp_weight {
 
 namespace zp {
 
-struct DecoderKernels;
-struct QuantizerKernels;
-struct SamplerKernels;
-
 constexpr size_t kAlignment = 64;  // bytes: a cache line, and an AVX-512 register
 // The most columns that are summed as integers: the sum of 65536 products of at most 255 * 127 fits 32 bits.
 constexpr int64_t kMaxSegment = 65536;
@@ -31,12 +29,6 @@ constexpr int64_t kMostValues = int64_t{1} << 40;
 
 // Record a message for zp_last_error and return the status.
 __attribute__((format(printf, 2, 3))) zp_status fail(zp_status status, const char* message, ...);
-
-// Return memory aligned to kAlignment, on huge pages if it has 2 MiB or more; null when there is none.
-void* allocate(size_t bytes);
-void release(void* memory);
-// Give the pages that lie wholly inside `memory` back to the system. The addresses stay valid, the contents are lost.
-void forget(void* memory, size_t bytes);
 
 // Return the kernel tables of the level in use; null, with the error recorded, when ZEROPOINT_ISA names a level that
 // does not exist or cannot run here. active_level returns a negative number then.

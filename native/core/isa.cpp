@@ -3,8 +3,6 @@
 // This file chooses the kernel tables by level. AMX is a level without kernel tables: at ZP_AMX the functions below
 // return the AVX-512 tables. product.cpp makes two choices by level for each product, because they depend on the number
 // of rows and on the weight's layout: whether AMX tiles multiply, and which of AVX2's kernels takes 16-bit inputs.
-#include <pthread.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -12,51 +10,11 @@
 #include <thread>
 
 #include "core/internal.h"
-#include "kernels/decoder_kernels.h"
-#include "kernels/quantizer_kernels.h"
-#include "kernels/sampler_kernels.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace zp {
 namespace {
 
-constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
-
-#if defined(__x86_64__) && !defined(ZP_EMULATED)
-// True if the CPU has AMX-TILE and AMX-INT8 and Linux grants this process the tile registers.
-bool amx_available() {
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  const bool tiles = (d >> 24 & 1) != 0, int8 = (d >> 25 & 1) != 0;
-  return tiles && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-#endif
-
-// Return a bit set of the levels that this machine can run.
-uint32_t detect() {
-  uint32_t levels = 1u << ZP_SCALAR;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    levels |= 1u << ZP_AVX2;
-#if defined(ZP_EMULATED)  // zeropoint_emulated of the tests: its AVX-512 and AMX kernels are plain C++
-  levels |= 1u << ZP_AVX512 | 1u << ZP_AMX;
-#else
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni"))
-    levels |= 1u << ZP_AVX512;
-  if ((levels >> ZP_AVX512 & 1) != 0 && amx_available()) levels |= 1u << ZP_AMX;
-#endif
-#endif
-  return levels;
-}
+constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
 
 // The number of calls that are running. While the level changes, kChanging is added, which makes it negative.
 std::atomic<int32_t> running{0};
@@ -69,8 +27,8 @@ void forget_calls() {
 
 uint32_t levels() {
   static const uint32_t detected = [] {
-    pthread_atfork(nullptr, nullptr, forget_calls);
-    return detect();
+    after_fork(forget_calls);
+    return detect_levels();
   }();
   return detected;
 }
@@ -94,7 +52,8 @@ int choose() {
         fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this CPU cannot run the %s kernels", name, name);
         return -1;
       }
-    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar, avx2, avx512 or amx", name);
+    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar; avx2, avx512 or amx (x86); neon, dotprod or i8mm (ARM)",
+         name);
     return -1;
   }
   int best = ZP_SCALAR;
@@ -139,10 +98,13 @@ const Table* table_of_level(std::initializer_list<const Table* (*)()> tables) {
 
 }  // namespace
 
-// The last entry is for AMX, which uses AVX-512's table. product.cpp puts amx_integer in place of that
-// table's `integer` where AMX multiplies.
+// The fourth table of x86 is for AMX, which uses AVX-512's. product.cpp puts amx_integer in place of that table's
+// `integer` where AMX multiplies.
 #if defined(__x86_64__)
 #define ZP_TABLES(function) {scalar::function, avx2::function, avx512::function, avx512::function}
+#elif defined(__aarch64__)
+#define ZP_TABLES(function) \
+  {scalar::function, nullptr, nullptr, nullptr, neon::function, dotprod::function, i8mm::function}
 #else
 #define ZP_TABLES(function) {scalar::function}
 #endif

@@ -94,16 +94,6 @@ struct Kernels {
   uint64_t (*stream)(const uint8_t* begin, int64_t bytes);
 };
 
-namespace scalar {
-const Kernels* kernels();
-}
-namespace avx2 {
-const Kernels* kernels();
-}
-namespace avx512 {
-const Kernels* kernels();
-}
-
 // The kernels of AVX2 for 16-bit input codes. int16_integer takes codes that are not split into limbs; its `scratch`
 // has int16_scratch_bytes. few_nibbles takes codes that are split, and weights for which supports_few_nibbles is true.
 namespace avx2 {

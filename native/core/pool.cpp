@@ -1,12 +1,11 @@
 #include "core/pool.h"
 
-#include <pthread.h>
-
 #include <chrono>
 #include <exception>
 #include <new>
 
 #include "core/ahead.h"
+#include "platform/platform.h"
 
 namespace zp {
 namespace {
@@ -18,12 +17,6 @@ constexpr uint64_t kInside = kOpen - 1;
 // How long a worker spins before it sleeps: a little longer than the gap between two layers of a model.
 constexpr auto kSpin = std::chrono::microseconds(60);
 
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // Wait until `word` is no longer `before`, and return its new value: spin for kSpin, then sleep in the kernel. While
 // spinning, prefetch what the thread will read next (ahead.h).
 uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t before) {
@@ -32,7 +25,7 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t before) {
     for (int i = 0; i < 16; ++i) {
       const uint32_t now = word.load(std::memory_order_acquire);
       if (now != before) return now;
-      if (!ahead().prefetch_some()) pause();
+      if (!ahead().prefetch_some()) spin();
     }
   } while (std::chrono::steady_clock::now() < until);
   word.wait(before, std::memory_order_acquire);
@@ -59,7 +52,7 @@ Pool& Pool::shared() {
   static std::once_flag once;
   std::call_once(once, [] {
     replace_pool();
-    pthread_atfork(nullptr, nullptr, replace_pool);
+    after_fork(replace_pool);
   });
   return *shared_pool;
 }

@@ -108,7 +108,7 @@ InputOffsets input_offsets(const Weight& w, int64_t rows) {
 
 }  // namespace
 
-Multiply multiply_for(const Weight& w, int64_t rows) {
+Multiply multiply_for(const Weight& w, [[maybe_unused]] int64_t rows) {
   const Kernels* kernels = active_kernels();
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};

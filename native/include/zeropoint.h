@@ -25,8 +25,17 @@ extern "C" {
 
 typedef enum { ZP_OK = 0, ZP_INVALID = 1, ZP_UNSUPPORTED = 2, ZP_NO_MEMORY = 3 } zp_status;
 
-/* Instruction set levels, slowest first. */
-typedef enum { ZP_SCALAR = 0, ZP_AVX2 = 1, ZP_AVX512 = 2, ZP_AMX = 3, ZP_ISA_COUNT = 4 } zp_isa;
+/* Instruction set levels: any CPU's, those of x86, those of ARM64; the levels of a CPU are slowest first. */
+typedef enum {
+  ZP_SCALAR = 0,
+  ZP_AVX2 = 1,
+  ZP_AVX512 = 2, /* with VNNI */
+  ZP_AMX = 3,
+  ZP_NEON = 4,
+  ZP_DOTPROD = 5, /* FEAT_DotProd: SDOT */
+  ZP_I8MM = 6,    /* FEAT_I8MM: SMMLA */
+  ZP_ISA_COUNT = 7
+} zp_isa;
 
 /* Values of zp_format.activation besides a group size: float input, or one scale per token. */
 enum { ZP_ACTIVATION_FLOAT = -1, ZP_ACTIVATION_TOKEN = 0 };

@@ -1,6 +1,7 @@
 // The decoder's kernels for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
 // Every level rounds in the same places.
 #include "kernels/decoder_kernels.h"
+#include "kernels/levels.h"
 
 #include ZP_VEC
 

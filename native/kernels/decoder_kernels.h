@@ -88,14 +88,4 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t padded) {
   return rows * kPage + (rows + 15) / 16 * 16 + 2 * kPage * padded;
 }
 
-namespace scalar {
-const DecoderKernels* decoder_kernels();
-}
-namespace avx2 {
-const DecoderKernels* decoder_kernels();
-}
-namespace avx512 {
-const DecoderKernels* decoder_kernels();
-}
-
 }  // namespace zp

@@ -41,7 +41,7 @@ __attribute__((always_inline)) inline void add_columns(Operands& at, V::Int& low
 // Return `sum` plus the products of `columns` columns. Codes are raised by 8 or 16; the caller's `sum` corrects for it.
 template <Stored STORED>
 __attribute__((always_inline)) inline V::Int sum_of_columns(Operands& at, int64_t columns, V::Int sum) {
-  constexpr int64_t kSteps = Form<STORED>::kPairColumns / 8;
+  constexpr int64_t kSteps = Form<STORED>::kMostColumns / 8;
   for (int64_t left = columns / 8; left > 0; left -= kSteps) {
     V::Int low = V::set_int(0), high = V::set_int(0);
     if (left >= kSteps) {

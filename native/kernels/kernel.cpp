@@ -2,8 +2,9 @@
 // per level with the level's flags, ZP_LEVEL (the level's namespace) and ZP_VEC (the header of its vector type).
 //
 // Vec, the vector type (alias V), has 16 lanes: the 16 output channels of a block. Besides operations it has constants:
-// kOffsetBytes (added to the codes that load_bytes returns), kPairs (products of nibbles are summed in 16 bits first),
-// kRows (rows of the largest register tile) and kWide (blocks of a tile with one row).
+// kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide (blocks
+// of a tile with one row). Where V::most_columns is not 0, the products of so many columns are summed in a
+// V::ColumnSums, in the form that the level's instructions give, and then added to the lanes.
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
 // are input channels, counted by k.
@@ -17,6 +18,7 @@
 #include ZP_VEC
 
 #include "core/layout.h"
+#include "kernels/levels.h"
 #include "output.h"
 #include "quantize.h"
 #include "stored.h"
@@ -36,6 +38,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
   constexpr bool kNibbles = Form::kNibbles;
   constexpr int32_t kOffset = Form::kOffset;
   constexpr int64_t kBytesPer8 = Form::kBytesPer8, kPrefetchBytes = Form::kPrefetchBytes;
+  constexpr int kTogether = ROWS % V::kRowsTogether == 0 ? V::kRowsTogether : 1;  // rows of one ColumnSums
+  using ColumnSums = typename V::template ColumnSums<kTogether, kNibbles>;
   const Weight& w = *p.weight;
   const int64_t block_bytes = w.columns_padded / 8 * kBytesPer8;
   // Blocks lie one behind the other. Near the end of a block b, the address to prefetch lies in block b + 1, which this
@@ -95,9 +99,9 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = init;
       }
     }
-    constexpr bool kPairs = V::kPairs && kNibbles;
+    constexpr bool kColumnSums = Form::kMostColumns > 0;
     // With few sums in a tile, a second chain of sums hides the latency of the first.
-    constexpr bool kTwoChains = ROWS * BLOCKS <= 4 && !kPairs;
+    constexpr bool kTwoChains = ROWS * BLOCKS <= 4 && !kColumnSums;
     V::Int chain[ROWS][BLOCKS];
     if constexpr (kTwoChains) {
 #pragma GCC unroll 16
@@ -107,14 +111,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
     }
     const int64_t k_end = smaller((s + 1) * w.segment, w.columns_padded);
     for (int64_t k = s * w.segment; k < k_end;) {
-      const int64_t stop = kPairs ? smaller(k + Form::kPairColumns, k_end) : k_end;
-      V::Int pairs[ROWS][BLOCKS];
-      if constexpr (kPairs) {
-#pragma GCC unroll 16
-        for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-          for (int n = 0; n < BLOCKS; ++n) pairs[m][n] = V::set_int(0);
-      }
+      const int64_t stop = kColumnSums ? smaller(k + Form::kMostColumns, k_end) : k_end;
+      [[maybe_unused]] ColumnSums sums[ROWS / kTogether][BLOCKS];
       for (; k < stop; k += 8) {
         typename V::Codes first[BLOCKS], second[BLOCKS];
 #pragma GCC unroll 4
@@ -127,14 +125,11 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
             if constexpr (!kNibbles) V::prefetch(ahead + 64);
           }
         }
-        if constexpr (kPairs) {
+        if constexpr (kColumnSums) {
 #pragma GCC unroll 16
-          for (int m = 0; m < ROWS; ++m)
+          for (int m = 0; m < ROWS; m += kTogether)
 #pragma GCC unroll 4
-            for (int n = 0; n < BLOCKS; ++n) {
-              pairs[m][n] = V::dot_pairs(pairs[m][n], first[n], x[m] + k);
-              pairs[m][n] = V::dot_pairs(pairs[m][n], second[n], x[m] + k + 4);
-            }
+            for (int n = 0; n < BLOCKS; ++n) sums[m / kTogether][n].add(first[n], second[n], x + m, k);
         } else {
 #pragma GCC unroll 16
           for (int m = 0; m < ROWS; ++m)
@@ -149,11 +144,11 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
             }
         }
       }
-      if constexpr (kPairs) {
+      if constexpr (kColumnSums) {
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-          for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add_pairs(dot[m][n], pairs[m][n]);
+          for (int n = 0; n < BLOCKS; ++n) dot[m][n] = sums[m / kTogether][n].add_to(dot[m][n], m % kTogether);
       }
     }
     if constexpr (kTwoChains) {

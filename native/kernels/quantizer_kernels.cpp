@@ -1,6 +1,7 @@
 // Quantizing weights, for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
 // Every level rounds in the same places and adds in the same order, so codes do not depend on the level.
 #include "kernels/quantizer_kernels.h"
+#include "kernels/levels.h"
 
 #include ZP_VEC
 

@@ -73,14 +73,4 @@ constexpr int64_t grid_scratch(const Groups& groups) {
   return kLanes * (groups.size < groups.columns ? groups.size : groups.columns);
 }
 
-namespace scalar {
-const QuantizerKernels* quantizer_kernels();
-}
-namespace avx2 {
-const QuantizerKernels* quantizer_kernels();
-}
-namespace avx512 {
-const QuantizerKernels* quantizer_kernels();
-}
-
 }  // namespace zp

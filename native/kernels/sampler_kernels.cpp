@@ -1,6 +1,7 @@
 // The sampler's kernels for one instruction set level. CMake compiles this file once per level, like kernel.cpp.
 // Every level gives the same bits, and so does numpy in src/zeropoint/kernels/sampling.py.
 #include "kernels/sampler_kernels.h"
+#include "kernels/levels.h"
 
 #include ZP_VEC
 

@@ -26,14 +26,4 @@ struct SamplerKernels {
   int64_t (*find)(const float* x, int64_t count, float least, int32_t* indices);
 };
 
-namespace scalar {
-const SamplerKernels* sampler_kernels();
-}
-namespace avx2 {
-const SamplerKernels* sampler_kernels();
-}
-namespace avx512 {
-const SamplerKernels* sampler_kernels();
-}
-
 }  // namespace zp

@@ -21,8 +21,8 @@ struct Form {
   // and kStreams = 2 were measured together, decoding a model of 1.1B parameters in int4:
   // docs/decisions/decode-blocks.md. For byte codes, no measurement of 2048 is on record.
   static constexpr int64_t kPrefetchBytes = kNibbles ? 3072 : 2048;
-  // Columns whose products V::dot_pairs can sum in 16 bits.
-  static constexpr int64_t kPairColumns = kFifths ? 16 : 32;
+  // The most columns whose products a V::ColumnSums can sum.
+  static constexpr int64_t kMostColumns = V::most_columns(kNibbles, kFifths);
   // Number of blocks in a tile of one token of two limbs. The codes of each block are one stream from memory.
   static constexpr int kStreams = kNibbles && V::kWide > 2 ? 2 : V::kWide;
 

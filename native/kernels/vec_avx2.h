@@ -18,7 +18,6 @@ struct Vec {
   };
   using Codes = Int;
 
-  static constexpr bool kPairs = true;  // products of nibbles are summed in 16 bits first
   static constexpr int kOffsetBytes = 0;
   static constexpr int kRows = 4;  // rows of the largest register tile
   static constexpr int kWide = 2;  // blocks of a tile with one row
@@ -62,8 +61,9 @@ struct Vec {
     return {_mm256_add_epi32(sum.a, quad<NIBBLES>(w.a, all)),
             _mm256_add_epi32(sum.b, quad<NIBBLES>(w.b, all))};
   }
-  // Add sums of two products each, in 16 bits. 32 columns of nibbles do not overflow (8 sums of at most 2 * 15 * 127),
-  // nor do 16 columns with fifth bits (4 sums of at most 2 * 31 * 127).
+  // Products of nibbles are summed in 16 bits first, two products in each. 32 columns of nibbles do not overflow (8 sums
+  // of at most 2 * 15 * 127), nor do 16 columns with fifth bits (4 sums of at most 2 * 31 * 127).
+  static constexpr int64_t most_columns(bool nibbles, bool fifths) { return nibbles ? (fifths ? 16 : 32) : 0; }
   static Int dot_pairs(Int sum, Codes w, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
@@ -77,6 +77,16 @@ struct Vec {
     return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(pairs.a, one)),
             _mm256_add_epi32(sum.b, _mm256_madd_epi16(pairs.b, one))};
   }
+  static constexpr int kRowsTogether = 1;
+  template <int, bool>
+  struct ColumnSums {
+    Int pairs = set_int(0);
+
+    void add(Codes first, Codes second, const int8_t* const* x, int64_t k) {
+      pairs = dot_pairs(dot_pairs(pairs, first, *x + k), second, *x + k + 4);
+    }
+    Int add_to(Int sum, int) const { return add_pairs(sum, pairs); }
+  };
   static Int lane_code(Codes w, int j) {
     const __m128i left = _mm_cvtsi32_si128(24 - 8 * j);
     return {_mm256_srai_epi32(_mm256_sll_epi32(w.a, left), 24),

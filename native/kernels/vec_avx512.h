@@ -17,9 +17,14 @@ struct Vec {
   // VPDPBUSD multiplies unsigned by signed bytes. The weight is the unsigned operand, raised by 128. The correction is
   // then one number per token and segment: 128 times the sum of the input's codes.
   static constexpr int kOffsetBytes = 128;
-  static constexpr bool kPairs = false;
   static constexpr int kRows = 12;  // rows of the largest register tile
   static constexpr int kWide = 4;   // blocks of a tile with one row
+
+  // No ColumnSums: dot() adds the products of four columns to the lanes.
+  static constexpr int64_t most_columns(bool, bool) { return 0; }
+  static constexpr int kRowsTogether = 1;
+  template <int, bool>
+  struct ColumnSums {};
 
   static Codes load_bytes(const uint8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
@@ -43,8 +48,6 @@ struct Vec {
     std::memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
   }
-  static Int dot_pairs(Int sum, Codes w, const int8_t* x) { return dot<true>(sum, w, x); }
-  static Int add_pairs(Int sum, Int pairs) { return add(sum, pairs); }
   // Loaded codes are unsigned here.
   static Int lane_code(Codes w, int j) {
     return _mm512_and_si512(_mm512_srl_epi32(w, _mm_cvtsi32_si128(8 * j)), _mm512_set1_epi32(255));

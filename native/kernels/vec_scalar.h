@@ -24,9 +24,17 @@ struct Vec {
   };
 
   static constexpr int kOffsetBytes = 0;  // load_bytes adds it to the codes
-  static constexpr bool kPairs = false;
   static constexpr int kRows = 2;         // rows of the largest register tile
   static constexpr int kWide = 1;         // blocks of a tile with one row
+
+  // The most columns whose products a ColumnSums can sum; 0: none, dot() adds the products of four columns to the lanes.
+  static constexpr int64_t most_columns(bool /* nibbles */, bool /* fifths */) { return 0; }
+  static constexpr int kRowsTogether = 1;  // rows of a ColumnSums in tiles whose number of rows it divides
+  // Sums of products of ROWS rows by a block, at first 0. NIBBLES: no code is negative. Levels that have it define
+  //   void add(Codes first, Codes second, const int8_t* const* x, int64_t k);  // columns k to k + 7 of rows x[0], ...
+  //   Int add_to(Int sum, int row);  // returns `sum` plus the sums of a row
+  template <int ROWS, bool NIBBLES>
+  struct ColumnSums {};
 
   static Codes load_bytes(const uint8_t* p) {
     Codes c;
@@ -60,8 +68,6 @@ struct Vec {
     for (int i = 0; i < 16; ++i) r.v[i] = w.v[4 * i + j];
     return r;
   }
-  static Int dot_pairs(Int sum, Codes w, const int8_t* x) { return dot<true>(sum, w, x); }
-  static Int add_pairs(Int sum, Int pairs) { return add(sum, pairs); }
   static Int set_int(int32_t a) {
     Int r;
     for (auto& v : r.v) v = a;

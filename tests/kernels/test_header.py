@@ -107,7 +107,7 @@ def test_every_python_enum_is_the_headers(
         (library.Format, "zp_format"),
         (library.Groups, "zp_groups"),
         (library.Sampling, "zp_sampling"),
-        (decoder._Config, "zp_decoder_config"),
+        (decoder.Configuration, "zp_decoder_config"),
     ],
 )
 def test_every_python_struct_is_the_headers(python: type[ctypes.Structure], name: str) -> None:

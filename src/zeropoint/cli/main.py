@@ -36,6 +36,7 @@ ORDER = (
     "chat",
     "serve",
     "export",
+    "pack",
     "import",
 )
 

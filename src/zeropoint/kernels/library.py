@@ -1,4 +1,4 @@
-"""The native library `libzeropoint.so`: find it, check its version, and declare its functions for ctypes.
+"""The native library `libzeropoint.so` (`.dylib` on macOS): find it, check its version, declare its functions for ctypes.
 
 Every call releases the interpreter lock (`ctypes.CDLL`). native/include/zeropoint.h documents the functions.
 """
@@ -31,8 +31,8 @@ from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
 from zeropoint.values.scheme import Scheme
 
 ABI_VERSION = 2
-ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
-FILE_NAME = "libzeropoint.so"
+ISA_NAMES = ("scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm")
+FILE_NAME = "libzeropoint.dylib" if sys.platform == "darwin" else "libzeropoint.so"
 
 #: Constants of the header, which tests/kernels/test_header.py compares: `ZP_INTEGER`, `ZP_ACTIVATION_FLOAT`, the errors
 #: of `zp_status`, and `ZP_SCALE_...`. fp16 scales are packed as float32.

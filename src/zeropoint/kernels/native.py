@@ -1,4 +1,5 @@
-"""The native backend: integer kernels in C++ (native/) for scalar code, AVX2, AVX-512 VNNI and AMX.
+"""The native backend: integer kernels in C++ (native/) for scalar code, AVX2, AVX-512 VNNI and AMX, and for
+ARM64 NEON, dot products and int8 matrices.
 
 The library chooses the instruction set level at its first use; `ZEROPOINT_ISA` forces one.
 """

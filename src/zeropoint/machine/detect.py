@@ -14,11 +14,30 @@ from zeropoint.machine import cores
 
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
 #: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names). The native
-#: library detects its levels itself (native/core/isa.cpp), because AMX also needs the permission of the system.
+#: library detects its levels itself (native/platform/), because AMX also needs the permission of the system.
 LEVEL_FLAGS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma", "f16c"}),
     "avx512": _AVX512,
     "amx": _AVX512 | {"amx_tile", "amx_int8"},
+    "neon": frozenset({"asimd"}),
+    "dotprod": frozenset({"asimd", "asimddp"}),
+    "i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
+}
+
+#: Names of ARM64 processors by implementer and part: Linux gives these two numbers only.
+ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse N1",
+    ("0x41", "0xd40"): "Neoverse V1",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd49"): "Neoverse N2",
+    ("0x41", "0xd4e"): "Cortex-X3",
+    ("0x41", "0xd4f"): "Neoverse V2",
+    ("0xc0", "0xac3"): "Ampere One",
 }
 
 
@@ -45,10 +64,10 @@ class Machine:
         `cores` and memory respect the process's CPU affinity and cgroup limits.
         """
         info = _cpu_info()
-        flags = frozenset(info.get("flags", "").split())
+        flags = frozenset(info.get("flags", info.get("Features", "")).split())  # x86, ARM
         total, available = _memory()
         return cls(
-            processor=info.get("model name") or platform.processor() or platform.machine(),
+            processor=info.get("model name") or _arm_core(info) or platform.processor() or platform.machine(),
             system=f"{platform.system()} {platform.machine()}",
             cores=cores.usable_cores(),
             isa_levels=("scalar", *(level for level, needs in LEVEL_FLAGS.items() if needs <= flags)),
@@ -92,6 +111,14 @@ def _cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _arm_core(info: Mapping[str, str]) -> str:
+    """Return the name of an ARM64 processor, or its numbers if the name is unknown; "" for another processor."""
+    implementer, part = info.get("CPU implementer"), info.get("CPU part")
+    if implementer is None or part is None:
+        return ""
+    return ARM_CORES.get((implementer, part), f"ARM64 {implementer} {part}")
 
 
 def _memory() -> tuple[int, int]:

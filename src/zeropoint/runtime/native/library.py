@@ -39,7 +39,7 @@ _FLOAT_FIELDS = frozenset(
 )
 
 
-class _Config(ctypes.Structure):
+class Configuration(ctypes.Structure):
     """The C struct `zp_decoder_config`, with the fields of `DecoderConfig`."""
 
     _fields_ = tuple(
@@ -51,7 +51,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "zp_pack_float": (c_int32, [POINTER(library.Format), c_void_p, POINTER(c_void_p)]),
     "zp_weight_memory": (c_void_p, [c_void_p]),
     "zp_view": (c_int32, [POINTER(library.Format), c_void_p, c_size_t, POINTER(c_void_p)]),
-    "zp_decoder_create": (c_int32, [POINTER(_Config), POINTER(c_void_p)]),
+    "zp_decoder_create": (c_int32, [POINTER(Configuration), POINTER(c_void_p)]),
     "zp_decoder_free": (None, [c_void_p]),
     "zp_decoder_layer": (c_int32, [c_void_p, c_int32, c_int32, c_int32]),
     "zp_decoder_rope": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_float]),
@@ -154,6 +154,14 @@ def view(format: library.Format, memory: Bytes) -> Weight:
     return Weight(address.value, format, memory)
 
 
+def configuration(config: DecoderConfig) -> Configuration:
+    """Return the C struct with the values of `config`. Raises `SchemeError` for an integer of more than 32 bits."""
+    values = {field.name: getattr(config, field.name) for field in fields(DecoderConfig)}
+    for name, value in values.items():
+        _check_int32(name, value)
+    return Configuration(**values)
+
+
 class Decoder(_Owner):
     """A complete model in the C++ library.
 
@@ -170,10 +178,7 @@ class Decoder(_Owner):
         vectors: Mapping[str, Floats],
     ) -> None:
         c, address = load(), c_void_p()
-        values = {field.name: getattr(record.config, field.name) for field in fields(DecoderConfig)}
-        for name, value in values.items():
-            _check_int32(name, value)
-        library.check(c.zp_decoder_create(byref(_Config(**values)), byref(address)))
+        library.check(c.zp_decoder_create(byref(configuration(record.config)), byref(address)))
         assert address.value is not None
         super().__init__(address.value, "zp_decoder_free")
         self._warned_wide = False

@@ -21,7 +21,7 @@ from zeropoint.models.families import derive
 from zeropoint.models.spec import ModelSpec
 from zeropoint.runtime.native import kept, library, store
 from zeropoint.runtime.native.library import Decoder
-from zeropoint.runtime.native.packed_weights import Packed, collect, pack_stream
+from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect, pack_stream
 from zeropoint.sources.records import derive_stored
 from zeropoint.sources.source import Source
 from zeropoint.values.qtensor import QuantizedTensor, Weight
@@ -52,6 +52,16 @@ def load(folder: Path) -> Loaded:
     decoder, nbytes = open_artifact(folder, record)
     stored = sum(_tensor_bytes(file) for file in folder.glob("*.safetensors"))
     return Loaded(decoder, config, nbytes, stored)
+
+
+def pack(folder: Path) -> tuple[ModelSpec, PackedWeights]:
+    """Return the spec and the weights, packed in memory, of a model; raises as `load`."""
+    if not (folder / CARD_NAME).is_file():
+        from zeropoint.sources import open_source
+
+        return _packed_checkpoint(open_source(folder))
+    _, record = _artifact_record(folder)
+    return record, collect(_packed(folder, record))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,18 +205,23 @@ def load_checkpoint(path: Path) -> Loaded:
     Raises `CheckpointError` if the files are damaged, `UnsupportedError` if only the torch runtime can run the model.
     """
     from zeropoint.sources import open_source
-    from zeropoint.sources.records import describe
 
     source = open_source(path)
+    record, packed_weights = _packed_checkpoint(source)
+    return Loaded(packed_weights.decoder(record), source.config, packed_weights.nbytes, source.nbytes())
+
+
+def _packed_checkpoint(source: Source) -> tuple[ModelSpec, PackedWeights]:
+    """Return a checkpoint's model spec and its weights, packed in memory."""
+    from zeropoint.sources.records import describe
+
     described = describe(source)
     for note in described.notes:
         logger.warning("%s", note)
     stream = ((own, _weight(source, stored)) for own, stored in described.stored.items())
     packed_weights = collect(pack_stream(described.record, stream))
     trim()
-    return Loaded(
-        packed_weights.decoder(described.record), source.config, packed_weights.nbytes, source.nbytes()
-    )
+    return described.record, packed_weights
 
 
 def _weight(source: Source, name: str) -> Weight:

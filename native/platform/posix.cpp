@@ -1,5 +1,7 @@
-// Aligned memory for packed weights, key-value caches and workspaces.
+// Memory and forks on Linux and macOS.
+#include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -15,7 +17,7 @@ void* allocate(size_t bytes) {
   void* memory = nullptr;
   bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
   if (posix_memalign(&memory, huge ? kHuge : kAlignment, bytes) != 0) return nullptr;
-#ifdef MADV_HUGEPAGE
+#ifdef MADV_HUGEPAGE  // Linux
   if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // a hint, for fewer page walks; its failure does not matter
 #endif
   return memory;
@@ -26,16 +28,14 @@ void release(void* memory) {
 }
 
 void forget(void* memory, size_t bytes) {
-#ifdef MADV_DONTNEED
-  constexpr uintptr_t kSystemPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kSystemPage - 1) / kSystemPage * kSystemPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kSystemPage * kSystemPage;
-  // A hint: if the system refuses (for example because its pages are larger), the memory stays until release().
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)memory;
-  (void)bytes;
-#endif
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));  // 4 KiB; 16 or 64 KiB on some ARM systems
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint, too
+}
+
+void after_fork(void (*handler)()) {
+  pthread_atfork(nullptr, nullptr, handler);
 }
 
 }  // namespace zp
