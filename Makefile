@@ -14,12 +14,13 @@ export HF_HUB_OFFLINE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint native-test emulated docs pytest model gemma clean
+.PHONY: help install demo test lint native-test arm-test emulated docs pytest model gemma clean
 help:
 	@sed -n '1,3p' Makefile | cut -c3-
 	@echo 'make install  the virtual environment alone      make lint     ruff, mypy, import contract'
 	@echo 'make model    the real model alone               make clean    remove what was built'
 	@echo 'make emulated the library that emulates AVX-512 and AMX, for tests/kernels/test_emulated.py'
+	@echo 'make arm-test the C++ tests at the ARM64 levels, cross-built and run by qemu'
 	@echo 'make gemma    Gemma 3 270M: a GGUF and its folder   make docs     the documentation site, build/site'
 
 install: $(STAMP)
@@ -74,6 +75,18 @@ native-test: $(STAMP)
 	cmake --build build/tsan
 	ctest --test-dir build/tsan --output-on-failure --no-tests=error --exclude-regex '^levels$$'
 
+# The C++ tests at the ARM64 levels, cross-built and run by an emulator; tests/runtime/native/test_model_file.py runs a
+# model on the library. -O2 compiles faster than -O3.
+ARM_TOOLS := aarch64-linux-gnu-g++ qemu-aarch64
+arm-test: $(STAMP)
+	@for tool in $(ARM_TOOLS); do command -v $$tool > /dev/null || { \
+		echo "ARM64 tests skipped, without $$tool: apt-get install g++-aarch64-linux-gnu qemu-user"; exit; }; done; \
+	set -ex; \
+	cmake -S . -B build/arm64 -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/arm64-linux.cmake \
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -DNDEBUG" -DZEROPOINT_TESTS=ON; \
+	cmake --build build/arm64; \
+	ctest --test-dir build/arm64 --output-on-failure --no-tests=error -j 2
+
 # The library whose AVX-512 and AMX kernels run on any x86 CPU, for tests/kernels/test_emulated.py.
 emulated: $(STAMP)
 	cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release -DZEROPOINT_TESTS=ON
@@ -88,7 +101,7 @@ docs: $(STAMP)
 	$(BIN)/python scripts/site_source.py --out build/site-source
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: lint native-test docs pytest
+test: lint native-test arm-test docs pytest
 
 clean:
 	rm -rf build $(OUT) $(VENV)

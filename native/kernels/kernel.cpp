@@ -117,8 +117,8 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
         typename V::Codes first[BLOCKS], second[BLOCKS];
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) {
-          const uint8_t* at = code[n] + k / 8 * kBytesPer8;
-          Form::load(at, fifth[n] + (Form::kFifths ? k / 8 * Form::kFifthsPer8 : 0), first[n], second[n]);
+          const uint8_t* at = code[n] + k * (kBytesPer8 / 8);
+          Form::load(at, fifth[n] + (Form::kFifths ? k * (Form::kFifthsPer8 / 8) : 0), first[n], second[n]);
           if constexpr (ROWS <= 8) {
             const uint8_t* ahead = at + kPrefetchBytes + (k < turn ? 0 : jump);
             V::prefetch(ahead);

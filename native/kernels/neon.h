@@ -22,7 +22,6 @@ struct Neon {
   };
 
   static constexpr int kOffsetBytes = 0;
-  static constexpr int kWide = 2;  // blocks of a tile with one row
 
   // Return {f(0), ..., f(3)}: the four registers of a result.
   template <class Result, class F>
@@ -31,12 +30,14 @@ struct Neon {
   }
 
   static Codes load_bytes(const uint8_t* p) {
-    return each<Codes>([&](int i) { return vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)); });
+    const uint8x16x4_t all = vld1q_u8_x4(p);
+    return each<Codes>([&](int i) { return vreinterpretq_s8_u8(all.val[i]); });
   }
   static void load_nibbles(const uint8_t* p, Codes& first, Codes& second) {
     const uint8x16_t mask = vdupq_n_u8(15);
-    first = each<Codes>([&](int i) { return vreinterpretq_s8_u8(vandq_u8(vld1q_u8(p + 16 * i), mask)); });
-    second = each<Codes>([&](int i) { return vreinterpretq_s8_u8(vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); });
+    const uint8x16x4_t both = vld1q_u8_x4(p);
+    first = each<Codes>([&](int i) { return vreinterpretq_s8_u8(vandq_u8(both.val[i], mask)); });
+    second = each<Codes>([&](int i) { return vreinterpretq_s8_u8(vshrq_n_u8(both.val[i], 4)); });
   }
   // Add 16 to each byte of `codes` whose bit is set. The bits are bytes `at` to `at` + 7 of `bits`.
   static void add_fifths(uint8x16_t bits, int at, Codes& codes) {

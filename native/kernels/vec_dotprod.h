@@ -8,6 +8,7 @@ namespace {
 
 struct Vec : Neon {
   static constexpr int kRows = 4;  // rows of the largest register tile
+  static constexpr int kWide = 2;  // blocks of a tile with one row
 
   static constexpr int64_t most_columns(bool, bool) { return int64_t{1} << 32; }
   static constexpr int kRowsTogether = 1;

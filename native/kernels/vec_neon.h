@@ -57,6 +57,7 @@ struct ByteSums {
 
 struct Vec : Neon {
   static constexpr int kRows = 2;  // rows of the largest register tile
+  static constexpr int kWide = 1;  // blocks of a tile with one row
 
   static constexpr int64_t most_columns(bool nibbles, bool fifths) {
     return nibbles ? (fifths ? 32 : 64) : int64_t{1} << 32;

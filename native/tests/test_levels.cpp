@@ -179,6 +179,6 @@ int main(int count, char** arguments) {
   test_any(levels, random);
   test_segments(levels, random);
   test_long_rows(levels, random);
-  test_large_outputs(levels, random);
+  if (levels.back() <= ZP_AMX) test_large_outputs(levels, random);  // no level of ARM writes them otherwise
   return report();
 }

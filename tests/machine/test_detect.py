@@ -58,3 +58,17 @@ def test_levels_agree_with_the_kernels() -> None:
     if not isa_levels():
         pytest.skip("the native kernels are not built")
     assert set(isa_levels()) <= set(Machine.detect().isa_levels)
+
+
+def test_an_arm_processor_is_named_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(features: str, part: str) -> Machine:
+        info = {"Features": features, "CPU implementer": "0x41", "CPU part": part}
+        monkeypatch.setattr("zeropoint.machine.detect._cpu_info", lambda: info)
+        return Machine.detect()
+
+    pi = found("fp asimd evtstrm aes crc32", "0xd08")
+    assert (pi.processor, pi.isa_levels) == ("Cortex-A72", ("scalar", "neon"))
+    server = found("fp asimd asimddp sve i8mm bf16", "0xd40")
+    assert (server.processor, server.isa_levels) == ("Neoverse V1", ("scalar", "neon", "dotprod", "i8mm"))
+    assert found("fp asimd asimddp", "0xfff").processor == "ARM64 0x41 0xfff"
+    assert Machine.from_json(server.to_json()) == server

@@ -1,4 +1,4 @@
-"""The native library `libzeropoint.so` (`.dylib` on macOS): find it, check its version, declare its functions for ctypes.
+"""The native library `libzeropoint.so` (macOS: `.dylib`): find it, check its version, declare its functions in ctypes.
 
 Every call releases the interpreter lock (`ctypes.CDLL`). native/include/zeropoint.h documents the functions.
 """
