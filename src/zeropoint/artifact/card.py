@@ -44,10 +44,12 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "verdict": (dict, type(None)),
     "calibration": (dict, type(None)),
     "engine": (dict, type(None)),
+    "training": (dict, type(None)),
     identity.FIELD: (dict, type(None)),
 }
-#: Fields that cards of earlier releases lack: calibration text, engine, digests.
-LATER_FIELDS = {"calibration", "engine", identity.FIELD}
+#: Fields that a card may lack: calibration text, engine and digests, because the release was earlier, and training,
+#: because the weights were not trained.
+LATER_FIELDS = {"calibration", "engine", "training", identity.FIELD}
 SOURCE_FIELDS = {"name": str, "sha256": str, "tensor_bytes": int}
 ERROR_FIELDS = {"name": (str,), "scheme": (str,), "relative": (int, float), "sqnr_db": (int, float)}
 
@@ -65,8 +67,10 @@ class Card:
     notes: Sequence[str] = ()
     calibration: Mapping[str, Any] | None = None
     engine: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
+        training = {} if self.training is None else {"training": dict(self.training)}
         return {
             "format_version": FORMAT_VERSION,
             "source": dict(self.source),
@@ -80,6 +84,7 @@ class Card:
             "layout": self.layout.to_json(),
             "plan": self.plan.to_json(),
             "layer_errors": [dict(error) for error in self.layer_errors],
+            **training,
         }
 
 

@@ -272,8 +272,12 @@ def card_of(
     digest: str,
     machine: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Card:
-    """Return the card of an artifact of `plan` and `checkpoint`; `digest` is the checkpoint's `source_digest`."""
+    """Return the card of an artifact of `plan` and `checkpoint`; `digest` is the checkpoint's `source_digest`.
+
+    `training` is the card's entry for how the weights were trained, None if they were not.
+    """
     layout = layout_of(checkpoint)
     notes = list(warnings)
     if any(name in plan.choices and plan.choices[name].scheme is not None for name in layout.transposed):
@@ -292,6 +296,7 @@ def card_of(
         notes=notes,
         calibration=calibration,
         engine=engine_of(source_config(checkpoint)),
+        training=training,
     )
 
 

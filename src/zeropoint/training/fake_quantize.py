@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zeropoint.errors import SchemeError
 from zeropoint.reference.rounding import EMPTY_SCALE, SMALLEST_SCALE
 from zeropoint.training import engine_product
 from zeropoint.values.arrays import Floats
@@ -81,8 +82,7 @@ class FakeQuantizer(nn.Module):
         if start.zero_point is not None:
             self.zero_point = nn.Parameter(torch.from_numpy(start.zero_point.astype(np.float32)))
         nested = start.scheme.scale_dtype == "nested"
-        base = engine_product.nested_base(scale, start.scheme.max_multiple) if nested else None
-        self.register_buffer("base", base)
+        self.register_buffer("base", storable_base(scale, start.scheme.max_multiple) if nested else None)
         codes = torch.from_numpy(start.codes.copy()) if trainable == "scales" else None
         self.register_buffer("codes", codes)
         self.weight = self.lora_a = self.lora_b = None
@@ -212,6 +212,27 @@ def round_scale(scale: Tensor, scheme: Scheme, base: Tensor | None) -> Tensor:
     smallest = torch.tensor(SMALLEST_SCALE[scheme.scale_dtype], device=scale.device)
     rounded = torch.where(rounded.abs() < smallest, torch.copysign(smallest, rounded), rounded)
     return torch.where(scale == 0, EMPTY_SCALE, rounded)
+
+
+def storable_base(scale: Tensor, multiples: int) -> Tensor:
+    """Return the smallest base `[rows, 1]` of which a row's two-level scales are multiples, and all multiples storable.
+
+    A multiple is storable if bfloat16 holds it exactly. Raises `SchemeError` if a row has no such base.
+    """
+    most = scale.abs().amax(1, keepdim=True)
+    base = torch.zeros_like(most)
+    for divisor in range(1, multiples + 1):
+        candidate = most / torch.full_like(most, divisor)
+        fits = (torch.round(scale / candidate) * candidate == scale).all(1, keepdim=True)
+        # The largest multiple, 15 or 7, is odd: if bfloat16 holds it and the base, it holds all multiples between.
+        for value in (candidate, candidate * multiples):
+            fits = fits & (value.bfloat16().float() == value)
+        base = torch.where(fits, candidate, base)
+    if bool((base == 0).any()):
+        raise SchemeError(
+            "the two-level scales of a row are no multiples of a number that bfloat16 can store with them"
+        )
+    return base
 
 
 def expand(per_group: Tensor, scheme: Scheme, columns: int) -> Tensor:

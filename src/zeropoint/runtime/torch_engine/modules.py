@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,13 +86,19 @@ def quantize_embedding_(module: nn.Embedding, weight: PackedWeight) -> None:
     module.weight = PackedTensor.parameter(weight)
 
 
+class Product(Protocol):
+    """A weight that inputs are multiplied by: a `PackedWeight`, or a trained weight."""
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
 class ExpertWeight:
     """The weight of one expert, as used in `F.linear(x, experts[i])` or `x @ experts[i]`.
 
     It is not a tensor but an object with `__torch_function__`. Any other operation raises `UnsupportedError`.
     """
 
-    def __init__(self, packed: PackedWeight, *, transposed: bool) -> None:
+    def __init__(self, packed: Product, *, transposed: bool) -> None:
         self.packed = packed
         self.transposed = transposed
 

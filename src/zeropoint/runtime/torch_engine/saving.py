@@ -107,6 +107,7 @@ class Origin:
             notes=card["notes"],
             calibration=card.get("calibration"),
             engine=card.get("engine") or {},
+            training=card.get("training"),
         )
         sections = {"quality": card["quality"], "verdict": card["verdict"]}
         origin = cls.of(model, new_card, opened.config, dtypes, TokenizerFiles(path), **sections)
