@@ -17,7 +17,18 @@ __version__ = "0.1.0"
 _moved.install()
 
 if TYPE_CHECKING:
-    from zeropoint.api import AutoModelForCausalLM, compare, export, fit, import_model, load, quantize
+    from zeropoint.api import (
+        AutoModelForCausalLM,
+        compare,
+        convert_qat,
+        export,
+        fit,
+        import_model,
+        load,
+        prepare_qat,
+        quantize,
+        train,
+    )
     from zeropoint.errors import ZeropointError
     from zeropoint.values.scheme import Scheme
 
@@ -27,11 +38,14 @@ __all__ = [
     "ZeropointError",
     "__version__",
     "compare",
+    "convert_qat",
     "export",
     "fit",
     "import_model",
     "load",
+    "prepare_qat",
     "quantize",
+    "train",
 ]
 
 #: Public name -> the module that defines it, imported on first access.
@@ -40,11 +54,14 @@ _HOMES = {
     "Scheme": "zeropoint.values.scheme",
     "ZeropointError": "zeropoint.errors",
     "compare": "zeropoint.api",
+    "convert_qat": "zeropoint.api",
     "export": "zeropoint.api",
     "fit": "zeropoint.api",
     "import_model": "zeropoint.api",
     "load": "zeropoint.api",
+    "prepare_qat": "zeropoint.api",
     "quantize": "zeropoint.api",
+    "train": "zeropoint.api",
 }
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from zeropoint.quantization import LayerError, Summary, WeightDone
     from zeropoint.runtime.load_options import LoadOptions
     from zeropoint.runtime.model import Model
+    from zeropoint.training.fake_quantize import Trainable
+    from zeropoint.training.run import TrainResult
     from zeropoint.values.plan import Plan
     from zeropoint.values.report import Report
 
@@ -286,6 +288,70 @@ def fit(
         raise UsageError(f"fit has no such setting: {unknown[0]}; it has {', '.join(names)}")
     fit_settings = Settings(threads=threads or default_threads(), **settings)
     return run(model, out, budget, fit_settings, silent if progress is None else fractions(progress))
+
+
+def train(
+    model: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **settings: Any,
+) -> TrainResult:
+    """Train a model for its quantized format, write the artifact `out`, and measure what training recovered.
+
+    The float model is the teacher. `settings` are fields of `zeropoint.training.run.TrainRequest`: `format`, `start`,
+    `data`, `trainable`, `steps` or `time_budget` (seconds) and others. With `resume`, an interrupted run of the same
+    settings continues, to the same bytes. Raises `UsageError` for unknown or unsuitable settings.
+    """
+    from zeropoint.training.run import TrainRequest, run_training
+
+    names = [field.name for field in fields(TrainRequest) if field.name != "model"]
+    if unknown := sorted(set(settings) - set(names)):
+        raise UsageError(f"train has no such setting: {unknown[0]}; it has {', '.join(names)}")
+    request = TrainRequest(str(model), **settings)
+    return run_training(request, out, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def prepare_qat(
+    model: str | Path | PreTrainedModel,
+    plan: Plan | str = "int4",
+    *,
+    start: str | Path | None = None,
+    trainable: Trainable = "full",
+    rank: int = 16,
+    exact: bool = False,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return a transformers model that any loop can train through the quantization of its weights and inputs.
+
+    - `model`: a checkpoint folder or hub name, or a loaded transformers model, which is changed in place;
+    - `plan`: a format (`int4`) or a `Plan`, from whose codes training starts; or `start`, an artifact of the model;
+    - `trainable`: "full" weights, "lora" (low-rank updates of `rank`, absorbed into the codes) or "scales";
+    - `exact`: compute each product as the engine does, bit for bit (slower).
+
+    `convert_qat` writes the trained model. Prepare the model before you move it to a GPU.
+    """
+    from zeropoint.training.recipe import prepare_qat as prepare
+
+    return prepare(model, plan, start=start, trainable=trainable, rank=rank, exact=exact, seed=seed)
+
+
+def convert_qat(
+    model: PreTrainedModel,
+    out: str | Path,
+    *,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model that came from `prepare_qat` as the artifact `out`, with exactly its codes and scales.
+
+    `training` (plain JSON values) becomes the section about the training in the artifact's card.
+    """
+    from zeropoint.training.recipe import convert_qat as convert
+
+    return convert(model, out, training=training, overwrite=overwrite)
 
 
 def load(

@@ -61,8 +61,12 @@ def test_blocks_one_by_one_are_the_model(
     torch.testing.assert_close(torch.cat(hidden), last[0], rtol=1e-4, atol=1e-4)
 
 
-#: What goes through any model; a rotation refuses some (test_rotating.py).
-ANY = [*(set(algorithms.names()) - set(algorithms.names("rotate"))), "awq+gptq", "gptq+rounding+distill"]
+#: What goes through any model; a rotation refuses some (test_rotating.py), `exact` all that were not trained on a grid.
+ANY = [
+    *(set(algorithms.names()) - {*algorithms.names("rotate"), "exact"}),
+    "awq+gptq",
+    "gptq+rounding+distill",
+]
 
 
 @pytest.mark.parametrize(

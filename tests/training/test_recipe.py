@@ -134,3 +134,20 @@ def test_unsuitable_arguments_are_refused(tiny_checkpoint: Checkpoints, tmp_path
     loaded = AutoModelForCausalLM.from_pretrained(source)
     with pytest.raises(UsageError, match=r"zeropoint\.prepare_qat"):
         convert_qat(loaded, tmp_path / "out")
+
+
+def test_the_trainer_of_transformers_trains_it(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = prepare_qat(tiny_checkpoint("llama_tied"), "int4")
+    before = {n: w.scale for n, w in weights_of(model) if isinstance(w, QuantizedTensor)}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "trainer"), max_steps=2, learning_rate=1e-3, report_to=[], use_cpu=True,
+        save_strategy="steps", save_steps=2, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    data = [{"input_ids": window, "labels": window} for window in TOKENS]
+    Trainer(model=model, args=arguments, train_dataset=data).train()
+    made = artifact.open(convert_qat(model, tmp_path / "out"))
+    assert any((made.read(name).scale != scale).any() for name, scale in before.items())
+    assert list((tmp_path / "trainer").glob("checkpoint-2/*.safetensors"))

@@ -151,6 +151,7 @@ def update_card(
     quality: Mapping[str, Any] | None = None,
     verdict: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     judged: Mapping[str, str] | None = None,
 ) -> None:
     """Replace the given sections of an artifact's card atomically; sections that are None stay unchanged.
@@ -167,7 +168,8 @@ def update_card(
         raise ArtifactError(
             f"{folder / CARD_NAME} was edited after it was written, so it is not updated: make the artifact again"
         )
-    for key, value in (("quality", quality), ("verdict", verdict), ("machine", machine)):
+    sections = {"quality": quality, "verdict": verdict, "machine": machine, "training": training}
+    for key, value in sections.items():
         if value is not None:
             card[key] = dict(value)
     subject = {key: digests[key] for key in ("tensors", "config")} if digests is not None else judged

@@ -28,6 +28,7 @@ ORDER = (
     "doctor",
     "inspect",
     "quantize",
+    "train",
     "fit",
     "check",
     "compare",

@@ -10,6 +10,7 @@ from zeropoint.evaluate.statistics.bootstrap import (
     estimate_exponential_of_mean,
     estimate_mean,
     estimate_quantile,
+    estimate_ratio,
     estimate_share,
     resampler,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "estimate_exponential_of_mean",
     "estimate_mean",
     "estimate_quantile",
+    "estimate_ratio",
     "estimate_share",
     "resampler",
 ]

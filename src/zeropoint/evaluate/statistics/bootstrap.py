@@ -193,15 +193,33 @@ def estimate_quantile(values: Doubles, q: float, draws: Resampler) -> Estimate:
     The interval is widened by the ratio of Student's t to the normal quantile (Hesterberg, "What teachers should know
     about the bootstrap", Am. Stat. 69, 2015).
     """
-    value, resampled = float(np.quantile(values, q)), draws.quantiles(values, q)
+    return _percentile_estimate(float(np.quantile(values, q)), draws.quantiles(values, q), draws, values.size)
+
+
+def estimate_ratio(values: Doubles, base: Doubles, draws: Resampler) -> Estimate:
+    """Return the ratio of the means of two models' non-negative values on the same tokens, `[tokens]` each.
+
+    The interval is paired: both means are of the same resamples. It is a percentile interval, widened as that of
+    `estimate_quantile`. Raises `UsageError` if the values of `base` are all zero.
+    """
+    if not base.any():
+        raise UsageError(
+            "the ratio to a model without any divergence is not defined: there is nothing to recover"
+        )
+    value = float(values.mean() / base.mean())
+    resampled = draws.means(values) / np.maximum(draws.means(base), np.finfo(np.float64).tiny)
+    return _percentile_estimate(value, resampled, draws, values.size)
+
+
+def _percentile_estimate(value: float, resampled: Doubles, draws: Resampler, n: int) -> Estimate:
+    """Return the estimate of a statistic from its resampled values, with a widened percentile interval."""
     freedom = draws.units - 1
     t = t_quantile(0.5 + CONFIDENCE / 2, freedom)
     tail = 100 * _NORMAL.cdf(-t * math.sqrt(draws.units / freedom))
     low, high = np.percentile(resampled, [tail, 100 - tail])
     # The percentile interval of a skewed statistic may exclude the value, which would confuse readers.
     low, high = float(min(low, value)), float(max(high, value))
-    error = float(np.std(resampled))
-    return Estimate(value, low, high, error, values.size, _detectable(value, low, high, t, freedom))
+    return Estimate(value, low, high, float(np.std(resampled)), n, _detectable(value, low, high, t, freedom))
 
 
 def _detectable(value: float, low: float, high: float, factor: float, freedom: float) -> float:
