@@ -62,7 +62,10 @@ def quantize(weight: Floats, stats: LayerStats | None, scheme: Scheme, options: 
     scale, zero = np.empty(len(values), np.float32), np.zeros(len(values), np.int8)
     for start in range(0, len(values), _GROUPS_AT_ONCE):
         part = slice(start, start + _GROUPS_AT_ONCE)
-        scale[part], zero[part], found = _search(values[part], scheme, holder, bits)
+        # First without rounding: a small m may fit as rounded numbers where a larger one fits exactly.
+        scale[part], zero[part], found = _search(values[part], scheme, np.float32, 24)
+        left = start + np.flatnonzero(~found)
+        scale[left], zero[left], found[~found] = _search(values[left], scheme, holder, bits)
         if not found.all():
             row, group = divmod(start + int(np.argmin(found)), shape[1])
             where = f"row {row}" if shape[1] == 1 else f"group {group} of row {row}"
@@ -70,9 +73,7 @@ def quantize(weight: Floats, stats: LayerStats | None, scheme: Scheme, options: 
                 f"{where} lies on no grid of {scheme.bits}-bit codes: give the format that the weight was trained for, "
                 "or keep the weight (--keep; --embedding keep)"
             )
-    if scheme.scale_dtype == "nested" and not np.array_equal(
-        round_scale(scale.reshape(shape), "nested", multiples=scheme.max_multiple), scale.reshape(shape)
-    ):
+    if scheme.scale_dtype == "nested" and not _has_bases(scale.reshape(shape), scheme.max_multiple):
         raise SchemeError(
             "the scales of a row are not multiples of one number: give bf16, fp16 or fp32 scales"
         )
@@ -91,41 +92,57 @@ def _search(
     found = most == 0
     steps = -scheme.qmin if scheme.symmetric else scheme.qmax - scheme.qmin
     for m in range(1, steps + 1):
-        left = np.flatnonzero(~found)
-        if not left.size:
-            break
-        group = values[left]
-        levels = np.rint(group / (most[left, None] / m))
-        candidate = _intersection(group, levels, scheme, bits)
-        low, high = levels.min(axis=1), levels.max(axis=1)
-        zeros = (
-            np.zeros(len(left)) if scheme.symmetric else np.clip(scheme.qmin - low, scheme.qmin, scheme.qmax)
-        )
-        fits = (low + zeros >= scheme.qmin) & (high + zeros <= scheme.qmax)
-        product = levels.astype(np.float32) * candidate[:, None]
-        fits &= (_held(product, holder) == group).all(axis=1)
-        # The quotient must give the codes again: `quantize` computes them from the scale.
-        fits &= (np.rint(group / candidate[:, None]) == levels).all(axis=1)
-        chosen = left[fits]
-        scale[chosen], zero[chosen], found[chosen] = candidate[fits], zeros[fits].astype(np.int8), True
+        # The scale nearest to the interval's middle is inside; but at an end, only rounding tells which end is.
+        for place in (0.5, 0.0, 1.0):
+            left = np.flatnonzero(~found)
+            if not left.size:
+                return scale, zero, found
+            group = values[left]
+            levels = np.rint(group / (most[left, None] / m))
+            candidate = _candidate(group, levels, scheme, bits, place)
+            if scheme.symmetric:  # codes reach further down than up: a negative scale turns them around
+                turn = np.where(levels.max(axis=1) > scheme.qmax, np.float32(-1), np.float32(1))
+                candidate, levels = candidate * turn, levels * turn[:, None]
+            low, high = levels.min(axis=1), levels.max(axis=1)
+            zeros = np.zeros(len(left))
+            if not scheme.symmetric:
+                zeros = np.clip(scheme.qmin - low, scheme.qmin, scheme.qmax)
+            fits = (low + zeros >= scheme.qmin) & (high + zeros <= scheme.qmax)
+            product = levels.astype(np.float32) * candidate[:, None]
+            fits &= (_held(product, holder) == group).all(axis=1)
+            # The quotient must give the codes again: `quantize` computes them from the scale.
+            fits &= (np.rint(group / candidate[:, None]) == levels).all(axis=1)
+            chosen = left[fits]
+            scale[chosen], zero[chosen], found[chosen] = candidate[fits], zeros[fits].astype(np.int8), True
     return scale, zero, found
 
 
-def _intersection(values: Floats, levels: Doubles, scheme: Scheme, bits: int) -> Floats:
-    """Return for each group the middle of the scales for which all levels times the scale round to the values."""
+def _candidate(values: Floats, levels: Doubles, scheme: Scheme, bits: int, place: float) -> Floats:
+    """Return for each group a scale from the interval for which all levels times the scale round to the values.
+
+    `place` is where in the interval, from 0 to 1; the result is the nearest number of the scheme's scale type.
+    """
     sizes, counts = np.abs(values).astype(np.float64), np.abs(levels)
     with np.errstate(divide="ignore", invalid="ignore"):
-        _, exponent = np.frexp(sizes)
+        mantissa, exponent = np.frexp(sizes)
         reach = np.ldexp(
             0.5, exponent - bits
         )  # half a unit in the last place of the type that holds the values
-        low = np.where(counts > 0, (sizes - reach) / counts, -np.inf).max(axis=1)
+        below = np.where(mantissa == 0.5, reach / 2, reach)  # numbers lie twice as close below a power of two
+        low = np.where(counts > 0, (sizes - below) / counts, -np.inf).max(axis=1)
         high = np.where(counts > 0, (sizes + reach) / counts, np.inf).min(axis=1)
-    dtype = "fp32" if scheme.scale_dtype == "nested" else scheme.scale_dtype
-    middle = np.clip((low + high) / 2, 0, 6e4 if dtype == "fp16" else 3e38)
-    if scheme.scale_dtype == "nested":
-        dtype = "bf16"
-    return round_scale(middle, dtype)
+    dtype = "bf16" if scheme.scale_dtype == "nested" else scheme.scale_dtype
+    return round_scale(np.clip(low + place * (high - low), 0, 6e4 if dtype == "fp16" else 3e38), dtype)
+
+
+def _has_bases(scale: Floats, multiples: int) -> bool:
+    """Return whether the scales of each row are integers, up to `multiples`, times one number, as kernels need them."""
+    most = np.abs(scale).max(axis=1, keepdims=True)
+    has_base = np.zeros(len(scale), bool)
+    for divisor in range(1, multiples + 1):
+        base = most / np.float32(divisor)
+        has_base |= (np.rint(scale / base) * base == scale).all(axis=1)
+    return bool(has_base.all())
 
 
 def _held(values: Floats, holder: Any) -> Floats:

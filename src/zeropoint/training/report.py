@@ -63,17 +63,20 @@ def measure_recovery(
     text: EvaluationText,
     *,
     tokens: int,
+    context: int,
     threads: int,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Recovery:
-    """Measure two artifacts of the float model `model` on `tokens` tokens of a text, each in its engine."""
+    """Measure two artifacts of the float model `model` on `tokens` tokens of a text, each in its engine.
+
+    The text is read in windows of `context` tokens."""
     reference = open_runner(model, threads=threads)
     runners: Mapping[str, LogitsSource] = {
         "before": open_runner(before, threads=threads),
         "after": open_runner(after, threads=threads),
     }
-    windows = make_windows(text, reference, tokens=tokens)
+    windows = make_windows(text, reference, tokens=tokens, context=context)
     kl: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]] = {name: [] for name in runners}
     for number, window in enumerate(windows.tokens):
         progress("measuring what was recovered", number, len(windows.tokens))

@@ -23,7 +23,7 @@ from zeropoint.artifact.writer import check_space
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import ArtifactError, UsageError, reason
-from zeropoint.evaluate.quality.windows import EvaluationText, load_text
+from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT, EvaluationText, load_text
 from zeropoint.files.atomic import replace_text
 from zeropoint.files.json_file import load_json
 from zeropoint.machine.cores import default_threads
@@ -155,7 +155,14 @@ def run_training(
     made = convert_qat(student.cpu(), folder / "trained", overwrite=True)
     del trainer, student, teacher
     recovery = measure_recovery(
-        request.model, start, made, evaluation, tokens=request.tokens, threads=threads, progress=progress
+        request.model,
+        start,
+        made,
+        evaluation,
+        tokens=request.tokens,
+        context=min(DEFAULT_CONTEXT, _context(checkpoint)),
+        threads=threads,
+        progress=progress,
     )
     artifact.update_card(made, training=_card(request, settings, text, trained, recovery))
     _install(made, path, folder)
@@ -223,8 +230,7 @@ def _training_text(
     windows, about = folder / "windows.npy", folder / "windows.json"
     if about.exists():
         return TrainingText(np.load(windows), **load_json(about))
-    context = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or request.length
-    length = min(request.length, context)
+    length = min(request.length, _context(checkpoint))
     tokens = request.data_tokens or _tokens_needed(request, threads)
     if request.data == SELF:
         text = write_training_text(
@@ -239,6 +245,11 @@ def _training_text(
     np.save(windows, text.windows)
     replace_text(about, json.dumps({"held_out": text.held_out, "source": text.source, "sha256": text.sha256}))
     return text
+
+
+def _context(checkpoint: Checkpoint) -> int:
+    """Return how many tokens the model reads at most; some configs do not say, which is no limit here."""
+    return getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
 
 
 def _tokens_needed(request: TrainRequest, threads: int) -> int:
