@@ -37,6 +37,7 @@ def test_recovers_a_weight_that_was_rounded_to_bfloat16(
     start = random_weight(text, (6, columns), seed=seed)
     start.codes[2] = 0
     values = start.dequantize()
+    half = half and parse(text).bits < 8  # 8 bits and bfloat16: refused
     if half:
         values = values.astype(ml_dtypes.bfloat16).astype(np.float32)
     made = run(values, text)

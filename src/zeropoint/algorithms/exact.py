@@ -10,6 +10,9 @@ The type that holds the weight is the first of bfloat16, float16 and float32 tha
 largest weight of a group is m scales, with m unknown and small: for each m, every weight gives an interval of scales
 that round to it, and the intervals' intersection has the scale, if there is one.
 
+Codes of 8 bits are recovered if the weights were not rounded: bfloat16 has 8 significant bits, too few to tell which
+of 255 codes a rounded weight was. Such weights are refused.
+
 Cost: one pass over the weight for each m up to 2^bits, over the groups that are left.
 """
 
