@@ -76,6 +76,21 @@ def test_keep_patterns(tiny_checkpoint: Tiny) -> None:
         uniform_plan(checkpoint, "int8", keep=("*.q_porj.*",))
 
 
+@pytest.mark.parametrize("format", ["int8", "fp16"])
+def test_a_keep_pattern_may_name_a_module_or_a_view(format: str, tiny_checkpoint: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("opt"))
+    patterns = ("model.decoder.layers.0.fc1", "model.decoder.final_layer_norm")
+    choices = uniform_plan(checkpoint, format, keep=patterns).choices
+    kept = {name for name, choice in choices.items() if choice.scheme is None}
+    assert {f"{pattern}.{leaf}" for pattern in patterns for leaf in ("weight", "bias")} <= kept
+    assert choices["model.decoder.layers.0.fc1.weight"].reason == "kept as asked"
+    assert "model.decoder.layers.1.fc1.weight" not in kept
+    mixture = open_checkpoint(tiny_checkpoint("mixtral"))
+    view = next(view for view in mixture.views()[0] if view.kind == "expert")
+    stack = uniform_plan(mixture, format, keep=(view.name,)).choices
+    assert stack[view.parameter].reason == "kept as asked"  # one expert's pattern keeps the stack
+
+
 def test_float_plans_cast_every_float(tiny_checkpoint: Tiny) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint("gpt2"))
     plan = uniform_plan(checkpoint, "bf16")

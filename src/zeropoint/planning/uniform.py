@@ -6,7 +6,7 @@ budget, `Search.best` in fitting/search.py chooses among the formats of fitting/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -56,10 +56,11 @@ def uniform_plan(
 
     `scheme_or_format` is a preset (such as `int8`), a float format (such as `fp16`) or any scheme. `embedding` and
     `lm_head` replace the int8 default of those two; "keep" leaves the weight as it is. A tied pair is one weight:
-    `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns over parameter names. If a
-    scheme's groups do not divide a layer's columns, the layer gets the nearest scheme whose groups do, and its reason
-    says so. With `limits`, it gets the nearest of these schemes that the other runtime supports, or the nearest of all
-    if the runtime supports none. The plan's `nbytes` is exact.
+    `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns: a parameter is kept if a
+    pattern matches its name, its module's name or the name of one of its views. If a scheme's groups do not divide a
+    layer's columns, the layer gets the nearest scheme whose groups do, and the layer's reason says so. With `limits`,
+    the layer gets the nearest such scheme that the other runtime supports. If the runtime supports none, the layer gets
+    the nearest one. The plan's `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
@@ -69,9 +70,11 @@ def uniform_plan(
     )
     label = scheme_or_format if isinstance(scheme_or_format, str) else str(scheme)
     infos = {info.name: info for info in checkpoint.parameters() if info.tied_to is None}
-    _check_patterns(keep, checkpoint)
+    kept_parameters = _kept_parameters(keep, checkpoint)
     if scheme.is_float:
-        choices = {info.name: _cast(info, scheme, keep) for info in infos.values()}
+        choices = {
+            info.name: _cast(info, scheme, is_kept=info.name in kept_parameters) for info in infos.values()
+        }
     else:
         pick = _Picker(
             scheme,
@@ -82,7 +85,7 @@ def uniform_plan(
             canonical_options,
             limits,
         )
-        choices = _integer_choices(checkpoint, pick, keep)
+        choices = _integer_choices(checkpoint, pick, kept_parameters)
     return Plan(choices, plan_nbytes(checkpoint, choices), label, seed)
 
 
@@ -310,11 +313,12 @@ def _groups(size: int, columns: int) -> list[int]:
     return [*(n for n in range(size - size % 8, 7, -8) if columns % n == 0), 0]
 
 
-def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str]) -> dict[str, Choice]:
+def _integer_choices(
+    checkpoint: Checkpoint, pick: _Picker, kept_parameters: Container[str]
+) -> dict[str, Choice]:
     """Return the choice for every weight of the model, in the order of the model's parameters."""
     views, kept = checkpoint.views()
     choices: dict[str, Choice] = {}
-    kept_parameters = {view.parameter for view in views if _matches(view, keep)}
     order = {info.name: index for index, info in enumerate(checkpoint.parameters())}
     items: list[LayerView | Kept] = sorted(
         [*views, *kept], key=lambda item: order[item.parameter if isinstance(item, LayerView) else item.name]
@@ -331,15 +335,9 @@ def _integer_choices(checkpoint: Checkpoint, pick: _Picker, keep: Sequence[str])
     return choices
 
 
-def _matches(view: LayerView, keep: Sequence[str]) -> bool:
-    """Return whether a `keep` pattern matches the view, its parameter or its module."""
-    names = (view.name, view.parameter, view.module)
-    return any(fnmatchcase(name, pattern) for pattern in keep for name in names)
-
-
-def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
+def _cast(info: ParameterInfo, scheme: Scheme, *, is_kept: bool) -> Choice:
     """Return the choice for one parameter under a float scheme."""
-    if any(fnmatchcase(info.name, pattern) for pattern in keep):
+    if is_kept:
         return Choice(None, "rtn", {}, "kept as asked")
     if not info.dtype.is_floating_point:
         return Choice(None, "rtn", {}, "not floating point")
@@ -348,20 +346,33 @@ def _cast(info: ParameterInfo, scheme: Scheme, keep: Sequence[str]) -> Choice:
     return Choice(scheme, "rtn", {}, "cast")
 
 
-def _check_patterns(keep: Iterable[str], checkpoint: Checkpoint) -> None:
-    """Raise `UsageError` for a `keep` pattern that matches nothing, which would keep nothing and go unnoticed."""
+def _kept_parameters(keep: Iterable[str], checkpoint: Checkpoint) -> frozenset[str]:
+    """Return the parameters that a `keep` pattern matches by the name of parameter, module or view.
+
+    Raises `UsageError` for a pattern that matches nothing, which would keep nothing and go unnoticed.
+    """
     views, others = checkpoint.views()
-    names = {name for view in views for name in (view.name, view.parameter, view.module)} | {
-        k.name for k in others
-    }
+    names: dict[str, set[str]] = {}  # by parameter
+    for view in views:
+        names.setdefault(view.parameter, set()).update((view.name, view.parameter, view.module))
+    for other in others:
+        names[other.name] = {other.name, other.name.rpartition(".")[0]}
+
+    def matching(pattern: str) -> set[str]:
+        return {name for name, own in names.items() if any(fnmatchcase(each, pattern) for each in own)}
+
+    kept: set[str] = set()
     for pattern in keep:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        matches = matching(pattern)
+        if not matches:
             wider = f"*{pattern}*"
-            hint = f" (did you mean {wider!r}?)" if any(fnmatchcase(name, wider) for name in names) else ""
+            hint = f" (did you mean {wider!r}?)" if matching(wider) else ""
             raise UsageError(
                 f"keep pattern {pattern!r} matches no parameter of this model{hint}: "
                 f"its names are like {min(names)}"
             )
+        kept |= matches
+    return frozenset(kept)
 
 
 def _override(text: Scheme | str | None) -> Scheme | str | None:
