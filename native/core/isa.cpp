@@ -37,7 +37,7 @@ zp_status check(int level) {
   if (level < 0 || level >= ZP_ISA_COUNT)
     return fail(ZP_INVALID, "there is no instruction set level %d", level);
   if ((levels() >> level & 1) == 0)
-    return fail(ZP_UNSUPPORTED, "this CPU cannot run the %s kernels", kNames[level]);
+    return fail(ZP_UNSUPPORTED, "this machine cannot run the %s kernels", kNames[level]);
   return ZP_OK;
 }
 
@@ -49,7 +49,7 @@ int choose() {
     for (int level = 0; level < ZP_ISA_COUNT; ++level)
       if (std::strcmp(name, kNames[level]) == 0) {
         if (check(level) == ZP_OK) return level;
-        fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this CPU cannot run the %s kernels", name, name);
+        fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this machine cannot run the %s kernels", name, name);
         return -1;
       }
     fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar; avx2, avx512 or amx (x86); neon, dotprod or i8mm (ARM)",

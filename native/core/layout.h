@@ -16,7 +16,7 @@ constexpr int kLanes = 16;  // output channels in a block
 // Codes lie in blocks of 16 output channels, k is the column. A vector is 64 codes, 4 columns of the 16 channels: one
 // operand of VPDPBUSD. 16 vectors are one AMX B tile.
 // - 6 to 8 bits: one byte per code, [block][k / 4][channel][k % 4].
-// - 2 to 4 bits (nibbles): bytes [block][k / 8][channel][k % 4]. Every 8 columns, byte j of a channel (j < 4) holds the
+// - 2 to 4 bits: nibbles, in bytes [block][k / 8][channel][k % 4]. Every 8 columns, byte j of a channel (j < 4) holds the
 //   code of column j in its low half and the code of column j + 4 in its high half, both raised by 8.
 // - 5 bits: codes are raised by 16. Nibbles hold their low four bits. `fifth` holds their fifth bits, 64 bits (8 bytes)
 //   for each vector: bit 4 * channel + k % 4 belongs to column k.

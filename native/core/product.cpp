@@ -7,6 +7,7 @@
 //
 // A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
 // 16-bit codes fills two of them, one for each of its limbs (the int8 halves of the codes, core/layout.h).
+// Weight::nibbles is true for all codes of at most 5 bits: their low four bits are stored as nibbles.
 #include "core/product.h"
 
 #include "core/internal.h"
@@ -31,7 +32,7 @@ constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// Least number of rows (tokens) for which AVX2 multiplies nibbles by int16 input codes. For fewer rows, splitting the
+// Least number of rows (tokens) for which AVX2 multiplies codes of at most 5 bits by int16 input codes. For fewer rows, splitting the
 // codes into int8 limbs was measured to be faster (docs/decisions/activations-16-bit.md).
 constexpr int64_t kInt16MinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
@@ -61,7 +62,8 @@ bool quantizes_input(const Weight& w) {
 }
 
 // True if AMX products read the sums of the input's codes. They do for zero points of 6- to 8-bit codes, which are
-// subtracted after the product. Zero points of nibbles are subtracted before it, when a nibble is widened to a byte.
+// subtracted after the product. Zero points of codes of at most 5 bits are subtracted before it, when a code is widened
+// to a byte.
 bool amx_reads_sums(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }

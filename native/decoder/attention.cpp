@@ -16,7 +16,8 @@ constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are mer
 constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 
-// A piece of work: tokens [begin, end) of a run, for all query heads that share one key-value head.
+// A piece of work: tokens [begin, end) of a run, for all query heads that share one key-value head. A run is the tokens
+// of one sequence that follow each other in the pass (attention.h). A query row is one token with one query head.
 struct Item {
   const Run* run;
   int64_t begin, end;
@@ -44,7 +45,7 @@ class Items {
       most = std::max(most, step_.runs[i].end - step_.runs[i].begin);
     return std::min(most, tokens_) * group_;
   }
-  // Return an item. The last rows of a run come first: they attend to the most positions, so they take longest.
+  // Return an item. The last tokens of a run come first: they attend to the most positions, so they take longest.
   Item at(int64_t number) const {
     const Run* run = step_.runs + step_.run_count - 1;
     for (; number >= ranges_of(*run) * kv_heads_; --run) number -= ranges_of(*run) * kv_heads_;
@@ -99,10 +100,10 @@ Attention describe(const AttentionStep& step, const Item& item, int64_t group, c
   const zp_cache& cache = *step.cache;
   const int64_t head_dim = cache.layout.head_dim;
   int64_t rows = 0;
-  for (int64_t row = item.begin; row < item.end; ++row) {
-    const auto position = static_cast<int32_t>(item.run->position + (row - item.run->begin));
+  for (int64_t token = item.begin; token < item.end; ++token) {
+    const auto position = static_cast<int32_t>(item.run->position + (token - item.run->begin));
     for (int64_t g = 0; g < group; ++g, ++rows) {
-      s.query[rows] = step.query + row * step.query_stride + (item.kv_head * group + g) * head_dim;
+      s.query[rows] = step.query + token * step.query_stride + (item.kv_head * group + g) * head_dim;
       s.first[rows] = step.window > 0 ? std::max(0, position - step.window + 1) : 0;
       s.last[rows] = position;
     }
@@ -125,9 +126,9 @@ void write_out(const AttentionStep& step, const Item& item, int64_t group, int64
                const AttentionState& total) {
   const int64_t head_dim = step.cache->layout.head_dim;
   int64_t m = 0;
-  for (int64_t row = item.begin; row < item.end; ++row)
+  for (int64_t token = item.begin; token < item.end; ++token)
     for (int64_t g = 0; g < group; ++g, ++m) {
-      float* out = step.out + row * step.out_stride + (item.kv_head * group + g) * head_dim;
+      float* out = step.out + token * step.out_stride + (item.kv_head * group + g) * head_dim;
       const float inverse = 1.0f / total.sum[m];
       for (int64_t i = 0; i < head_dim; ++i) out[i] = total.out[m * padded + i] * inverse;
     }

@@ -7,11 +7,11 @@
 
 namespace zp {
 
-// Consecutive rows of a pass that belong to the same sequence.
+// Tokens of one sequence that follow each other in a pass.
 struct Run {
-  int64_t begin, end;  // rows of the pass
+  int64_t begin, end;  // tokens of the pass
   int32_t sequence;
-  int32_t position;  // of row `begin`
+  int32_t position;  // of token `begin`
 };
 
 // Arguments of attend: one layer.
@@ -22,9 +22,9 @@ struct AttentionStep {
   float softcap;
   const Run* runs;
   int64_t run_count;
-  const float* query;  // [row][heads * head_dim], times the attention scale
+  const float* query;  // [token][heads * head_dim], times the attention scale
   int64_t query_stride;
-  float* out;  // [row][heads * head_dim]
+  float* out;  // [token][heads * head_dim]
   int64_t out_stride;
 };
 

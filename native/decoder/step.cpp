@@ -1,4 +1,5 @@
-// zp_forward: check the step, reserve cache pages for it, and run it in passes. On an error, restore the cache.
+// zp_forward: check the step, reserve cache pages for it, and run it in passes. On an error, restore the
+// sequences' lengths and free their new pages.
 #include <algorithm>
 
 #include "core/pool.h"

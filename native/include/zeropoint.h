@@ -49,7 +49,7 @@ enum { ZP_SCALE_FLOAT32 = 0, ZP_SCALE_BFLOAT16 = 1, ZP_SCALE_NESTED = 2 };
 enum { ZP_INTEGER = 0, ZP_FLOAT16 = 1, ZP_BFLOAT16 = 2, ZP_FLOAT32 = 3 };
 
 /* The format of a weight [rows, columns] = [out, in] and of its input. Weights of a float type take float input; their
- * fields from `bits` to `scale_type` are 0. */
+ * fields from `bits` to `scale_type` are 0 (`activation` too: its values apply to ZP_INTEGER only). */
 typedef struct {
   int64_t rows;
   int64_t columns;
@@ -335,7 +335,8 @@ typedef struct {
   uint64_t seed;       /* the random number of a draw is a function of `seed` and `number` */
   uint64_t number;     /* how many tokens of the text were drawn before */
   const int32_t* mask; /* null, or [ceil(count / 32)]: bit i % 32 of mask[i / 32] is set if token i may be chosen */
-  float temperature;   /* 0: choose the most likely token (ties: lowest id), whatever the other options */
+  float temperature;   /* 0: choose the most likely token that `mask` allows (ties: lowest id); the other options
+                          have no effect */
 } zp_sampling;
 
 /* Choose a token of each row: mask, temperature, top_k, top_p, min_p, random draw, in this order. tokens[i] is -1 if a

@@ -5,6 +5,8 @@
 // kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide (blocks
 // of a tile with one row). Where V::most_columns is not 0, the products of so many columns are summed in a
 // V::ColumnSums, in the form that the level's instructions give, and then added to the lanes.
+// Form (stored.h) has constants of the stored codes: kNibbles (codes of at most 5 bits), kStreams (blocks of a tile with
+// two rows) and others.
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
 // are input channels, counted by k.
@@ -157,7 +159,7 @@ void integer_tile(const Product& p, int64_t row, int rows, int64_t block, int bl
 #pragma GCC unroll 4
         for (int n = 0; n < BLOCKS; ++n) dot[m][n] = V::add(dot[m][n], chain[m][n]);
     }
-    if (NESTED || (kNibbles && w.nested)) {  // two-level scales; only nibbles have them
+    if (NESTED || (kNibbles && w.nested)) {  // two-level scales: only codes of at most 5 bits have them
 #pragma GCC unroll 4
       for (int n = 0; n < BLOCKS; ++n) {
         const int64_t b = smaller(block + n, block + blocks - 1);

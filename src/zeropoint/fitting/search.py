@@ -7,10 +7,10 @@ At low bits the loss of a plan is not the sum of its groups' losses. So the whol
 integer program returns, and the ratio of measured loss to summed loss corrects the next program. Then plans that
 differ from the best one in one or two groups are measured too. Every returned plan has been run from end to end.
 
-A plan has three losses, each a mean KL in nats per token. Its *promised* loss is the sum of its groups' losses in the
-table. Its *expected* loss (`predict`) is the promised loss times the correcting ratio. Its *measured* loss comes from
-running the plan. `largest_promised_loss` inverts `predict`: given a target, it returns the largest promised loss whose
-expected loss is at most the target.
+Every loss in this file is a mean KL from the 16-bit model, in nats per token. A plan has three losses. Its *promised*
+loss is the sum of its groups' losses in the table. Its *expected* loss (`predict`) is the promised loss times the
+correcting ratio. Its *measured* loss comes from running the plan. `largest_promised_loss` inverts `predict`: given a
+target, it returns the largest promised loss whose expected loss is at most the target.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
     For group g and format f:
 
     - `losses[g, 0]` (16 bits) is 0;
-    - `losses[g, 1]` (the first quantized format) is KL(16-bit model with g in format 1);
+    - `losses[g, 1]` (the first quantized format) is the KL from the 16-bit model to the same model with g in format 1;
     - `losses[g, f]` for f > 1 is `losses[g, 1]` plus what moving g from format 1 to f adds to the KL of the base (never
       negative). The base is the whole model in format 1, which runs faster than the 16-bit model.
     """
@@ -74,7 +74,7 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
         for row in range(groups):
             picks = base.copy()
             picks[row] = column
-            # The 16-bit base of the first column is slow, so half the windows must do.
+            # Format 1 is measured in the 16-bit model, which is slow, so half the windows must do.
             loss = meter.measure(
                 candidates.decoder(picks), windows=max(1, windows // 2) if column == 1 else windows
             )
@@ -184,7 +184,7 @@ class Search:
                 break
         best = self._best_measured(limits, minimize, target)
         if target is not None and best is None:
-            # Either the corrected sums are too pessimistic, or the budget cannot be met. The plan of the lowest loss
+            # Either the expected losses are too high, or the budget cannot be met. The plan of the lowest loss
             # within the bounds on size and speed decides which.
             picks = self._solve(limits, {"loss": 1.0})
             if picks is not None:

@@ -246,7 +246,8 @@ def active_isa() -> str:
 def select_isa(name: str) -> None:
     """Select the instruction set level of the whole process.
 
-    Raises `UnsupportedError` for an unknown level, for one that this CPU cannot run, and while another thread computes.
+    Raises `UnsupportedError` for an unknown level, for one that this machine cannot run, and while another thread
+    computes.
     """
     if name not in ISA_NAMES:
         raise UnsupportedError(f"{name!r} is no instruction set level: use {', '.join(ISA_NAMES)}")

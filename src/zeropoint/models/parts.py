@@ -41,7 +41,11 @@ def linear(
     rows: Rows | None = None,
     transposed: bool = False,
 ) -> LinearSource:
-    """Return the matrix `path.weight` of shape `[out, in]`, with the bias `path.bias` if `bias`."""
+    """Describe a projection that is stored in the matrix `path.weight`, with the bias `path.bias` if `bias`.
+
+    `shape` is `(out, in)` of the projection, which takes `rows` of the matrix (None: all rows). `transposed`: the
+    matrix is stored as `[in, out]`.
+    """
     return LinearSource(f"{path}.weight", shape, f"{path}.bias" if bias else None, rows, transposed)
 
 
@@ -152,7 +156,7 @@ def head_norms(at: str, query: int, key: int, *, one_plus: bool = False) -> Norm
 # -- the whole model ------------------------------------------------------------------------------
 
 
-def model_parts(
+def outer_record(
     shape: Shape, *, embedding: str, final_norm: NormSource, tied: bool, head_bias: bool = False
 ) -> LayerRecord:
     """Return the record of what lies outside the transformer blocks: embedding, final norm and output head.
@@ -185,7 +189,7 @@ def decoder(
     prefix: str = "model.",
     aliases: Mapping[str, str] | None = None,
 ) -> ModelSpec:
-    """Return the spec of a decoder model. `outer` is the result of `model_parts`.
+    """Return the spec of a decoder model. `outer` is the result of `outer_record`.
 
     Rotary embedding: `rope` if all layers share one rotation, `ropes` if the layers choose among several
     (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
@@ -242,7 +246,7 @@ def rms_model(
     return decoder(
         shape,
         layers,
-        model_parts(
+        outer_record(
             shape,
             embedding="model.embed_tokens",
             final_norm=norm("model.norm", shape.hidden, one_plus=one_plus),

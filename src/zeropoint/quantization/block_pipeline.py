@@ -5,11 +5,13 @@
                     -> tune_block -> run_quantized_block -> the next block's inputs
 
 A stage is a set of layers that do not change each other's inputs (`stages.py`). The result of each step is an argument
-of the next step. Two things change in place, because a second copy would not fit in memory:
+of the next step. Four things change in place, so that no tensor is in memory twice or longer than it is needed:
 
 - the weights of the block in memory. They are folded first, then replaced by dequantized weights, so that the inputs of
   each layer carry the rounding errors of the layers before it;
-- the lists of hidden states. `run_float_block` and `run_quantized_block` replace each batch by the block's output.
+- the lists of hidden states. `run_float_block` and `run_quantized_block` replace each batch by the block's output;
+- the float model's inputs (`float_inputs`), from which `capture_stage` drops each input once it is used;
+- the stored tensors. They become the outputs of their layers, and are dropped once a run has used them.
 
 If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
 model's hidden states while the block still has its float weights.
@@ -51,7 +53,8 @@ class BlockPlan:
     """The plan of one block.
 
     - `views`: the block's weights that are quantized to integers;
-    - `choices`, `needs`: the choice of each view, and the statistics that it needs, by name;
+    - `choices`: view name -> the view's choice;
+    - `needs`: view name -> the names of the statistics that the view needs;
     - `folds`: whether any choice names a fold;
     - `tuner`: the algorithm that tunes all layers together, or None;
     - `dtypes`: the stored dtypes of the model's parameters.
@@ -110,13 +113,13 @@ def first_inputs(runner: BlockRunner, embeddings: Mapping[str, Coded], *, needs_
     table = model.embedding()
     with reduced_precision():
         model.fill_outside(runner.tokens)
-        exact = runner.start() if needs_float_model else []
+        float_hidden = runner.start() if needs_float_model else []
         for name, weight in embeddings.items():
             if name == table:
                 model.fill_embedding(name, runner.tokens, weight)
             else:
                 model.set(name, torch.from_numpy(weight.dequantize()))
-        states = States(0, runner.start(), exact)
+        states = States(0, runner.start(), float_hidden)
         model.drop(model.outside())
         return states
 
@@ -144,17 +147,17 @@ def quantize_block(
     folded = fold_block(block, plan.views, plan.choices, plan.dtypes, hidden) if plan.folds else Folded()
     views = [folded.view(view) for view in plan.views]
     stages = find_stages(block, views, hidden[0][:1])
-    exact, float_inputs = run_float_block(block, _drift_views(plan, stages), states.exact)
+    float_hidden, float_inputs = run_float_block(block, _drift_views(plan, stages), states.exact)
     layers, stored = quantize_layers(block, plan, views, stages, hidden, float_inputs, quantizer)
     layers |= {name: layers[name].with_warning(why) for name, why in folded.refusals.items()}
     if plan.tuner is not None:
-        layers = tune_block(plan.tuner, block, views, layers, hidden, exact)
+        layers = tune_block(plan.tuner, block, views, layers, hidden, float_hidden)
         _overwrite(block, views, layers)
         stored = []  # stale: tuning changed the layers whose outputs these tensors are computed from
     if is_last:
         return QuantizedBlock(layers, folded.kept, States(block.number + 1))
     hidden = run_quantized_block(block, hidden, stored)
-    return QuantizedBlock(layers, folded.kept, States(block.number + 1, hidden, exact))
+    return QuantizedBlock(layers, folded.kept, States(block.number + 1, hidden, float_hidden))
 
 
 def quantize_layers(

@@ -52,7 +52,8 @@ class Producer:
 
     - `inner`: the module's path in the block;
     - `kind`: a norm that multiplies by its weight (`gain`) or by its weight plus 1 (`offset gain`), or a linear layer;
-    - `source` `[in]`: for each input channel of the group, the output channel of the module that it is a copy of.
+    - `source` `[in]`: for each input channel of the group, the output channel of the module that scales it: dividing
+      the output channel by a number divides the input channel by the same number.
     """
 
     inner: str
@@ -285,7 +286,10 @@ class _Folder:
             bias.detach().div_(rows)
 
     def _same(self) -> bool:
-        """Return whether the block's output for the first batch is the same as before, within `TOLERANCE`."""
+        """Return whether the block's output for the first batch changed by at most a fraction `TOLERANCE`.
+
+        The fraction is the norm of the change over the norm of what the block adds to its input.
+        """
         added = self._outputs - self._hidden[0]
         return bool((self._block.run(self._hidden[0]) - self._outputs).norm() <= TOLERANCE * added.norm())
 

@@ -1,4 +1,6 @@
-"""Scores of one model's answer by other models, token by token, and their means over a session.
+"""Scores of an answer by several models, token by token, and the means over the answers of a chat page's session.
+
+A *flip* is a token at which the most likely tokens of two models differ.
 
 Scoring is teacher-forced: every model reads the same prompt and the same answer, so that their predictions of each
 token are paired. The answer is read in parts of a few tokens, which bounds the memory of the logits and lets other
@@ -114,18 +116,18 @@ async def _logits(model: Model, text: tuple[int, ...], rows: int, client: str) -
 
     request = Request(text, max_new_tokens=0, prompt_logits=rows)
     tickets: list[Ticket] = []
-    left = False
+    abandoned = False  # nobody waits for the result any more
 
     def submit() -> None:
         tickets.append(model.submit(request, listen, client=client))
-        if left:
+        if abandoned:
             tickets[0].cancel()
 
     try:
         await asyncio.to_thread(submit)  # which may load the weights, and so take seconds
         return await result
     finally:
-        left = True  # first, so that `submit` cancels a ticket that is not in the list yet
+        abandoned = True  # first, so that `submit` cancels a ticket that is not in the list yet
         for ticket in tickets:
             ticket.cancel()
 

@@ -84,11 +84,12 @@ class Room:
         """Return the room of an engine for this model."""
         config = record.config
         context = min(options.context or config.max_positions, config.max_positions)
-        number = {"int8": 1, "float16": 2}.get(options.cache_type, 4)
-        token = 2 * config.layers * config.kv_heads * (config.head_dim * number + 4 * (number == 1))
-        free = Machine.detect().ram_available_bytes // 4 // token
+        number_bytes = {"int8": 1, "float16": 2}.get(options.cache_type, 4)
+        head_bytes = config.head_dim * number_bytes + 4 * (number_bytes == 1)
+        token_bytes = 2 * config.layers * config.kv_heads * head_bytes
+        free = Machine.detect().ram_available_bytes // 4 // token_bytes
         pages = pages_of(options.cache_tokens or max(min(8 * context, 65_536, free), context))
-        return cls(pages, pages * PAGE * token, min(context, pages * PAGE))
+        return cls(pages, pages * PAGE * token_bytes, min(context, pages * PAGE))
 
 
 class Engine:
@@ -193,9 +194,11 @@ class Engine:
         if request.max_new_tokens < (0 if scored else 1):
             raise UsageError(f"the number of new tokens is at least 1, not {request.max_new_tokens}")
         if min(request.logprobs or 0, request.prompt_logprobs or 0) < 0:
-            raise UsageError("the number of most likely tokens is 0 or above")
+            raise UsageError("logprobs and prompt_logprobs must be 0 or more")
         if not 0 <= request.prompt_logits <= length:
-            raise UsageError(f"logits of {request.prompt_logits} tokens of a prompt of {length}")
+            raise UsageError(
+                f"prompt_logits must be 0 to {length}, the tokens of the prompt, not {request.prompt_logits}"
+            )
         if length + request.max_new_tokens > self.max_positions:
             raise UsageError(
                 f"the prompt has {length} tokens and the answer up to {request.max_new_tokens}, which is more than the "
@@ -239,7 +242,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Queue a new job."""
         self._scheduler.add(job)
-        if job.target == 0:  # a prompt of one token: the first token has no score, so nothing is read
+        if job.target == 0:  # only scores a prompt of one token, which has no score: nothing is read
             self._end(job, PromptRead(0), Finished(LENGTH))
 
     def _step(self, parts: Sequence[Part]) -> None:

@@ -10,7 +10,8 @@ ROWS = 512
 #: While requests decode, a step with prompt tokens should take this many times as long as one without, unless more
 #: requests wait for their prompts than decode. Times vary: at 2, nearly all steps stay below three times.
 STRETCH = 2.0
-#: The fewest prompt tokens of a step, so that reading a prompt never stops, however slow the steps are.
+#: The fewest prompt tokens of a step that reads prompts and has room for them, however slow the steps are. So reading a
+#: prompt never stops.
 LEAST = 4
 #: The first number of prompt tokens, before any step with prompt tokens was timed.
 FIRST = 8
@@ -27,10 +28,11 @@ class Pace:
 
     A step with many prompt tokens delays the next token of every request that decodes, and one with few delays the
     requests whose prompts are read. All requests get an equal share of the time: while some read prompts and others
-    decode, a step may take 1 + reading / decoding times as long as the decoding alone, and at least `STRETCH` times.
+    decode, the limit of a step's time is the time of decoding alone times the larger of `STRETCH` and
+    1 + reading / decoding.
 
     A step with prompt tokens also has a cost that does not depend on their number: the keys and values of a long prompt
-    are read. So tokens per second are measured again in each step, at about the number of tokens that is used.
+    are read. So the speed is measured on steps of about the size that is used, and again in each step.
     """
 
     def __init__(self) -> None:

@@ -83,7 +83,7 @@ class PrefixCache:
         return first
 
     def evictable_of(self, keys: Sequence[bytes]) -> int:
-        """Return how many evictable pages `share` of the blocks `keys` would put in use."""
+        """Return how many evictable pages would be in use after `share(sequence, keys)`."""
         return sum(page.running == 0 for page in self._source(keys)[1]) if keys else 0
 
     def share(self, sequence: int, keys: Sequence[bytes]) -> None:
@@ -108,7 +108,10 @@ class PrefixCache:
         self._free.append(sequence)
 
     def keep(self, sequence: int, *, evict_first: bool = False) -> None:
-        """Keep the sequence of a request that runs no longer, to be evicted last, or first with `evict_first`."""
+        """Keep the sequence of a request that runs no longer, to be evicted last, or first with `evict_first`.
+
+        A sequence is freed instead if it has no registered pages, or if another sequence holds all its pages.
+        """
         pages = self._pages[sequence]
         if not pages or len(self._holders[pages[-1].key]) > 1:  # another one holds all that this one holds
             self.release(sequence)

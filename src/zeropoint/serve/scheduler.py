@@ -1,4 +1,6 @@
-"""`Scheduler` decides which tokens the next step reads. It uses only the pages of the key-value cache (`Pages`).
+"""`Scheduler` decides which tokens the next step reads.
+
+Of the engine it calls only the key-value cache's pages (`Pages`); it knows nothing of the model.
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
 request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is

@@ -77,19 +77,19 @@ def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class ToolParser:
     """Splits an answer into text and tool calls.
 
-    `style`: the format of the calls, HERMES, ...; `names`: the functions that the model may call.
+    `format`: the format of the calls, HERMES, ...; `names`: the functions that the model may call.
     """
 
-    def __init__(self, style: str, names: Collection[str]) -> None:
-        self._marker = _MARKERS.get(style)
-        self._bare = style in (LLAMA, JSON)  # an answer that begins with a call needs no marker
+    def __init__(self, format: str, names: Collection[str]) -> None:
+        self._marker = _MARKERS.get(format)
+        self._bare = format in (LLAMA, JSON)  # an answer that begins with a call needs no marker
         self._names = names
         self._rest = ""  # text that is not parsed yet
         self._raw = ""  # the text of the call being read, to show it as text if it is no call
         self._inside = False  # after a marker, where calls are expected
         self._scanner: Scanner | None = None
-        self._first = True
-        self._named = False
+        self._first = True  # neither text nor a call was parsed yet
+        self._announced = False  # the fragment with the call's name was returned
         self.calls = 0
 
     def push(self, text: str) -> tuple[str, list[CallPart]]:
@@ -104,7 +104,7 @@ class ToolParser:
     def finish(self) -> str:
         """End the answer; return the plain text that was held back because it might have become a call."""
         rest, self._rest = self._rest, ""
-        if self._scanner is not None and not self._named:
+        if self._scanner is not None and not self._announced:
             rest = self._raw + rest
         elif self._scanner is not None or (self._inside and not rest.strip(" \n\r\t;,[]")):
             rest = ""
@@ -167,7 +167,7 @@ class ToolParser:
         """Begin to read a call's JSON after `skipped` characters."""
         self._raw += self._rest[:skipped]
         self._rest = self._rest[skipped:]
-        self._scanner, self._named = scanner, False
+        self._scanner, self._announced = scanner, False
 
     def _named_call(self, parts: list[CallPart]) -> bool:
         """Begin a call in Mistral's named form, if the text is one; return whether it is."""
@@ -175,7 +175,7 @@ class ToolParser:
         if match is None:
             return False
         self._begin(match.end(), Scanner(arguments_only=True))
-        self._named = True
+        self._announced = True
         parts.append(self._new_call(match.group(1)))
         return True
 
@@ -195,17 +195,17 @@ class ToolParser:
         used = scanner.feed(self._rest)
         self._raw += self._rest[:used]
         self._rest = self._rest[used:]
-        if not self._named and scanner.name is not None and (scanner.begun or scanner.complete):
+        if not self._announced and scanner.name is not None and (scanner.begun or scanner.complete):
             if self._bare and scanner.name not in self._names:
                 return self._show_as_text(shown)
-            self._named = True
+            self._announced = True
             parts.append(self._new_call(scanner.name))
-        if self._named:
+        if self._announced:
             fragment = scanner.take()
             if fragment:
                 parts.append(CallPart(self.calls - 1, arguments=fragment))
         if scanner.complete or scanner.failed:
-            if not self._named:
+            if not self._announced:
                 return self._show_as_text(shown)
             if not scanner.begun and not scanner.failed:
                 parts.append(CallPart(self.calls - 1, arguments="{}"))

@@ -25,7 +25,11 @@ NO_DIGESTS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer for one artifact, with everything that the artifact's card stores of the check."""
+    """The gate's answer for one artifact, with everything that the artifact's card stores of the check.
+
+    `units` and `unit_kind`: how many pieces of text the bootstrap resamples, and what they are (documents, or runs of
+    tokens of one text).
+    """
 
     artifact: str
     against: str
@@ -46,7 +50,7 @@ class Verdict:
     judged: Mapping[str, str] = field(default_factory=dict)
     """Digests of the judged artifact: `tensors` (all tensors) and `config` (config.json)."""
     had_digests: bool = True
-    """Whether the artifact's card named digests. Cards of older releases name none."""
+    """False if the artifact's card named no digests, as cards of older releases do."""
 
     def sentences(self) -> list[str]:
         """Return the verdict as sentences for a person, the decision first."""
@@ -84,7 +88,7 @@ class Verdict:
 
 
 class Digests(NamedTuple):
-    """An artifact's digests by name, and whether its card already named digests."""
+    """An artifact's digests by name. `in_card`: False if the artifact has a card without digests."""
 
     by_name: Mapping[str, str]
     in_card: bool

@@ -107,7 +107,7 @@ class SuperTensor:
     - `d`, `dmin`: float32 `[out, blocks]`, each value exact in FP16; `dmin` is None if the format is `signed`;
     - `scales`, `minima`: int16 `[out, groups]`, the integers `s` and `m`; `minima` is None if the format is `signed`.
 
-    Raises `SchemeError` if shapes, minima or codes do not match the format.
+    Raises `SchemeError` if a shape, the presence of `dmin` and `minima`, or a code does not match the format.
     """
 
     kind: GGMLQuantizationType
@@ -126,6 +126,11 @@ class SuperTensor:
             raise SchemeError(f"{self.kind.name} needs `d` of shape {blocks} and `scales` of shape {groups}")
         if (self.dmin is None) != form.signed or (self.minima is None) != form.signed:
             raise SchemeError(f"{self.kind.name} {'has no' if form.signed else 'needs a'} minimum")
+        minima_fit = self.minima is None or self.minima.shape == groups
+        if not minima_fit or (self.dmin is not None and self.dmin.shape != blocks):
+            raise SchemeError(
+                f"{self.kind.name} needs `dmin` of shape {blocks} and `minima` of shape {groups}"
+            )
         if self.codes.size and not form.low <= int(self.codes.min()) <= int(self.codes.max()) <= form.high:
             raise SchemeError(f"a code lies outside [{form.low}, {form.high}] of {self.kind.name}")
 

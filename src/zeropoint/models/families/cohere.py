@@ -4,7 +4,7 @@ scaled logits, tied head."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import attention, blocks, decoder, gated_mlp, model_parts, norm
+from zeropoint.models.parts import attention, blocks, decoder, gated_mlp, norm, outer_record
 from zeropoint.models.rope import read_rope
 from zeropoint.models.shape import read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot, Rope
@@ -24,7 +24,7 @@ def derive(config: Config) -> ModelSpec:
     return decoder(
         shape,
         blocks(shape, block),
-        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied),
+        outer_record(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=tied),
         norm_kind=NormKind.LAYER,
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config),

@@ -7,8 +7,8 @@ from zeropoint.models.parts import (
     blocks,
     decoder,
     linear,
-    model_parts,
     norm,
+    outer_record,
     plain_mlp,
     stacked,
     with_positions,
@@ -51,7 +51,7 @@ def derive(config: Config) -> ModelSpec:
 
     tied = config.flag("tie_word_embeddings", True)
     final_norm = norm("transformer.ln_f", hidden, bias=True)
-    model = model_parts(shape, embedding="transformer.wte", final_norm=final_norm, tied=tied)
+    model = outer_record(shape, embedding="transformer.wte", final_norm=final_norm, tied=tied)
     return decoder(
         shape,
         blocks(shape, block, "transformer.h"),

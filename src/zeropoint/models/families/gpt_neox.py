@@ -4,7 +4,7 @@ interleaved by head; rotation of a quarter of each head (arXiv:2204.06745)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import Linears, blocks, decoder, linear, model_parts, norm, plain_mlp, pre_norms
+from zeropoint.models.parts import Linears, blocks, decoder, linear, norm, outer_record, plain_mlp, pre_norms
 from zeropoint.models.rope import read_rope_under
 from zeropoint.models.shape import Shape, read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, LinearSlot, ModelSpec, NormKind, Rows
@@ -27,7 +27,7 @@ def derive(config: Config) -> ModelSpec:
     return decoder(
         shape,
         blocks(shape, block, "gpt_neox.layers"),
-        model_parts(shape, embedding="gpt_neox.embed_in", final_norm=final_norm, tied=tied),
+        outer_record(shape, embedding="gpt_neox.embed_in", final_norm=final_norm, tied=tied),
         norm_kind=NormKind.LAYER,
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config, default="gelu"),

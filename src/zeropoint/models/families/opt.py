@@ -8,8 +8,8 @@ from zeropoint.models.parts import (
     blocks,
     decoder,
     linear,
-    model_parts,
     norm,
+    outer_record,
     plain_mlp,
     with_positions,
 )
@@ -42,7 +42,7 @@ def derive(config: Config) -> ModelSpec:
     at = "model.decoder"
     final_norm = norm(f"{at}.final_layer_norm", shape.hidden, bias=True)
     tied = config.flag("tie_word_embeddings", True)
-    model = model_parts(shape, embedding=f"{at}.embed_tokens", final_norm=final_norm, tied=tied)
+    model = outer_record(shape, embedding=f"{at}.embed_tokens", final_norm=final_norm, tied=tied)
     rows = Rows(POSITION_OFFSET, shape.max_positions)
     positions = linear(f"{at}.embed_positions", (shape.max_positions, shape.hidden), rows=rows)
     return decoder(

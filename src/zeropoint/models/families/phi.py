@@ -4,7 +4,7 @@ of each head (arXiv:2309.05463)."""
 from __future__ import annotations
 
 from zeropoint.models.config import Config
-from zeropoint.models.parts import attention, blocks, decoder, model_parts, norm, plain_mlp
+from zeropoint.models.parts import attention, blocks, decoder, norm, outer_record, plain_mlp
 from zeropoint.models.rope import read_rope
 from zeropoint.models.shape import read_activation, read_shape
 from zeropoint.models.spec import LayerRecord, ModelSpec, NormKind, NormSlot
@@ -26,7 +26,9 @@ def derive(config: Config) -> ModelSpec:
     return decoder(
         shape,
         blocks(shape, block),
-        model_parts(shape, embedding="model.embed_tokens", final_norm=final_norm, tied=False, head_bias=True),
+        outer_record(
+            shape, embedding="model.embed_tokens", final_norm=final_norm, tied=False, head_bias=True
+        ),
         norm_kind=NormKind.LAYER,
         eps=config.positive("layer_norm_eps", 1e-5),
         activation=read_activation(config, default="gelu_new"),

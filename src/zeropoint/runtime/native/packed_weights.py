@@ -81,9 +81,9 @@ def pack_stream(spec: ModelSpec, stream: Iterable[tuple[str, StoredWeight]]) -> 
     """Yield the packed matrices and float32 vectors of a model, in the order of `stream`.
 
     A fused matrix (such as query, key and value in one) yields one `Packed` per projection. Only one weight of the
-    stream is alive at a time. Raises `UnsupportedError` if `spec` does not name a weight, or if the kernels do not
-    support its format; `ArtifactError` if a weight does not have the shape that the config asks for, or a vector holds
-    NaN or infinite values.
+    stream is alive at a time. Raises `UnsupportedError` if the stream has a weight that `spec` does not name, or one
+    whose format the kernels do not support; `ArtifactError` if a weight does not have the shape that the config asks
+    for, or a vector holds NaN or infinite values.
     """
     matrices: dict[str, dict[Rows | None, LinearSource]] = defaultdict(dict)
     for _, _, source in spec.linears():
@@ -106,8 +106,8 @@ def _cut(
 ) -> Iterator[tuple[Rows | None, StoredWeight]]:
     """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
 
-    `sources` lists the projections by their rows of the weight. Raises `ArtifactError` if the weight is no matrix, has
-    another number of columns than the config describes, or has another last row than the projections take.
+    `sources` lists the projections by their rows of the weight. Raises `ArtifactError` if the weight is no matrix, or
+    does not have the config's number of columns and the projections' number of rows, all stacked.
     """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
