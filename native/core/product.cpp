@@ -32,8 +32,8 @@ constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// Least number of rows (tokens) for which AVX2 multiplies codes of at most 5 bits by int16 input codes. For fewer rows, splitting the
-// codes into int8 limbs was measured to be faster (docs/decisions/activations-16-bit.md).
+// Least number of rows (tokens) for which AVX2 multiplies codes of at most 5 bits by int16 input codes. For fewer rows,
+// splitting the input codes into int8 limbs was measured to be faster (docs/decisions/activations-16-bit.md).
 constexpr int64_t kInt16MinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
 constexpr int64_t kRowsSharingTile = 8;

@@ -28,7 +28,7 @@ class Verdict:
     """The gate's answer for one artifact, with everything that the artifact's card stores of the check.
 
     `units` and `unit_kind`: how many pieces of text the bootstrap resamples, and what they are (documents, or runs of
-    tokens of one text).
+    128 tokens or fewer).
     """
 
     artifact: str
