@@ -22,8 +22,8 @@ Multiply multiply_for(const Weight& weight, int64_t rows);
 
 // True if `rows` rows quantized for weight a can be multiplied by weight b. Both must agree in columns, activation
 // format (group size, number of limbs), k_unit (the unit to which columns are padded), segment length, whether the
-// weight's float scale varies along the row, whether the product reads the sums of the input's codes, and whether 16-bit
-// codes are stored as limbs.
+// weight's float scale varies along the row, whether the product reads the sums of the input's codes, and whether
+// 16-bit codes are stored as limbs.
 bool same_input(const Weight& a, const Weight& b, int64_t rows);
 
 // Return the bytes of `rows` quantized rows; 0 for weights with float input.

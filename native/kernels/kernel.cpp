@@ -5,8 +5,8 @@
 // kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide (blocks
 // of a tile with one row). Where V::most_columns is not 0, the products of so many columns are summed in a
 // V::ColumnSums, in the form that the level's instructions give, and then added to the lanes.
-// Form (stored.h) has constants of the stored codes: kNibbles (codes of at most 5 bits), kStreams (blocks of a tile with
-// two rows) and others.
+// Form (stored.h) has constants of the stored codes: kNibbles (codes of at most 5 bits), kStreams (blocks of a tile
+// with two rows) and others.
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
 // are input channels, counted by k.

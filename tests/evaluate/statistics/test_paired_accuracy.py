@@ -66,7 +66,7 @@ def test_false_alarms_are_five_in_a_hundred(n: int, flips: float) -> None:
     assert 0.035 <= alarms <= 0.065
 
 
-def test_below_eight_flips_it_rather_says_nothing() -> None:
+def test_with_few_expected_flips_it_rejects_rarely() -> None:
     counts = simulate(100, 0.015, 0.015, seed=1)
     assert np.mean([mcnemar(*map(int, pair)) <= 0.05 for pair in counts]) <= 0.02
 

@@ -94,7 +94,7 @@ def test_every_arm_level_gives_the_same_bits(built: dict[Path, str], tmp_path: P
     assert generated([*emulator, "-cpu", "cortex-a72", str(program)], one) == built[one]
     with pytest.raises(subprocess.CalledProcessError) as stop:
         generated([*emulator, "-cpu", "cortex-a72", str(program)], one, ZEROPOINT_ISA="dotprod")
-    assert "this CPU cannot run the dotprod kernels" in stop.value.stderr
+    assert "this machine cannot run the dotprod kernels" in stop.value.stderr
 
 
 def test_pack_keeps_an_existing_file(
