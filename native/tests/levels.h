@@ -8,7 +8,7 @@
 
 #include "zeropoint.h"
 
-// Return the levels that the program's arguments name, or, without arguments, those that this CPU can run. An argument
+// Return the levels that the program's arguments name, or, without arguments, those that this machine can run. An argument
 // that names no level ends the program.
 inline std::vector<int> levels_of(int count, char** arguments) {
   constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};

@@ -226,7 +226,7 @@ def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...])
 
 
 def isa_levels() -> tuple[str, ...]:
-    """Return the instruction set levels that this CPU can run, slowest first; empty without the native library."""
+    """Return the instruction set levels that this machine can run, slowest first; empty without the native library."""
     try:
         levels = load().zp_isa_levels()
     except UnsupportedError:
