@@ -21,7 +21,7 @@ WRONG = {
     "quantize -o o --format int4:banana": ("--format", "unknown part 'banana'"),
     "quantize -o o --embedding int9": ("--embedding", "2 to 8 bits"),
     "quantize -o o --lm-head kept": ("--lm-head", "unknown format 'kept'"),
-    "quantize -o o --algorithm gptqq": ("--algorithm", "(did you mean gptq?): use awq, distill, gptq"),
+    "quantize -o o --algorithm gptqq": ("--algorithm", "(did you mean gptq?): use awq, distill, exact, gptq"),
     "quantize -o o --algorithm bset": ("--algorithm", "(did you mean best?)"),
     "quantize -o o --algorithm nonesuch": ("--algorithm", "good, best, auto"),
     "quantize -o o --algorithm best+gptq": ("--algorithm", "best stands for awq+gptq+rounding"),

@@ -1,7 +1,7 @@
 """Train a model for its quantized format, so that 4, 3 or 2 bits lose less: quantization-aware training.
 
   zeropoint train MODEL -o OUT --format int4 --time-budget 1200        the model writes its own training text
-  zeropoint train MODEL -o OUT --format int4 --data chats.jsonl --steps 500
+  zeropoint train MODEL -o OUT --format int4 --data FILE --steps 500
   zeropoint train MODEL -o OUT --from ARTIFACT --trainable scales      start from an artifact; its codes stay
   zeropoint train MODEL -o OUT --format int4 --time-budget 1200 --resume   continue after an interruption
 
