@@ -159,9 +159,9 @@ class Nothing(Only):
         (Request((260,), 1), "vocabulary has 260"),
         (Request((1,), 0), "at least 1, not 0"),
         (Request((1,), -1, prompt_logprobs=0), "at least 1, not -1"),
-        (Request((1, 2), 1, prompt_logits=3), "logits of 3 tokens"),
-        (Request((1, 2), 1, logprobs=-1), "most likely tokens is 0 or above"),
-        (Request((1, 2), 1, prompt_logprobs=-1), "most likely tokens is 0 or above"),
+        (Request((1, 2), 1, prompt_logits=3), "prompt_logits must be 0 to 2"),
+        (Request((1, 2), 1, logprobs=-1), "logprobs and prompt_logprobs must be 0 or more"),
+        (Request((1, 2), 1, prompt_logprobs=-1), "logprobs and prompt_logprobs must be 0 or more"),
         (Request((1,) * 1000, 25), "1000 tokens and the answer up to 25"),
     ],
 )

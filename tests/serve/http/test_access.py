@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from tests.serve.http.fake import FakeModel, client_of
+from tests.serve.http.fake import FakeModel, client_of, wait_until
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -133,6 +133,7 @@ def test_models(fake_folder: Path) -> None:
 def test_metrics_have_the_names_of_vllm(model: FakeModel) -> None:
     with client_of(model) as client:
         client.post(CHAT, json=HELLO)
+        wait_until(lambda: model.running == 0)
         text = client.get("/metrics").text
     label = '{engine="0",model_name="tiny"}'
     for line in (
