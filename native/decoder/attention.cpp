@@ -10,9 +10,9 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;  // most query rows of an item, which share the conversion of its pages to float
+constexpr int64_t kRowsOfItem = 96;  // most query rows of an item, for all of which its pages are converted once
 constexpr int64_t kFewRowsOfItem = 12;  // least rows, if the run has so many: fewer would convert pages too often
-constexpr int64_t kPart = kPage * kPagesInPart;  // positions whose sums are merged as one
+constexpr int64_t kPart = kPage * kPagesInPart;  // positions of a part; the sums of parts are merged
 constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
 constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
 

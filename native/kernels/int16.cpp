@@ -82,7 +82,7 @@ void compute_now(__m256i& a, __m256i& b) {
   asm volatile("" : "+x"(a), "+x"(b));
 }
 
-// Return channels 4 n to 4 n + 3 of 16 bytes, each repeated for four columns of 16-bit numbers.
+// Load the bytes of channels 4 n to 4 n + 3 of `p` as 16-bit numbers, each repeated for four columns.
 __m256i for_four_columns(const int8_t* p, int n) {
   int32_t four;
   std::memcpy(&four, p + 4 * n, 4);

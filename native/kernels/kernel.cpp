@@ -2,11 +2,12 @@
 // per level with the level's flags, ZP_LEVEL (the level's namespace) and ZP_VEC (the header of its vector type).
 //
 // Vec, the vector type (alias V), has 16 lanes: the 16 output channels of a block. Besides operations it has constants:
-// kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide (blocks
-// of a tile with one row). Where V::most_columns is not 0, the products of so many columns are summed in a
-// V::ColumnSums, in the form that the level's instructions give, and then added to the lanes.
+// kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide
+// (blocks of a tile with one row).
 // Form (stored.h) has constants of the stored codes: kNibbles (codes of at most 5 bits), kStreams (blocks of a tile
-// with two rows) and others.
+// with two rows), kMostColumns and others. On some levels the instructions leave sums that are not yet one number per
+// lane. There kMostColumns is not 0: a V::ColumnSums sums the products of at most so many columns, and is then added to
+// the lanes.
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
 // are input channels, counted by k.

@@ -63,8 +63,8 @@ def group_losses(candidates: Candidates, meter: LossMeter, *, windows: int, step
 
     - `losses[g, 0]` (16 bits) is 0;
     - `losses[g, 1]` (the first quantized format) is the KL from the 16-bit model to the same model with g in format 1;
-    - `losses[g, f]` for f > 1 is `losses[g, 1]` plus what moving g from format 1 to f adds to the KL of the base (never
-      negative). The base is the whole model in format 1, which runs faster than the 16-bit model.
+    - for f > 1, `losses[g, f]` is `losses[g, 1]` plus the rise of the base's KL when g moves from format 1 to f. (If it
+      falls, 0 is added.) The base is the whole model in format 1, which runs faster than the 16-bit model.
     """
     groups, formats = len(candidates.groups), len(candidates.formats)
     losses = np.zeros((groups, formats))
@@ -293,8 +293,8 @@ class Search:
         group, format = np.divmod(np.arange(flat["loss"].size), table.loss.shape[1])
         moved = np.flatnonzero(format != best.picks[group])
         first, second = (a.ravel() for a in np.meshgrid(moved, moved, indexing="ij"))
-        # A move gives one group another format. Keep every unordered pair of moves in different groups once. A pair
-        # (m, m) stands for the single move m.
+        # A move gives one group another format. Each plan to rank is a pair of moves in two different groups, or one
+        # move m, written as the pair (m, m). Of the pairs (a, b) and (b, a), which are the same plan, one is kept.
         keep = (group[first] < group[second]) | (first == second)
         first, second = first[keep], second[keep]
         both = (first != second).astype(float)

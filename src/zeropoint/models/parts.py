@@ -195,9 +195,9 @@ def decoder(
     (`LayerRecord.table`), neither if the model has none. `rope_kind` says which channels rotate together.
     `attention_scale` defaults to 1 / sqrt(head_dim).
 
-    Tensor names start with `prefix` (Llama: `model.`, GPT-2: `transformer.`). A checkpoint may store a tensor without
-    the prefix, as checkpoints of a model without its output head do. `aliases` maps a tensor name to another name that
-    checkpoints use for the same tensor.
+    Tensor names start with `prefix` (Llama: `model.`, GPT-2: `transformer.`). A checkpoint that was saved without the
+    output head may leave the prefix out. `aliases` maps a tensor name to another name that checkpoints use for the same
+    tensor.
     """
     tables = tuple(ropes) or (() if rope is None else (rope.table(shape.head_dim),))
     rotary_dim = 2 * len(tables[0].inverse_frequency) if tables else 0

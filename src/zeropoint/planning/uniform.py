@@ -59,8 +59,8 @@ def uniform_plan(
     `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns: a parameter is kept if a
     pattern matches its name, its module's name or the name of one of its views. If a scheme's groups do not divide a
     layer's columns, the layer gets the nearest scheme whose groups do, and the layer's reason says so. With `limits`,
-    the layer gets the nearest such scheme that the other runtime supports. If the runtime supports none, the layer gets
-    the nearest one. The plan's `nbytes` is exact.
+    schemes that the other runtime does not support are passed over, unless it supports none of them. The plan's
+    `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.
@@ -247,7 +247,7 @@ class _Picker:
             name = "embedding and output head, tied" if is_tied else "output head"
             return _per_channel(
                 self.scheme, _head_activation(self.scheme)
-            ), f"{name}: 8 bits, where errors reach every token"
+            ), f"{name}: 8 bits, because its errors reach every token"
         return self.scheme, ""
 
 
@@ -257,10 +257,10 @@ def _per_channel(scheme: Scheme, activation: Activation | None) -> Scheme:
 
 
 def _head_activation(scheme: Scheme) -> Activation | None:
-    """Return the output head's activation format: that of `scheme`, but 8-bit activations never one scale per token.
+    """Return the output head's activation format: that of `scheme`, but 8-bit activations always get groups.
 
-    8-bit activations get groups of 64 channels, or of the activation `group_size` of `scheme` if that is larger.
-    Smaller groups are not needed beside 8-bit weights.
+    Their groups have 64 channels, or as many as the activation groups of `scheme` if those are larger. Smaller groups
+    are not needed beside 8-bit weights.
     """
     if scheme.activation is None or scheme.activation.bits == 16:
         return scheme.activation
@@ -376,7 +376,7 @@ def _kept_parameters(keep: Iterable[str], checkpoint: Checkpoint) -> frozenset[s
 
 
 def _override(text: Scheme | str | None) -> Scheme | str | None:
-    """Return an override as a scheme, as "keep" (also for the name of a float format), or None for the default."""
+    """Return an override as a scheme or as "keep"; None means the default. The name of a float format means "keep"."""
     if text is None or isinstance(text, Scheme) or text == "keep":
         return text
     scheme = parse(text)

@@ -5,13 +5,15 @@
                     -> tune_block -> run_quantized_block -> the next block's inputs
 
 A stage is a set of layers that do not change each other's inputs (`stages.py`). The result of each step is an argument
-of the next step. Four things change in place, so that no tensor is in memory twice or longer than it is needed:
+of the next step. Four things change in place. So no tensor is in memory twice, and none stays longer than it is needed:
 
 - the weights of the block in memory. They are folded first, then replaced by dequantized weights, so that the inputs of
   each layer carry the rounding errors of the layers before it;
 - the lists of hidden states. `run_float_block` and `run_quantized_block` replace each batch by the block's output;
 - the float model's inputs (`float_inputs`), from which `capture_stage` drops each input once it is used;
-- the stored tensors. They become the outputs of their layers, and are dropped once a run has used them.
+- the stored tensors, with which later runs of the block skip a submodule (`StoredTensors` in `stages.py`). A stored
+  tensor is the input of the submodule's last layer. The first run that uses it replaces it by that layer's output, and
+  the last run drops it.
 
 If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
 model's hidden states while the block still has its float weights.
@@ -20,8 +22,8 @@ Memory:
 
 - the weights of one block;
 - the float32 hidden states of all tokens;
-- for each submodule that later runs skip (`stages.py`): the input of its last layer in bfloat16, or the output of that
-  layer, for all tokens;
+- the stored tensors of all tokens, one for each skipped submodule: the input of its last layer in bfloat16, or, once it
+  is computed, the output of that layer;
 - if the float model runs too: its hidden states of all tokens, and the bfloat16 input of each stage that needs `drift`,
   for all tokens.
 """
@@ -192,7 +194,7 @@ def quantize_layers(
 def run_quantized_block(
     block: Block, hidden: list[torch.Tensor], stored: Sequence[StoredTensors]
 ) -> list[torch.Tensor]:
-    """Return the block's outputs, batch by batch. Of a submodule in `stored`, only the last layer runs.
+    """Return the block's outputs, batch by batch. A submodule in `stored` does not run, except for its last layer.
 
     The list `hidden` becomes the outputs. A batch's tensors in `stored` are dropped after the batch.
     """
@@ -205,7 +207,7 @@ def run_quantized_block(
 
 
 def _drift_views(plan: BlockPlan, stages: Sequence[Stage]) -> list[LayerView]:
-    """Return the first view of each stage that needs `drift`. Stages of experts are left out: they share no input."""
+    """Return the first view of each stage that needs `drift`, without stages of experts, which share no input."""
     return [
         stage.views[0]
         for stage in stages

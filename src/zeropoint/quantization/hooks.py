@@ -29,7 +29,7 @@ class _EnoughError(Exception):
 
 @contextmanager
 def input_hooks(block: Block, views: Sequence[LayerView], on_input: InputHook) -> Iterator[None]:
-    """Call `on_input` inside the context for each input of one of the `views` of `block`."""
+    """While the context is open, call `on_input` whenever a layer of `block` that is in `views` receives an input."""
     handles = []
     stacks: dict[str, torch.Tensor] = {}
     for view in views:
@@ -75,7 +75,7 @@ class _ExpertHook(TorchFunctionMode):
 
 @contextmanager
 def input_calls(block: Block, views: Sequence[LayerView]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Collect `(view name, input)` of each call of one of the `views` inside the context, in order of execution."""
+    """Collect `(view name, input)` of every call of a layer in `views` inside the context, in order of execution."""
     calls: list[tuple[str, torch.Tensor]] = []
     with input_hooks(block, views, lambda name, layer_input: calls.append((name, layer_input))):
         yield calls
@@ -83,7 +83,7 @@ def input_calls(block: Block, views: Sequence[LayerView]) -> Iterator[list[tuple
 
 @contextmanager
 def bfloat16_inputs(block: Block, views: Sequence[LayerView]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the last input of each of the `views` inside the context, by name, in bfloat16.
+    """Return a dictionary that fills inside the context: view name -> the last input of the view, in bfloat16.
 
     Callers use these inputs in sums over many tokens only, where the rounding errors average out.
     """
@@ -110,7 +110,7 @@ def input_of(block: Block, view: LayerView, run: Callable[[], Any]) -> torch.Ten
 
 @contextmanager
 def norm_outputs(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the last output of each norm of `module` inside the context, by the norm's path in the module.
+    """Return a dictionary that fills inside the context: path of a norm in `module` -> the norm's last output.
 
     A norm is a submodule whose parameters, `weight` among them, are all vectors.
     """

@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 #: The algorithm for a layer whose own algorithm lacks the statistics it needs.
 FALLBACK = "rtn"
 
-#: Numbers of a weight that is rounded to nearest in one piece. Larger weights, such as the embedding of 262,144 tokens,
-#: are rounded in pieces of rows, because rounding takes several float32 copies.
+#: The most elements that `rtn` rounds at once. Larger weights, such as an embedding of 262,144 tokens, are rounded in
+#: pieces of rows, because rounding takes several float32 copies.
 PIECE_NUMBERS = 1 << 24
 
-#: Rows of a weight over which `measure` sums the error at once.
+#: The number of rows that `measure` dequantizes at once.
 ROWS = 1024
 
 
@@ -85,9 +85,9 @@ def needs(choice: Choice) -> frozenset[str]:
 def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
     """Quantize one view by an integer choice.
 
-    An algorithm that lacks statistics is replaced by `rtn`, with a warning. If an algorithm that needs more statistics
-    than `rtn` gives `rtn`'s result, a warning says that. Raises `CheckpointError` with the name of a weight that holds
-    NaN or inf, `SchemeError` if a scale overflows its type.
+    If the algorithm lacks statistics, `rtn` replaces it, with a warning. Another warning says that the result equals
+    `rtn`'s, if the algorithm needs statistics that `rtn` does not need. Raises `CheckpointError` with the weight's name
+    if the weight holds NaN or inf, `SchemeError` if a scale overflows its type.
     """
     return quantize_views([view], choice, stats)[0]
 
@@ -159,7 +159,7 @@ def _joined(pieces: Sequence[QuantizedTensor]) -> QuantizedTensor:
 def _equals_rtn(
     values: NDArray[np.float32], choice: Choice, stats: LayerStats | None, quantized: QuantizedTensor
 ) -> bool:
-    """Return whether an algorithm that needs more statistics than `rtn` gave the same codes and scales as `rtn`."""
+    """Return whether `rtn` gives the same codes and scales; False if the algorithm needs only `rtn`'s statistics."""
     if needs(choice) <= load(FALLBACK).NEEDS:
         return False
     for start, stop in ((0, 1), (0, len(values))):  # cheap checks first: the grid search below is slow

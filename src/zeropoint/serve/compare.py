@@ -71,7 +71,7 @@ def check_models(models: Sequence[Model], text: str) -> None:
 async def score(
     models: Sequence[Model], prompt: Sequence[int], answer: Sequence[int], *, client: str = ""
 ) -> AsyncGenerator[ScoredTokens, None]:
-    """Yield the scores of the tokens `answer` after the tokens `prompt` by every model; the first is the reference.
+    """Yield how every model predicts the tokens `answer` after the tokens `prompt`; the first model is the reference.
 
     Raises `UsageError` if the text is too long for a model, `BusyError` if a model has no room now, `ArtifactError` if
     logits are not finite. Closing the iterator cancels the requests that still run.
@@ -80,14 +80,14 @@ async def score(
     rows = min(max(rows, 1), MOST_ROWS)
     for start in range(0, len(answer), rows):
         tokens = tuple(answer[start : start + rows])
-        # the last token of the text is the one before the last token to predict
+        # the last of `tokens` is predicted from the text before it, so it is not read
         text = (*prompt, *answer[: start + len(tokens) - 1])
         logits = await _all_logits(models, text, len(tokens), client)
         yield await asyncio.to_thread(_compare, start, tokens, logits)
 
 
 async def _all_logits(models: Sequence[Model], text: tuple[int, ...], rows: int, client: str) -> list[Logits]:
-    """Return the logits `[rows, vocab]` after each of the last tokens of a text, of all models at once."""
+    """Return the logits `[rows, vocab]` of every model after each of the last `rows` tokens of a text."""
     tasks = [asyncio.create_task(_logits(model, text, rows, client)) for model in models]
     try:
         return await asyncio.gather(*tasks)
@@ -97,7 +97,7 @@ async def _all_logits(models: Sequence[Model], text: tuple[int, ...], rows: int,
 
 
 async def _logits(model: Model, text: tuple[int, ...], rows: int, client: str) -> Logits:
-    """Return the logits `[rows, vocab]` of one model after each of the last tokens of a text."""
+    """Return the logits `[rows, vocab]` of one model after each of the last `rows` tokens of a text."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Logits] = loop.create_future()
     events: list[Event] = []
@@ -219,7 +219,7 @@ def paired_interval(first: Sequence[Doubles], second: Sequence[Doubles]) -> Inte
     value, error = float(means[0]), float(errors[0])
     if error == 0:
         return Interval(value, value, value)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of equal differences has no error
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of equal differences has standard error 0
         ratios = np.abs(means[1:] - value) / errors[1:]
     factor = float(np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=np.inf), statistics.CONFIDENCE))
     if not np.isfinite(factor):

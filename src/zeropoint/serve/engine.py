@@ -102,11 +102,13 @@ class Engine:
     def __init__(self, decoder: Decoder, options: EngineOptions) -> None:
         self.decoder, self.options = decoder, options
         room = Room.of(decoder.record, options)
-        # Ended requests keep their sequences, too. A sequence has at least one page.
+        # Beside the running requests, up to KEPT_SEQUENCES ended ones keep their sequences. There are at most as many
+        # sequences as pages, because a sequence has at least one page.
         pages, sequences = room.pages, min(options.max_running + KEPT_SEQUENCES, room.pages)
         self.vocab_size = decoder.record.config.vocab
         self.max_positions = room.max_positions
-        # The cache allocates exactly `pages` pages for this number of tokens.
+        # The cache makes room for this number of tokens however they are split: in the worst case each sequence has one
+        # token in its last page. So it allocates exactly `pages` pages.
         self._cache = decoder.cache(
             (pages - sequences) * PAGE + sequences, sequences=sequences, type=options.cache_type
         )
@@ -191,8 +193,9 @@ class Engine:
         length = len(request.prompt)
         token_array(request.prompt, self.vocab_size)
         scored = request.prompt_logprobs is not None or request.prompt_logits > 0
-        if request.max_new_tokens < (0 if scored else 1):
-            raise UsageError(f"the number of new tokens is at least 1, not {request.max_new_tokens}")
+        least = 0 if scored else 1
+        if request.max_new_tokens < least:
+            raise UsageError(f"the number of new tokens is at least {least}, not {request.max_new_tokens}")
         if min(request.logprobs or 0, request.prompt_logprobs or 0) < 0:
             raise UsageError("logprobs and prompt_logprobs must be 0 or more")
         if not 0 <= request.prompt_logits <= length:
@@ -242,11 +245,11 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Queue a new job."""
         self._scheduler.add(job)
-        if job.target == 0:  # only scores a prompt of one token, which has no score: nothing is read
+        if job.target == 0:  # the request only scores a prompt of one token, and a first token has no score
             self._end(job, PromptRead(0), Finished(LENGTH))
 
     def _step(self, parts: Sequence[Part]) -> None:
-        """Run a step. If it fails, run its parts one by one: only the jobs whose own part fails then fail."""
+        """Run a step. If it fails, run its parts one by one, so that a job fails only if its own part does."""
         chunks = [Chunk(p.job.sequence or 0, p.job.read, p.tokens(), p.wanted) for p in parts]
         started = time.perf_counter()
         try:
@@ -308,7 +311,7 @@ class Engine:
             self._emit(job, [*before, *self._events(job, token)])
 
     def _verify(self, part: Part, rows: Floats) -> None:
-        """Accept the guesses that equal the model's choices, up to the first wrong one; add the model's next token."""
+        """Accept the guesses before the first one that differs from the model's choice; then add the model's token."""
         job, events = part.job, list[Event]()
         chosen = choose(rows, [job] * len(rows), threads=self.options.threads)
         for token, guess in zip(chosen, (*part.draft, None), strict=True):

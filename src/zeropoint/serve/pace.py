@@ -7,19 +7,20 @@ from statistics import median
 
 #: The most rows of a step: the native library runs larger steps in several passes.
 ROWS = 512
-#: While requests decode, a step with prompt tokens should take this many times as long as one without, unless more
-#: requests wait for their prompts than decode. Times vary: at 2, nearly all steps stay below three times.
+#: The target time of a step with prompt tokens, as a multiple of the time of decoding alone. (If more requests have
+#: unread prompts than decode, the target is longer.) Times vary: with the target 2, nearly all stay below 3.
 STRETCH = 2.0
-#: The fewest prompt tokens of a step that reads prompts and has room for them, however slow the steps are. So reading a
-#: prompt never stops.
+#: A step that reads prompts gets at least this many prompt tokens, if it has room for them, even if steps are slow. So
+#: reading a prompt never stops.
 LEAST = 4
 #: The first number of prompt tokens, before any step with prompt tokens was timed.
 FIRST = 8
-#: The number of prompt tokens grows at most this much from one step to the next, because a single time may be wrong.
+#: The number of prompt tokens grows at most by this factor from one step to the next: a single time may be wrong.
 GROWTH = 1.5
 #: After this many steps with prompt tokens, one without is timed again.
 REFRESH = 8
-#: So many times of steps are kept, of each kind, because other programs delay single steps.
+#: The number of past steps whose times are used, of each kind. Several are needed, because other programs delay single
+#: steps.
 KEPT = 9
 
 
@@ -27,12 +28,12 @@ class Pace:
     """Sets the number of prompt tokens of the next step from the measured times of the last steps.
 
     A step with many prompt tokens delays the next token of every request that decodes, and one with few delays the
-    requests whose prompts are read. All requests get an equal share of the time: while some read prompts and others
-    decode, the limit of a step's time is the time of decoding alone times the larger of `STRETCH` and
-    1 + reading / decoding.
+    requests whose prompts are read. So a step may take the time of decoding alone times `STRETCH`, or times
+    `1 + reading / decoding` if that is more: then each request that reads its prompt gets as much time as each one that
+    decodes.
 
     A step with prompt tokens also has a cost that does not depend on their number: the keys and values of a long prompt
-    are read. So the speed is measured on steps of about the size that is used, and again in each step.
+    are read. So the speed is measured on steps of about the size that is used, and measured again in each step.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Pace:
         self._mixed = 0  # steps with prompt tokens since the last one without
         self._size = FIRST / GROWTH  # prompt tokens of the last step that was timed
         self._allowed = 0  # the last answer of `budget`
-        self._speed: deque[float] = deque(maxlen=KEPT)  # prompt tokens per second that they added to a step
+        self._speed: deque[float] = deque(maxlen=KEPT)  # prompt tokens per second of the time that they added to a step
 
     def budget(self, decoding: int, reading: int) -> int:
         """Return the most prompt tokens of the next step, which also decodes `decoding` tokens.

@@ -1,11 +1,11 @@
 """`Scheduler` decides which tokens the next step reads.
 
-Of the engine it calls only the key-value cache's pages (`Pages`); it knows nothing of the model.
+It knows nothing of the model, and of the engine only the key-value cache, through the protocol `Pages`.
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
 request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is
-preempted: it moves to the front of the queue, and its pages can be evicted. When there is room, it reads those of its
-tokens again, new ones included, whose pages were evicted. So no token is lost.
+preempted: it moves to the front of the queue, and its pages can be evicted. It keeps its tokens, those of its answer
+included. When there is room, it runs again and first reads the tokens whose pages were evicted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from zeropoint.serve.job import FairQueue, Job
 from zeropoint.serve.pace import Pace
 from zeropoint.serve.prefix_cache import PAGE, Pages, PrefixCache, extend_keys
 
-#: The most rows of logits in one step for prompts that need more than the row after their last token (scored prompts).
-#: A row takes 4 * vocab_size bytes.
+#: The most rows of logits in one step for scored prompts, which need the logits after many tokens. (Other prompts need
+#: one row, that after their last token.) A row takes 4 * vocab_size bytes.
 SCORED_ROWS = 64
 #: Tokens are guessed only while at most this many requests run: in larger batches, guesses would delay other requests.
 DRAFTING_JOBS = 2
@@ -28,8 +28,8 @@ DRAFTING_JOBS = 2
 class Part:
     """The `count` tokens of one job that a step reads. The last `wanted` of these need logits.
 
-    `decodes`: whether the part is the job's last token, and the only one not yet read. The guesses that follow this
-    token are in `draft`, and `count` includes them.
+    `decodes`: whether the job's last token is the only one that is not yet read. Then `draft` may hold guesses of the
+    tokens after it, and `count` includes them.
     """
 
     job: Job
@@ -133,7 +133,7 @@ class Scheduler:
         parts, taken = list[Part](), 0
         for job in [job for job in self.running if job.target - job.read == 1]:
             needed = pages_of(job.read + 1) - pages_of(job.read)
-            # most tokens need no new page: `free_pages` is not read then, because its native call releases the GIL
+            # `free_pages` is read only if the job needs a page: its native call releases the GIL, which costs time
             while needed and job.sequence is not None and taken + needed > self.free_pages:
                 self._preempt()  # the youngest job, which is this one or has no part yet
             if job.sequence is None:
@@ -179,9 +179,9 @@ class Scheduler:
         return parts
 
     def _share(self, job: Job) -> int:
-        """If another sequence holds more blocks of the job's tokens than the job has read, share them.
+        """Share the blocks of another sequence, if it holds more of the job's tokens than the job has read.
 
-        Return by how many pages this reduces the free pages.
+        Return how many free pages this takes.
         """
         blocks = job.read // PAGE
         shared = self.prefixes.match(_shareable(job), blocks)

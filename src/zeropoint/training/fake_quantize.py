@@ -72,7 +72,8 @@ class FakeQuantizer(nn.Module):
     ) -> None:
         """Start from a quantized weight. The first forward pass has exactly its values.
 
-        With `float_weight`, a latent weight starts on its side of the code's value, at most `START_OFFSET` steps away.
+        A latent weight starts at the value of its code. With `float_weight`, it is moved towards the float weight by at
+        most `START_OFFSET` steps.
         """
         super().__init__()
         self.scheme, self.shape, self.exact = start.scheme, start.shape, exact
@@ -121,7 +122,7 @@ class FakeQuantizer(nn.Module):
             return quantize(latent, scale, zero, self.scheme).to(torch.int8)
 
     def tensor(self) -> QuantizedTensor:
-        """Return the quantized weight that the forward pass has the values of."""
+        """Return the quantized weight whose values the forward pass has."""
         zero = self.stored_zero_point()
         return QuantizedTensor(
             self.scheme,
@@ -215,22 +216,24 @@ def round_scale(scale: Tensor, scheme: Scheme, base: Tensor | None) -> Tensor:
 
 
 def storable_base(scale: Tensor, multiples: int) -> Tensor:
-    """Return the smallest base `[rows, 1]` of which a row's two-level scales are multiples, and all multiples storable.
+    """Return each row's smallest base `[rows, 1]` that fits; `multiples` is the largest multiple.
 
-    A multiple is storable if bfloat16 holds it exactly. Raises `SchemeError` if a row has no such base.
+    A base fits if all scales of the row are integer multiples of it, and bfloat16 holds all its multiples exactly.
+    Raises `SchemeError` if no base fits.
     """
     most = scale.abs().amax(1, keepdim=True)
     base = torch.zeros_like(most)
     for divisor in range(1, multiples + 1):
         candidate = most / torch.full_like(most, divisor)
         fits = (torch.round(scale / candidate) * candidate == scale).all(1, keepdim=True)
-        # The largest multiple, 15 or 7, is odd: if bfloat16 holds it and the base, it holds all multiples between.
+        # `multiples` (15 or 7) is odd. So if bfloat16 holds the base and the largest multiple, it holds those between.
         for value in (candidate, candidate * multiples):
             fits = fits & (value.bfloat16().float() == value)
         base = torch.where(fits, candidate, base)
     if bool((base == 0).any()):
         raise SchemeError(
-            "the two-level scales of a row are no multiples of a number that bfloat16 can store with them"
+            "the two-level scales of a row are not integer multiples of one base, or bfloat16 does not hold the base's "
+            "multiples exactly"
         )
     return base
 

@@ -29,7 +29,7 @@ Windows = NDArray[np.int64]
 #: Share of the steps in which the learning rate rises to its full value.
 WARM_UP = 0.05
 
-#: Evaluations in a run, and how many in a row may be worse than the best one before the run ends.
+#: Evaluations in a run, and after how many of them in a row that are no better than the best one the run ends.
 EVALUATIONS, PATIENCE = 10, 3
 
 

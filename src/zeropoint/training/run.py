@@ -42,7 +42,7 @@ from zeropoint.training.report import Recovery, measure_recovery
 #: Seconds of a run for which neither steps nor a time budget are given.
 DEFAULT_BUDGET = 1200.0
 
-#: Windows a step, and the fewest steps for which a time budget takes as many.
+#: A step has `DEFAULT_BATCH` windows, or fewer if a time budget would otherwise have room for less than `FEWEST_STEPS`.
 DEFAULT_BATCH, FEWEST_STEPS = 8, 100
 
 #: Tokens of a window, unless the model's context is shorter.
@@ -51,10 +51,10 @@ DEFAULT_LENGTH = 512
 #: Share of a time budget in which the model may write its training text; and the most tokens of a training text.
 WRITING_SHARE, MOST_TOKENS = 0.25, 1 << 21
 
-#: Time of a training step beside its windows, evaluations included: a factor.
+#: The time of training as a multiple of the time of its windows: evaluations and the optimizer take the rest.
 OVERHEAD = 1.15
 
-#: Tokens a second that the model is assumed to write, for each thread, before it has been timed.
+#: Tokens a second that the model is assumed to write, for each thread. Its real pace is not measured.
 WRITING_PACE = 100.0
 
 
@@ -193,7 +193,8 @@ def _open_folder(
             f"{folder} keeps an interrupted run of {out}: continue it (--resume), or start again (--overwrite)"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    check_space(out, 16 * checkpoint.source_nbytes())  # the loop's state, twice while it is written
+    # the loop's state is on the disk twice while a new one is written
+    check_space(out, 16 * checkpoint.source_nbytes())
     folder.mkdir()
     replace_text(journal, json.dumps(asked, indent=1))
     return folder
@@ -248,12 +249,12 @@ def _training_text(
 
 
 def _context(checkpoint: Checkpoint) -> int:
-    """Return how many tokens the model reads at most; some configs do not say, which is no limit here."""
+    """Return how many tokens the model reads at most; if its config does not say, a number beyond all windows."""
     return getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
 
 
 def _tokens_needed(request: TrainRequest, threads: int) -> int:
-    """Return how many tokens of training text to read or write: about as many as the run trains on."""
+    """Return the most tokens to read from a file, or how many to write: about as many as the run trains on."""
     if request.data != SELF:
         return MOST_TOKENS
     if request.steps is not None:
@@ -264,7 +265,7 @@ def _tokens_needed(request: TrainRequest, threads: int) -> int:
 
 
 def _settings(request: TrainRequest, trainer: Trainer, folder: Path, spent: float) -> Settings:
-    """Return the run's settings. With a time budget, the measured pace gives the steps, once for all resumes."""
+    """Return the run's settings. A time budget and the measured pace give the steps, which a resumed run keeps."""
     path = folder / "steps.json"
     if path.exists():
         known = load_json(path)
@@ -298,9 +299,9 @@ def _refuse_large(checkpoint: Checkpoint, request: TrainRequest) -> None:
 def training_bytes(checkpoint: Checkpoint, request: TrainRequest) -> int:
     """Return the estimated peak memory of training, in bytes.
 
-    In float32: the teacher, the dequantized weights, and for each weight the latent one, its gradient, two moments of
-    Adam and the best value so far (only the first and the codes if scales alone are trained); the activations of one
-    window; four tensors of its logits.
+    Each weight takes one byte for its first code, and float32 numbers: seven if it is trained ("full": the teacher's
+    value, the dequantized one, the latent one, its gradient, two moments of Adam, the best value so far), four with
+    "lora", three with "scales". The activations of one window, and four tensors of its logits, are float32 too.
     """
     numbers = sum(info.numel for info in checkpoint.parameters() if info.tied_to is None)
     config = checkpoint.config.get_text_config()

@@ -5,8 +5,9 @@ from evaluate/statistics/paired_accuracy.py for the accuracy on tasks.
 
 If the caller gives no bound, the defaults of the table apply. The row is chosen by the bits of the artifact's
 narrowest weight format (`smallest_bits` in evaluate/model_description.py). The default bounds mean "still the same
-model". On SmolLM2-135M, the presets int8 and int5 meet them when rounded to nearest, and int4 with a zero_point per
-group of 32, or by GPTQ (benchmarks/results/quality.md). Large models stay well inside them.
+model". On SmolLM2-135M (benchmarks/results/quality.md), the presets int8 and int5 meet them with `rtn`. The preset int4
+meets them with `gptq`; with `rtn`, 4 bits meet them only with a zero_point per group of 32. Large models stay well
+inside the bounds.
 
     ======  =============  ===================
     bits    max mean KL    max perplexity rise
@@ -81,7 +82,7 @@ class BoundResult:
 
 
 def default_bounds(bits: int) -> tuple[float, float]:
-    """Return the default bounds (mean KL in nats, relative perplexity rise) for a narrowest weight of `bits` bits."""
+    """Return the default bounds (mean KL in nats, relative perplexity rise); `bits`: bits of the narrowest weight."""
     return next((kl, rise) for widest, kl, rise in DEFAULT_BOUNDS if bits <= widest)
 
 

@@ -61,10 +61,10 @@ def check(
     - `max_accuracy_drop`: bound on the fall of accuracy on each of `tasks` (0.02 = two more wrong answers in 100).
 
     If none of the four is given, the default bounds of `bounds.py` on KL divergence and perplexity apply. `keep` is a
-    cache folder for the float32 reference model's results (`worker/reference_cache.py`); later checks of other
-    artifacts of the same model read them and give the same numbers. `tokens` is how many tokens to score at least,
-    if the text has so many; `context` is the window length in tokens. With `streamed`, the float32 reference model runs
-    block by block; None does so if it does not fit into the free memory.
+    cache folder for the float32 reference model's results (`worker/reference_cache.py`). Later checks against the same
+    model read the results from there, and give the same numbers as without the cache. At least `tokens` tokens are
+    scored, if the text has so many, in windows of `context` tokens. `streamed`: whether the float32 reference model
+    runs block by block; if it is None, the model does so where it does not fit into the free memory.
 
     Raises `UsageError` if a bound is out of range or memory is too small, `ArtifactError` if the artifact's weights or
     config differ from its card, and the errors of `zeropoint.runtime.open_runner` if a model cannot be loaded.

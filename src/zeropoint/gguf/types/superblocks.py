@@ -72,7 +72,7 @@ class Format:
 
     @property
     def scheme(self) -> Scheme:
-        """Return a scheme of as many bits, with groups of `group` and float32 scales.
+        """Return a scheme with the same bits and groups, and float32 scales.
 
         If the format is not `signed`, the scheme is asymmetric: its codes are this format's minus `1 << (bits - 1)`.
         """
@@ -252,8 +252,8 @@ def _pack_scales(scales: Int16s, minima: Int16s) -> Bytes:
 
     For i in 0..3::
 
-        byte i        bits 0-5: s[i]                bits 6-7: upper 2 bits of s[i + 4]
-        byte 4 + i    bits 0-5: m[i]                bits 6-7: upper 2 bits of m[i + 4]
+        byte i        bits 0-5: s[i]                      bits 6-7: upper 2 bits of s[i + 4]
+        byte 4 + i    bits 0-5: m[i]                      bits 6-7: upper 2 bits of m[i + 4]
         byte 8 + i    bits 0-3: low nibble of s[i + 4]    bits 4-7: low nibble of m[i + 4]
     """
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)

@@ -62,7 +62,7 @@ class PackedWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A packed matrix (`rows` None: all its rows; otherwise those rows) or a float32 vector (`rows` always None)."""
+    """A packed matrix or a float32 vector. `rows`: which rows of the stored matrix; None: all rows, or a vector."""
 
     name: str
     rows: Rows | None
@@ -106,8 +106,8 @@ def _cut(
 ) -> Iterator[tuple[Rows | None, StoredWeight]]:
     """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
 
-    `sources` lists the projections by their rows of the weight. Raises `ArtifactError` if the weight is no matrix, or
-    does not have the config's number of columns and the projections' number of rows, all stacked.
+    `sources` maps the rows that a projection takes to the projection. Raises `ArtifactError` if the weight is no
+    matrix, has another number of columns than the config says, or not as many rows as its projections have together.
     """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
