@@ -158,7 +158,7 @@ class Nothing(Only):
         (Request((), 1), "the prompt is empty"),
         (Request((260,), 1), "vocabulary has 260"),
         (Request((1,), 0), "at least 1, not 0"),
-        (Request((1,), -1, prompt_logprobs=0), "at least 1, not -1"),
+        (Request((1,), -1, prompt_logprobs=0), "at least 0, not -1"),
         (Request((1, 2), 1, prompt_logits=3), "prompt_logits must be 0 to 2"),
         (Request((1, 2), 1, logprobs=-1), "logprobs and prompt_logprobs must be 0 or more"),
         (Request((1, 2), 1, prompt_logprobs=-1), "logprobs and prompt_logprobs must be 0 or more"),

@@ -76,7 +76,7 @@ def note_prompt(rows: Floats, job: Job, *, threads: int) -> None:
 
 
 def score(logits: Floats, tokens: Int32s, tops: Sequence[int], *, threads: int) -> list[TokenScore]:
-    """Return the score of each row's token in `tokens`, with as many most likely tokens as `tops` says for the row.
+    """Return the score of each row's token in `tokens`. `tops`: how many most likely tokens to return for each row.
 
     Raises `ArtifactError` if a row's logits are not finite.
     """

@@ -77,7 +77,7 @@ class PrefixCache:
             self._own(sequence, [_Page(key) for key in keys])
 
     def match(self, keys: Sequence[bytes], first: int = 0) -> int:
-        """Return how many of the blocks `keys` some sequence begins with. The first `first` ones are not looked up."""
+        """Return how many blocks at the start of `keys` are in the cache; the first `first` ones are not looked up."""
         while first < len(keys) and keys[first] in self._holders:
             first += 1
         return first
@@ -108,7 +108,7 @@ class PrefixCache:
         self._free.append(sequence)
 
     def keep(self, sequence: int, *, evict_first: bool = False) -> None:
-        """Keep the sequence of a request that runs no longer, to be evicted last, or first with `evict_first`.
+        """Keep the sequence of a request that no longer runs. It is evicted last; with `evict_first`, first.
 
         A sequence is freed instead if it has no registered pages, or if another sequence holds all its pages.
         """

@@ -29,7 +29,7 @@ from zeropoint.runtime.sampling import Sampling
 SELF = "self"
 BUILT_IN = "built-in"
 
-#: One in so many windows is held out, within bounds.
+#: One window in `HELD_OUT` is held out, but at least `FEWEST_HELD_OUT` and at most `MOST_HELD_OUT` in all.
 HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 16, 2, 16
 
 #: Temperatures at which the model writes, in turn: likely texts, and varied ones.
@@ -99,9 +99,9 @@ def write_training_text(
 ) -> TrainingText:
     """Return windows of texts that the model `model` writes itself, at the temperatures `TEMPERATURES`.
 
-    Each text begins with a token that the model itself may begin with (any token, if its tokenizer has no start token)
-    and ends where the model ends it, or after `length` tokens. Equal texts and texts that repeat themselves are left
-    out. (Data-free training on generated text: LLM-QAT, Liu et al., arXiv:2305.17888.)
+    The first token of a text is drawn from the model's predictions after its start token (from all tokens alike, if the
+    tokenizer has no start token). A text ends where the model ends it, or after `length` tokens. Equal texts and texts
+    that repeat themselves are left out. (Data-free training on generated text: LLM-QAT, Liu et al., arXiv:2305.17888.)
     """
     runner = open_runner(model, threads=threads)
     rng = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ def write_training_text(
 
 
 def refuse_contaminated(training: Sequence[str], evaluation: EvaluationText, name: str) -> None:
-    """Raise `UsageError` if a training document is also in the evaluation text, by hash of its words."""
+    """Raise `UsageError` if a training document has the same words as a document of the evaluation text."""
     digests = {_digest(document): document for document in evaluation.documents}
     shared = [digests[each] for each in map(_digest, training) if each in digests]
     if shared:
@@ -161,7 +161,7 @@ def _documents(path: str | Path) -> list[str]:
 
 
 def _digest(document: str) -> str:
-    """Return the sha256 of a document's words, whatever is between them."""
+    """Return the sha256 of a document's words, the same for all white space between them."""
     return hashlib.sha256(" ".join(document.split()).encode()).hexdigest()
 
 
@@ -177,7 +177,7 @@ def _split(windows: NDArray[np.int64], source: str, sha256: str) -> TrainingText
 
 
 def _first_tokens(runner: Runner, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yield beginnings of texts: the start token, if there is one, and a first token."""
+    """Yield beginnings of texts: the start token, if there is one, and a random first token."""
     start = runner.start_token
     if start is None:
         while True:
@@ -190,7 +190,7 @@ def _first_tokens(runner: Runner, rng: np.random.Generator) -> Iterator[list[int
 def _continue(
     runner: Runner, prompts: Sequence[list[int]], length: int, sampling: Sampling
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt, up to `length` tokens with the prompt's."""
+    """Return the new tokens of each prompt; prompt and new tokens together are at most `length`."""
     new = length - max(map(len, prompts))
     batch = getattr(runner, "generate_batch", None)
     if batch is not None:

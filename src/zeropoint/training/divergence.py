@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Numbers of a piece of logits whose probabilities are in memory at once.
+#: The most logits whose probabilities are in memory at once.
 PIECE = 1 << 22
 
 

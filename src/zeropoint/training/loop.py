@@ -1,8 +1,8 @@
 """The training loop: AdamW with a cosine schedule on the divergence from the teacher, with early stopping.
 
-Learning rates are relative: a weight's is a share of its quantization step, a scale's or norm's a share of its own
-size. So the same rates suit every format and model. After each evaluation the state is on the disk, and a run that was
-killed goes on from there to the same bytes.
+Learning rates are relative. The rate of a weight is a share of its quantization step, and the rate of a scale or norm
+is a share of its size. So the same rates suit every format and model. After each evaluation the state is written to the
+disk, and a run that was killed goes on from there to the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Windows = NDArray[np.int64]
 #: Share of the steps in which the learning rate rises to its full value.
 WARM_UP = 0.05
 
-#: Evaluations in a run, and after how many of them in a row that are no better than the best one the run ends.
+#: Evaluations in a run. If `PATIENCE` of them in a row are no better than the best one, the run ends.
 EVALUATIONS, PATIENCE = 10, 3
 
 
@@ -37,8 +37,8 @@ EVALUATIONS, PATIENCE = 10, 3
 class Rates:
     """Learning rates.
 
-    - `weight`: of latent weights, per optimizer step, in steps of their quantization scale (of zero points: in codes);
-    - `scale`: of scales, norms and biases, relative to their mean size.
+    - `weight`: of latent weights, as a multiple of their quantization scale, and of zero points, in codes;
+    - `scale`: of scales, norms and biases, as a multiple of their mean size.
     """
 
     weight: float = 0.003
@@ -262,6 +262,6 @@ def schedule(step: int, steps: int) -> float:
 
 
 def window_of(number: int, count: int, seed: int) -> int:
-    """Return the window that is read as number `number`: each pass over all windows has an order of its own."""
+    """Return the index of the window that is read as number `number`; each pass over all windows has its own order."""
     epoch, place = divmod(number, count)
     return int(np.random.default_rng([seed, epoch]).permutation(count)[place])

@@ -251,7 +251,7 @@ class _Builder:
         return Prepared(self._checkpoint, self._plan, self._layout, self._dtypes, self._quantizers)
 
     def _keep(self, name: str, value: torch.Tensor) -> None:
-        """Put an unquantized weight into the model. Vectors are trained; matrices only if all weights are."""
+        """Put an unquantized weight into the model. Vectors are trained; matrices only with trainable "full"."""
         path, _, leaf = name.rpartition(".")
         owner = self._model.get_submodule(path)
         if leaf in owner._buffers:

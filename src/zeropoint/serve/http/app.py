@@ -31,7 +31,7 @@ from zeropoint.serve.request import Models
 from zeropoint.serve.templates import Templates
 
 #: Threads that prepare requests. More of them gain nothing, because Python runs one at a time, and the heap keeps free
-#: memory for each: with anyio's 40, a server that has been busy holds 60 MB more.
+#: memory for each thread: with anyio's 40, a server that has been busy holds 60 MB more.
 _THREADS = 4
 
 

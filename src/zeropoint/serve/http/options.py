@@ -110,7 +110,7 @@ class SamplingOptions:
     top_p: float | None = option(*TOP_P)
     top_k: int | None = option(*TOP_K)
     min_p: float | None = option(
-        number(0, 1), "sample from tokens at least this times as likely as the most likely token"
+        number(0, 1), "sample from tokens whose probability is at least this share of the largest one"
     )
     repetition_penalty: float | None = option(
         number(above=0), "above 1: tokens of the text so far are less likely"
@@ -119,7 +119,7 @@ class SamplingOptions:
         number(-2, 2), "above 0: tokens of the answer so far are less likely"
     )
     frequency_penalty: float | None = option(
-        number(-2, 2), "as presence_penalty, for each time that a token occurred"
+        number(-2, 2), "like presence_penalty, multiplied by how often the token occurred"
     )
     logit_bias: Mapping[str, float] | None = option(
         mapping(number(-100, 100)), "maps token ids to numbers that are added to their logits"

@@ -39,7 +39,8 @@ from zeropoint.serve.http.sse import STREAM_HEADERS
 from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import Model
 
-#: Most models of a comparison, most tokens of a scored answer, and most scores of a session (one a token and model).
+#: Most models of a comparison, most tokens of a scored answer, and most scores of a session (one for each token and
+#: model).
 MOST_MODELS, MOST_ANSWER_TOKENS, MOST_SESSION_TOKENS = 4, 8192, 50_000
 
 _TYPES = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _Inbox = asyncio.Queue[tuple[int, Sequence[Event]]]
 
-#: Stands in an inbox instead of a request's index: no events have come for `tick_seconds`.
+#: An entry of an inbox, instead of a request's index, which means that no events have come for `tick_seconds`.
 _TICK = -1
 
 
