@@ -219,9 +219,8 @@ def paired_interval(first: Sequence[Doubles], second: Sequence[Doubles]) -> Inte
     value, error = float(means[0]), float(errors[0])
     if error == 0:
         return Interval(value, value, value)
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # a resample of equal differences has standard error 0
+    # the standard error of a resample of equal differences is 0
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(means[1:] - value) / errors[1:]
     factor = float(np.quantile(np.nan_to_num(ratios, nan=0.0, posinf=np.inf), statistics.CONFIDENCE))
     if not np.isfinite(factor):

@@ -42,9 +42,8 @@ class Pace:
         self._mixed = 0  # steps with prompt tokens since the last one without
         self._size = FIRST / GROWTH  # prompt tokens of the last step that was timed
         self._allowed = 0  # the last answer of `budget`
-        self._speed: deque[float] = deque(
-            maxlen=KEPT
-        )  # prompt tokens per second of the time that they added to a step
+        # prompt tokens per second of the time that they added to a step
+        self._speed: deque[float] = deque(maxlen=KEPT)
 
     def budget(self, decoding: int, reading: int) -> int:
         """Return the most prompt tokens of the next step, which also decodes `decoding` tokens.
