@@ -1,9 +1,8 @@
 """A load generator for servers with OpenAI's `/v1/completions` endpoint: it sends requests and times their tokens.
 
-Answers are streamed as server-sent events over plain HTTP/1.1. The client needs asyncio alone, so that it takes little
-CPU time from the server. A token's time is the arrival of its event. The metrics have the names of vLLM's benchmark:
-TTFT, time to first token; ITL, time between two tokens; TPOT, mean time per token after the first; E2E, time to last
-token.
+Answers are streamed as server-sent events over plain HTTP/1.1. A token's time is the arrival of its event. The metrics
+have the names of vLLM's benchmark: TTFT, time to first token; ITL, time between two tokens; TPOT, mean time per token
+after the first; E2E, time to last token.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+
+from http_client import head, read_body, read_head, read_parts
 
 #: Seconds after which a request counts as failed.
 PATIENCE = 600.0
@@ -50,19 +51,6 @@ class Answer:
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
-async def get(port: int, path: str) -> bytes:
-    """Return the body of a GET. Raises `OSError` if the server does not answer 200."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-        status, body = await _head(reader)
-        if status != 200:
-            raise OSError(f"GET {path}: status {status}")
-        return b"".join([part async for part in body])
-    finally:
-        writer.close()
-
-
 async def complete(
     port: int, model: str, prompt: Sequence[int], new_tokens: int, answer: Answer | None = None
 ) -> Answer:
@@ -82,21 +70,17 @@ async def complete(
             "stream_options": {"include_usage": True},
         }
     ).encode()
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
     answer.sent = time.perf_counter()
     writer = None
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head.encode() + body)
-            status, parts = await _head(reader)
+            writer.write(head("/v1/completions", len(body), close=True) + body)
+            status, headers = await read_head(reader)
             if status != 200:
-                answer.error = f"status {status}: {b''.join([part async for part in parts])[:200]!r}"
+                answer.error = f"status {status}: {(await read_body(reader, headers))[:200]!r}"
                 return answer
-            await _read_events(parts, answer)
+            await _read_events(read_parts(reader, headers), answer)
     except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
         answer.error = f"{type(error).__name__}: {error}"
     finally:
@@ -125,24 +109,6 @@ async def _read_events(parts: AsyncIterator[bytes], answer: Answer) -> None:
     if answer.arrivals and answer.tokens and len(answer.arrivals) > answer.tokens:
         # this server sends the reason for the end in an event without a token
         del answer.arrivals[answer.tokens :]
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, AsyncIterator[bytes]]:
-    """Read the status line and headers; return the status and an iterator over the body's parts."""
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-    chunked = headers.get("transfer-encoding") == "chunked"
-    return int(lines[0].split()[1]), _chunks(reader) if chunked else _until_end(reader)
-
-
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        yield (await reader.readexactly(size + 2))[:-2]
-
-
-async def _until_end(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while part := await reader.read(1 << 16):
-        yield part
 
 
 async def closed_loop(

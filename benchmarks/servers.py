@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import contestant_base
 from contestant_base import SkippedError, find, last_line
-from load_client import complete, get
+from http_client import free_port, get
+from load_client import complete
 
 #: Seconds after which a server that does not answer yet is skipped.
 START_LIMIT = 600.0
@@ -36,9 +36,7 @@ class Contestant(contestant_base.Contestant):
     async def start(self) -> float:
         """Start the server; return the seconds to its first token."""
         self.stop()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         begin = time.perf_counter()
         with self.log.open("a") as log:
             self.process = subprocess.Popen(

@@ -18,7 +18,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,20 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from load_client import get
-from soak_clients import (
-    HUGE,
-    ROLES,
-    Client,
-    Tally,
-    answer_of,
-    ask,
-    check,
-    head,
-    read_body,
-    read_head,
-    run,
-)
+from http_client import free_port, get, head, read_body, read_head
+from soak_clients import HUGE, ROLES, Client, Tally, answer_of, ask, check, run
 from soak_requests import Asked, encoded, requests
 
 #: Seconds that a server has to start, to become quiet, or to end after SIGTERM.
@@ -63,9 +50,7 @@ class Server:
 
     async def start(self, *options: str, **popen: Any) -> None:
         """Start the server, and return when it answers."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         command = [sys.executable, "-m", "zeropoint", "serve", f"{self.model}={self.artifact}"]
         command += ["--port", str(self.port), "--threads", str(self.threads), *options]
         self.process = subprocess.Popen(command, **{"stdout": subprocess.DEVNULL, **popen})

@@ -13,10 +13,11 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from http_client import head, read_body, read_head
 from soak_requests import Asked, comparable, encoded, joined, requests
 
 #: Seconds after which a request without an answer counts as lost.
@@ -81,42 +82,6 @@ class Client:
             sock.close()
             raise
         return await asyncio.open_connection(sock=sock, limit=self.buffer or 1 << 20)
-
-
-def head(path: str, length: int, *, close: bool = False, kind: str = "application/json") -> bytes:
-    """Return the headers of a POST."""
-    end = "connection: close\r\n\r\n" if close else "\r\n"
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{end}".encode()
-
-
-async def read_head(reader: Reader) -> tuple[int, dict[str, str]]:
-    """Return the status and the headers of a response."""
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines if line)
-
-
-async def read_parts(reader: Reader, headers: dict[str, str]) -> AsyncIterator[bytes]:
-    """Yield the parts of a response's body."""
-    if headers.get("transfer-encoding") == "chunked":
-        while size := int(await reader.readuntil(b"\r\n"), 16):
-            yield (await reader.readexactly(size + 2))[:-2]
-        await reader.readexactly(2)
-        return
-    left = int(headers["content-length"])
-    while left:
-        part = await reader.readexactly(min(left, 4096))
-        left -= len(part)
-        yield part
-
-
-async def read_body(reader: Reader, headers: dict[str, str], pause: float = 0.0) -> bytes:
-    """Return the body of a response, read with a pause before each part."""
-    out = bytearray()
-    async for part in read_parts(reader, headers):
-        if pause:
-            await asyncio.sleep(pause)
-        out += part
-    return bytes(out)
 
 
 def answer_of(asked: Asked, body: bytes, kind: str) -> Any:
