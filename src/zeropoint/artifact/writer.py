@@ -205,7 +205,7 @@ class Shards:
 @contextmanager
 def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a hidden folder beside `out`; rename it to `out` if the `with` body succeeds, remove it otherwise."""
-    partial = out.absolute().parent / f".{out.name}{PARTIAL}{uuid.uuid4().hex[:12]}"
+    partial = _hidden(out, PARTIAL)
     descriptor: int | None = None
     try:
         try:
@@ -214,7 +214,7 @@ def _partial_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             descriptor = lock(partial)
             yield partial
             sync(partial)
-            _install(partial, out.absolute(), overwrite=overwrite)
+            install(partial, out.absolute(), overwrite=overwrite)
         except OSError as cause:
             raise as_artifact_error(out, cause) from cause
     finally:  # also after KeyboardInterrupt and SystemExit; after success the folder has its new name
@@ -251,15 +251,18 @@ def lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
-    """Rename the finished folder to `out`, replacing an artifact there if `overwrite` allows it."""
+def install(finished: Path, out: Path, *, overwrite: bool) -> None:
+    """Rename a finished folder on the same disk to `out`, replacing an artifact there if `overwrite` allows it.
+
+    Raises `UsageError` if it does not, and `OSError`; then the old artifact is still there.
+    """
     retired: Path | None = None
     if os.path.lexists(out):
         refuse_existing(out, overwrite=overwrite)  # the output may have appeared in the meantime
-        retired = partial.with_name(partial.name.replace(PARTIAL, RETIRED))
+        retired = _hidden(out, RETIRED)
         out.rename(retired)
     try:
-        partial.rename(out)
+        finished.rename(out)
     except OSError:
         if retired is not None:
             retired.rename(out)
@@ -267,6 +270,11 @@ def _install(partial: Path, out: Path, *, overwrite: bool) -> None:
     sync(out.parent)
     if retired is not None:
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def _hidden(out: Path, kind: str) -> Path:
+    """Return a new hidden name beside the output, for a folder of the kind `PARTIAL` or `RETIRED`."""
+    return out.absolute().parent / f".{out.name}{kind}{uuid.uuid4().hex[:12]}"
 
 
 def as_artifact_error(out: Path, cause: OSError) -> ArtifactError:

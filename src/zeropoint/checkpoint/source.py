@@ -91,6 +91,10 @@ class Checkpoint:
         """Return every parameter and persistent buffer in the model's order, tied ones included."""
         return list(self._infos)
 
+    def numel(self) -> int:
+        """Return the number of values in all parameters, tied ones counted once."""
+        return sum(info.numel for info in self._infos if info.tied_to is None)
+
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter in the checkpoint's dtype. A tied name returns the tensor it is tied to.
 

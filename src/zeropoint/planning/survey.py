@@ -50,8 +50,7 @@ def survey(
     checkpoint: Checkpoint, formats: Sequence[str], *, machine: Machine, keep: Sequence[str] = ()
 ) -> Survey:
     """Survey a checkpoint from its config and tensor headers alone; `keep` as in `uniform_plan`."""
-    infos = checkpoint.parameters()
-    parameters = sum(info.numel for info in infos if info.tied_to is None)
+    parameters = checkpoint.numel()
     views, _ = checkpoint.views()
     kinds: Counter[str] = Counter()
     for view in views:

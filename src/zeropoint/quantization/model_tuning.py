@@ -1,7 +1,7 @@
 """Tuning of a whole quantized model towards the float model's logits, by the plan's `tune_model` algorithm.
 
 Unlike all other steps of quantization, this one holds the model in memory: twice in float32, plus the activations of a
-backward pass over one window. `refuse_large` refuses a model that is too large before the first weight is read.
+backward pass over one window. `tuning_need` predicts that memory, before the first weight is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zeropoint.algorithms import load, part_options, parts
 from zeropoint.algorithms.distill import Tuned
 from zeropoint.checkpoint import Checkpoint
 from zeropoint.errors import UsageError
-from zeropoint.machine.detect import Machine
+from zeropoint.predictions import Need
 from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.module_weights import as_parameters
 from zeropoint.quantization.precision import bfloat16_layers, reduced_precision
@@ -75,24 +75,19 @@ def model_tuner(plan: Plan) -> ModelTuner | None:
     return tuners[0] if tuners else None
 
 
-def refuse_large(
-    checkpoint: Checkpoint, tuner: ModelTuner, length: int, machine: Machine | None = None
-) -> None:
-    """Raise `UsageError` if the memory for tuning exceeds the free memory: two float32 models and a backward pass.
+def tuning_need(checkpoint: Checkpoint, length: int) -> Need:
+    """Return what tuning on windows of `length` tokens needs: two float32 models and a backward pass."""
+    return Need(4 * (2 * checkpoint.numel() + backward_numbers(checkpoint, length, LOGITS)))
 
-    `length` is the number of tokens in a window.
+
+def backward_numbers(checkpoint: Checkpoint, length: int, logits: int) -> int:
+    """Return about how many numbers a backward pass over a window of `length` tokens keeps in memory.
+
+    These are the activations of the blocks, and `logits` tensors of the window's logits.
     """
-    available = (machine or Machine.detect()).ram_available_bytes
     config = checkpoint.config.get_text_config()
-    numbers = 2 * sum(info.numel for info in checkpoint.parameters() if info.tied_to is None)
-    numbers += length * (
-        KEPT_WIDTHS * config.hidden_size * len(checkpoint.blocks()) + LOGITS * config.vocab_size
-    )
-    if 4 * numbers > available:
-        raise UsageError(
-            f"{tuner.name} holds the model twice in float32 and needs about {4 * numbers / 1e9:.1f} GB, of which "
-            f"this machine has {available / 1e9:.1f} free: leave {tuner.name} out, or use a larger machine"
-        )
+    blocks = KEPT_WIDTHS * config.hidden_size * len(checkpoint.blocks())
+    return int(length * (blocks + logits * config.vocab_size))
 
 
 class Twin:

@@ -16,9 +16,10 @@ from zeropoint.checkpoint import Checkpoint
 from zeropoint.dtypes import BY_FORMAT
 from zeropoint.errors import CheckpointError, UsageError
 from zeropoint.planning.coverage import check_complete
+from zeropoint.predictions import refuse_large
 from zeropoint.quantization.calibrated_blocks import CalibratedBlocks
 from zeropoint.quantization.layers import LayerError, needs, quantize_view
-from zeropoint.quantization.model_tuning import model_tuner, refuse_large
+from zeropoint.quantization.model_tuning import model_tuner, tuning_need
 from zeropoint.quantization.moments import input_moments
 from zeropoint.quantization.rotating import rotated
 from zeropoint.quantization.run_checkpoint import FinishedWeight, RunCheckpoint
@@ -85,7 +86,9 @@ def stream(
     if tuner is None or tokens is None:
         yield from _weights(checkpoint, plan, tokens, progress, run_checkpoint)
         return
-    refuse_large(checkpoint, tuner, tokens.shape[1])
+    what = f"{tuner.name} holds the model twice in float32, which"
+    advice = f"leave {tuner.name} out, or use a machine with more memory"
+    refuse_large(what, tuning_need(checkpoint, tokens.shape[1]), advice)
     weights = dict(_weights(checkpoint, plan, tokens, progress, run_checkpoint))
     weights, warning = tuner.tune(checkpoint, weights, torch.from_numpy(tokens), plan.seed)
     if warning and progress is not None:

@@ -8,7 +8,6 @@ disk, and a run that was killed goes on from there to the same bytes.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from zeropoint.errors import UsageError
+from zeropoint.files.atomic import replacing
 from zeropoint.training.divergence import divergence
 from zeropoint.training.recipe import prepared_of
 
@@ -209,9 +209,8 @@ class Trainer:
             "best": best,
             "optimizer": self._optimizer.state_dict(),
         }
-        partial = state.with_name(state.name + ".partial")
-        torch.save(data, partial)
-        os.replace(partial, state)
+        with replacing(state, 0o644) as file:
+            torch.save(data, file)
 
     def _restore(
         self, state: Path | None, settings: Settings

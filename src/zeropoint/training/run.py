@@ -7,7 +7,6 @@ training text, the state of the loop and the trained artifact. The folder is rem
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from zeropoint import artifact
-from zeropoint.artifact.writer import check_space
+from zeropoint.artifact.writer import check_space, install
 from zeropoint.checkpoint import Checkpoint, open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import ArtifactError, UsageError, reason
@@ -27,11 +26,12 @@ from zeropoint.evaluate.quality.windows import DEFAULT_CONTEXT, EvaluationText, 
 from zeropoint.files.atomic import replace_text
 from zeropoint.files.json_file import load_json
 from zeropoint.machine.cores import default_threads
-from zeropoint.machine.detect import Machine
 from zeropoint.planning import uniform_plan
+from zeropoint.predictions import Need, refuse_large
 from zeropoint.progress import Progress, silent
 from zeropoint.quantization import quantize_checkpoint, refuse_existing
 from zeropoint.quantization.filled_model import FilledModel
+from zeropoint.quantization.model_tuning import backward_numbers
 from zeropoint.sources.texts import text_folder
 from zeropoint.training.data import BUILT_IN, SELF, TrainingText, read_training_text, write_training_text
 from zeropoint.training.fake_quantize import Trainable
@@ -126,10 +126,13 @@ def run_training(
     refuse_existing(path, overwrite=overwrite)
     evaluation = load_text(request.text)
     checkpoint = open_checkpoint(request.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        advice = "train scales or lora (--trainable), shorter windows (--length), or use a machine with more memory"
+        refuse_large("training", Need(training_bytes(checkpoint, request)), advice)
     folder = _open_folder(path, request, checkpoint, resume=resume, overwrite=overwrite)
     threads = default_threads(request.threads)
     torch.set_num_threads(threads)
-    _refuse_large(checkpoint, request)
     start = _start(request, checkpoint, folder, progress)
     text = _training_text(request, checkpoint, evaluation, folder, threads, progress)
     tell(f"training text: {text.training_windows.size} tokens, {text.source}")
@@ -138,7 +141,6 @@ def run_training(
     )
     teacher = FilledModel(checkpoint)
     teacher.fill(teacher.names(""))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(
         student.to(device),
         teacher.module.to(device),
@@ -165,7 +167,7 @@ def run_training(
         progress=progress,
     )
     artifact.update_card(made, training=_card(request, settings, text, trained, recovery))
-    _install(made, path, folder)
+    _install(made, path, folder, overwrite=overwrite)
     return TrainResult(path, trained, recovery, time.monotonic() - started)
 
 
@@ -286,16 +288,6 @@ def _settings(request: TrainRequest, trainer: Trainer, folder: Path, spent: floa
     return Settings(steps, batch, request.rates, request.seed)
 
 
-def _refuse_large(checkpoint: Checkpoint, request: TrainRequest) -> None:
-    """Raise `UsageError` if training needs more memory than is free; see `training_bytes`."""
-    needed, free = training_bytes(checkpoint, request), Machine.detect().ram_available_bytes
-    if needed > free and not torch.cuda.is_available():
-        raise UsageError(
-            f"training needs about {needed / 1e9:.1f} GB, and this machine has {free / 1e9:.1f} free: train scales or "
-            "lora (--trainable), shorter windows (--length), or use a larger machine"
-        )
-
-
 def training_bytes(checkpoint: Checkpoint, request: TrainRequest) -> int:
     """Return the estimated peak memory of training, in bytes.
 
@@ -303,11 +295,8 @@ def training_bytes(checkpoint: Checkpoint, request: TrainRequest) -> int:
     value, the dequantized one, the latent one, its gradient, two moments of Adam, the best value so far), four with
     "lora", three with "scales". The activations of one window, and four tensors of its logits, are float32 too.
     """
-    numbers = sum(info.numel for info in checkpoint.parameters() if info.tied_to is None)
-    config = checkpoint.config.get_text_config()
     each = {"full": 4 * 7 + 1, "lora": 4 * 4 + 1, "scales": 4 * 3 + 1}[request.trainable]
-    activations = 40 * config.hidden_size * len(checkpoint.blocks()) + 4 * config.vocab_size
-    return int(numbers * each + 4 * request.length * activations)
+    return checkpoint.numel() * each + 4 * backward_numbers(checkpoint, request.length, logits=4)
 
 
 def _card(
@@ -332,12 +321,10 @@ def _card(
     }
 
 
-def _install(made: Path, out: Path, folder: Path) -> None:
+def _install(made: Path, out: Path, folder: Path, *, overwrite: bool) -> None:
     """Give the finished artifact its name, and remove the run's folder."""
     try:
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(made, out)
+        install(made, out.absolute(), overwrite=overwrite)
     except OSError as cause:
         raise ArtifactError(
             f"{out} cannot be written ({reason(cause)}): the artifact is in {made}"
