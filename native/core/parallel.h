@@ -55,18 +55,13 @@ class Shares {
   int64_t step_;
 };
 
-// Call body(begin, end) for pieces of [0, count) of `step` items on several threads, and wait for all. With one thread
-// it is called once, on the calling thread. Only then may the caller be a thread of the pool.
+// Call body(begin, end) on several threads for pieces of [0, count), and wait for all; see `Shares`.
 template <class F>
-void parallel(int threads, int64_t count, int64_t step, F&& body) {
-  if (threads <= 1 || count <= step) {
-    if (count > 0) body(int64_t{0}, count);
-    return;
-  }
+void take_shares(int threads, int parts, int64_t count, int64_t step, F& body) {
   struct Job {
     F& body;
     Shares shares;
-  } job{body, Shares(threads, count, step, step)};
+  } job{body, Shares(parts, count, step, step)};
   const auto work = [](void* context, int thread) {
     Job& j = *static_cast<Job*>(context);
     j.shares.take(thread, j.body);
@@ -74,24 +69,27 @@ void parallel(int threads, int64_t count, int64_t step, F&& body) {
   Pool::shared().run(threads, work, &job);
 }
 
+// Call body(begin, end) for pieces of [0, count) of `step` items on several threads, and wait for all. With one thread
+// it is called once, on the calling thread. Only then may the caller be a thread of the pool.
+template <class F>
+void parallel(int threads, int64_t count, int64_t step, F&& body) {
+  if (threads > 1 && count > step)
+    take_shares(threads, threads, count, step, body);
+  else if (count > 0)
+    body(int64_t{0}, count);
+}
+
 // Call body(i) for each item of [0, count) on several threads, and wait for all. Threads take the items one by one, in
-// order. With the longest items first, all threads end at about the same time.
+// order, from one share. With the longest items first, all threads end at about the same time.
 template <class F>
 void in_order(int threads, int64_t count, F&& body) {
-  if (threads <= 1 || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) body(i);
-    return;
-  }
-  struct Job {
-    F& body;
-    int64_t count;
-    std::atomic<int64_t> next{0};
-  } job{body, count};
-  const auto work = [](void* context, int) {
-    Job& j = *static_cast<Job*>(context);
-    for (int64_t i; (i = j.next.fetch_add(1, std::memory_order_relaxed)) < j.count;) j.body(i);
+  const auto items = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
   };
-  Pool::shared().run(threads, work, &job);
+  if (threads > 1 && count > 1)
+    take_shares(threads, 1, count, 1, items);
+  else
+    items(0, count);
 }
 
 // Call body(row) for each row on several threads, or on one if the work is too short to start another.
