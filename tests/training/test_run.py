@@ -107,9 +107,10 @@ def test_documents_of_the_evaluation_text_are_refused(tmp_path: Path) -> None:
         data.refuse_contaminated(["Theirs.", "One sentence of ours."], evaluation, "train.txt")
     data.refuse_contaminated(["Theirs."], evaluation, "train.txt")
     chat = tmp_path / "chat.jsonl"
-    chat.write_text('{"messages": [{"role": "user", "content": "Another."}]}\n')
-    with pytest.raises(UsageError, match="in the evaluation text"):
-        data.read_training_text(None, chat, tokens=100, length=8, seed=0, evaluation=evaluation)
+    for content in ('"Another."', '[{"type": "text", "text": "Another."}]'):
+        chat.write_text(f'{{"messages": [{{"role": "user", "content": {content}}}]}}\n')
+        with pytest.raises(UsageError, match="in the evaluation text"):
+            data.read_training_text(None, chat, tokens=100, length=8, seed=0, evaluation=evaluation)
 
 
 def test_unsuitable_requests_are_refused(

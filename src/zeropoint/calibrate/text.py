@@ -36,6 +36,9 @@ DEFAULT_TOKENS = 128 * 512
 DEFAULT_LENGTH = 512
 BUILT_IN = "built-in sample (Wikipedia, The Debian Administrator's Handbook)"
 
+#: What reading a line of a .jsonl file raises if the line is no valid record.
+INVALID_RECORD = (ValueError, TypeError, KeyError, AttributeError, ZeropointError)
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -110,7 +113,7 @@ def _records(content: str, source: str, text: Text) -> Iterator[Callable[[], lis
         if line.strip():
             try:
                 encoder = _record(parse_json(line), text)
-            except (ValueError, TypeError, KeyError, AttributeError, ZeropointError) as error:
+            except INVALID_RECORD as error:
                 raise UsageError(
                     f'{source}, line {number}, is not {{"messages": [{{"role": ..., "content": ...}}]}} or '
                     f'{{"text": ...}}: {error}'
@@ -119,19 +122,27 @@ def _records(content: str, source: str, text: Text) -> Iterator[Callable[[], lis
                 yield encoder
 
 
+def contents_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the texts of one record of a .jsonl file that are not empty: the document, or each message's.
+
+    Raises one of `INVALID_RECORD` if the record is not valid.
+    """
+    contents = (
+        [turn.get("content") for turn in record["messages"]] if "messages" in record else [record["text"]]
+    )
+    return [text for text in map(plain_content, contents) if text]
+
+
 def _record(record: Mapping[str, Any], text: Text) -> Callable[[], list[int]] | None:
     """Return a function that returns one record's tokens (a conversation by the chat template); None without text."""
-    if "messages" not in record:
-        content = plain_content(record["text"])
-        return partial(text.encode_prompt, content + "\n\n") if content else None
-    turns: Sequence[Message] = record["messages"]
-    contents = [plain_content(turn.get("content")) for turn in turns]
-    if not any(contents):
+    contents = contents_of(record)
+    if not contents:
         return None
-    written = text.chat_text(turns, add_generation_prompt=False)
+    turns: Sequence[Message] = record.get("messages", ())
+    written = text.chat_text(turns, add_generation_prompt=False) if turns else None
     if written is not None:
         return partial(text.encode, written)
-    return partial(text.encode_prompt, "\n\n".join(each for each in contents if each) + "\n\n")
+    return partial(text.encode_prompt, "\n\n".join(contents) + "\n\n")
 
 
 def _windows(

@@ -7,8 +7,8 @@ find out when training stops helping. No training document may be in the evaluat
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.calibrate import calibration
+from zeropoint.calibrate.text import INVALID_RECORD, contents_of
 from zeropoint.errors import UsageError
 from zeropoint.evaluate.quality.windows import EvaluationText
 from zeropoint.files import documents
+from zeropoint.files.json_file import parse_json
 from zeropoint.progress import Progress, silent
 from zeropoint.runtime import open_runner
 from zeropoint.runtime.protocol import Runner
@@ -151,12 +153,8 @@ def _documents(path: str | Path) -> list[str]:
         return documents.split(content)
     found: list[str] = []
     for line in filter(str.strip, content.split("\n")):
-        try:
-            record = json.loads(line)
-            turns = record.get("messages") or [{"content": record.get("text")}]
-            found += [str(turn.get("content") or "") for turn in turns]
-        except (ValueError, AttributeError):  # `calibration` says what is wrong with the line
-            continue
+        with suppress(*INVALID_RECORD):  # `calibration` says what is wrong with the line
+            found += contents_of(parse_json(line))
     return [each for each in found if each.strip()]
 
 

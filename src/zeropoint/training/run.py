@@ -1,7 +1,7 @@
-"""`zeropoint train` from end to end: PTQ, training text, training, artifact, and what was recovered.
+"""`zeropoint train` from end to end: training text, PTQ, training, artifact, and what was recovered.
 
-A run keeps its work in a hidden folder beside the output, `.OUT.training`: the artifact that it starts from, the
-training text, the state of the loop and the trained artifact. The folder is removed when the output has its name.
+A run keeps its work in a hidden folder beside the output, `.OUT.training`: the training text, the artifact that it
+starts from, the state of the loop and the trained artifact. The folder is removed when the output has its name.
 """
 
 from __future__ import annotations
@@ -130,11 +130,16 @@ def run_training(
     if device == "cpu":
         advice = "train scales or lora (--trainable), shorter windows (--length), or use a machine with more memory"
         refuse_large("training", Need(training_bytes(checkpoint, request)), advice)
+    given = None if request.start is None else _given_start(request.start, checkpoint)
     folder = _open_folder(path, request, checkpoint, resume=resume, overwrite=overwrite)
     threads = default_threads(request.threads)
     torch.set_num_threads(threads)
-    start = _start(request, checkpoint, folder, progress)
-    text = _training_text(request, checkpoint, evaluation, folder, threads, progress)
+    try:
+        text = _training_text(request, checkpoint, evaluation, folder, threads, progress)
+    except UsageError:
+        shutil.rmtree(folder)  # nothing is done yet that a run with another text could continue
+        raise
+    start = given or _quantized(request, checkpoint, folder / "start", progress)
     tell(f"training text: {text.training_windows.size} tokens, {text.source}")
     student = prepare_qat(
         request.model, start=start, trainable=request.trainable, rank=request.rank, seed=request.seed
@@ -202,13 +207,15 @@ def _open_folder(
     return folder
 
 
-def _start(request: TrainRequest, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Path:
-    """Return the artifact from which training starts; without one, quantize the model."""
-    if request.start is not None:
-        opened = artifact.open(request.start)
-        refuse_other_model(checkpoint, opened)
-        return opened.path
-    path = folder / "start"
+def _given_start(start: str, checkpoint: Checkpoint) -> Path:
+    """Return the path of the artifact to start from. Raises `UsageError` if it is another model's."""
+    opened = artifact.open(start)
+    refuse_other_model(checkpoint, opened)
+    return opened.path
+
+
+def _quantized(request: TrainRequest, checkpoint: Checkpoint, path: Path, progress: Progress) -> Path:
+    """Quantize the model into the artifact `path`, if it is not there already, and return `path`."""
     if not path.exists():
         plan = uniform_plan(checkpoint, request.format, algorithm=request.algorithm, seed=request.seed)
         quantize_checkpoint(
