@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from zeropoint.evaluate.quality.token_scores import LogitsSource, score_window
+from zeropoint.evaluate.quality.token_scores import LogitsSource, score_windows
 from zeropoint.evaluate.quality.windows import EvaluationText, make_windows
 from zeropoint.evaluate.statistics import Estimate, estimate_mean, estimate_ratio, resampler
 from zeropoint.progress import Progress, silent
@@ -77,14 +75,9 @@ def measure_recovery(
         "after": open_runner(after, threads=threads),
     }
     windows = make_windows(text, reference, tokens=tokens, context=context)
-    kl: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]] = {name: [] for name in runners}
-    for number, window in enumerate(windows.tokens):
-        progress("measuring what was recovered", number, len(windows.tokens))
-        logits = {name: runner.logits(window) for name, runner in runners.items()}
-        _, scores = score_window(reference.logits(window), logits, window[1:])
-        for name, score in scores.items():
-            kl[name].append(score.kl)
-    first, last = np.concatenate(kl["before"]), np.concatenate(kl["after"])
+    what = "measuring what was recovered"
+    _, scores = score_windows(reference, runners, windows, lambda done: progress(what, done, 1))
+    first, last = scores["before"].kl, scores["after"].kl
     draws = resampler(windows.documents[:, 1:].ravel(), seed=seed)
     ratio = estimate_ratio(last, first, draws)
     share = Estimate(

@@ -117,6 +117,27 @@ def measure_quality(
     `progress` gets the finished fraction. Raises `UsageError` if vocabularies differ, `ArtifactError` if a model's
     logits are not finite.
     """
+    nll, scores = score_windows(reference, candidates, windows, progress)
+    draws = resampler(windows.documents[:, 1:].ravel(), seed=seed, resamples=resamples)
+    return QualityRun(
+        estimate_exponential_of_mean(nll, draws),
+        {name: summarize(each, nll, draws) for name, each in scores.items()},
+        windows.scored_tokens,
+        draws.units,
+        draws.kind,
+    )
+
+
+def score_windows(
+    reference: LogitsSource,
+    candidates: Mapping[str, LogitsSource],
+    windows: Windows,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Doubles, dict[str, TokenScores]]:
+    """Return the reference model's negative log likelihoods and each candidate's scores, over all windows.
+
+    Raises the errors of `measure_quality`.
+    """
     reference_nll: list[Doubles] = []
     scores: dict[str, list[TokenScores]] = {name: [] for name in candidates}
     for index, tokens in enumerate(windows.tokens):
@@ -127,15 +148,7 @@ def measure_quality(
             scores[name].append(score)
         if progress is not None:
             progress((index + 1) / len(windows.tokens))
-    nll = np.concatenate(reference_nll)
-    draws = resampler(windows.documents[:, 1:].ravel(), seed=seed, resamples=resamples)
-    return QualityRun(
-        estimate_exponential_of_mean(nll, draws),
-        {name: summarize(_join(parts), nll, draws) for name, parts in scores.items()},
-        windows.scored_tokens,
-        draws.units,
-        draws.kind,
-    )
+    return np.concatenate(reference_nll), {name: _join(parts) for name, parts in scores.items()}
 
 
 def score_window(
