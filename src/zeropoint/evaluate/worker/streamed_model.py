@@ -7,8 +7,7 @@ time to time (`hidden_states.py`), from which an interrupted run continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,27 +20,25 @@ from zeropoint.machine.heap import release
 from zeropoint.quantization.block_runner import BlockRunner
 from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.runtime.torch_engine.emulated import fast_products
+from zeropoint.runtime.torch_engine.recorder import Recorder
 from zeropoint.values.arrays import Floats
 
 
 class StreamedModel:
-    """The logits of `checkpoint` in a dtype (`auto`: its own) on the token windows of a text.
+    """The logits of `checkpoint` in `dtype` on the token windows of a text.
 
     `run` first computes the last block's output; then `logits` needs only the output head in memory. Raises
     `UnsupportedError` if the model's code cannot be run block by block.
     """
 
-    def __init__(self, checkpoint: Checkpoint, windows: Windows, dtype: str) -> None:
-        self.dtype = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
-        self._windows = windows
+    def __init__(self, checkpoint: Checkpoint, windows: Windows, dtype: torch.dtype) -> None:
+        self.dtype, self._checkpoint = dtype, checkpoint
         self._tokens = torch.from_numpy(windows.tokens)
         self._model = FilledModel(checkpoint, self.dtype, hooked=False)
         self._runner = BlockRunner(self._model, self._tokens, batch_tokens=1)
         self._index = {window.tobytes(): i for i, window in enumerate(windows.tokens)}
         self._states: list[torch.Tensor] = []
-        self._head_inputs: dict[int, torch.Tensor] = {}
         self._has_head = False
-        self._is_plain = False  # whether the logits are the output head's product and nothing more
 
     def run(self, kept: HiddenStates, progress: Callable[[float], None]) -> None:
         """Compute the last block's output on all windows, from the states in `kept` on."""
@@ -64,34 +61,19 @@ class StreamedModel:
         window = self._index[tokens.tobytes()]
         if not self._has_head:
             self._fill_head()
-        head = self._model.module.get_output_embeddings()
-        inputs: list[torch.Tensor] = []
-        with torch.inference_mode(), fast_products(), _input_hook(head, inputs):
-            logits = self._runner.logits(window, self._states[window])
-            if self.dtype == torch.float32 and window not in self._head_inputs and inputs:
-                self._record(window, inputs, logits)
-        result: Floats = logits[0].float().numpy()
-        return result
+        with torch.inference_mode(), fast_products():
+            logits: Floats = self._runner.logits(window, self._states[window])[0].float().numpy()
+        return logits
 
-    def head_inputs(self) -> tuple[str, Floats] | None:
-        """Return the output head's parameter name and its inputs float32 `[windows, length, width]` on all windows.
-
-        None if the logits are not exactly the product of the two, or before `logits` was called for each window.
-        """
-        if not self._is_plain or len(self._head_inputs) != len(self._states):
+    def recorder(self) -> Recorder | None:
+        """Return this model as one that saves its output head's inputs; None in other dtypes, or without a head."""
+        module = self._model.module
+        head = module.get_output_embeddings()
+        if head is None or self.dtype != torch.float32:
             return None
-        head = self._model.module.get_output_embeddings()
-        name = next(name for name, module in self._model.module.named_modules() if module is head)
-        return f"{name}.weight", torch.cat([self._head_inputs[i] for i in range(len(self._states))]).numpy()
-
-    def _record(self, window: int, inputs: list[torch.Tensor], logits: torch.Tensor) -> None:
-        """Save the output head's input on a window, if the logits are the product of input and head."""
-        head = self._model.module.get_output_embeddings()
-        if window == 0:
-            product = torch.nn.functional.linear(inputs[0], head.weight)
-            self._is_plain = len(inputs) == 1 and torch.equal(product, logits)
-        if self._is_plain:
-            self._head_inputs[window] = inputs[0]
+        name = next(name for name, each in module.named_modules() if each is head)
+        stored = self._checkpoint.stored_name(f"{name}.weight")
+        return None if stored is None else Recorder(self.logits, head, lambda: iter([(stored, head.weight)]))
 
     def _first_inputs(self) -> list[torch.Tensor]:
         """Return the first block's input for each window."""
@@ -108,16 +90,3 @@ class StreamedModel:
         self._model.fill([n for n in self._model.names("") if not n.startswith(inside) and n != table])
         self._model.empty_embedding()
         self._has_head = True
-
-
-@contextmanager
-def _input_hook(module: torch.nn.Module | None, inputs: list[torch.Tensor]) -> Iterator[None]:
-    """Append each input of a module inside the context to `inputs`; nothing without a module."""
-    if module is None:
-        yield
-        return
-    handle = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].clone()))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -21,7 +21,7 @@ from zeropoint.evaluate.worker.hidden_states import HiddenStates
 from zeropoint.evaluate.worker.messages import QualityRequest
 from zeropoint.evaluate.worker.streamed_model import StreamedModel
 from zeropoint.machine.heap import release
-from zeropoint.progress import Progress, part
+from zeropoint.progress import Progress
 
 #: Approximate share of the time that the blocks take; the rest is for the scores of the model's own runs.
 _BLOCKS_SHARE = 0.9
@@ -42,45 +42,37 @@ def stream_reference(
     """
     torch.set_num_threads(request.threads)
     checkpoint = open_checkpoint(request.reference.path)
-    models: dict[str, StreamedModel] = {}
-    files: dict[str, HiddenStates] = {}
-    for dtype in (request.reference.dtype, *sorted(dtypes)):
-        model = _streamed(checkpoint, windows, dtype)
-        if all(model.dtype != other.dtype for other in models.values()):
-            files[dtype] = HiddenStates(folder, {**key, "dtype": str(model.dtype)})
-            models[dtype] = model
+    wanted = {name: _dtype(checkpoint, name) for name in (request.reference.dtype, *sorted(dtypes))}
+    models = {dtype: _streamed(checkpoint, windows, dtype) for dtype in dict.fromkeys(wanted.values())}
+    files = {dtype: HiddenStates(folder, {**key, "dtype": str(dtype)}) for dtype in models}
     for number, (dtype, model) in enumerate(models.items()):
         share = _BLOCKS_SHARE / len(models)
-        named = part(step, number * share, share)
-        assert named is not None
-        model.run(files[dtype], _told(named, f"blocks in {str(model.dtype).removeprefix('torch.')}"))
-    reference = models[request.reference.dtype]
-    own = {
-        dtype: next(m for m in models.values() if m.dtype == _dtype(checkpoint, dtype)) for dtype in dtypes
-    }
+        model.run(
+            files[dtype], _told(step, f"blocks in {str(dtype).removeprefix('torch.')}", number * share, share)
+        )
+    reference = models[wanted[request.reference.dtype]]
+    own = {name: models[wanted[name]] for name in dtypes}
+    recorder = None if folder is None or not checkpoint.path.is_dir() else reference.recorder()
     run = measure_quality(
-        reference,
+        recorder or reference,
         own,
         windows=windows,
         seed=request.seed,
         resamples=request.resamples,
-        progress=lambda done: step("scores", _BLOCKS_SHARE + (1 - _BLOCKS_SHARE) * done),
+        progress=_told(step, "scores", _BLOCKS_SHARE, 1 - _BLOCKS_SHARE),
     )
-    entries = {dtype: quality.to_json() for dtype, quality in run.candidates.items()}
-    inputs = reference.head_inputs()
-    stored = None if inputs is None else checkpoint.stored_name(inputs[0])
-    if folder is not None and inputs is not None and stored is not None and checkpoint.path.is_dir():
-        kept = reference_cache.Kept(stored, inputs[1], entries)
-        if reference_cache.write(folder, key, kept):  # it replaces the hidden states
-            for file in files.values():
-                file.forget()
-    models.clear()
-    own.clear()
+    entries = {name: quality.to_json() for name, quality in run.candidates.items()}
+    recording = None if recorder is None else recorder.remembered()
+    kept = None if recording is None else reference_cache.Kept(*recording, entries)
+    if folder is not None and kept is not None and reference_cache.write(folder, key, kept):
+        for file in files.values():
+            file.forget()  # the results replace the hidden states
+    del models, model, own, recorder, recording, kept
     release()
     return reference, entries
 
 
-def _streamed(checkpoint: Checkpoint, windows: Windows, dtype: str) -> StreamedModel:
+def _streamed(checkpoint: Checkpoint, windows: Windows, dtype: torch.dtype) -> StreamedModel:
     """Return the streamed model. Raises `UnsupportedError` if the model has no list of blocks."""
     try:
         return StreamedModel(checkpoint, windows, dtype)
@@ -88,12 +80,12 @@ def _streamed(checkpoint: Checkpoint, windows: Windows, dtype: str) -> StreamedM
         raise UnsupportedError(str(cause)) from cause
 
 
-def _dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
+def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
     """Return the torch dtype of a name; `auto` is the checkpoint's own."""
-    result: torch.dtype = checkpoint.own_dtype() if dtype == "auto" else getattr(torch, dtype)
-    return result
+    dtype: torch.dtype = checkpoint.own_dtype() if name == "auto" else getattr(torch, name)
+    return dtype
 
 
-def _told(step: Progress, what: str) -> Callable[[float], None]:
-    """Return a callback that passes a fraction on to `step` under the name `what`."""
-    return lambda done: step(what, done)
+def _told(step: Progress, what: str, start: float, share: float) -> Callable[[float], None]:
+    """Return a callback that gets the finished fraction of a step, which is a `share` of the whole from `start` on."""
+    return lambda done: step(what, start + share * done)
