@@ -1,4 +1,4 @@
-"""The user's cache folder: its path, and checks that its files can be trusted.
+"""The user's cache folder: its path, checks that its files can be trusted, and the removal of old ones.
 
 Files in the cache decide which weights run and what a gate reports. So a file is read only if it belongs to the user
 who runs this process and no other user can write it. Files that come with a model are never used as a cache.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,6 +81,27 @@ def read_own(path: Path, most: int = 64 << 20) -> bytes:
         if size > most:
             raise ValueError(f"{path} is larger than {most >> 20} MB")
         return file.read(size)
+
+
+def remove_old(
+    files: Iterable[Path], *, most_files: float = inf, most_bytes: float = inf, most_seconds: float = inf
+) -> None:
+    """Remove the files that were not used for `most_seconds`, and the least recently used ones beyond the other limits.
+
+    At most `most_files` files of `most_bytes` bytes in all are left. A file that cannot be removed stays.
+    """
+    found = []
+    for file in files:
+        with suppress(OSError):
+            status = file.stat(follow_symlinks=False)
+            found.append((status.st_mtime, status.st_size, file))
+    count, nbytes, now = len(found), sum(size for _, size, _ in found), time.time()
+    for used, size, file in sorted(found):
+        if now - used <= most_seconds and count <= most_files and nbytes <= most_bytes:
+            return
+        with suppress(OSError):
+            file.unlink()
+            count, nbytes = count - 1, nbytes - size
 
 
 def _check(status: os.stat_result, path: Path, is_kind: Callable[[int], bool], kind: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from zeropoint.errors import ArtifactError
 from zeropoint.files.atomic import replace_text
 from zeropoint.files.json_file import json_digest, parse_json
-from zeropoint.files.user_folder import read_own
+from zeropoint.files.user_folder import read_own, remove_old
 from zeropoint.fitting.loss import Loss
 from zeropoint.planning.solver import QUANTITIES, CostTable
 from zeropoint.runtime.native import store
@@ -108,13 +108,7 @@ class Cache:
         """Delete the least recently used packed files until `nbytes` more fit into `MOST_BYTES`."""
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
-        files = sorted(self._folder.glob("fit-*.packed"), key=lambda file: file.stat().st_mtime)
-        room = MOST_BYTES - nbytes - sum(file.stat().st_size for file in files)
-        for file in files:
-            if room >= 0:
-                break
-            room += file.stat().st_size
-            file.unlink()
+        remove_old(self._folder.glob("fit-*.packed"), most_bytes=MOST_BYTES - nbytes)
 
 
 def _read_tables(path: Path) -> Known:

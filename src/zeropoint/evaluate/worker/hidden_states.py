@@ -23,7 +23,7 @@ import torch
 from zeropoint.errors import reason
 from zeropoint.files.atomic import replacing
 from zeropoint.files.json_file import json_digest
-from zeropoint.files.user_folder import open_own, private_folder
+from zeropoint.files.user_folder import open_own, private_folder, remove_old
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +101,8 @@ class HiddenStates:
 
     def _make_room(self, folder: Path) -> None:
         """Remove the files of abandoned runs, and the oldest ones beyond `MOST_FILES`."""
-        files = []
-        for file in folder.glob(f"{PREFIX}*"):
-            with contextlib.suppress(OSError):
-                if file != self._path:
-                    files.append((file.stat().st_mtime, file))
-        files.sort()
-        for written, file in files:
-            if written < time.time() - ABANDONED or (written, file) in files[: 1 - MOST_FILES]:
-                with contextlib.suppress(OSError):
-                    file.unlink()
+        others = (file for file in folder.glob(f"{PREFIX}*") if file != self._path)
+        remove_old(others, most_files=MOST_FILES - 1, most_seconds=ABANDONED)
 
 
 def _bytes(state: torch.Tensor) -> memoryview:

@@ -28,7 +28,7 @@ from zeropoint.evaluate.quality.windows import Windows
 from zeropoint.evaluate.worker.messages import QualityRequest
 from zeropoint.files.atomic import replace_bytes
 from zeropoint.files.json_file import json_digest
-from zeropoint.files.user_folder import read_own
+from zeropoint.files.user_folder import read_own, remove_old
 from zeropoint.kernels import active_isa, library
 from zeropoint.machine.detect import Machine
 from zeropoint.sources import open_source
@@ -100,9 +100,7 @@ def write(folder: Path, key: Mapping[str, Any], results: Kept) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_bytes(_path(folder, key), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        files = sorted(folder.glob(f"{PREFIX}*"), key=lambda file: file.stat().st_mtime)
-        for file in files[:-MOST_FILES]:
-            file.unlink(missing_ok=True)
+        remove_old(folder.glob(f"{PREFIX}*"), most_files=MOST_FILES)
     except (OSError, ArtifactError) as cause:
         logger.warning("the reference model's results are not cached in %s: %s", folder, cause)
         return False

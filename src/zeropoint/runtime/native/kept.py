@@ -16,7 +16,7 @@ from typing import Any
 
 from zeropoint.files.identity import MODELS
 from zeropoint.files.json_file import json_digest, parse_json
-from zeropoint.files.user_folder import default_folder, private_folder, read_own
+from zeropoint.files.user_folder import default_folder, private_folder, read_own, remove_old
 from zeropoint.models.spec import ModelSpec
 from zeropoint.runtime.native import store
 
@@ -69,13 +69,8 @@ def make_room(path: Path, nbytes: int) -> None:
             if age > ABANDONED and (file.suffix != SUFFIX or not is_needed):
                 file.unlink()
             else:
-                files.append((status.st_mtime, status.st_size, file))
-    total = nbytes + sum(size for _, size, _ in files)
-    for _, size, file in sorted(files):
-        if total > MOST_BYTES:
-            with contextlib.suppress(OSError):
-                file.unlink()
-                total -= size
+                files.append(file)
+    remove_old(files, most_bytes=MOST_BYTES - nbytes)
     if shutil.disk_usage(folder).free < nbytes + SPARE_BYTES:
         raise OSError(28, "not enough free space on the disk")
 
