@@ -30,7 +30,7 @@ ROUNDING_COPIES, PIECE_NUMBERS = 4, 1 << 24
 HESSIAN_BYTES = 28
 #: Float32 copies of a block's weights while it is tuned: weights, codes, gradients, and the optimizer's moments.
 TUNING_COPIES = 8
-#: Most bytes of the 16-bit model's logits that `fit` keeps.
+#: Most bytes of the 16-bit model's logits that `fit` keeps; it reads fewer windows if they do not fit.
 LOGITS_BYTES = 512 << 20
 
 #: Suffixes of the files that hold weights.
@@ -53,8 +53,7 @@ class Sizes:
     """Counts of a model's numbers.
 
     - `parameters`: all stored numbers; `block`: those of the largest transformer block; `blocks`: number of blocks;
-    - `embedding`: those of the embedding; `head`: those of the output head, also if it is tied to the embedding;
-    - `matrix`, `inside`: those of the largest matrix, and of the largest in a block;
+    - `matrix`: those of the largest matrix;
     - `hidden`, `wide`: width of hidden states, and largest width in a block;
     - `vocabulary`: number of tokens; `stored_width`: bytes per number in the source.
     """
@@ -62,14 +61,16 @@ class Sizes:
     parameters: int
     block: int
     blocks: int
-    embedding: int
-    head: int
     matrix: int
-    inside: int
     hidden: int
     wide: int
     vocabulary: int
     stored_width: float
+
+    @property
+    def embedding(self) -> int:
+        """Return the count of the embedding's numbers, and of the output head's."""
+        return self.vocabulary * self.hidden
 
     @classmethod
     def of(cls, source: Source) -> Sizes:
@@ -95,10 +96,7 @@ class Sizes:
             parameters=parameters,
             block=max(blocks.values()),
             blocks=len(blocks),
-            embedding=vocabulary * hidden,
-            head=vocabulary * hidden,
             matrix=max(inside, prod(largest)),
-            inside=inside,
             hidden=hidden,
             wide=max(wide, hidden),
             vocabulary=vocabulary,
@@ -180,17 +178,20 @@ def reference_streamed(source: Source, tokens: int, context: int, artifact_bytes
     """Return what `check` and `compare` need with the reference model run block by block."""
     sizes, widths = Sizes.of(source), own_widths(source)
     states = -(-tokens // max(context - 1, 1)) * context * sizes.hidden
-    kept = states * (4 + sum(set(widths) - {4}))
+    each = 4 + sum(set(widths) - {4})  # bytes of one number in all dtypes
+    kept = states * each
     table = sizes.embedding * (sizes.stored_width if sizes.stored_width < 4 else 4)
     rows = 4 * min(tokens * sizes.hidden, sizes.embedding)
     block = 4 * sizes.block + int(sizes.stored_width * sizes.matrix) + 8 * context * sizes.wide * 4
-    heads = (4 + sum(set(widths) - {4})) * sizes.head + 4 * states
+    heads = each * sizes.embedding + 4 * states
     scoring_own = heads + _logits(sizes, context, 1 + len(widths))
     scoring = (
-        4 * sizes.head + 4 * states + _logits(sizes, context, 1 + len(artifact_bytes)) + sum(artifact_bytes)
+        4 * sizes.embedding
+        + 4 * states
+        + _logits(sizes, context, 1 + len(artifact_bytes))
+        + sum(artifact_bytes)
     )
-    disk = states * (8 + sum(set(widths) - {4}))
-    return Need(TORCH_BYTES + kept + max(int(table) + rows, block, scoring_own, scoring), disk)
+    return Need(TORCH_BYTES + kept + max(int(table) + rows, block, scoring_own, scoring), kept + 4 * states)
 
 
 def scoring_seconds(source: Source, tokens: int, pace: float) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.kernels.divergence import divergence
+from zeropoint.predictions import LOGITS_BYTES
 from zeropoint.runtime.native.library import Decoder
 from zeropoint.runtime.native.packed_weights import Packed, PackedWeights, collect
 from zeropoint.runtime.native.session import read, token_array
@@ -20,9 +21,6 @@ from zeropoint.values.arrays import Doubles, Floats
 
 Keep = Callable[[float, Callable[[], Iterable[Packed]]], PackedWeights]
 """Cache callback: gets a size in bytes and a function that makes the values; returns cached or new values."""
-
-#: Maximum number of bytes of the 16-bit model's logits; fewer windows are used if they do not fit.
-MOST_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class LossMeter:
     ) -> None:
         vocab = reference.record.config.vocab
         rows = windows.shape[1] - 1
-        count = max(1, min(len(windows), MOST_BYTES // (rows * vocab * 4)))
+        count = max(1, min(len(windows), LOGITS_BYTES // (rows * vocab * 4)))
         self.windows = windows[:count]
         self._threads = threads
         self._logits = np.empty((windows.shape[1], vocab), np.float32)

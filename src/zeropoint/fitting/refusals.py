@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from zeropoint.errors import GateError
 from zeropoint.fitting.candidates import Candidates
-from zeropoint.fitting.loss import MOST_BYTES
 from zeropoint.fitting.search import Point, Search
 from zeropoint.machine.detect import Machine
 from zeropoint.planning.solver import Quantity, solve
+from zeropoint.predictions import LOGITS_BYTES
 from zeropoint.values.budget import Budget
 
 
@@ -19,7 +19,7 @@ def refusal(search: Search, budget: Budget) -> str | None:
 def check_sizes(candidates: Candidates, budget: Budget) -> None:
     """Raise `GateError` if the smallest plan is too large, or if all candidates together exceed the free memory."""
     nbytes, fixed = candidates.nbytes()
-    least, all_of_them = float(nbytes.min(axis=1).sum()) + fixed, float(nbytes.sum()) + MOST_BYTES
+    least, all_of_them = float(nbytes.min(axis=1).sum()) + fixed, float(nbytes.sum()) + LOGITS_BYTES
     if budget.max_memory is not None and least > budget.max_memory:
         raise GateError(f"no plan takes {_mb(budget.max_memory)}: the smallest takes {_mb(least)}")
     free = Machine.detect().ram_available_bytes

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.errors import UnsupportedError, ZeropointError
+from zeropoint.errors import UnsupportedError, UsageError, ZeropointError
 from zeropoint.evaluate.quality.token_scores import LogitsSource
 from zeropoint.evaluate.quality.windows import EvaluationText, Reader, Windows, make_windows
 from zeropoint.evaluate.worker import reference_cache
 from zeropoint.evaluate.worker.messages import ModelToOpen, QualityRequest, Run
 from zeropoint.files.user_folder import default_folder
-from zeropoint.machine.detect import Machine
-from zeropoint.predictions import reference_in_memory
+from zeropoint.predictions import reference_in_memory, refuse_large
 from zeropoint.progress import Progress
 from zeropoint.runtime import reference_engine
 from zeropoint.runtime.protocol import Runner
@@ -130,12 +129,10 @@ def _beside(streamed: _Streamed, request: QualityRequest, text: EvaluationText, 
 def _refuse_large(request: QualityRequest, why: UnsupportedError) -> None:
     """Raise `UnsupportedError` if the reference model, which cannot be streamed because of `why`, does not fit."""
     needed = reference_in_memory(open_source(request.reference.path), request.context)
-    free = Machine.detect().ram_available_bytes
-    if needed.memory > free:
-        raise UnsupportedError(
-            f"{why}, and in float32 it needs about {needed.memory / 1e9:.1f} GB of memory, of which "
-            f"{free / 1e9:.1f} GB are free: use a machine with more memory"
-        ) from why
+    try:
+        refuse_large("in float32 it", needed, "use a machine with more memory")
+    except UsageError as large:
+        raise UnsupportedError(f"{why}, and {large}") from why
 
 
 def _check_tokenizers(candidates: Mapping[str, Runner], reference: Reader, text: EvaluationText) -> None:
