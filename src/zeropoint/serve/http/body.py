@@ -1,15 +1,37 @@
-"""`read_json`: reads the body of a request as JSON, within limits of size and time."""
+"""`read`: reads the body of a request within limits of size and time, and finds the model that it names."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from zeropoint.files.json_file import parse_json
 from zeropoint.serve.http.errors import ApiError
-from zeropoint.serve.http.state import state_of
+from zeropoint.serve.http.fields import parse
+from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.request import Model
+
+
+class NamesModel(Protocol):
+    """A body that names a model; None is the server's only one."""
+
+    @property
+    def model(self) -> str | None: ...
+
+
+T = TypeVar("T", bound=NamesModel)
+
+
+async def read(cls: type[T], request: Request) -> tuple[T, State, Model]:
+    """Return the body of a request as a `cls`, the server's state, and the model that the body names.
+
+    Raises the errors of `read_json`, `parse` and `State.model`.
+    """
+    body = parse(cls, await read_json(request))
+    state = state_of(request)
+    return body, state, state.model(body.model)
 
 
 async def read_json(request: Request) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zeropoint.serve.http.answers import client_of, new_id, split, stop_reason, usage_of
-from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.body import read
 from zeropoint.serve.http.conversation import (
     ChatMessage,
     Tool,
@@ -30,7 +29,6 @@ from zeropoint.serve.http.fields import (
     mapping,
     one_of,
     option,
-    parse,
     record,
     required,
     whole,
@@ -40,7 +38,6 @@ from zeropoint.serve.http.prompts import chat_submission, in_thread
 from zeropoint.serve.http.run import Run
 from zeropoint.serve.http.scores import chat_logprobs
 from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, respond
-from zeropoint.serve.http.state import state_of
 from zeropoint.serve.request import STOP, Model, NewToken
 from zeropoint.serve.text import Piece
 from zeropoint.serve.tools import CallPart, ToolParser
@@ -73,25 +70,21 @@ class ChatRequest(SamplingOptions):
 
 async def chat_completions(request: Request) -> Response:
     """Answer `/v1/chat/completions`."""
-    body = parse(ChatRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
+    body, state, model = await read(ChatRequest, request)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs", code="invalid_value")
     tools = tools_of(body.tools or (), body.tool_choice)
     submission = await in_thread(
-        partial(
-            chat_submission,
-            state,
-            model,
-            [for_template(each) for each in body.messages],
-            tools,
-            body,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            template_options=body.chat_template_kwargs,
-            add_generation_prompt=body.add_generation_prompt is not False,
-        )
+        chat_submission,
+        state,
+        model,
+        [for_template(each) for each in body.messages],
+        tools,
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        template_options=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt is not False,
     )
     run = await Run.start(state, submission, client_of(request))
     answer = _Answer(body, model, run, tools)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zeropoint.serve.http.answers import client_of, new_id, stop_reason, usage_of
-from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.body import read
 from zeropoint.serve.http.errors import ApiError
 from zeropoint.serve.http.fields import (
     boolean,
     either,
     listing,
     option,
-    parse,
     required,
     string,
     token_list,
@@ -30,7 +28,7 @@ from zeropoint.serve.http.prompts import in_thread, requests_of
 from zeropoint.serve.http.run import Run, Submission
 from zeropoint.serve.http.scores import TextLogprobs
 from zeropoint.serve.http.sse import DONE, KEEP_ALIVE, data, respond
-from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.http.state import State
 from zeropoint.serve.request import Model, PromptRead
 from zeropoint.serve.text import Piece
 
@@ -56,14 +54,12 @@ class CompletionRequest(SamplingOptions):
 
 async def completions(request: Request) -> Response:
     """Answer `/v1/completions`."""
-    body = parse(CompletionRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
+    body, state, model = await read(CompletionRequest, request)
     if body.suffix:
         raise ApiError(400, "suffix is not supported.", param="suffix", code="unsupported_parameter")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo.", param="max_tokens", code="invalid_value")
-    submission, prompts = await in_thread(partial(_prepare, state, model, body))
+    submission, prompts = await in_thread(_prepare, state, model, body)
     run = await Run.start(state, submission, client_of(request))
     answer = _Answer(body, model, run, prompts)
     return await respond(request, run, answer, stream=bool(body.stream))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from zeropoint.serve.http.answers import client_of, new_id, split
-from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.body import read
 from zeropoint.serve.http.conversation import (
     CalledFunction,
     ChatMessage,
@@ -33,7 +32,6 @@ from zeropoint.serve.http.fields import (
     mapping,
     one_of,
     option,
-    parse,
     record,
     required,
     string,
@@ -51,7 +49,7 @@ from zeropoint.serve.http.options import (
 from zeropoint.serve.http.prompts import chat_submission, chat_text, in_thread
 from zeropoint.serve.http.run import Run
 from zeropoint.serve.http.sse import named, respond
-from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.http.state import State
 from zeropoint.serve.request import LENGTH, Model
 from zeropoint.serve.text import Piece
 from zeropoint.serve.tools import CallPart
@@ -133,17 +131,13 @@ class MessagesRequest(CountRequest):
 
 async def messages(request: Request) -> Response:
     """Answer `/v1/messages`."""
-    body = parse(MessagesRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
+    body, state, model = await read(MessagesRequest, request)
     tools = _tools(body)
     options = SamplingOptions(
         temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, stop=body.stop_sequences
     )
     submission = await in_thread(
-        partial(
-            chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_tokens
-        )
+        chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_tokens
     )
     run = await Run.start(state, submission, client_of(request))
     answer = _Answer(model, run, tools)
@@ -152,10 +146,8 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     """Answer `/v1/messages/count_tokens`."""
-    body = parse(CountRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
-    return JSONResponse({"input_tokens": await in_thread(lambda: _count(state, model, body))})
+    body, state, model = await read(CountRequest, request)
+    return JSONResponse({"input_tokens": await in_thread(_count, state, model, body)})
 
 
 def _count(state: State, model: Model, body: CountRequest) -> int:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import combinations
@@ -171,7 +171,7 @@ async def _score(request: Request) -> Response:
     body = parse(ScoreRequest, await read_json(request))
     state = state_of(request)
     models = [state.model(name) for name in body.models]
-    await in_thread(partial(_check, body, models))
+    await in_thread(_check, body, models)
     parts = compare.score(models, body.prompt_tokens, body.answer_tokens, client=client_of(request))
     texts = compare.token_texts(models[0].tokenizer, body.answer_tokens)
     lines = _lines(body, models, parts, texts)
@@ -261,7 +261,7 @@ class SummaryRequest:
 async def _summary(request: Request) -> Response:
     """Answer with each model's mean KL divergence and share of flips, and with the paired differences of the models."""
     body = await read_json(request)
-    return JSONResponse(await in_thread(partial(_summarize, body)))
+    return JSONResponse(await in_thread(_summarize, body))
 
 
 def _summarize(value: Any) -> dict[str, Any]:

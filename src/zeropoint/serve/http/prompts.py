@@ -6,7 +6,8 @@ The routes call these functions with `in_thread`, outside the event loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from anyio import to_thread
 
@@ -25,12 +26,13 @@ from zeropoint.serve.request import Model, Request
 from zeropoint.serve.text import TextOptions
 from zeropoint.tokenizer import Message
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run work that takes milliseconds or more in another thread, so that streams go on."""
-    return await to_thread.run_sync(work)
+async def in_thread(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Call `work`, which takes milliseconds or more, in another thread, so that streams go on."""
+    return await to_thread.run_sync(partial(work, *args, **options))
 
 
 def chat_text(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zeropoint.serve.http.answers import client_of, new_id
-from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.body import read
 from zeropoint.serve.http.conversation import (
     CalledFunction,
     ChatMessage,
@@ -35,7 +34,6 @@ from zeropoint.serve.http.fields import (
     missing,
     one_of,
     option,
-    parse,
     record,
     required,
     string,
@@ -56,7 +54,6 @@ from zeropoint.serve.http.prompts import chat_submission, in_thread
 from zeropoint.serve.http.response_output import Output
 from zeropoint.serve.http.run import Run
 from zeropoint.serve.http.sse import KEEP_ALIVE, named, respond
-from zeropoint.serve.http.state import state_of
 
 #: `include` entry that asks for log-probabilities.
 _LOGPROBS = "message.output_text.logprobs"
@@ -151,9 +148,7 @@ class ResponsesRequest:
 
 async def responses(request: Request) -> Response:
     """Answer `/v1/responses`."""
-    body = parse(ResponsesRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
+    body, state, model = await read(ResponsesRequest, request)
     for param in ("previous_response_id", "background"):
         if getattr(body, param):
             raise ApiError(
@@ -168,10 +163,8 @@ async def responses(request: Request) -> Response:
     )
     logprobs = (body.top_logprobs or 0) if _LOGPROBS in (body.include or ()) or body.top_logprobs else None
     submission = await in_thread(
-        partial(
-            chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_output_tokens,
-            logprobs=logprobs,
-        )
+        chat_submission, state, model, _conversation(body), tools, options, max_tokens=body.max_output_tokens,
+        logprobs=logprobs,
     )  # fmt: skip
     run = await Run.start(state, submission, client_of(request))
     sampling = submission.requests[0].sampling

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from zeropoint.serve.http.body import read_json
+from zeropoint.serve.http.body import read
 from zeropoint.serve.http.conversation import ChatMessage, Tool, for_template, tools_of
 from zeropoint.serve.http.errors import ApiError
 from zeropoint.serve.http.fields import (
@@ -18,7 +18,6 @@ from zeropoint.serve.http.fields import (
     listing,
     mapping,
     option,
-    parse,
     record,
     required,
     string,
@@ -26,7 +25,7 @@ from zeropoint.serve.http.fields import (
 )
 from zeropoint.serve.http.prompts import chat_text, in_thread
 from zeropoint.serve.http.scores import token_text
-from zeropoint.serve.http.state import State, state_of
+from zeropoint.serve.http.state import State
 from zeropoint.serve.request import Model
 
 
@@ -62,15 +61,18 @@ class DetokenizeRequest:
 
 async def tokenize(request: Request) -> Response:
     """Answer `/tokenize`."""
-    body = parse(TokenizeRequest, await read_json(request))
-    state = state_of(request)
-    model = state.model(body.model)
+    body, state, model = await read(TokenizeRequest, request)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(
             400, "Give either prompt or messages.", param="prompt", code="missing_required_parameter"
         )
-    ids = await in_thread(lambda: _tokens(state, model, body))
-    out = {"count": len(ids), "max_model_len": model.max_positions, "tokens": ids, "token_strs": None}
+    ids = await in_thread(_tokens, state, model, body)
+    out: dict[str, Any] = {
+        "count": len(ids),
+        "max_model_len": model.max_positions,
+        "tokens": ids,
+        "token_strs": None,
+    }
     if body.return_token_strs:
         out["token_strs"] = [token_text(model.tokenizer, each) for each in ids]
     return JSONResponse(out)
@@ -95,11 +97,10 @@ def _tokens(state: State, model: Model, body: TokenizeRequest) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     """Answer `/detokenize`."""
-    body = parse(DetokenizeRequest, await read_json(request))
-    model = state_of(request).model(body.model)
+    body, _, model = await read(DetokenizeRequest, request)
     if max(body.tokens) >= model.vocab_size:
         raise ApiError(
             400, f"Invalid value for 'tokens': the model's largest token id is {model.vocab_size - 1}.", param="tokens",
             code="invalid_value",
         )  # fmt: skip
-    return JSONResponse({"prompt": await in_thread(lambda: model.tokenizer.decode(body.tokens))})
+    return JSONResponse({"prompt": await in_thread(model.tokenizer.decode, body.tokens)})
