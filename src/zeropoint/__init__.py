@@ -18,7 +18,6 @@ _moved.install()
 
 if TYPE_CHECKING:
     from zeropoint.api import (
-        AutoModelForCausalLM,
         compare,
         convert_qat,
         export,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
         quantize,
         train,
     )
+    from zeropoint.auto_model import AutoModelForCausalLM
     from zeropoint.errors import ZeropointError
     from zeropoint.values.scheme import Scheme
 
@@ -50,7 +50,7 @@ __all__ = [
 
 #: Public name -> the module that defines it, imported on first access.
 _HOMES = {
-    "AutoModelForCausalLM": "zeropoint.api",
+    "AutoModelForCausalLM": "zeropoint.auto_model",
     "Scheme": "zeropoint.values.scheme",
     "ZeropointError": "zeropoint.errors",
     "compare": "zeropoint.api",

@@ -1,6 +1,6 @@
-"""The Python API: everything that `from zeropoint import ...` offers except `Scheme` and `ZeropointError`.
+"""The functions that `from zeropoint import ...` offers.
 
-The functions combine the layers below, as the command line does.
+They combine the layers below, as the command line does.
 """
 
 from __future__ import annotations
@@ -16,167 +16,15 @@ from zeropoint.progress import Progress, fractions, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from zeropoint.checkpoint import Checkpoint
     from zeropoint.exporters import Export
     from zeropoint.fitting import Fit
     from zeropoint.importers import Imported
-    from zeropoint.quantization import LayerError, Summary, WeightDone
-    from zeropoint.runtime.load_options import LoadOptions
+    from zeropoint.quantization import Summary, WeightDone
     from zeropoint.runtime.model import Model
     from zeropoint.training.fake_quantize import Trainable
     from zeropoint.training.run import TrainResult
     from zeropoint.values.plan import Plan
     from zeropoint.values.report import Report
-
-
-class AutoModelForCausalLM:
-    """Loads and quantizes any Hugging Face causal LM. The result is a `transformers` model that uses integer kernels.
-
-    >>> AutoModelForCausalLM.from_pretrained("gpt2", load_in_8bit=True)  # doctest: +SKIP
-    """
-
-    def __init__(self) -> None:
-        raise UsageError("use AutoModelForCausalLM.from_pretrained(...)")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        load_in_8bit: bool = False,
-        load_in_4bit: bool = False,
-        format: str | None = None,
-        keep: Sequence[str] = (),
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        device_map: Any = None,
-        progress: Callable[[WeightDone], None] | None = None,
-        **options: Any,
-    ) -> PreTrainedModel:
-        """Return a model in eval mode with a working `generate`.
-
-        - An artifact folder loads as it is.
-        - A checkpoint (local folder, hub name, GGUF) is quantized to `int8` (`load_in_8bit`), `int4` (`load_in_4bit`)
-          or any `format` string. Weights are rounded to nearest one at a time while they load, so the full float model
-          is never in memory and no calibration data is needed. `keep` lists name patterns (`*.down_proj.*`) of weights
-          that stay unquantized.
-        - Without these three arguments the checkpoint loads unquantized, like in transformers.
-
-        `options` are arguments of transformers: `dtype` (for unquantized models), `attn_implementation`,
-        `quantization_config` (a `BitsAndBytesConfig` that only sets 8 or 4 bits), and arguments whose value is the
-        behaviour here anyway.
-
-        Raises `UsageError` for contradictory or unsupported arguments, `CheckpointError` or `ArtifactError` if the
-        source is missing or damaged.
-        """
-        from zeropoint.runtime.load_options import LoadOptions
-
-        load_options = LoadOptions.of(
-            load_in_8bit=load_in_8bit,
-            load_in_4bit=load_in_4bit,
-            format=format,
-            device_map=device_map,
-            given=options,
-        )
-        name = str(pretrained_model_name_or_path)
-        model = _load_model(
-            name,
-            load_options,
-            keep,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-        model.name_or_path = model.config._name_or_path = name
-        if load_options.attention is not None:
-            model.set_attn_implementation(load_options.attention)
-        if load_options.mapped:
-            model.hf_device_map = {"": "cpu"}
-        return model
-
-
-def _load_model(
-    name: str,
-    options: LoadOptions,
-    keep: Sequence[str],
-    *,
-    revision: str | None,
-    trust_remote_code: bool,
-    progress: Callable[[WeightDone], None] | None,
-) -> PreTrainedModel:
-    from zeropoint import artifact
-    from zeropoint.checkpoint import open_checkpoint
-    from zeropoint.runtime.torch_engine import runner
-    from zeropoint.sources.location import locate
-    from zeropoint.sources.notes import tell
-
-    path = locate(name, revision=revision)
-    if artifact.is_artifact(path):
-        if options.format is not None:
-            raise UsageError(
-                f"{name} is quantized already: load it without load_in_8bit, load_in_4bit or format"
-            )
-        options.refuse_dtype()
-        return runner.load_artifact(path, trust_remote_code=trust_remote_code)
-    if options.format is None:
-        if keep:
-            raise UsageError(
-                "keep has no effect on an unquantized model: give load_in_8bit, load_in_4bit or format"
-            )
-        return runner.load_checkpoint(
-            name, options.dtype, revision=revision, trust_remote_code=trust_remote_code
-        )
-    options.refuse_dtype()
-    checkpoint = open_checkpoint(name, revision=revision, allow_remote_code=trust_remote_code)
-    tell(checkpoint.notes)
-    return _load_quantized(
-        checkpoint, options.format, keep, trust_remote_code=trust_remote_code, progress=progress
-    )
-
-
-def _load_quantized(
-    checkpoint: Checkpoint,
-    format: str,
-    keep: Sequence[str],
-    *,
-    trust_remote_code: bool,
-    progress: Callable[[WeightDone], None] | None,
-) -> PreTrainedModel:
-    """Return a checkpoint quantized in memory, equal to the loaded artifact of the same plan."""
-    from contextlib import ExitStack
-
-    from zeropoint.planning import uniform_plan
-    from zeropoint.quantization import card_of, source_config, stream, tokenizer_files
-    from zeropoint.runtime.torch_engine import runner, saving
-    from zeropoint.runtime.torch_engine.assemble import assemble
-    from zeropoint.runtime.torch_engine.pretrained import adopt
-
-    errors: list[LayerError] = []
-    warnings: list[str] = []
-
-    def watch(step: WeightDone) -> None:
-        if step.error is not None:
-            errors.append(step.error)
-        if step.warning:
-            warnings.append(step.warning)
-        if progress is not None:
-            progress(step)
-
-    plan = uniform_plan(checkpoint, format, keep=keep)
-    dtypes: dict[str, Any] = {}
-    weights = saving.noting_dtypes(stream(checkpoint, plan, progress=watch), dtypes)
-    model = assemble(checkpoint.config, weights, trust_remote_code=trust_remote_code)
-    if checkpoint.path.is_dir():
-        runner.attach_generation_config(model, checkpoint.path)
-        files: saving.Files = saving.TokenizerFiles(checkpoint.path)
-    else:
-        with ExitStack() as stack:
-            written = tokenizer_files(checkpoint, stack)
-            files = saving.Contents.of(written)
-            if written:
-                runner.attach_generation_config(model, written[0].parent)
-    card = card_of(checkpoint, plan, errors=errors, warnings=warnings, digest=checkpoint.source_digest())
-    return adopt(model, saving.Origin.of(model, card, source_config(checkpoint), dtypes, files))
 
 
 def quantize(
@@ -283,9 +131,7 @@ def fit(
 
     memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     budget = Budget(memory, max_kl, max_perplexity_increase, min_decode, min_prefill, max_accuracy_drop)
-    names = [field.name for field in fields(Settings)]
-    if unknown := sorted(set(settings) - set(names)):
-        raise UsageError(f"fit has no such setting: {unknown[0]}; it has {', '.join(names)}")
+    _refuse_unknown("fit", settings, [field.name for field in fields(Settings)])
     fit_settings = Settings(threads=threads or default_threads(), **settings)
     return run(model, out, budget, fit_settings, silent if progress is None else fractions(progress))
 
@@ -307,9 +153,7 @@ def train(
     """
     from zeropoint.training.run import TrainRequest, run_training
 
-    names = [field.name for field in fields(TrainRequest) if field.name != "model"]
-    if unknown := sorted(set(settings) - set(names)):
-        raise UsageError(f"train has no such setting: {unknown[0]}; it has {', '.join(names)}")
+    _refuse_unknown("train", settings, [each.name for each in fields(TrainRequest) if each.name != "model"])
     request = TrainRequest(str(model), **settings)
     return run_training(request, out, resume=resume, overwrite=overwrite, progress=progress)
 
@@ -448,3 +292,9 @@ def import_model(path: str | Path, out: str | Path, *, overwrite: bool = False) 
     from zeropoint.importers import import_model as run
 
     return run(path, out, overwrite=overwrite)
+
+
+def _refuse_unknown(function: str, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise `UsageError` if a function does not have one of the settings."""
+    if unknown := sorted(set(settings) - set(names)):
+        raise UsageError(f"{function} has no such setting: {unknown[0]}; it has {', '.join(names)}")
