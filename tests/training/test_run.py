@@ -82,6 +82,10 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
         run_training(request, tmp_path / "a")
     run_training(request, tmp_path / "a", resume=True)
     run_training(request, tmp_path / "b")
+    with pytest.raises(UsageError, match="--overwrite"):
+        run_training(request, tmp_path / "b")
+    run_training(request, tmp_path / "b", overwrite=True)
+    assert sorted(each.name for each in tmp_path.iterdir() if each.is_dir()) == ["a", "b"]
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     cards = [artifact.open(tmp_path / each).card for each in "ab"]
@@ -133,5 +137,8 @@ def test_unsuitable_requests_are_refused(
     monkeypatch.setattr(run, "training_bytes", lambda checkpoint, request: 10**15)
     with pytest.raises(UsageError, match=r"1000000\.0 GB"):
         run_training(request, tmp_path / "other")
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")], (
+        "a refusal leaves nothing behind"
+    )
     assert main(["train", source, "-o", str(tmp_path / "x"), "--from", source, "--format", "int4"]) == 2
     assert load_text(texts[1]).documents
