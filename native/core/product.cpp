@@ -8,6 +8,7 @@
 // A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
 // 16-bit codes fills two of them, one for each of its limbs (the int8 halves of the codes, core/layout.h).
 // Weight::nibbles is true for all codes of at most 5 bits: their low four bits are stored as nibbles.
+// A segment is a run of columns with one weight scale and one input scale (core/layout.h).
 #include "core/product.h"
 
 #include "core/internal.h"

@@ -10,11 +10,14 @@
 namespace zp {
 namespace {
 
-constexpr int64_t kRowsOfItem = 96;  // most query rows of an item, for all of which its pages are converted once
-constexpr int64_t kFewRowsOfItem = 12;  // least rows, if the run has so many: fewer would convert pages too often
+// Most query rows of an item. The kernel converts a page of keys and values to float32 once for all rows of an item.
+constexpr int64_t kRowsOfItem = 96;
+// Least query rows of an item, if the run has so many. Smaller items would convert the same pages more often.
+constexpr int64_t kFewRowsOfItem = 12;
 constexpr int64_t kPart = kPage * kPagesInPart;  // positions of a part; the sums of parts are merged
 constexpr int64_t kItemsOfThread = 4;  // per thread; with fewer items, threads share the parts of items
-constexpr int64_t kSerialProducts = 1 << 16;  // fewer multiplications are done on one thread
+// A step with fewer multiplications than this is computed on one thread.
+constexpr int64_t kSerialProducts = 1 << 16;
 
 // A piece of work: tokens [begin, end) of a run, for all query heads that share one key-value head. A run is the tokens
 // of one sequence that follow each other in the pass (attention.h). A query row is one token with one query head.

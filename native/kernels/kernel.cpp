@@ -5,12 +5,15 @@
 // kOffsetBytes (added to the codes that load_bytes returns), kRows (rows of the largest register tile) and kWide
 // (blocks of a tile with one row).
 // Form (stored.h) has constants of the stored codes: kNibbles (codes of at most 5 bits), kStreams (blocks of a tile
-// with two rows), kMostColumns and others. On some levels the instructions leave sums that are not yet one number per
-// lane. There kMostColumns is not 0: a V::ColumnSums sums the products of at most so many columns, and is then added to
-// the lanes.
+// with two rows), kMostColumns and others.
+//
+// V::dot adds the products of four columns to the lanes. Some levels multiply faster if they keep sums in another form:
+// AVX2 sums products of nibbles in 16 bits, for example, which could overflow after 32 columns. There a V::ColumnSums
+// sums the products of up to kMostColumns columns, and its add_to then adds these sums to the lanes. kMostColumns is 0
+// for codes that V::dot multiplies.
 //
 // A row is a row of input codes: a token has one row for each of its limbs. (For float input a row is a token.) Columns
-// are input channels, counted by k.
+// are input channels, counted by k. A segment is a run of columns with one weight scale and one input scale (layout.h).
 //
 // Every level rounds in the same places, so all levels agree bit for bit:
 //   for each segment: float_sum = fma(float(dot) * weight_scale, input_scale, float_sum)
@@ -322,7 +325,7 @@ void floating(const Product& p, int64_t begin, int64_t end, void*) {
 
 // -- memory bandwidth -----------------------------------------------------------------------------
 
-// Prefetch distance in bytes, that of byte codes (kPrefetchBytes).
+// Prefetch distance in bytes, the same as for weights stored as bytes (kPrefetchBytes in stored.h).
 constexpr int64_t kStreamAhead = 2048;
 
 // Read all bytes, for bandwidth.cpp, as four streams side by side. (A product of one row reads kWide blocks side by

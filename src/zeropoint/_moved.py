@@ -54,6 +54,7 @@ MOVED = {
     "quantization.calibrated": "quantization.calibrated_blocks",
     "quantization.journal": "quantization.run_checkpoint",
     "quantization.pipeline": "quantization.to_artifact",
+    "quantization.precision": "quantization.product_precision",
     "quantization.replay": "quantization.stages",
     "quantization.taps": "quantization.hooks",
     "quantization.tuning": "quantization.block_tuning",

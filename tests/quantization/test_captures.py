@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zeropoint.quantization import captures, precision
+from zeropoint.quantization import captures, product_precision
 from zeropoint.quantization.captures import Sums
 
 
@@ -64,7 +64,7 @@ def test_bfloat16_is_used_where_it_is_measured_to_be_faster(
         timed.append(run)
         return 1.0 if len(timed) % 2 else seconds
 
-    monkeypatch.setattr(precision, "_seconds", time_of)
-    for measure in (precision.bfloat16_layers_pay, precision.reduced_products_pay):
+    monkeypatch.setattr(product_precision, "_seconds", time_of)
+    for measure in (product_precision.bfloat16_layers_pay, product_precision.reduced_products_pay):
         assert measure.__wrapped__() is pays
     assert bool(timed) == bool(flags)

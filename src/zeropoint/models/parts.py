@@ -143,9 +143,10 @@ def sandwich_norms(at: str, shape: Shape) -> Norms:
 
 
 def head_norms(at: str, query: int, key: int, *, one_plus: bool = False) -> Norms:
-    """Return the norms applied to query and key before the rotary embedding.
+    """Return the query norm and the key norm, applied before the rotary embedding.
 
-    `query` and `key` are their sizes: `head_dim` to normalize each head alone, or the channels of all heads together.
+    `query` and `key` are the sizes of these norms: `head_dim` if each head is normalized alone, or the number of
+    channels of all heads if they are normalized together.
     """
     return {
         NormSlot.Q: norm(f"{at}.q_norm", query, one_plus=one_plus),

@@ -59,8 +59,8 @@ def uniform_plan(
     `lm_head` decides, or `embedding` if `lm_head` is None. `keep` holds fnmatch patterns: a parameter is kept if a
     pattern matches its name, its module's name or the name of one of its views. If a scheme's groups do not divide a
     layer's columns, the layer gets the nearest scheme whose groups do, and the layer's reason says so. With `limits`,
-    schemes that the other runtime does not support are passed over, unless it supports none of them. The plan's
-    `nbytes` is exact.
+    it gets the nearest of these schemes that the other runtime supports, or the nearest of all if the runtime supports
+    none. (A view whose kind is in `limits.free` stays unquantized instead.) The plan's `nbytes` is exact.
 
     Raises `SchemeError` for a scheme that cannot be parsed. Raises `UsageError` for a wrong algorithm or option, a
     `keep` pattern that matches nothing, and `embedding` or `lm_head` beside a float format.

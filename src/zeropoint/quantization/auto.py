@@ -1,8 +1,8 @@
 """Choice of an algorithm by time budget: `--algorithm auto --time-budget SECONDS`.
 
 `LADDER` lists algorithms by rising quality and rising time. Their times on this machine are estimated from timings:
-rounding a sample of the weights, and quantizing the model's second block on two lengths of random text (which separates
-the time per token from the fixed time). All blocks are assumed to take the same time. The best algorithm within the
+rounding random numbers, and quantizing the model's second block on two lengths of random text (which separates the time
+per token from the fixed time). All blocks are assumed to take the same time. The best algorithm within the
 budget is chosen, or the fastest if none is, and the reason says so. The estimate does not know about slow disks or
 other programs on the machine.
 """
@@ -42,7 +42,7 @@ LADDER: tuple[tuple[str, int], ...] = (
     ("best", DEFAULT_TOKENS),
 )
 
-#: Number of weights that are rounded to measure the speed of rounding.
+#: Number of random numbers that are rounded to measure the speed of rounding.
 SAMPLE = 1 << 20
 
 #: Tokens of random text on which a block is timed.
@@ -203,7 +203,10 @@ def _silent() -> Iterator[None]:
 
 
 def rounding_seconds(checkpoint: Checkpoint, plan: Plan) -> float:
-    """Return the estimated seconds to round all weights of a plan to nearest, from a sample in each of its formats."""
+    """Return the estimated seconds to round all weights of a plan to nearest.
+
+    The speed is measured by rounding random numbers in each of the plan's formats.
+    """
     shapes = {view.name: view.shape for view in checkpoint.views()[0]}
     shapes_by_scheme: dict[Scheme, list[tuple[int, int]]] = {}
     for name, choice in plan.choices.items():

@@ -5,15 +5,15 @@
                     -> tune_block -> run_quantized_block -> the next block's inputs
 
 A stage is a set of layers that do not change each other's inputs (`stages.py`). The result of each step is an argument
-of the next step. Four things change in place. So no tensor is in memory twice, and none stays longer than it is needed:
+of the next step. Four things change in place, because no tensor shall be in memory twice or longer than it is needed:
 
 - the weights of the block in memory. They are folded first, then replaced by dequantized weights, so that the inputs of
   each layer carry the rounding errors of the layers before it;
 - the lists of hidden states. `run_float_block` and `run_quantized_block` replace each batch by the block's output;
 - the float model's inputs (`float_inputs`), from which `capture_stage` drops each input once it is used;
-- the stored tensors, with which later runs of the block skip a submodule (`StoredTensors` in `stages.py`). A stored
-  tensor is the input of the submodule's last layer. The first run that uses it replaces it by that layer's output, and
-  the last run drops it.
+- the stored tensors (`StoredTensors` in `stages.py`). Once all layers of a submodule such as attention are quantized,
+  later runs of the block compute only its last layer, from that layer's stored input. The first of these runs replaces
+  the stored input by the layer's output, which is the submodule's output. The others use it, and the last drops it.
 
 If an algorithm needs the `drift` statistic or tunes whole blocks, `run_float_block` runs each block on the float
 model's hidden states while the block still has its float weights.
@@ -42,7 +42,7 @@ from zeropoint.quantization.captures import FloatInputs, capture_stage, run_floa
 from zeropoint.quantization.folding import Folded, fold_block, folds
 from zeropoint.quantization.layers import Quantized, Quantizer, needs
 from zeropoint.quantization.module_weights import overwrite
-from zeropoint.quantization.precision import reduced_precision
+from zeropoint.quantization.product_precision import reduced_precision
 from zeropoint.quantization.stages import Stage, StoredTensors, find_stages, skipping
 from zeropoint.values.plan import Choice, Plan
 from zeropoint.values.qtensor import Coded

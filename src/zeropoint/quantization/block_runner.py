@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from zeropoint.errors import UnsupportedError, is_out_of_memory
 from zeropoint.quantization.filled_model import FilledModel
-from zeropoint.quantization.precision import bfloat16_layers
+from zeropoint.quantization.product_precision import bfloat16_layers
 
 #: Tokens per batch: enough for efficient matrix products, few enough that activations stay in the cache (with 4096
 #: tokens per batch, a token takes 1.5 times as long).

@@ -11,7 +11,7 @@ import torch
 
 from zeropoint.quantization.block_runner import Block
 from zeropoint.quantization.hooks import bfloat16_inputs, input_hooks, input_of
-from zeropoint.quantization.precision import reduced_products_pay
+from zeropoint.quantization.product_precision import reduced_products_pay
 from zeropoint.quantization.stages import Stage, StoredTensors, skipping
 from zeropoint.values.arrays import Floats
 from zeropoint.values.stats import LayerStats

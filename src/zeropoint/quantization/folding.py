@@ -28,7 +28,7 @@ from zeropoint.algorithms._folds import Group
 from zeropoint.quantization.block_runner import Block
 from zeropoint.quantization.hooks import bfloat16_inputs, input_calls, input_of, norm_outputs
 from zeropoint.quantization.module_weights import owner_of, weight_of
-from zeropoint.quantization.precision import TOLERANCE, full_precision
+from zeropoint.quantization.product_precision import TOLERANCE, full_precision
 from zeropoint.quantization.stages import group_by_input
 from zeropoint.values.plan import Choice
 from zeropoint.values.stats import LayerStats

@@ -85,9 +85,9 @@ def needs(choice: Choice) -> frozenset[str]:
 def quantize_view(view: LayerView, choice: Choice, stats: LayerStats | None) -> Quantized:
     """Quantize one view by an integer choice.
 
-    If the algorithm lacks statistics, `rtn` replaces it, with a warning. Another warning says that the result equals
-    `rtn`'s, if the algorithm needs statistics that `rtn` does not need. Raises `CheckpointError` with the weight's name
-    if the weight holds NaN or inf, `SchemeError` if a scale overflows its type.
+    If the algorithm lacks statistics, `rtn` replaces it, with a warning. If the algorithm uses statistics that `rtn`
+    does not use, and still gives the same codes and scales as `rtn`, a warning says so. Raises `CheckpointError` with
+    the weight's name if the weight holds NaN or inf, `SchemeError` if a scale overflows its type.
     """
     return quantize_views([view], choice, stats)[0]
 

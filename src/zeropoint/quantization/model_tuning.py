@@ -22,7 +22,7 @@ from zeropoint.errors import UsageError
 from zeropoint.predictions import Need
 from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.module_weights import as_parameters
-from zeropoint.quantization.precision import bfloat16_layers, reduced_precision
+from zeropoint.quantization.product_precision import bfloat16_layers, reduced_precision
 from zeropoint.reference.rounding import round_scale
 from zeropoint.values.plan import Plan
 from zeropoint.values.qtensor import QuantizedTensor, Weight, expand_groups

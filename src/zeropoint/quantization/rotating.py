@@ -27,7 +27,7 @@ from zeropoint.errors import UnsupportedError, UsageError
 from zeropoint.quantization.block_runner import Block, BlockRunner
 from zeropoint.quantization.filled_model import FilledModel
 from zeropoint.quantization.hooks import norm_outputs
-from zeropoint.quantization.precision import TOLERANCE, full_precision
+from zeropoint.quantization.product_precision import TOLERANCE, full_precision
 from zeropoint.values.plan import Plan
 from zeropoint.views import LayerView
 

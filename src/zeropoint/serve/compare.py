@@ -202,7 +202,7 @@ def intervals(kl: Sequence[Doubles], flips: Sequence[Doubles]) -> tuple[Interval
         draws = statistics.resampler(_answers(kl))
         mean = statistics.estimate_mean(divergences, draws)
         share = statistics.estimate_share(flipped, draws)
-    except UsageError:  # too few tokens, or too few that differ
+    except UsageError:  # fewer than eight tokens, or too many resamples whose values are all equal
         return Interval(float(divergences.mean()), None, None), Interval(float(flipped.mean()), None, None)
     return Interval(mean.value, mean.low, mean.high), Interval(share.value, share.low, share.high)
 

@@ -107,8 +107,9 @@ class Engine:
         pages, sequences = room.pages, min(options.max_running + KEPT_SEQUENCES, room.pages)
         self.vocab_size = decoder.record.config.vocab
         self.max_positions = room.max_positions
-        # The cache makes room for this number of tokens however they are split: in the worst case each sequence has one
-        # token in its last page. So it allocates exactly `pages` pages.
+        # A cache is created for a number of tokens, and has room for them however the sequences divide them. The worst
+        # case is one token in the last page of every sequence. So `pages` pages are allocated for
+        # `(pages - sequences) * PAGE + sequences` tokens.
         self._cache = decoder.cache(
             (pages - sequences) * PAGE + sequences, sequences=sequences, type=options.cache_type
         )

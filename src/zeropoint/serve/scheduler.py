@@ -1,6 +1,7 @@
 """`Scheduler` decides which tokens the next step reads.
 
-It knows nothing of the model, and of the engine only the key-value cache, through the protocol `Pages`.
+It knows nothing of the model, and of the engine only the key-value cache, through the protocol `Pages`. A *block* is 64
+tokens of a sequence that fill one page of the cache; requests share whole blocks (`prefix_cache.py`).
 
 Every step reads the last token of each request that decodes, and a part of the prompts that are still to be read. A
 request either runs, and has a sequence in the cache, or it waits. If the pages run out, the youngest running request is

@@ -11,7 +11,8 @@ arXiv:1902.08153; LSQ+, Bhalgat et al., arXiv:2004.09576):
     dw' / ds        round(w / s) - w / s     q - z
     dw' / dz        0                        -s
 
-`s` and `z` are rounded to the values that the artifact stores, and clipping is learned through both.
+`s` and `z` are rounded to the values that the artifact stores. The levels reach from `(qmin - z) * s` to
+`(qmax - z) * s`, so training `s` and `z` also learns where weights are clipped.
 """
 
 from __future__ import annotations
@@ -226,7 +227,8 @@ def storable_base(scale: Tensor, multiples: int) -> Tensor:
     for divisor in range(1, multiples + 1):
         candidate = most / torch.full_like(most, divisor)
         fits = (torch.round(scale / candidate) * candidate == scale).all(1, keepdim=True)
-        # `multiples` (15 or 7) is odd. So if bfloat16 holds the base and the largest multiple, it holds those between.
+        # A base is an odd integer b times a power of two. `multiples` (15 or 7) is odd, so `multiples * b` is odd, and
+        # bfloat16 holds the largest multiple only if `multiples * b` < 2^8. Then all smaller multiples of b fit, too.
         for value in (candidate, candidate * multiples):
             fits = fits & (value.bfloat16().float() == value)
         base = torch.where(fits, candidate, base)

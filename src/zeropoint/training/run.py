@@ -62,7 +62,7 @@ WRITING_PACE = 100.0
 class TrainRequest:
     """What to train and how: the options of `zeropoint train`. Raises `UsageError` for unsuitable ones.
 
-    - `start`: the artifact to start from; without one, `format` by `algorithm` is made first;
+    - `start`: the artifact to start from; without one, `algorithm` first quantizes the model to `format`;
     - `steps` of `batch` windows, or as many as fit `time_budget` seconds (default: 1200). Without a `batch`, a step has
       8 windows, or fewer if a time budget would have room for less than 100 steps;
     - `data`: "self", "built-in" (the calibration sample), or a text or chat `.jsonl` file;

@@ -14,9 +14,9 @@ from its stored unsigned code `q`::
     Q5_1   w = d * q + m                   q in 0..31, m FP16,       a block of 32       24 bytes
     Q4_1   w = d * q + m                   q in 0..15, m FP16,       a block of 32       20 bytes
 
-`SuperTensor` holds the centred code: `q - 32` for Q6_K, `q - 4` for Q3_K, `q` otherwise. In Q5_1 and Q4_1 a block is
-one group, so all `scales` and `minima` are 1, and `dmin` is `-m`. `encode` writes the fields of a block in this order
-(sizes in bytes)::
+`SuperTensor` holds the centred code: `q - 32` for Q6_K, `q - 4` for Q3_K, `q` otherwise. It holds Q5_1 and Q4_1 in the
+form of Q5_K, with one group per block: the integers `s` and `m` are 1, and `dmin` is the FP16 minimum with its sign
+changed. `encode` writes the fields of a block in this order (sizes in bytes)::
 
     Q6_K   low 4 bits of q [128], upper 2 bits [64], s [16], d [2]
     Q5_K   d [2], dmin [2], s and m [12], bit 4 of q [32], low 4 bits [128]

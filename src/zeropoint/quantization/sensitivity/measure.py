@@ -17,7 +17,7 @@ from zeropoint.files.json_file import json_digest
 from zeropoint.machine.heap import release
 from zeropoint.progress import Progress, silent
 from zeropoint.quantization.moments import input_moments
-from zeropoint.quantization.precision import reduced_precision
+from zeropoint.quantization.product_precision import reduced_precision
 from zeropoint.quantization.sensitivity.errors import Perturbation, check_formats, perturbations
 from zeropoint.quantization.sensitivity.model import FloatModel
 from zeropoint.quantization.sensitivity.scores import Scores

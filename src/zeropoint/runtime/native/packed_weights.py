@@ -106,8 +106,9 @@ def _cut(
 ) -> Iterator[tuple[Rows | None, StoredWeight]]:
     """Yield `(rows, matrix [out, in])` for each projection that is stored in the weight `name`.
 
-    `sources` maps the rows that a projection takes to the projection. Raises `ArtifactError` if the weight is no
-    matrix, has another number of columns than the config says, or not as many rows as its projections have together.
+    `sources` holds these projections. A projection's key is the rows of the weight that form it (None: all rows).
+    Raises `ArtifactError` if the weight is no matrix, has another number of columns than the config says, or not as
+    many rows as its projections have together.
     """
     first = next(iter(sources.values()))
     if not isinstance(weight, QuantizedTensor):
