@@ -13,7 +13,8 @@ answer has exactly the requested number of tokens.
 - poisson R: requests of the same size arrive at random times, R a second on average; goodput counts the requests within
   the limits on latency
 - prefix: time to first token of a prompt with a prefix of 2,000 tokens, first cold, then with the prefix cached
-- stall: time between tokens of 8 running streams, before and during the prefill of a prompt of 4,096 tokens
+- stall: time between tokens of 8 running streams, before, during and after the prefill of a prompt of 4,096 tokens.
+  Meanwhile the streams' own texts grow, and with them the time of a token, so "after" is longer than "before"
 
 llama.cpp does not take part: llama-cpp-python's server answers one request at a time (a stream holds a lock), and
 no Python package contains llama-server.
@@ -88,7 +89,7 @@ class Load:
         return {"failed": 0, "TTFT cold": cold_s, "TTFT warm": warm_s, "warm/cold": warm_s / cold_s}
 
     async def stall(self) -> dict[str, float]:
-        """Return the ITL of running streams: median before a long prompt is sent, p99 during its prefill."""
+        """Return the ITL of running streams: medians before and after the prefill of a long prompt, p99 during it."""
         answers = [Answer() for _ in range(STREAMS)]
         streams = [
             asyncio.create_task(complete(*self.server, prompt, self.options.stream_tokens, answer))
@@ -96,13 +97,18 @@ class Load:
         ]
         while any(len(a.arrivals) < 48 and not a.error for a in answers):
             await asyncio.sleep(0.05)
-        calm = [gap for a in answers for gap in a.gaps[-32:]]
+        before = [gap for a in answers for gap in a.gaps[-32:]]
         begin = time.perf_counter()
         long = await complete(*self.server, tokens(LONG_PROMPT, 1000 * self.seed + 900), 1)
         end = time.perf_counter()
         failed = bool(long.error) or any(a.error for a in answers)
-        await asyncio.sleep(0.2)
+        until = [len(a.arrivals) + 33 for a in answers]
+        while any(len(a.arrivals) < n for a, n in zip(answers, until, strict=True)) and not any(
+            task.done() for task in streams
+        ):
+            await asyncio.sleep(0.05)
         running = not any(task.done() for task in streams)
+        after = [gap for a in answers for gap in a.gaps[-32:]]
         for task in streams:
             task.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
@@ -115,12 +121,14 @@ class Load:
             for earlier, later in zip(a.arrivals, a.arrivals[1:], strict=False)
             if later > begin and earlier < end
         ]
-        usual, worst = statistics.median(calm), percentile(gaps, 0.99)
+        first, last, worst = statistics.median(before), statistics.median(after), percentile(gaps, 0.99)
         return {
             "failed": 0 if running else 1,  # a stream that ended early did not see the whole prefill
-            "ITL p50 before": usual,
+            "ITL p50 before": first,
+            "ITL p50 after": last,
             "ITL p99 meanwhile": worst,
-            "p99/p50": worst / usual,
+            "p99/before": worst / first,
+            "p99/before and after": worst / statistics.median(before + after),
             "TTFT of the prompt": long.ttft,
         }
 

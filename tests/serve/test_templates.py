@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +53,20 @@ def test_a_bad_template_is_refused_and_the_next_one_works(
     with pytest.raises(UsageError, match=words):
         templates.render(template, HELLO, {})
     assert templates.render("{{ messages[0].content }}", HELLO, {}) == "Hi"
+
+
+def test_a_template_is_not_blamed_while_its_process_waits_for_a_core(templates: Templates) -> None:
+    templates.start()
+    process = templates._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(
+        1.5, process.send_signal, [signal.SIGCONT]
+    )  # longer than the template's own second
+    timer.start()
+    assert templates.render("{{ messages[0].content }}", HELLO, {}) == "Hi"
+    assert templates._process is process
+    timer.join()
 
 
 def test_a_long_conversation(templates: Templates) -> None:

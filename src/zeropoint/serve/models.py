@@ -135,6 +135,7 @@ class ServedModel:
             engine = Engine(loaded.decoder, self._options)
             self.needed_bytes = loaded.weights_bytes + engine.cache_bytes
             self._engine, self.last_used = engine, time.monotonic()
+            trim()
             logger.info("loaded %s in %.1f s", self.name, time.monotonic() - started)
             return engine
 

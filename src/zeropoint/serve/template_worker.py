@@ -1,9 +1,9 @@
 """The process that renders chat templates: `python -m zeropoint.serve.template_worker`.
 
 A model's chat template is a program from an unknown author. jinja2's sandbox keeps the template from Python and files,
-but not from endless loops or from filling the memory. So templates run in a process with a memory limit, and the server
-(`templates.py`) kills the process when a template takes too long. For each conversation, the process reads one line of
-JSON and writes one.
+but not from endless loops or from filling the memory. So templates run in a process with limits of memory and of CPU
+time for each conversation, and the server (`templates.py`) starts a new process when a template exceeds them. For each
+conversation, the process reads one line of JSON and writes one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
     for line in sys.stdin.buffer:
-        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        # CPU time: on a busy machine, waiting for a core is not the template's fault. SIGPROF ends the process.
+        signal.setitimer(signal.ITIMER_PROF, request.pop("seconds"))
+        answer = json.dumps(_answer(request))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(answer + "\n")
         sys.stdout.flush()
 
 

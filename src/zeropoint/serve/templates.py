@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +17,10 @@ from typing import Any
 from zeropoint.errors import UsageError
 from zeropoint.tokenizer import Message
 
-#: The most seconds for rendering one conversation, and for starting the process.
+#: The most seconds of CPU time for rendering one conversation, and seconds for starting the process.
 SECONDS, START_SECONDS = 5.0, 30.0
+#: The process may take this many times its CPU time, because on a busy machine it waits for a core.
+WAITING = 12
 #: The most characters of a rendered conversation, which are more than any model's context has room for.
 MAX_CHARACTERS = 32 << 20
 
@@ -63,6 +67,7 @@ class Templates:
             "tools": list(tools) if tools else None,
             "options": dict(options or {}),
             "limit": self._max_characters,
+            "seconds": self._seconds,
         }
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
@@ -76,19 +81,26 @@ class Templates:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        deadline = time.monotonic() + (START_SECONDS if self._fresh else 0) + self._seconds
+        deadline = time.monotonic() + (START_SECONDS if self._fresh else 0) + WAITING * self._seconds
         try:
             answer = _talk(process.stdin.fileno(), process.stdout.fileno(), line, deadline)
         except TimeoutError:
             self._end()
-            raise UsageError(f"the model's chat template takes more than {self._seconds:g} seconds") from None
+            raise UsageError(self._too_slow()) from None
         except (OSError, EOFError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)  # it has closed its output, so it ends now
             self._end()
+            if process.returncode == -signal.SIGPROF:
+                raise UsageError(self._too_slow()) from None
             raise UsageError(
                 "the model's chat template failed: it takes too much memory, or it crashed the template process"
             ) from None
         self._fresh = False
         return dict(json.loads(answer))
+
+    def _too_slow(self) -> str:
+        return f"the model's chat template takes more than {self._seconds:g} seconds"
 
     def _running(self) -> subprocess.Popen[bytes]:
         """Return the process; start one if there is none."""

@@ -18,6 +18,7 @@ from zeropoint.cli.console import readable
 from zeropoint.cli.option_values import MEMORY, SECONDS, Kind, at_least_zero, plain_file, whole
 from zeropoint.errors import UsageError
 from zeropoint.machine.cores import default_threads
+from zeropoint.machine.heap import bound
 
 if TYPE_CHECKING:
     from zeropoint.serve.http.state import Settings
@@ -146,6 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0."""
+    bound()
     # these import the libraries of the extra `serve`: if they are missing, fail before a model is opened
     from zeropoint.serve.engine import EngineOptions
     from zeropoint.serve.http.app import make_app
