@@ -103,6 +103,11 @@ void few_nibbles(const Product& product, int64_t begin, int64_t end, void* scrat
 bool supports_few_nibbles(const Weight& weight);
 }
 
+// The kernel of AVX-512 for several rows, of weights for which supports_vnni is true. `scratch` has vnni_scratch_bytes.
+void vnni_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
+int64_t vnni_scratch_bytes(const Weight& weight, int64_t rows);
+bool supports_vnni(const Weight& weight);
+
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).
 // `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);

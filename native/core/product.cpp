@@ -21,6 +21,9 @@ namespace {
 
 // Least number of rows for which AMX is used. With fewer rows, most rows of an AMX tile would be empty. Not measured.
 constexpr int64_t kAmxMinRows = 4;
+// Most rows of limbs that AVX-512 multiplies without widening the weights to a panel (vnni.cpp): they fit one register
+// tile of kernel.cpp. Measured: docs/decisions/panels-avx512.md.
+constexpr int64_t kRowsWithoutPanel = 12;
 // Bytes of input codes to quantize and multiply at a time: half of a second-level cache of 2 MiB.
 constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
@@ -75,6 +78,15 @@ bool uses_amx(const Weight& w, int64_t rows) {
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
 }
 
+// True if the level is AVX-512 and its kernel for several rows applies.
+bool uses_vnni([[maybe_unused]] const Weight& w, [[maybe_unused]] int64_t rows) {
+#if defined(__x86_64__)
+  return quantizes_input(w) && active_level() == ZP_AVX512 && rows * w.limbs > kRowsWithoutPanel && supports_vnni(w);
+#else
+  return false;
+#endif
+}
+
 // True if the weight takes 16-bit input codes and the level is AVX2, which multiplies int16 numbers (VPMADDWD).
 bool is_16_bit_on_avx2(const Weight& w) {
   return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2;
@@ -114,6 +126,7 @@ Multiply multiply_for(const Weight& w, [[maybe_unused]] int64_t rows) {
   const Kernels* kernels = active_kernels();
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
+  if (uses_vnni(w, rows)) return {vnni_integer, vnni_scratch_bytes(w, rows)};
   if (uses_int16(w, rows)) return {avx2::int16_integer, avx2::int16_scratch_bytes()};
   if (is_16_bit_on_avx2(w) && avx2::supports_few_nibbles(w)) return {avx2::few_nibbles, 0};
 #endif
@@ -136,16 +149,16 @@ Activations lay_out_input(const Weight& w, int64_t rows, void* memory) {
   if (!quantizes_input(w)) return {};
   const InputOffsets offsets = input_offsets(w, rows);
   auto* bytes = static_cast<uint8_t*>(memory);
-  const bool tiled = uses_amx(w, rows), int16 = uses_int16(w, rows);
+  const bool amx = uses_amx(w, rows), tiled = amx || uses_vnni(w, rows), int16 = uses_int16(w, rows);
   return {.codes = reinterpret_cast<int8_t*>(bytes),
           .scale = reinterpret_cast<float*>(bytes + offsets.scale),
           .sums = reinterpret_cast<int32_t*>(bytes + offsets.sums),
           .token_bytes = token_bytes(w, rows),
           .tiled = tiled,
           .int16 = int16,
-          .limbs_share_tile = tiled && w.limbs == 2 && rows <= kRowsSharingTile,
+          .limbs_share_tile = amx && w.limbs == 2 && rows <= kRowsSharingTile,
           // int8 vector kernels read the sums for some weights, so the sums are filled for all weights
-          .want_sums = !int16 && (!tiled || amx_reads_sums(w))};
+          .want_sums = !int16 && (!amx || amx_reads_sums(w))};
 }
 
 Activations rows_from(const Weight& w, const Activations& input, int64_t row) {
