@@ -21,9 +21,12 @@ namespace {
 
 // Least number of rows for which AMX is used. With fewer rows, most rows of an AMX tile would be empty. Not measured.
 constexpr int64_t kAmxMinRows = 4;
-// Most rows of limbs that AVX-512 multiplies without widening the weights to a panel (vnni.cpp): they fit one register
-// tile of kernel.cpp. Measured: docs/decisions/panels-avx512.md.
-constexpr int64_t kRowsWithoutPanel = 12;
+// The same for a float scale that varies along the row: AVX-512 was measured to be faster with 8 rows, and equal with
+// 16 (docs/decisions/panels-avx512.md).
+constexpr int64_t kAmxMinRowsBySegment = 17;
+// Most rows of limbs that AVX-512 multiplies without widening the weights to a panel (vnni.cpp), and the same for a
+// float scale that varies along the row. Measured: docs/decisions/panels-avx512.md.
+constexpr int64_t kRowsWithoutPanel = 12, kRowsWithoutPanelBySegment = 24;
 // Bytes of input codes to quantize and multiply at a time: half of a second-level cache of 2 MiB.
 constexpr int64_t kBytesAtOnce = 1 << 20;
 // Rows of two AMX tiles. rows_at_once and rows_of_each return multiples of it.
@@ -71,17 +74,26 @@ bool amx_reads_sums(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
+// True if a float scale of the weight or of the input varies along the row.
+bool has_float_segments(const Weight& w) {
+  return w.scale_by_segment || w.input_by_segment;
+}
+
 bool uses_amx(const Weight& w, int64_t rows) {
   // AMX kernels join the two limbs of a token after the integer sum over all columns. A weight with a float scale per
   // segment has no such sum, and the AMX kernel for it (by_segments in amx.cpp) takes one limb only.
   const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
-  return quantizes_input(w) && active_level() == ZP_AMX && rows >= kAmxMinRows && w.k_unit >= 32 && limbs_can_join;
+  const int64_t min_rows = has_float_segments(w) ? kAmxMinRowsBySegment : kAmxMinRows;
+  return quantizes_input(w) && active_level() == ZP_AMX && rows >= min_rows && w.k_unit >= 32 && limbs_can_join;
 }
 
-// True if the level is AVX-512 and its kernel for several rows applies.
+// True if the level is AVX-512 or AMX and AVX-512's kernel for several rows applies.
 bool uses_vnni([[maybe_unused]] const Weight& w, [[maybe_unused]] int64_t rows) {
 #if defined(__x86_64__)
-  return quantizes_input(w) && active_level() == ZP_AVX512 && rows * w.limbs > kRowsWithoutPanel && supports_vnni(w);
+  const int level = active_level();
+  const int64_t without = has_float_segments(w) ? kRowsWithoutPanelBySegment : kRowsWithoutPanel;
+  return quantizes_input(w) && (level == ZP_AVX512 || level == ZP_AMX) && !uses_amx(w, rows) &&
+         rows * w.limbs > without && supports_vnni(w);
 #else
   return false;
 #endif

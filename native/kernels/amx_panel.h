@@ -9,11 +9,6 @@
 namespace zp {
 namespace {
 
-// Keep the compiler from moving accesses of memory across this point.
-ZP_INLINE void compiler_barrier() {
-  asm volatile("" ::: "memory");
-}
-
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};

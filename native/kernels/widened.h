@@ -16,6 +16,11 @@
 namespace zp {
 namespace {
 
+// Keep the compiler from moving accesses of memory across this point.
+ZP_INLINE void compiler_barrier() {
+  asm volatile("" ::: "memory");
+}
+
 int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
