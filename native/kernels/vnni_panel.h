@@ -65,8 +65,8 @@ template <int ROWS, int BLOCKS>
 using Sums = __m512i[ROWS][BLOCKS];
 
 // Add the products of `units` units of columns to the sums. Rows of high limbs lie `limb_bytes` behind those of low
-// limbs, blocks of the panel `block_bytes` apart.
-template <int LIMBS, int UNIT, int ROWS, int BLOCKS>
+// limbs, blocks of the panel `block_bytes` apart. STORED: the panel is the weight's own byte codes, not raised yet.
+template <int LIMBS, bool STORED, int UNIT, int ROWS, int BLOCKS>
 ZP_INLINE void multiply(const int8_t* x, int64_t limb_bytes, const uint8_t* panel, int64_t block_bytes, int64_t units,
                         Ahead<BLOCKS>& ahead, Sums<ROWS, BLOCKS>& sum) {
   constexpr int kTokens = ROWS / LIMBS;
@@ -76,7 +76,10 @@ ZP_INLINE void multiply(const int8_t* x, int64_t limb_bytes, const uint8_t* pane
     for (int64_t j = 0; j < UNIT; j += 4, panel += 64) {
       __m512i weight[BLOCKS];
 #pragma GCC unroll 4
-      for (int n = 0; n < BLOCKS; ++n) weight[n] = _mm512_load_si512(panel + n * block_bytes);
+      for (int n = 0; n < BLOCKS; ++n) {
+        weight[n] = _mm512_load_si512(panel + n * block_bytes);
+        if constexpr (STORED) weight[n] = _mm512_xor_si512(weight[n], _mm512_set1_epi8(static_cast<char>(kRaise)));
+      }
 #pragma GCC unroll 8
       for (int m = 0; m < ROWS; ++m) {
         int32_t four;

@@ -118,7 +118,7 @@ class RowsBySegments {
                                                   Ahead<BLOCKS>& ahead, __m512i* out) const {
     Tile sum;
     start(tile, row, segment, sum);
-    multiply<LIMBS, UNIT, kSegmentRows, BLOCKS>(x, w_.columns_padded * 16, panel, block_bytes, units, ahead, sum);
+    multiply<LIMBS, false, UNIT, kSegmentRows, BLOCKS>(x, w_.columns_padded * 16, panel, block_bytes, units, ahead, sum);
 #pragma GCC unroll 8
     for (int m = 0; m < kSegmentRows; ++m)
 #pragma GCC unroll 8

@@ -1,7 +1,8 @@
 // The product of whole rows, if no float scale varies along them: part of vnni.cpp.
 //
 // A panel is multiplied by eight rows of input codes at a time: 3 x 8 registers hold the sums. If a row has several
-// parts, the sums wait in memory between them.
+// parts, the sums wait in memory between them. If there are few rows, byte codes are raised in registers, and no panel is
+// made of them.
 #pragma once
 
 #include "vnni_panel.h"
@@ -11,6 +12,10 @@ namespace {
 
 constexpr int kRows = 8;           // rows of input codes multiplied at a time: eight tokens, or the limbs of four
 constexpr int64_t kWholeUnit = 64;  // k_unit of weights without float scales that vary along the row
+
+// The most groups of eight rows that are multiplied by byte codes as they are stored. Raising them in registers takes an
+// eighth of the product's instructions; making a panel takes as long as the product of one or two groups.
+constexpr int64_t kStoredGroups = 8;
 
 int64_t groups_of(const Weight& w, int64_t rows) {
   const int64_t tokens = kRows / w.limbs;
@@ -49,8 +54,9 @@ void add_code_sums(const Product& p, int32_t* out) {
   }
 }
 
-// The product of all rows with BLOCKS blocks of weights. ZERO: zero points are subtracted from the sums.
-template <int LIMBS, bool ZERO, int BLOCKS>
+// The product of all rows with BLOCKS blocks of weights. ZERO: zero points are subtracted from the sums. STORED: byte
+// codes are multiplied as they are stored.
+template <int LIMBS, bool ZERO, bool STORED, int BLOCKS>
 class WholeRows {
   static constexpr int kTokens = kRows / LIMBS;
   using Tile = Sums<kRows, BLOCKS>;
@@ -69,9 +75,11 @@ class WholeRows {
     const int64_t columns = w_.columns_padded, width = part_columns(w_, kWholeUnit), groups = groups_of(w_, p_.rows);
     for (int64_t begin = 0; begin < columns; begin += width) {
       const int64_t end = smaller(begin + width, columns), units = (end - begin) / kWholeUnit;
-      const int64_t block_bytes = (end - begin) * kLanes;
+      const int64_t block_bytes = (STORED ? columns : end - begin) * kLanes;
       const bool last = end == columns;
-      for (int n = 0; n < BLOCKS; ++n) fill(w_, block_ + n, begin, end, scratch_.panel + n * block_bytes);
+      const uint8_t* panel = STORED ? w_.codes + (block_ * columns + begin) * kLanes : scratch_.panel;
+      if constexpr (!STORED)
+        for (int n = 0; n < BLOCKS; ++n) fill(w_, block_ + n, begin, end, scratch_.panel + n * block_bytes);
       Ahead<BLOCKS> ahead(w_, last ? block_ + BLOCKS : block_, last ? 0 : end,
                           last ? width : smaller(end + width, columns), groups * units);
       for (int64_t group = 0; group < groups; ++group) {
@@ -81,7 +89,7 @@ class WholeRows {
         if (last) prefetch_output(p_, token, kTokens, block_, BLOCKS);
         Tile sum;
         begin == 0 ? start(tile * 16 + token % 16, sum) : load(kept, sum);
-        multiply<LIMBS, kWholeUnit, kRows, BLOCKS>(x, columns * 16, scratch_.panel, block_bytes, units, ahead, sum);
+        multiply<LIMBS, STORED, kWholeUnit, kRows, BLOCKS>(x, columns * 16, panel, block_bytes, units, ahead, sum);
         last ? finish(token, sum) : store(kept, sum);
       }
     }
@@ -134,23 +142,32 @@ class WholeRows {
   __m512i offset_[BLOCKS];
 };
 
-template <int LIMBS, bool ZERO>
+template <int LIMBS, bool ZERO, bool STORED>
 void whole_rows(const Product& p, int64_t begin, int64_t end, const WholeScratch& scratch) {
   int64_t block = begin;
   for (; block + kBlocks <= end; block += kBlocks)
-    WholeRows<LIMBS, ZERO, kBlocks>(p, block, scratch).multiply_all();
-  if (end - block == 2) WholeRows<LIMBS, ZERO, 2>(p, block, scratch).multiply_all();
-  if (end - block == 1) WholeRows<LIMBS, ZERO, 1>(p, block, scratch).multiply_all();
+    WholeRows<LIMBS, ZERO, STORED, kBlocks>(p, block, scratch).multiply_all();
+  if (end - block == 2) WholeRows<LIMBS, ZERO, STORED, 2>(p, block, scratch).multiply_all();
+  if (end - block == 1) WholeRows<LIMBS, ZERO, STORED, 1>(p, block, scratch).multiply_all();
+}
+
+template <int LIMBS>
+void whole_rows(const Product& p, int64_t begin, int64_t end, const WholeScratch& scratch) {
+  const Weight& w = *p.weight;
+  const bool stored = groups_of(w, p.rows) <= kStoredGroups;
+  if (w.nibbles)
+    whole_rows<LIMBS, false, false>(p, begin, end, scratch);
+  else if (w.asymmetric)
+    stored ? whole_rows<LIMBS, true, true>(p, begin, end, scratch) : whole_rows<LIMBS, true, false>(p, begin, end, scratch);
+  else
+    stored ? whole_rows<LIMBS, false, true>(p, begin, end, scratch)
+           : whole_rows<LIMBS, false, false>(p, begin, end, scratch);
 }
 
 void whole_rows(const Product& p, int64_t begin, int64_t end, uint8_t* memory) {
   const WholeScratch scratch(p, memory);
   add_code_sums(p, scratch.code_sums);
-  const bool zero = byte_zeros(*p.weight);
-  if (p.weight->limbs == 2)
-    zero ? whole_rows<2, true>(p, begin, end, scratch) : whole_rows<2, false>(p, begin, end, scratch);
-  else
-    zero ? whole_rows<1, true>(p, begin, end, scratch) : whole_rows<1, false>(p, begin, end, scratch);
+  p.weight->limbs == 2 ? whole_rows<2>(p, begin, end, scratch) : whole_rows<1>(p, begin, end, scratch);
 }
 
 }  // namespace
