@@ -109,8 +109,9 @@ int64_t vnni_scratch_bytes(const Weight& weight, int64_t rows);
 bool supports_vnni(const Weight& weight);
 
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).
-// `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes.
+// `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes. supports_amx must be true for the weight.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t amx_scratch_bytes(const Weight& weight, int64_t rows);
+bool supports_amx(const Weight& weight);
 
 }  // namespace zp

@@ -80,11 +80,8 @@ bool has_float_segments(const Weight& w) {
 }
 
 bool uses_amx(const Weight& w, int64_t rows) {
-  // AMX kernels join the two limbs of a token after the integer sum over all columns. A weight with a float scale per
-  // segment has no such sum, and the AMX kernel for it (by_segments in amx.cpp) takes one limb only.
-  const bool limbs_can_join = !w.scale_by_segment || w.limbs == 1;
   const int64_t min_rows = has_float_segments(w) ? kAmxMinRowsBySegment : kAmxMinRows;
-  return quantizes_input(w) && active_level() == ZP_AMX && rows >= min_rows && w.k_unit >= 32 && limbs_can_join;
+  return quantizes_input(w) && active_level() == ZP_AMX && rows >= min_rows && supports_amx(w);
 }
 
 // True if the level is AVX-512 or AMX and AVX-512's kernel for several rows applies.

@@ -12,7 +12,7 @@
 namespace zp {
 
 bool supports_vnni(const Weight& w) {
-  return sums_whole_rows(w) ? w.k_unit == kWholeUnit : w.k_unit >= 32 && (w.limbs == 1 || w.segment <= kMostSegment);
+  return sums_whole_rows(w) ? w.k_unit == kWholeUnit : w.k_unit >= 32 && joins_exactly(w);
 }
 
 int64_t vnni_scratch_bytes(const Weight& w, int64_t rows) {

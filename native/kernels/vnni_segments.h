@@ -39,13 +39,6 @@ struct SegmentScratch {
   }
 };
 
-// Return 128 * high + low as float, rounded as join_limbs rounds it. Both sums must be exact as floats: at most 2^24.
-ZP_INLINE __m512 join_small_limbs(__m512i high, __m512i low) {
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(low));
-}
-// The longest segment whose sums are: 518 times 127 * 255 is less than 2^24.
-constexpr int64_t kMostSegment = 518;
-
 // The product of all rows with BLOCKS blocks of weights. SCALE: the weight's scale varies along the row; INPUT: so does
 // the input's; ZERO: zero points are subtracted from the sums.
 template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, int UNIT, int BLOCKS>

@@ -169,5 +169,15 @@ ZP_INLINE __m512 join_limbs(__m512i high, __m512i low) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(rest));
 }
 
+// Return 128 * high + low as float, rounded as join_limbs rounds it. Both sums must be exact as floats: at most 2^24.
+ZP_INLINE __m512 join_small_limbs(__m512i high, __m512i low) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(low));
+}
+// True if join_small_limbs takes the sums of the weight's segments, should it be asked to: 518 times 127 * 255 is less
+// than 2^24.
+bool joins_exactly(const Weight& w) {
+  return w.limbs == 1 || sums_whole_rows(w) || w.segment <= 518;
+}
+
 }  // namespace
 }  // namespace zp
