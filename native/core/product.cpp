@@ -79,22 +79,28 @@ bool has_float_segments(const Weight& w) {
   return w.scale_by_segment || w.input_by_segment;
 }
 
+#if defined(__x86_64__)
+// True if an AMX kernel multiplies `rows` rows by the weight.
 bool uses_amx(const Weight& w, int64_t rows) {
   const int64_t min_rows = has_float_segments(w) ? kAmxMinRowsBySegment : kAmxMinRows;
   return quantizes_input(w) && active_level() == ZP_AMX && rows >= min_rows && supports_amx(w);
 }
 
-// True if the level is AVX-512 or AMX and AVX-512's kernel for several rows applies.
-bool uses_vnni([[maybe_unused]] const Weight& w, [[maybe_unused]] int64_t rows) {
-#if defined(__x86_64__)
+// True if AVX-512's kernel for several rows multiplies `rows` rows by the weight, at level AVX-512 or AMX.
+bool uses_vnni(const Weight& w, int64_t rows) {
   const int level = active_level();
   const int64_t without = has_float_segments(w) ? kRowsWithoutPanelBySegment : kRowsWithoutPanel;
   return quantizes_input(w) && (level == ZP_AVX512 || level == ZP_AMX) && !uses_amx(w, rows) &&
          rows * w.limbs > without && supports_vnni(w);
-#else
-  return false;
-#endif
 }
+#else
+bool uses_amx(const Weight&, int64_t) {
+  return false;
+}
+bool uses_vnni(const Weight&, int64_t) {
+  return false;
+}
+#endif
 
 // True if the weight takes 16-bit input codes and the level is AVX2, which multiplies int16 numbers (VPMADDWD).
 bool is_16_bit_on_avx2(const Weight& w) {
