@@ -1,8 +1,8 @@
 // What a product needs before its kernel runs: the kernel, the layout of the quantized input, and the division of rows
 // and blocks among the threads.
 //
-// AMX, and AVX2's kernels for 16-bit inputs, are chosen here and not in isa.cpp: the choice depends on the number of
-// rows and on the weight's layout, which differ from product to product. The level ZP_AMX uses the AVX-512 kernel
+// AMX, AVX-512's panels, and AVX2's and AVX-VNNI's kernels for 16-bit inputs, are chosen here and not in isa.cpp: the
+// choice depends on the number of rows and on the weight's layout, which differ from product to product. The level ZP_AMX uses the AVX-512 kernel
 // tables, and amx_integer replaces their integer product where uses_amx returns true.
 //
 // A row, in this file, is a row of the input: one token. The 16 rows of an AMX tile are called tile rows. A token of
@@ -38,7 +38,7 @@ constexpr int64_t kMinRowsOfThread = 160;
 // Number of steps (blocks_in_step) that each thread's share of a product is cut into, roughly. If a thread is slow,
 // other threads take its last steps. Not measured.
 constexpr int64_t kStepsOfThread = 8;
-// Least number of rows (tokens) for which AVX2 multiplies codes of at most 5 bits by int16 input codes. For fewer rows,
+// Least number of rows (tokens) for which AVX2 and AVX-VNNI multiply codes of at most 5 bits by int16 input codes. For fewer rows,
 // splitting the input codes into int8 limbs was measured to be faster (docs/decisions/activations-16-bit.md).
 constexpr int64_t kInt16MinRows = 4;
 // Largest number of rows whose two limbs fit one AMX tile: 8 tile rows of low limbs and 8 of high limbs.
@@ -102,14 +102,15 @@ bool uses_vnni(const Weight&, int64_t) {
 }
 #endif
 
-// True if the weight takes 16-bit input codes and the level is AVX2, which multiplies int16 numbers (VPMADDWD).
-bool is_16_bit_on_avx2(const Weight& w) {
-  return quantizes_input(w) && w.limbs == 2 && active_level() == ZP_AVX2;
+// True if the weight takes 16-bit input codes and the level multiplies int16 numbers (VPMADDWD, VPDPWSSD).
+bool multiplies_int16(const Weight& w) {
+  const int level = active_level();
+  return quantizes_input(w) && w.limbs == 2 && (level == ZP_AVX2 || level == ZP_AVXVNNI);
 }
 
 // True if 16-bit input codes stay int16 and are not split into limbs.
 bool uses_int16(const Weight& w, int64_t rows) {
-  return is_16_bit_on_avx2(w) && (!w.nibbles || rows >= kInt16MinRows);
+  return multiplies_int16(w) && (!w.nibbles || rows >= kInt16MinRows);
 }
 
 // Return the bytes of a token's codes. Rows of int16 codes are an odd multiple of 512 bytes apart: a kernel reads
@@ -142,8 +143,10 @@ Multiply multiply_for(const Weight& w, [[maybe_unused]] int64_t rows) {
 #if defined(__x86_64__)
   if (uses_amx(w, rows)) return {amx_integer, amx_scratch_bytes(w, rows)};
   if (uses_vnni(w, rows)) return {vnni_integer, vnni_scratch_bytes(w, rows)};
-  if (uses_int16(w, rows)) return {avx2::int16_integer, avx2::int16_scratch_bytes()};
-  if (is_16_bit_on_avx2(w) && avx2::supports_few_nibbles(w)) return {avx2::few_nibbles, 0};
+  if (uses_int16(w, rows))
+    return active_level() == ZP_AVX2 ? Multiply{avx2::int16_integer, avx2::int16_scratch_bytes()}
+                                     : Multiply{avxvnni::int16_integer, avxvnni::int16_scratch_bytes()};
+  if (multiplies_int16(w) && active_level() == ZP_AVX2 && avx2::supports_few_nibbles(w)) return {avx2::few_nibbles, 0};
 #endif
   if (w.kind != ZP_INTEGER) return {active_decoder_kernels()->floats, 0};
   return {quantizes_input(w) ? kernels->integer : kernels->floating, 0};
