@@ -31,6 +31,12 @@ ENVIRONMENT = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OV_CPU_MAX_ISA": "AVX2",
     },
+    "avxvnni": {
+        "ATEN_CPU_CAPABILITY": "avx2",  # torch has no kernels of its own between the two
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI",
+        "OV_CPU_MAX_ISA": "AVX2_VNNI",
+    },
     "avx512": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
@@ -43,7 +49,7 @@ ENVIRONMENT = {
 #: The options of llama.cpp's build for a level.
 _AVX2 = "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON"
 _AVX512 = f"{_AVX2} -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
-LLAMA_CPP = {"avx2": _AVX2, "avx512": _AVX512}
+LLAMA_CPP = {"avx2": _AVX2, "avxvnni": f"{_AVX2} -DGGML_AVX_VNNI=ON", "avx512": _AVX512}
 
 
 def forced() -> str:

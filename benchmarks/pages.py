@@ -25,6 +25,7 @@ from zeropoint.machine.detect import Machine
 CLASSES = {
     "amx": "AMX",
     "avx512": "AVX-512 VNNI",
+    "avxvnni": "AVX-VNNI",
     "avx2": "AVX2",
     "i8mm": "ARM i8mm",
     "dotprod": "ARM dot product",

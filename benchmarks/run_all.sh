@@ -15,7 +15,7 @@ QUICK=; LEVEL=
 for argument in "$@"; do
   case $argument in
     --quick) QUICK=1 ;;
-    amx | avx512 | avx2) LEVEL=$argument ;;
+    amx | avx512 | avxvnni | avx2) LEVEL=$argument ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done

@@ -1,8 +1,9 @@
 // Instruction set levels: which ones this machine can run, and which one is in use.
 //
 // This file chooses the kernel tables by level. AMX is a level without kernel tables: at ZP_AMX the functions below
-// return the AVX-512 tables. product.cpp makes two choices by level for each product, because they depend on the number
-// of rows and on the weight's layout: whether AMX tiles multiply, and which of AVX2's kernels takes 16-bit inputs.
+// return the AVX-512 tables. product.cpp makes further choices by level for each product, because they depend on the
+// number of rows and on the weight's layout: whether AMX tiles or panels multiply, and which kernel of AVX2 or AVX-VNNI
+// takes 16-bit inputs.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -14,7 +15,8 @@
 namespace zp {
 namespace {
 
-constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2",    "avxvnni", "avx512",
+                                              "amx",    "neon",    "dotprod", "i8mm"};
 
 // The number of calls that are running. While the level changes, kChanging is added, which makes it negative.
 std::atomic<int32_t> running{0};
@@ -52,7 +54,8 @@ int choose() {
         fail(ZP_UNSUPPORTED, "ZEROPOINT_ISA=%s, but this machine cannot run the %s kernels", name, name);
         return -1;
       }
-    fail(ZP_INVALID, "ZEROPOINT_ISA=%s is no level: use scalar; avx2, avx512 or amx (x86); neon, dotprod or i8mm (ARM)",
+    fail(ZP_INVALID,
+         "ZEROPOINT_ISA=%s is no level: use scalar; avx2, avxvnni, avx512 or amx (x86); neon, dotprod or i8mm (ARM)",
          name);
     return -1;
   }
@@ -98,13 +101,14 @@ const Table* table_of_level(std::initializer_list<const Table* (*)()> tables) {
 
 }  // namespace
 
-// The fourth table of x86 is for AMX, which uses AVX-512's. product.cpp puts amx_integer in place of that table's
+// The fifth table of x86 is for AMX, which uses AVX-512's. product.cpp puts amx_integer in place of that table's
 // `integer` where AMX multiplies.
 #if defined(__x86_64__)
-#define ZP_TABLES(function) {scalar::function, avx2::function, avx512::function, avx512::function}
+#define ZP_TABLES(function) \
+  {scalar::function, avx2::function, avxvnni::function, avx512::function, avx512::function}
 #elif defined(__aarch64__)
 #define ZP_TABLES(function) \
-  {scalar::function, nullptr, nullptr, nullptr, neon::function, dotprod::function, i8mm::function}
+  {scalar::function, nullptr, nullptr, nullptr, nullptr, neon::function, dotprod::function, i8mm::function}
 #else
 #define ZP_TABLES(function) {scalar::function}
 #endif

@@ -94,18 +94,29 @@ struct Kernels {
   uint64_t (*stream)(const uint8_t* begin, int64_t bytes);
 };
 
-// The kernels of AVX2 for 16-bit input codes. int16_integer takes codes that are not split into limbs; its `scratch`
-// has int16_scratch_bytes. few_nibbles takes codes that are split, and weights for which supports_few_nibbles is true.
+// The kernels of AVX2 and AVX-VNNI for 16-bit input codes. int16_integer takes codes that are not split into limbs; its
+// `scratch` has int16_scratch_bytes. few_nibbles takes codes that are split, and weights for which supports_few_nibbles
+// is true.
 namespace avx2 {
 void int16_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t int16_scratch_bytes();
 void few_nibbles(const Product& product, int64_t begin, int64_t end, void* scratch);
 bool supports_few_nibbles(const Weight& weight);
 }
+namespace avxvnni {
+void int16_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
+int64_t int16_scratch_bytes();
+}
+
+// The kernel of AVX-512 for several rows, of weights for which supports_vnni is true. `scratch` has vnni_scratch_bytes.
+void vnni_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
+int64_t vnni_scratch_bytes(const Weight& weight, int64_t rows);
+bool supports_vnni(const Weight& weight);
 
 // AMX has no table of its own: amx_integer replaces `integer` for products of several rows (product.cpp chooses).
-// `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes.
+// `scratch` holds at least amx_scratch_bytes(weight, product.rows) bytes. supports_amx must be true for the weight.
 void amx_integer(const Product& product, int64_t begin, int64_t end, void* scratch);
 int64_t amx_scratch_bytes(const Weight& weight, int64_t rows);
+bool supports_amx(const Weight& weight);
 
 }  // namespace zp

@@ -21,7 +21,7 @@ extern "C" {
 #define ZP_API __attribute__((visibility("default")))
 
 /* Incremented when a function or struct of this file changes; the Python loader refuses any other version. */
-#define ZP_ABI_VERSION 2
+#define ZP_ABI_VERSION 3
 
 typedef enum { ZP_OK = 0, ZP_INVALID = 1, ZP_UNSUPPORTED = 2, ZP_NO_MEMORY = 3 } zp_status;
 
@@ -29,12 +29,13 @@ typedef enum { ZP_OK = 0, ZP_INVALID = 1, ZP_UNSUPPORTED = 2, ZP_NO_MEMORY = 3 }
 typedef enum {
   ZP_SCALAR = 0,
   ZP_AVX2 = 1,
-  ZP_AVX512 = 2, /* with VNNI */
-  ZP_AMX = 3,
-  ZP_NEON = 4,
-  ZP_DOTPROD = 5, /* FEAT_DotProd: SDOT */
-  ZP_I8MM = 6,    /* FEAT_I8MM: SMMLA */
-  ZP_ISA_COUNT = 7
+  ZP_AVXVNNI = 2, /* AVX2 with AVX-VNNI */
+  ZP_AVX512 = 3,  /* with VNNI */
+  ZP_AMX = 4,
+  ZP_NEON = 5,
+  ZP_DOTPROD = 6, /* FEAT_DotProd: SDOT */
+  ZP_I8MM = 7,    /* FEAT_I8MM: SMMLA */
+  ZP_ISA_COUNT = 8
 } zp_isa;
 
 /* Values of zp_format.activation besides a group size: float input, or one scale per token. */

@@ -3,10 +3,10 @@
 // There are three kernels. If no float scale varies along the row (K), amx_few.h multiplies rows that fit two tiles,
 // and amx_whole.h more rows. If a float scale varies, by_segments in this file multiplies.
 //
-// by_segments computes an output block of 32 rows x 32 channels at a time: 2 x 2 tiles of 16 x 16. A tile's int32
-// sums of one segment are stored to a buffer in the first-level cache, then scaled and added to float registers. Done
-// in turn, the matrix unit and the vector unit would wait for each other. So the instructions of the tile products of
-// one chunk of segments are interleaved with the float work on the chunk before.
+// by_segments computes an output block of 32 rows (or of both limbs of 16) x 32 channels at a time: 2 x 2 tiles of 16 x
+// 16. A tile's int32 sums of one segment are stored to a buffer in the first-level cache, then scaled and added to
+// float registers. Done in turn, the matrix unit and the vector unit would wait for each other. So the instructions of
+// the tile products of one chunk of segments are interleaved with the float work on the chunk before.
 #include "amx_few.h"
 #include "amx_panel.h"
 #include "amx_whole.h"
@@ -60,30 +60,46 @@ ZP_INLINE void tile_step(const Chunk c) {
   if constexpr (L < 3) compiler_barrier();  // this call's float steps read it
 }
 
-// Add a segment's sums of eight rows (GROUP) to `total`. SCALE: the weight's scale varies along the row; INPUT: so does
-// the input's; ZERO: subtract zero points.
-template <bool SCALE, bool INPUT, bool ZERO, int GROUP>
+// The rows of a group: eight rows of a tile; with two limbs four tokens, whose low limbs are in tiles 0 and 1 and whose
+// high limbs are in tiles 2 and 3.
+template <int LIMBS, int GROUP>
+struct GroupRows {
+  static constexpr int kCount = 8 / LIMBS;
+  static constexpr int kTile = LIMBS == 2 ? 0 : GROUP / 2;  // tile of the input
+  static constexpr int kFirst = LIMBS == 2 ? GROUP * 4 : GROUP % 2 * 8;
+};
+
+// Return the sums of a row of a tile. ZERO: minus the zero points times the sums of the input's codes.
+template <bool ZERO>
+ZP_INLINE __m512i sums_in_segment(const Pending& v, int segment, int m, int n, int row) {
+  const __m512i dot = _mm512_load_si512(v.buffer + (segment * 4 + m * 2 + n) * kTile + row * 64);
+  if constexpr (!ZERO) return dot;
+  const __m512i zero = _mm512_load_si512(v.zero_point + segment * 32 + n * 16);
+  return _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(v.sums[m][segment * 16 + row])));
+}
+
+// Add a segment's sums of a group's rows to `total`. SCALE: the weight's scale varies along the row; INPUT: so does the
+// input's.
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, int GROUP>
 ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
-  constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
-  const uint8_t* tiles = v.buffer + (segment * 4 + kM * 2) * kTile + kRow * 64;
-  const float* input_scale = v.input_scale[kM] + segment * 16 + kRow;
+  using Group = GroupRows<LIMBS, GROUP>;
+  const float* input_scale = v.input_scale[Group::kTile] + segment * 16 + Group::kFirst;
   __m512 scale[2];
   if constexpr (SCALE) {
     scale[0] = _mm512_load_ps(v.scale + segment * 32);
     scale[1] = _mm512_load_ps(v.scale + segment * 32 + 16);
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) {
+  for (int r = 0; r < Group::kCount; ++r) {
     const __m512 by_row = INPUT ? _mm512_set1_ps(input_scale[r]) : _mm512_setzero_ps();
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
-      __m512i dot = _mm512_load_si512(tiles + n * kTile + r * 64);
-      if constexpr (ZERO) {
-        const __m512i zero = _mm512_load_si512(v.zero_point + segment * 32 + n * 16);
-        dot = _mm512_sub_epi32(
-            dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(v.sums[kM][segment * 16 + kRow + r])));
-      }
-      __m512 value = _mm512_cvtepi32_ps(dot);
+      const __m512i dot = sums_in_segment<ZERO>(v, segment, Group::kTile, n, Group::kFirst + r);
+      __m512 value;
+      if constexpr (LIMBS == 2)
+        value = join_small_limbs(sums_in_segment<ZERO>(v, segment, 1, n, Group::kFirst + r), dot);
+      else
+        value = _mm512_cvtepi32_ps(dot);
       if constexpr (INPUT) {
         if constexpr (SCALE) value = _mm512_mul_ps(value, scale[n]);
         total[2 * r + n] = _mm512_fmadd_ps(value, by_row, total[2 * r + n]);
@@ -95,35 +111,36 @@ ZP_INLINE void float_step(const Pending& v, int segment, __m512 (&total)[16]) {
 }
 
 // Apply the scales that do not vary along the row, and store the output.
-template <bool SCALE, bool INPUT, int GROUP>
+template <int LIMBS, bool SCALE, bool INPUT, int GROUP>
 ZP_INLINE void finish(const Product& p, const Panel& panel, const Pending& v, __m512 (&total)[16]) {
-  constexpr int kM = GROUP / 2, kRow = GROUP % 2 * 8;
+  using Group = GroupRows<LIMBS, GROUP>;
 #pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r)
+  for (int r = 0; r < Group::kCount; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       __m512 value = total[2 * r + n];
       if constexpr (!SCALE) value = _mm512_mul_ps(value, _mm512_load_ps(panel.scale + n * 16));
       if constexpr (!INPUT) {
-        const float* scale = p.input.scale + v.rows.tile[kM] * 16 * p.weight->segments;
-        value = _mm512_mul_ps(value, _mm512_set1_ps(scale[kRow + r]));
+        const int64_t tile = v.rows.tile[Group::kTile] / LIMBS;  // of the input's scales, which have no limbs
+        const float* scale = p.input.scale + tile * 16 * p.weight->segments;
+        value = _mm512_mul_ps(value, _mm512_set1_ps(scale[Group::kFirst + r]));
       }
-      store_row(p, panel, v.rows.first + kM * 16 + kRow + r, n, value);
+      store_row(p, panel, v.rows.first + Group::kTile * 16 + Group::kFirst + r, n, value);
     }
 }
 
-// Run the steps of one group of eight rows. TILES: tile products of this chunk; FLOATS: float work of the chunk before.
-template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS,
+// Run the steps of one group of rows. TILES: tile products of this chunk; FLOATS: float work of the chunk before.
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS,
           int I>
 ZP_INLINE void steps(const Chunk c, const Pending& v, __m512 (&total)[16]) {
   if constexpr (I < CHUNK) {
     if constexpr (TILES) tile_step<SINGLE, CHUNK, GROUP * CHUNK + I>(c);
-    if constexpr (FLOATS) float_step<SCALE, INPUT, ZERO, GROUP>(v, I, total);
-    steps<SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, I + 1>(c, v, total);
+    if constexpr (FLOATS) float_step<LIMBS, SCALE, INPUT, ZERO, GROUP>(v, I, total);
+    steps<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, I + 1>(c, v, total);
   }
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS>
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, int GROUP, bool TILES, bool FLOATS>
 ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk c, const Pending& v) {
   __m512 total[16];
   float* kept = panel.total + GROUP * 256;
@@ -136,10 +153,10 @@ ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk c, const 
       for (int i = 0; i < 16; ++i) total[i] = _mm512_load_ps(kept + i * 16);
     }
   }
-  steps<SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, 0>(c, v, total);
+  steps<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, GROUP, TILES, FLOATS, 0>(c, v, total);
   if constexpr (FLOATS) {
     if (v.last) {
-      finish<SCALE, INPUT, GROUP>(p, panel, v, total);
+      finish<LIMBS, SCALE, INPUT, GROUP>(p, panel, v, total);
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_store_ps(kept + i * 16, total[i]);
@@ -147,27 +164,39 @@ ZP_INLINE void group(const Product& p, const Panel& panel, const Chunk c, const 
   }
 }
 
-template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, bool TILES, bool FLOATS>
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK, bool TILES, bool FLOATS>
 __attribute__((noinline)) void chunk(const Product& p, const Panel& panel, const Chunk& now,
                                      const Pending& pending) {
   const Chunk c = now;
   const Pending v = pending;
   compiler_barrier();
-  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 0, TILES, FLOATS>(p, panel, c, v);
-  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 1, TILES, FLOATS>(p, panel, c, v);
-  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 2, TILES, FLOATS>(p, panel, c, v);
-  group<SCALE, INPUT, ZERO, SINGLE, CHUNK, 3, TILES, FLOATS>(p, panel, c, v);
+  group<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, 0, TILES, FLOATS>(p, panel, c, v);
+  group<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, 1, TILES, FLOATS>(p, panel, c, v);
+  group<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, 2, TILES, FLOATS>(p, panel, c, v);
+  group<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, 3, TILES, FLOATS>(p, panel, c, v);
   compiler_barrier();
+}
+
+// Store the last three tiles of a chunk.
+template <int CHUNK>
+ZP_INLINE void store_last_tiles(uint8_t* buffer) {
+  uint8_t* last = buffer + (4 * CHUNK - 3) * kTile;
+  tile_store<1>(last);
+  tile_store<2>(last + kTile);
+  tile_store<3>(last + 2 * kTile);
 }
 
 // Multiply all rows by a panel, in chunks of CHUNK segments. SINGLE: a segment is one tile. The last chunk's float work
 // follows after the loop.
-template <bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
 void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   constexpr int64_t kBuffer = 4 * kMaxChunk * kTile;
+  // The first three steps of a chunk store the last tiles of the chunk before. With two limbs, the float work of the
+  // first group reads tiles of both limbs, the last one with step CHUNK. So short chunks do their work in turn.
+  constexpr bool kInTurn = LIMBS == 2 && CHUNK < 3;
   const int64_t chunks = w.segments / CHUNK;
-  const int64_t pairs = (p.rows + 31) / 32;
+  const int64_t pairs = pairs_of(w, p.rows);
   Prefetch ahead(p, panel, pairs * chunks);
   Pending pending{};
   int64_t job = 0;
@@ -181,7 +210,7 @@ void by_segments(const Product& p, const Panel& panel) {
       for (int t = 0; t < 2; ++t) {
         now.a[t] = p.input.codes + rows.tile[t] * 16 * w.columns_padded + s * w.segment * 16;
         now.b[t] = panel.codes[t] + s * w.segment * 16;
-        next.input_scale[t] = p.input.scale + (rows.tile[t] * w.segments + s) * 16;
+        next.input_scale[t] = p.input.scale + (rows.tile[t] / LIMBS * w.segments + s) * 16;
         next.sums[t] = p.input.sums + (rows.tile[t] * w.segments + s) * 16;
       }
       now.buffer = panel.buffer + (job & 1) * kBuffer;
@@ -196,49 +225,54 @@ void by_segments(const Product& p, const Panel& panel) {
       next.first = i == 0;
       next.last = i == chunks - 1;
       ahead.prefetch_some();
-      if (job == 0)
-        chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
-      else
-        chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, true, true>(p, panel, now, pending);
+      if constexpr (kInTurn) {
+        chunk<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
+        store_last_tiles<CHUNK>(now.buffer);
+        chunk<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, now, next);
+      } else if (job == 0) {
+        chunk<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, true, false>(p, panel, now, pending);
+      } else {
+        chunk<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, true, true>(p, panel, now, pending);
+      }
       pending = next;
     }
   }
-  uint8_t* rest = panel.buffer + ((job - 1) & 1) * kBuffer + (4 * CHUNK - 3) * kTile;
-  tile_store<1>(rest);
-  tile_store<2>(rest + kTile);
-  tile_store<3>(rest + 2 * kTile);
-  chunk<SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, Chunk{}, pending);
+  if constexpr (kInTurn) return;
+  store_last_tiles<CHUNK>(panel.buffer + ((job - 1) & 1) * kBuffer);
+  chunk<LIMBS, SCALE, INPUT, ZERO, SINGLE, CHUNK, false, true>(p, panel, Chunk{}, pending);
 }
 
 // Choose the largest chunk that divides the number of segments.
-template <bool SCALE, bool INPUT, bool ZERO>
+template <int LIMBS, bool SCALE, bool INPUT, bool ZERO>
 void by_chunks(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   if (w.segment == w.k_unit) {
     if (w.segments % 4 == 0)
-      by_segments<SCALE, INPUT, ZERO, true, 4>(p, panel);
+      by_segments<LIMBS, SCALE, INPUT, ZERO, true, 4>(p, panel);
     else if (w.segments % 3 == 0)
-      by_segments<SCALE, INPUT, ZERO, true, 3>(p, panel);
+      by_segments<LIMBS, SCALE, INPUT, ZERO, true, 3>(p, panel);
     else if (w.segments % 2 == 0)
-      by_segments<SCALE, INPUT, ZERO, true, 2>(p, panel);
+      by_segments<LIMBS, SCALE, INPUT, ZERO, true, 2>(p, panel);
     else
-      by_segments<SCALE, INPUT, ZERO, true, 1>(p, panel);
+      by_segments<LIMBS, SCALE, INPUT, ZERO, true, 1>(p, panel);
   } else if (w.segments % 4 == 0) {
-    by_segments<SCALE, INPUT, ZERO, false, 4>(p, panel);
+    by_segments<LIMBS, SCALE, INPUT, ZERO, false, 4>(p, panel);
   } else {
-    by_segments<SCALE, INPUT, ZERO, false, 1>(p, panel);
+    by_segments<LIMBS, SCALE, INPUT, ZERO, false, 1>(p, panel);
   }
 }
 
 template <bool ZERO>
 void multiply_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
-  if (w.scale_by_segment && w.input_by_segment)
-    by_chunks<true, true, ZERO>(p, panel);
+  if (w.limbs == 2)
+    by_chunks<2, true, false, ZERO>(p, panel);
+  else if (w.scale_by_segment && w.input_by_segment)
+    by_chunks<1, true, true, ZERO>(p, panel);
   else if (w.scale_by_segment)
-    by_chunks<true, false, ZERO>(p, panel);
+    by_chunks<1, true, false, ZERO>(p, panel);
   else
-    by_chunks<false, true, ZERO>(p, panel);
+    by_chunks<1, false, true, ZERO>(p, panel);
 }
 
 // Bytes of output from which stores bypass the caches: a core's caches would not keep such an output, and bypassing
@@ -246,6 +280,10 @@ void multiply_segments(const Product& p, const Panel& panel) {
 constexpr int64_t kStreamBytes = 16 << 20;
 
 }  // namespace
+
+bool supports_amx(const Weight& w) {
+  return w.k_unit >= 32 && joins_exactly(w);
+}
 
 int64_t amx_scratch_bytes(const Weight& w, int64_t rows) {
   if (is_few(w, rows)) return kFewBytes;

@@ -1,19 +1,19 @@
-// The integer product of AVX2 for 16-bit input codes. VPMADDWD multiplies pairs of 16-bit numbers and adds the two
-// products in 32 bits, exactly, so an input code stays one int16 number here. Other kernels split it into two int8
-// limbs.
+// The integer product of AVX2 and AVX-VNNI for 16-bit input codes. VPMADDWD (on AVX-VNNI VPDPWSSD) multiplies pairs of
+// 16-bit numbers and adds the two products in 32 bits, exactly, so an input code stays one int16 number here. Other
+// kernels split it into two int8 limbs.
 //
 // A vector of weights holds four channels times four columns as 16-bit numbers. It is multiplied by four input codes,
 // repeated for each channel. Sums therefore have two numbers for each channel, which are added at the end (join_pairs).
 //
 // few_rows widens bytes to 16 bits in registers. many_rows widens a piece of a block to a panel in the first-level
 // cache, and multiplies tiles of up to six rows by it. Making the panel includes subtracting zero points and
-// multiplying by the multipliers of two-level scales. Few rows of nibbles are faster as limbs (few_nibbles.h).
+// multiplying by the multipliers of two-level scales. Few rows of nibbles are faster as limbs (on AVX2
+// few_nibbles.cpp, on AVX-VNNI kernel.cpp).
 //
 // Outputs are rounded in the same places as in kernel.cpp, so they equal those of the other levels bit for bit.
 #include ZP_VEC
 
 #include "core/layout.h"
-#include "few_nibbles.h"
 #include "output.h"
 #include "stored.h"
 #include "sums.h"
@@ -119,7 +119,7 @@ void few_rows(const Product& p, int64_t begin, int64_t end) {
           __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 16 * n)));
           if constexpr (ZERO) code = _mm256_sub_epi16(code, zero[n]);
 #pragma GCC unroll 4
-          for (int m = 0; m < R; ++m) dot[m][n] = _mm256_add_epi32(dot[m][n], _mm256_madd_epi16(code, four[m]));
+          for (int m = 0; m < R; ++m) dot[m][n] = V::add_products(dot[m][n], code, four[m]);
         }
       }
 #pragma GCC unroll 4
@@ -224,8 +224,8 @@ __attribute__((always_inline)) inline void multiply_half(const int16_t* x, int64
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
       const __m256i four = load_four(x + m * stride + k);
-      total[m][0] = _mm256_add_epi32(total[m][0], _mm256_madd_epi16(low, four));
-      total[m][1] = _mm256_add_epi32(total[m][1], _mm256_madd_epi16(high, four));
+      total[m][0] = V::add_products(total[m][0], low, four);
+      total[m][1] = V::add_products(total[m][1], high, four);
       compute_now(total[m][0], total[m][1]);
     }
   }
@@ -371,20 +371,6 @@ int64_t int16_scratch_bytes() {
 void int16_integer(const Product& p, int64_t begin, int64_t end, void* scratch) {
   auto* memory = static_cast<uint8_t*>(scratch);
   p.weight->scale_by_segment ? multiply<true>(p, begin, end, memory) : multiply<false>(p, begin, end, memory);
-}
-
-bool supports_few_nibbles(const Weight& w) {
-  return w.nibbles && w.segment <= kMostColumnsWithZeros;
-}
-
-void few_nibbles(const Product& p, int64_t begin, int64_t end, void*) {
-  const bool by_segment = p.weight->scale_by_segment;
-  if (p.weight->fifths)
-    by_segment ? few_rows_of_nibbles<Stored::kFives, true>(p, begin, end)
-               : few_rows_of_nibbles<Stored::kFives, false>(p, begin, end);
-  else
-    by_segment ? few_rows_of_nibbles<Stored::kNibbles, true>(p, begin, end)
-               : few_rows_of_nibbles<Stored::kNibbles, false>(p, begin, end);
 }
 
 }  // namespace zp::ZP_LEVEL

@@ -17,6 +17,7 @@ struct SamplerKernels;    // kernels/sampler_kernels.h
   }
 ZP_DECLARE_LEVEL(scalar)
 ZP_DECLARE_LEVEL(avx2)
+ZP_DECLARE_LEVEL(avxvnni)
 ZP_DECLARE_LEVEL(avx512)
 ZP_DECLARE_LEVEL(neon)
 ZP_DECLARE_LEVEL(dotprod)

@@ -24,13 +24,19 @@ bool amx_available() {
 #endif
 }
 
+// True if the CPU has the 256-bit forms of VPDPBUSD and VPDPWSSD (CPUID leaf 7, subleaf 1, bit 4 of EAX).
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+
 }  // namespace
 
 uint32_t detect_levels() {
   uint32_t levels = 1u << ZP_SCALAR;
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    levels |= 1u << ZP_AVX2;
+    levels |= 1u << ZP_AVX2 | (has_avx_vnni() ? 1u << ZP_AVXVNNI : 0);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni"))

@@ -11,7 +11,8 @@
 // Return the levels that the program's arguments name, or, without arguments, those that this machine can run. An argument
 // that names no level ends the program.
 inline std::vector<int> levels_of(int count, char** arguments) {
-  constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+  constexpr const char* kNames[ZP_ISA_COUNT] = {"scalar", "avx2",    "avxvnni", "avx512",
+                                                "amx",    "neon",    "dotprod", "i8mm"};
   std::vector<int> levels;
   for (int i = 1; i < count; ++i) {
     int level = 0;

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from zeropoint.errors import SchemeError, UnsupportedError, ZeropointError
 from zeropoint.values.scheme import Scheme
 
-ABI_VERSION = 2
-ISA_NAMES = ("scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm")
+ABI_VERSION = 3
+ISA_NAMES = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm")
 FILE_NAME = "libzeropoint.dylib" if sys.platform == "darwin" else "libzeropoint.so"
 
 #: Constants of the header, which tests/kernels/test_header.py compares: `ZP_INTEGER`, `ZP_ACTIVATION_FLOAT`, the errors

@@ -12,11 +12,13 @@ from typing import Any
 
 from zeropoint.machine import cores
 
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
 #: Instruction set levels of the native kernels, with the CPU flags that each needs (in Linux's names). The native
 #: library detects its levels itself (native/platform/), because AMX also needs the permission of the system.
 LEVEL_FLAGS: dict[str, frozenset[str]] = {
-    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "avx2": _AVX2,
+    "avxvnni": _AVX2 | {"avx_vnni"},
     "avx512": _AVX512,
     "amx": _AVX512 | {"amx_tile", "amx_int8"},
     "neon": frozenset({"asimd"}),

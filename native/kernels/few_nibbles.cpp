@@ -1,9 +1,9 @@
-// The product of few rows of 16-bit input codes by nibbles on AVX2: part of int16.cpp, needs ZP_VEC's vector type.
+// The product of few rows of 16-bit input codes by nibbles on AVX2.
 //
 // For few rows, widening the nibbles to 16 bits takes as long as multiplying them. So the input codes are split into
 // int8 limbs, and VPMADDUBSW multiplies nibbles by limbs. Products are summed in 16 bits over as many columns as
 // possible.
-#pragma once
+#include ZP_VEC
 
 #include "core/layout.h"
 #include "output.h"
@@ -103,4 +103,19 @@ void few_rows_of_nibbles(const Product& p, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+bool supports_few_nibbles(const Weight& w) {
+  return w.nibbles && w.segment <= kMostColumnsWithZeros;
+}
+
+void few_nibbles(const Product& p, int64_t begin, int64_t end, void*) {
+  const bool by_segment = p.weight->scale_by_segment;
+  if (p.weight->fifths)
+    by_segment ? few_rows_of_nibbles<Stored::kFives, true>(p, begin, end)
+               : few_rows_of_nibbles<Stored::kFives, false>(p, begin, end);
+  else
+    by_segment ? few_rows_of_nibbles<Stored::kNibbles, true>(p, begin, end)
+               : few_rows_of_nibbles<Stored::kNibbles, false>(p, begin, end);
+}
+
 }  // namespace zp::ZP_LEVEL
