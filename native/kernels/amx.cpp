@@ -4,10 +4,10 @@
 // and amx_whole.h more rows. If a float scale varies, by_segments in this file multiplies.
 //
 // by_segments computes an output block of 32 tokens x 32 channels at a time: 2 x 2 tiles of 16 x 16. With two limbs the
-// block has 16 tokens, whose low limbs fill one tile of rows and whose high limbs fill the other. A tile's int32 sums of
-// one segment are stored to a buffer in the first-level cache, then scaled and added to float registers. If tile
-// products and float work took turns, the matrix unit and the vector unit would wait for each other. So the
-// instructions of the tile products of one chunk of segments are interleaved with the float work on the chunk before.
+// block has 16 tokens: their low limbs fill one tile of rows, their high limbs the other. A tile's int32 sums of one
+// segment are stored to a buffer in the first-level cache, then scaled and added to float registers. If tile products
+// and float work took turns, the matrix unit and the vector unit would wait for each other. So the instructions of the
+// tile products of one chunk of segments are interleaved with the float work on the chunk before.
 #include "amx_few.h"
 #include "amx_panel.h"
 #include "amx_whole.h"
@@ -194,8 +194,8 @@ void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   constexpr int64_t kBuffer = 4 * kMaxChunk * kTile;
   // Steps 0 to 2 of a chunk store the last three tiles of the chunk before. With two limbs, group 0 reads all four
-  // tiles of a segment, and reads those of the last segment right after step CHUNK - 1. If CHUNK < 3, step 2 would store
-  // one of these tiles after it is read. So short chunks do not interleave tile products and float work.
+  // tiles of a segment, and reads those of the last segment right after step CHUNK - 1. If CHUNK < 3, step 2 would
+  // store one of these tiles after it is read. So short chunks do not interleave tile products and float work.
   constexpr bool kInTurn = LIMBS == 2 && CHUNK < 3;
   const int64_t chunks = w.segments / CHUNK;
   const int64_t pairs = pairs_of(w, p.rows);

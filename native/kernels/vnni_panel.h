@@ -60,8 +60,8 @@ class Ahead {
   int64_t left_, at_once_;  // lines of a block
 };
 
-// Int32 sums of ROWS rows of input codes. These are the rows of ROWS / LIMBS tokens: with two limbs, first the low limbs
-// of all tokens, then the high limbs of all tokens.
+// Int32 sums of ROWS rows of input codes. These are the rows of ROWS / LIMBS tokens: with two limbs, first the low
+// limbs of all tokens, then the high limbs of all tokens.
 template <int ROWS, int BLOCKS>
 using Sums = __m512i[ROWS][BLOCKS];
 
