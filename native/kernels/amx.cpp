@@ -3,10 +3,11 @@
 // There are three kernels. If no float scale varies along the row (K), amx_few.h multiplies rows that fit two tiles,
 // and amx_whole.h more rows. If a float scale varies, by_segments in this file multiplies.
 //
-// by_segments computes an output block of 32 rows (or of both limbs of 16) x 32 channels at a time: 2 x 2 tiles of 16 x
-// 16. A tile's int32 sums of one segment are stored to a buffer in the first-level cache, then scaled and added to
-// float registers. Done in turn, the matrix unit and the vector unit would wait for each other. So the instructions of
-// the tile products of one chunk of segments are interleaved with the float work on the chunk before.
+// by_segments computes an output block of 32 tokens x 32 channels at a time: 2 x 2 tiles of 16 x 16. With two limbs the
+// block has 16 tokens: their low limbs fill one tile of rows, their high limbs the other. A tile's int32 sums of one
+// segment are stored to a buffer in the first-level cache, then scaled and added to float registers. If tile products
+// and float work took turns, the matrix unit and the vector unit would wait for each other. So the instructions of the
+// tile products of one chunk of segments are interleaved with the float work on the chunk before.
 #include "amx_few.h"
 #include "amx_panel.h"
 #include "amx_whole.h"
@@ -192,8 +193,9 @@ template <int LIMBS, bool SCALE, bool INPUT, bool ZERO, bool SINGLE, int CHUNK>
 void by_segments(const Product& p, const Panel& panel) {
   const Weight& w = *p.weight;
   constexpr int64_t kBuffer = 4 * kMaxChunk * kTile;
-  // The first three steps of a chunk store the last tiles of the chunk before. With two limbs, the float work of the
-  // first group reads tiles of both limbs, the last one with step CHUNK. So short chunks do their work in turn.
+  // Steps 0 to 2 of a chunk store the last three tiles of the chunk before. With two limbs, group 0 reads all four
+  // tiles of a segment, and reads those of the last segment right after step CHUNK - 1. If CHUNK < 3, step 2 would
+  // store one of these tiles after it is read. So short chunks do not interleave tile products and float work.
   constexpr bool kInTurn = LIMBS == 2 && CHUNK < 3;
   const int64_t chunks = w.segments / CHUNK;
   const int64_t pairs = pairs_of(w, p.rows);
@@ -275,8 +277,8 @@ void multiply_segments(const Product& p, const Panel& panel) {
     by_chunks<1, false, true, ZERO>(p, panel);
 }
 
-// Bytes of output from which stores bypass the caches: a core's caches would not keep such an output, and bypassing
-// them saves reading its lines first.
+// Least size of an output, in bytes, that is stored past the caches. A core's caches would not keep such an output, and
+// a store that bypasses them does not read the line first.
 constexpr int64_t kStreamBytes = 16 << 20;
 
 }  // namespace

@@ -207,8 +207,8 @@ void widen(const Weight& w, int64_t block, int64_t begin, int64_t end, int16_t* 
   }
 }
 
-// Multiply R rows by `count` columns of half a panel: sum [R], of eight channels. STEP: bytes to prefetch, from `ahead`
-// on, for every four columns.
+// Multiply R rows by `count` columns of half a panel. `sum` gets one vector for each row: the sums of the half's eight
+// channels. STEP: bytes to prefetch, from `ahead` on, for every four columns.
 template <int R, int STEP>
 __attribute__((always_inline)) inline void multiply_half(const int16_t* x, int64_t stride, const int16_t* panel,
                                                          int64_t count, const uint8_t* ahead, __m256i (&sum)[R]) {

@@ -5,7 +5,8 @@
 // multipliers of two-level scales, and raised by 128. It stays in the first-level cache while all rows are multiplied
 // by it. kernel.cpp multiplies fewer rows, and reads the weights as they are stored.
 //
-// vnni_whole.h sums whole rows as integers, vnni_segments.h segments.
+// The kernel in vnni_whole.h sums whole rows as integers. The kernel in vnni_segments.h sums each segment (a run of
+// columns with one weight scale and one input scale) as integers, and adds the scaled sums as floats.
 #include "vnni_segments.h"
 #include "vnni_whole.h"
 

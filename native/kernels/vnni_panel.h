@@ -1,7 +1,7 @@
 // Panels of weights, and their product with a few rows of input codes: part of vnni.cpp.
 //
-// The input is stored in tiles of 16 rows, as for AMX: k_unit columns (UNIT) of one row follow those of the row before,
-// so the addresses of several rows are constants apart.
+// The input is stored in tiles of 16 rows, as for AMX: k_unit columns (UNIT) of one row follow those of the row before.
+// So the distance between two rows is a constant that the compiler knows, and one address serves several rows.
 #pragma once
 
 #include "widened.h"
@@ -30,7 +30,7 @@ void fill(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* o
     _mm512_store_si512(out + i, _mm512_xor_si512(_mm512_loadu_si512(in + i), raise));
 }
 
-// Prefetching of the codes of the next part: some lines with every unit of columns of this part.
+// Prefetches the codes of the next part while this part is multiplied: a few lines before each unit of columns.
 template <int BLOCKS>
 class Ahead {
  public:
@@ -60,7 +60,8 @@ class Ahead {
   int64_t left_, at_once_;  // lines of a block
 };
 
-// Int32 sums of ROWS rows of input codes: of LIMBS limbs each of ROWS / LIMBS tokens, first all low limbs.
+// Int32 sums of ROWS rows of input codes. These are the rows of ROWS / LIMBS tokens: with two limbs, first the low
+// limbs of all tokens, then the high limbs of all tokens.
 template <int ROWS, int BLOCKS>
 using Sums = __m512i[ROWS][BLOCKS];
 

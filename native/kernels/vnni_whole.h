@@ -13,8 +13,9 @@ namespace {
 constexpr int kRows = 8;           // rows of input codes multiplied at a time: eight tokens, or the limbs of four
 constexpr int64_t kWholeUnit = 64;  // k_unit of weights without float scales that vary along the row
 
-// The most groups of eight rows that are multiplied by byte codes as they are stored. Raising them in registers takes
-// an eighth of the product's instructions; making a panel takes as long as the product of one or two groups.
+// The most groups of eight rows for which no panel of byte codes is made. Then each group raises the stored codes in
+// registers, which takes an eighth of the product's instructions. Making a panel takes as long as the product of one or
+// two groups.
 constexpr int64_t kStoredGroups = 8;
 
 int64_t groups_of(const Weight& w, int64_t rows) {

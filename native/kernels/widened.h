@@ -42,13 +42,14 @@ bool sums_whole_rows(const Weight& w) {
   return !w.scale_by_segment && !w.input_by_segment;
 }
 
-// True if zero points are subtracted from the sums: codes are bytes, which cannot hold code - zero_point.
+// True if zero points are subtracted from the sums. That is so for codes of 6 to 8 bits, because code - zero_point may
+// not fit a byte.
 bool byte_zeros(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
-// Codes of eight columns of a block, without their offset subtracted (8, or 16 with fifth bits): columns 0 to 3 and 4
-// to 7.
+// The stored codes of eight columns of a block: code + 8, or code + 16 with fifth bits. `first` has columns 0 to 3,
+// `second` columns 4 to 7.
 struct Raised {
   __m512i first, second;
 };
@@ -88,10 +89,11 @@ ZP_INLINE void widen_plain(const Weight& w, int64_t block, int64_t begin, int64_
   }
 }
 
-// Widen the codes of a weight with two-level scales to bytes: (nibble - 8) * multiplier + RAISE. One 16-bit
-// multiplication by the multiplier's magnitude m multiplies two nibbles at once, because m * nibble is at most 15 * 15
-// < 256. For a negative multiplier the nibble n is complemented first: (n - 8) * -m = (15 - n) * m - 7 * m. The same
-// holds for 5 bits with 16 in place of 8, because 7 * 31 < 256.
+// Widen the codes of a weight with two-level scales to bytes: (nibble - 8) * multiplier + RAISE. The multiplier's
+// magnitude m is at most 15, so m * nibble <= 15 * 15 fits a byte. So one 16-bit multiplication by m multiplies two
+// bytes at once, and nothing carries from the low one into the high one. For a negative multiplier the nibble n is
+// complemented first: (n - 8) * -m = (15 - n) * m - 7 * m. Codes of 5 bits have 16 in place of 8 and m at most 7: the
+// product is at most 7 * 31, which fits a byte too.
 template <bool FIFTHS, int RAISE>
 ZP_INLINE void widen_nested(const Weight& w, int64_t block, int64_t begin, int64_t end, uint8_t* out) {
   constexpr int kHalf = FIFTHS ? 4 : 3;  // the offset of the codes is 2^kHalf
@@ -173,8 +175,9 @@ ZP_INLINE __m512 join_limbs(__m512i high, __m512i low) {
 ZP_INLINE __m512 join_small_limbs(__m512i high, __m512i low) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(low));
 }
-// True if join_small_limbs takes the sums of the weight's segments, should it be asked to: 518 times 127 * 255 is less
-// than 2^24.
+// True if the weight needs no join_small_limbs, or the sums of its segments are exact as floats. Two limbs with a float
+// scale that varies along the row need it. Their sums are exact in segments of up to 518 columns: a limb times a weight
+// is at most 127 * 255 in magnitude, and 518 * 127 * 255 is less than 2^24.
 bool joins_exactly(const Weight& w) {
   return w.limbs == 1 || sums_whole_rows(w) || w.segment <= 518;
 }
