@@ -77,12 +77,12 @@ bool amx_reads_sums(const Weight& w) {
   return w.asymmetric && !w.nibbles;
 }
 
+#if defined(__x86_64__)
 // True if a float scale of the weight or of the input varies along the row.
 bool has_float_segments(const Weight& w) {
   return w.scale_by_segment || w.input_by_segment;
 }
 
-#if defined(__x86_64__)
 // True if an AMX kernel multiplies `rows` rows by the weight.
 bool uses_amx(const Weight& w, int64_t rows) {
   const int64_t min_rows = has_float_segments(w) ? kAmxMinRowsBySegment : kAmxMinRows;
