@@ -54,7 +54,7 @@ def test_what_is_passed_over_changes_nothing(name: str, tiny_checkpoint: Tiny) -
         ran = set(calls)
         assert not {name.removesuffix(".weight").removeprefix(f"{path}.") for name in last_layers} & ran
         assert not any(tensors.outputs for tensors in stored)
-        # The whole block in the same precision: against float32, bfloat16's own rounding would count on some processors.
+        # The whole block runs in the same precision. Beside float32, the rounding of bfloat16 would count on some CPUs.
         torch.testing.assert_close(out, block.run_in_bfloat16(hidden), rtol=0.02, atol=0.02)
     modules = [view.module.removeprefix(f"{path}.") for view in views]
     assert {inner.rpartition(".")[2] for inner in modules if inner in ran} - LAST == AGAIN.get(name, set())
